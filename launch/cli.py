@@ -1,0 +1,76 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer`: finds the subcommand, runs it, and turns a user's mistake into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 bad usage. Subcommands are imported only when they are asked for, so that
+`memformer --help` and the data commands do not pay for torch.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data_pipeline.errors import UserError
+
+# subcommand -> (module, one-line summary shown by `memformer --help`)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "data": ("launch.commands.data", "build, inspect and trace data sets of long documents"),
+    "train": ("launch.commands.train", "train a Memformer from a YAML configuration"),
+    "evaluate": ("launch.commands.evaluate", "perplexity of a model on a data set, with memory and without"),
+    "generate": ("launch.commands.generate", "continue a text at constant memory"),
+    "checkpoint": ("launch.commands.checkpoint", "list and verify the checkpoints of a run"),
+    "export": ("launch.commands.export", "turn a sharded checkpoint into single-GPU weights"),
+    "launch": ("launch.commands.launch", "start a training run on several processes"),
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line (the usage is in `--help`)."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with exit code 2 and one line on stderr."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows true defaults beside each option and keeps the line breaks of descriptions."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `memformer ARGV...` and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: memformer COMMAND ...   (memformer COMMAND --help tells its options)\n")
+        print("\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()))
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"memformer {version('memformer-train')}")
+        return 0
+    if name not in COMMANDS:
+        print(f"memformer: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = OneLineParser(
+        prog=f"memformer {name}", description=module.__doc__, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser.parse_args(rest)) or 0)
+    except UserError as error:
+        print(f"memformer {name}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"memformer {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our stdout went away (`| head`): nothing to report, nobody to report to
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
