@@ -1,0 +1,280 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Text to token ids and back: plain bytes, or byte-level BPE trained here and run by tiktoken's engine.
+
+A tokenizer is one self-contained `tokenizer.json` in the layout of Hugging Face's `tokenizers`, so that other
+tools can open it beside an exported model. Both kinds fit that layout: "bytes" is a byte-level BPE without merges
+whose ids are the byte values. The last id is always the start token, which stands for no text: it is never stored
+in a document, the model puts it in front of a document itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import UserError
+
+TOKENIZER_FILE = "tokenizer.json"
+START_TOKEN = "<|start|>"
+# How `tokenizers`' ByteLevel(use_regex=True) cuts text into words before merging, for tiktoken's engine.
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+TokenIds = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+class Tokenizer(Protocol):
+    """What the pipeline, the trainer and generation need from a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the start token included."""
+
+    @property
+    def start_token_id(self) -> int:
+        """The id that stands before a document's first token; always `vocab_size - 1`."""
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the tokenizer file that `save` writes."""
+
+    def encode(self, text: str) -> TokenIds:
+        """The ids of exactly this text, `[tokens]`, uint16 (uint32 above 65,536 ids); no start or end token."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids; bytes that are not UTF-8 become U+FFFD, start tokens become nothing."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id stands for; empty for the start token."""
+
+    @property
+    def token_byte_lengths(self) -> NDArray[np.int32]:
+        """Bytes that each id stands for, `[vocab_size]`: what bits per byte is computed from."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tokenizer file; into `tokenizer.json` when `path` is a directory."""
+
+
+class _ByteLevelTokenizer:
+    """What both kinds share: the file, the table id → bytes, and decoding."""
+
+    def __init__(self, file_text: str, table: Sequence[bytes]) -> None:
+        self._file_text = file_text
+        self._table = [*table, b""]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._table)
+
+    @property
+    def start_token_id(self) -> int:
+        return len(self._table) - 1
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._file_text.encode("utf-8")).hexdigest()
+
+    @cached_property
+    def token_byte_lengths(self) -> NDArray[np.int32]:
+        return np.array([len(piece) for piece in self._table], dtype=np.int32)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if not 0 <= token_id < len(self._table):
+            raise ValueError(f"token id {token_id} is outside 0..{len(self._table) - 1}")
+        return self._table[token_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.token_bytes(int(token_id)) for token_id in ids).decode("utf-8", errors="replace")
+
+    def save(self, path: str | Path) -> None:
+        target = Path(path)
+        if target.is_dir():
+            target = target / TOKENIZER_FILE
+        target.write_text(self._file_text, encoding="utf-8", newline="")
+
+
+class ByteTokenizer(_ByteLevelTokenizer):
+    """257 ids: the 256 byte values, then the start token (256)."""
+
+    def __init__(self) -> None:
+        table = [bytes([value]) for value in range(256)]
+        super().__init__(_file_text(table, merges=[]), table)
+
+    def encode(self, text: str) -> TokenIds:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
+
+
+class BPETokenizer(_ByteLevelTokenizer):
+    """Byte-level BPE; ids equal those of `tokenizers` for the same file, found by tiktoken's faster engine.
+
+    The engine releases the interpreter's lock while it works, so threads encode in parallel.
+    """
+
+    def __init__(self, file_text: str, table: Sequence[bytes]) -> None:
+        import tiktoken
+
+        super().__init__(file_text, table)
+        self._engine = tiktoken.Encoding(
+            name="memformer-bpe",
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks={piece: rank for rank, piece in enumerate(table)},
+            special_tokens={START_TOKEN: len(table)},
+            explicit_n_vocab=len(table) + 1,
+        )
+        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def encode(self, text: str) -> TokenIds:
+        ids: TokenIds = self._engine.encode_to_numpy(text, disallowed_special=()).astype(self._dtype)
+        return ids
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Trains byte-level BPE on texts; the same texts in the same order give the same file.
+
+    Args:
+        texts: The training texts, one a document.
+        vocab_size: Ids wanted in all: 256 bytes, the merges, and the start token. A text with too few distinct
+            pairs gives fewer; the tokenizer's own `vocab_size` is what counts.
+
+    Raises:
+        UserError: `vocab_size` leaves no room for a merge.
+    """
+    if vocab_size < 258:
+        raise UserError(
+            f"train-bpe:{vocab_size}: the vocabulary holds 256 bytes and a start token; ask for 258 or more"
+        )
+    from tokenizers import Tokenizer as Trained
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    trained = Trained(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trained.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    )
+    model = json.loads(trained.to_str())["model"]
+    table = _table_of(model["vocab"])
+    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    return BPETokenizer(_file_text(table, merges), table)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
+
+    Raises:
+        UserError: There is no such file, or it is not a byte-level tokenizer written by this project.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / TOKENIZER_FILE
+    try:
+        text = file.read_bytes().decode("utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        raise UserError(
+            f"no tokenizer at {file}; train one with `memformer data build --tokenizer train-bpe:VOCAB`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the tokenizer {file}: {error}") from None
+    try:
+        table = _table_of(content["model"]["vocab"])
+        added = content["added_tokens"]
+        merges = content["model"]["merges"]
+        ours = (
+            content["pre_tokenizer"] == _PRE_TOKENIZER
+            and [(token["id"], token["content"]) for token in added] == [(len(table), START_TOKEN)]
+            and len(table) >= 256
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not a tokenizer file of this project ({type(error).__name__}: {error})") from None
+    if not ours:
+        raise UserError(f"{file} is a tokenizer of another kind; give one made by `memformer data build`")
+    if not merges:
+        tokenizer = ByteTokenizer()
+        if tokenizer.sha256 == hashlib.sha256(text.encode("utf-8")).hexdigest():
+            return tokenizer
+    return BPETokenizer(text, table)
+
+
+def make_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names, except `train-bpe:VOCAB`, which needs the texts (`train_bpe`).
+
+    Raises:
+        UserError: The name is unknown, or its file cannot be used.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    kind, _, argument = spec.partition(":")
+    if kind == "bpe" and argument:
+        return load_tokenizer(argument)
+    raise UserError(f"tokenizer {spec!r} is unknown; choose bytes, bpe:FILE or train-bpe:VOCAB")
+
+
+def training_vocab_size(spec: str) -> int | None:
+    """VOCAB of `train-bpe:VOCAB`; None for a tokenizer that needs no training.
+
+    Raises:
+        UserError: VOCAB is not a number.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind != "train-bpe":
+        return None
+    if not argument.isdecimal():
+        raise UserError(f"tokenizer {spec!r}: VOCAB must be a whole number, e.g. train-bpe:8192")
+    return int(argument)
+
+
+def _printable_bytes() -> dict[int, str]:
+    """The published byte-level alphabet: printable Latin-1 stands for itself, the other bytes from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in set(printable)]
+    return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}
+
+
+_TO_CHARACTER = _printable_bytes()
+_TO_BYTE = {character: value for value, character in _TO_CHARACTER.items()}
+_PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def _table_of(vocab: dict[str, int]) -> list[bytes]:
+    """id → bytes of a vocabulary that maps written-out tokens to ids 0..n-1."""
+    table: list[bytes] = [b""] * len(vocab)
+    for token, token_id in vocab.items():
+        table[token_id] = bytes(_TO_BYTE[character] for character in token)
+    if len(set(table)) != len(table) or b"" in table:
+        raise ValueError("the ids of the vocabulary are not 0..n-1")
+    return table
+
+
+def _file_text(table: Sequence[bytes], merges: Iterable[tuple[Any, ...]]) -> str:
+    """The tokenizer file in the layout of `tokenizers`; a fixed order of keys makes its bytes reproducible."""
+    vocab = {"".join(_TO_CHARACTER[value] for value in piece): token_id for token_id, piece in enumerate(table)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": len(table), "content": START_TOKEN, **flags}],
+        "normalizer": None,
+        "pre_tokenizer": _PRE_TOKENIZER,
+        "post_processor": None,
+        "decoder": _PRE_TOKENIZER,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,0 +1,130 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Tokenizers: exact round trips, ids equal to those of `tokenizers`, files that can be carried elsewhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as ReferenceTokenizer
+
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    train_bpe,
+    training_vocab_size,
+)
+
+TEXTS = [
+    "It was the best of times; it was the worst of times.\n\n\t  Wasn't it? 1859, 1860 & 18601861.\r\n" * 3,
+    "Grüße an Zoë — naïve café, 東京都, 🙂🙂 and \u0000 control bytes; aaaaaaaaaaaaaaaaaaaa bbbb  \n",
+]
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    return train_bpe(TEXTS, 300)
+
+
+@given(st.text())
+def test_bytes_are_the_utf8_bytes(text: str) -> None:
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.uint16 and bytes(ids.astype(np.uint8)) == text.encode()
+    assert tokenizer.decode(ids) == text
+
+
+def test_bytes_has_257_ids() -> None:
+    tokenizer = ByteTokenizer()
+    assert (tokenizer.vocab_size, tokenizer.start_token_id) == (257, 256)
+    assert tokenizer.token_bytes(255) == b"\xff" and tokenizer.token_bytes(256) == b""
+    assert tokenizer.token_byte_lengths.tolist() == [1] * 256 + [0]
+    assert tokenizer.decode([256, 104, 105, 0xC3]) == "hi\ufffd"
+    with pytest.raises(ValueError, match="257"):
+        tokenizer.decode([257])
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.text(), st.text(alphabet="ab ' \nst1é"), st.sampled_from(TEXTS)))
+def test_bpe_ids_equal_the_reference(bpe: BPETokenizer, text: str) -> None:
+    reference = ReferenceTokenizer.from_str(bpe._file_text)
+    ids = bpe.encode(text)
+    assert ids.tolist() == reference.encode(text).ids
+    assert bpe.decode(ids) == text
+    assert bpe.token_byte_lengths[ids].sum() == len(text.encode())
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(alphabet="abc", min_size=1, max_size=40), min_size=1, max_size=6), st.text(alphabet="abc"))
+def test_bpe_ids_equal_the_reference_on_repetitive_words(corpus: list[str], text: str) -> None:
+    """Few letters and many overlaps: where merging by token rank could differ from merging by pair rank."""
+    tokenizer = train_bpe(corpus, 290)
+    assert tokenizer.encode(text).tolist() == ReferenceTokenizer.from_str(tokenizer._file_text).encode(text).ids
+
+
+def test_bpe_counts_the_start_token_in_its_vocabulary(bpe: BPETokenizer) -> None:
+    assert (bpe.vocab_size, bpe.start_token_id) == (300, 299)
+    assert ReferenceTokenizer.from_str(bpe._file_text).get_vocab_size() == 300
+    assert bpe.encode("<|start|>").max() < bpe.start_token_id  # text never becomes the special id
+    assert train_bpe(["ab"], 300).vocab_size < 300
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_saved_and_loaded_is_the_same(tmp_path: Path, bpe: BPETokenizer, kind: str) -> None:
+    original = ByteTokenizer() if kind == "bytes" else bpe
+    original.save(tmp_path)
+    for loaded in (load_tokenizer(tmp_path), make_tokenizer(f"bpe:{tmp_path / 'tokenizer.json'}")):
+        assert type(loaded) is type(original)
+        assert loaded.sha256 == original.sha256 and loaded.vocab_size == original.vocab_size
+        assert loaded.encode(TEXTS[1]).tolist() == original.encode(TEXTS[1]).tolist()
+    assert (
+        ReferenceTokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("hello").ids
+        == original.encode("hello").tolist()
+    )
+
+
+def test_training_is_reproducible_in_another_process(bpe: BPETokenizer) -> None:
+    code = "import json,sys; from data_pipeline.tokenizer import train_bpe; print(train_bpe(json.loads(sys.argv[1]), 300).sha256)"
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(TEXTS)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == bpe.sha256
+
+
+def test_wide_vocabularies_use_wide_ids() -> None:
+    table = [bytes([value]) for value in range(256)] + [b"%05d" % number for number in range(66_000)]
+    assert BPETokenizer("", table).encode("hello").dtype == np.uint32
+
+
+@pytest.mark.parametrize("spec", ["byte", "bpe:", "hf:gpt2"])
+def test_unknown_names_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match="choose bytes, bpe:FILE or train-bpe:VOCAB"):
+        make_tokenizer(spec)
+
+
+def test_bad_files_and_sizes_are_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer at"):
+        load_tokenizer(tmp_path)
+    file = tmp_path / "other.json"
+    for content, complaint in (
+        ("{", "cannot read"),
+        ("[]", "not a tokenizer file"),
+        ('{"model": {}}', "not a tokenizer file"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=complaint):
+            load_tokenizer(file)
+    ByteTokenizer().save(file)
+    file.write_text(file.read_text().replace("<|start|>", "[CLS]"))
+    with pytest.raises(UserError, match="another kind"):
+        load_tokenizer(file)
+    with pytest.raises(UserError, match="258 or more"):
+        train_bpe(TEXTS, 257)
+    with pytest.raises(UserError, match="whole number"):
+        training_vocab_size("train-bpe:8k")
+    assert training_vocab_size("train-bpe:8192") == 8192 and training_vocab_size("bytes") is None
