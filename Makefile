@@ -1,0 +1,38 @@
+# `make help` lists what there is to do. Nothing here needs root; everything lands in .venv and runs/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup train test checks lint lock clean
+PYTHON ?= python3
+export PYTHON
+RUN := .venv/bin/python
+PYTEST_ARGS ?=
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup:  ## make the virtual environment .venv, or bring it up to date
+	@scripts/setup.sh
+
+train: setup  ## books -> shards -> training on 2 processes -> checkpoint -> export -> generated text
+	@$(RUN) -m launch.quickstart
+
+test: setup  ## run every test (PYTEST_ARGS="-k local -x" for some)
+	@echo "test: running the whole suite"
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff (lint and format) and mypy
+	@echo "lint: ruff check, ruff format, mypy"
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --check --quiet . || { echo "lint: format with: $(RUN) -m ruff format ." >&2; exit 1; }
+	@$(RUN) -m mypy
+
+checks: lint  ## lint, then the fast tests: before every commit
+	@echo "checks: running the fast tests"
+	@$(RUN) -m pytest -q -m "not slow and not distributed and not slurm and not gpu" $(PYTEST_ARGS)
+
+lock:  ## resolve the pinned packages anew (requirements/lock.txt)
+	@scripts/lock.sh
+
+clean:  ## remove .venv and the caches; runs stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
