@@ -1,0 +1,315 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The configuration of a run: one schema for the YAML files, the command line, the checks and the help.
+
+A YAML file may begin with `extends: [../model/tiny.yaml, ...]`; the named files are read first, in order, and the
+file's own values go over them. On the command line `--section.field VALUE` goes over both.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_pipeline.errors import UserError
+from memformer.model.config import MemformerConfig
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Section):
+    """What is read, and in what shape."""
+
+    path: str
+    """Data set directory made by `memformer data build`; with train/ and validation/ inside, both are used."""
+    eval_path: str | None = None
+    """Data set of the held-out documents; null: the validation/ beside the training set, if there is one."""
+    num_lanes: int = Field(16, ge=1)
+    """Lanes B of the global batch, over all processes; must be a multiple of the data-parallel processes."""
+    segment_length: int = Field(128, ge=2)
+    """Tokens S of a segment."""
+    num_segments: int = Field(4, ge=1)
+    """Segments T that one optimizer step trains through."""
+    audit: bool = False
+    """Write audit/rank-*.jsonl: every segment as it was delivered to the model."""
+    prefetch: int = Field(2, ge=1)
+    """Rollouts read ahead of the training step."""
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    max_steps: int = Field(1000, ge=1)
+    """Optimizer steps of the whole run."""
+    eval_interval: int = Field(500, ge=0)
+    """Steps between evaluations on the held-out documents; 0: never."""
+    eval_segments: int = Field(64, ge=1)
+    """Segments a lane of one evaluation at most."""
+    replay: Literal["mrbp", "bptt"] = "mrbp"
+    """Memory replay back-propagation, or full back-propagation through time (the reference; T times the memory)."""
+    lanes_per_micro_batch: int | None = Field(None, ge=1)
+    """Lanes of a process that are replayed together; null: all of them. Fewer need less memory."""
+    log_interval: int = Field(10, ge=1)
+    """Steps between two lines of the log (metrics.jsonl has every step)."""
+    diagnostics_interval: int = Field(50, ge=0)
+    """Steps between two looks into the memory (slot norms, the writer's weight on itself); 0: never."""
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, clipping."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay, on matrices only (not on norms, not on the slot bias)."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine to the end; or stable, then linear decay over decay_fraction (wsd); or constant."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """Learning rate at the last step, as a fraction of the peak."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Part of max_steps that the wsd schedule decays over."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first decay rate."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's second decay rate."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest global L2 norm of the gradient; 0: no clipping."""
+    implementation: Literal["torch", "deepspeed"] = "torch"
+    """torch's fused AdamW, or DeepSpeed's (FusedAdam on GPUs, CPUAdam with offload: compiled at the first start)."""
+
+
+class ParallelConfig(Section):
+    """How the model is spread over the processes."""
+
+    tensor: int = Field(1, ge=1)
+    """Tensor-parallel processes of a model replica. This version: 1."""
+    pipeline: int = Field(1, ge=1)
+    """Pipeline stages. This version: 1."""
+    zero_stage: int = Field(1, ge=0, le=3)
+    """DeepSpeed ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+    gradient_reduction: Literal["rollout", "segment"] = "rollout"
+    """Reduce gradients once a rollout, or once a segment (T times the traffic; ZeRO 2 and 3 then hold no full
+    gradient during the rollout). Both are exact."""
+    zero3_gather: Literal["rollout", "segment"] = "rollout"
+    """ZeRO 3: gather the parameters once a rollout (one whole model resident), or layer by layer in every segment."""
+
+    @model_validator(mode="after")
+    def _single_model_process(self) -> "ParallelConfig":
+        for name in ("tensor", "pipeline"):
+            if getattr(self, name) != 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: this version shards by ZeRO alone, set it to 1")
+        return self
+
+
+class ActivationCheckpointingConfig(Section):
+    """Memory for time inside a replayed segment, and where the replay buffer lies."""
+
+    mode: Literal["none", "full"] = "none"
+    """none, or full: recompute each layer in its backward, inside the replayed segment."""
+    partition_activations: bool = False
+    """Partition activations over tensor-parallel processes; needs parallel.tensor above 1."""
+    cpu_checkpointing: bool = False
+    """Keep the memories between segments in pinned host memory."""
+
+    @model_validator(mode="after")
+    def _nothing_to_partition_over(self) -> "ActivationCheckpointingConfig":
+        if self.partition_activations:
+            raise ValueError("partition_activations is true: it needs parallel.tensor above 1, set it to false")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and how many are kept."""
+
+    interval: int = Field(500, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep_last: int = Field(2, ge=1)
+    """Complete checkpoints kept; older ones are deleted after a newer one is complete."""
+
+
+class Config(Section):
+    """A training run."""
+
+    run_dir: str
+    """Directory of the run: configuration, metrics, logs, checkpoints."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights, of dropout and of the order of documents."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """fp32; bf16: bfloat16 autocast over fp32 master weights; auto: bf16 on GPUs, fp32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto: GPUs if there are any."""
+    compile: bool = False
+    """torch.compile each layer (worth it on GPUs; adds a minute to the start)."""
+    tensorboard: bool = True
+    """Write TensorBoard events to run_dir/tensorboard."""
+    model: MemformerConfig = Field(default_factory=MemformerConfig)
+    data: DataConfig
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        model_length, length = self.model.segment_length, self.data.segment_length
+        if model_length not in (None, length):
+            raise ValueError(
+                f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
+            )
+        if self.optimizer.warmup_steps > self.training.max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: set it to at most training.max_steps "
+                f"= {self.training.max_steps}"
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-3 is a number, as everyone who writes it expects."""
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, what it extends, and command-line overrides.
+
+    Args:
+        path: The YAML file.
+        overrides: `["--section.field", "VALUE", ...]` or `["--section.field=VALUE", ...]`; values are YAML.
+
+    Raises:
+        UserError: A file that is missing or no mapping, a malformed override, or faulty settings: every fault is
+            named with its field, value and mend.
+    """
+    values = _read(Path(path), ())
+    _merge(values, _parse_overrides(overrides))
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Checks plain values against the schema; `source` names them in the error."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the whole configuration, defaults included, as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def describe_fields() -> str:
+    """Every setting with its default and meaning, one a line, for `memformer train --help`."""
+    return "\n".join(
+        f"  --{name:<44} {field.get('description', '')} "
+        f"(default: {json.dumps(field['default']) if 'default' in field else 'none, required'})"
+        for name, field in _fields()
+    )
+
+
+def _fields() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted name, JSON schema) of every setting that is not a section."""
+    schema = Config.model_json_schema()
+
+    def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, field in section["properties"].items():
+            if "$ref" in field:
+                yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
+
+    return walk(schema, "")
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): give the path of a YAML configuration") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, not sections: start it with 'run_dir: ...'")
+    bases = values.pop("extends", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: extends is {bases!r}: make it a list of YAML files")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        file = (path.parent / base).resolve()
+        if file in seen or file == path.resolve():
+            raise UserError(f"{path}: extends {base}, which extends this file in turn: remove one of them")
+        _merge(merged, _read(file, (*seen, path.resolve())))
+    _merge(merged, values)
+    return merged
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, text = word.partition("=")
+        if not name.startswith("--") or len(name) == 2:
+            raise UserError(f"{word!r} is not a setting: write --section.field VALUE")
+        if not equals:
+            if not remaining:
+                raise UserError(f"{name} has no value: write {name} VALUE")
+            text = remaining.pop(0)
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise UserError(f"{name} {text!r}: is not a YAML value: put it in quotes") from None
+        for part in reversed(name[2:].split(".")):
+            value = {part: value}
+        _merge(merged, value)
+    return merged
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as 'field: what is wrong: the mend'."""
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        parent, name = error["loc"][:-1], str(error["loc"][-1])
+        known = [each for each, _ in _fields()]
+        beside = sorted({each.split(".")[len(parent)] for each in known if each.split(".")[: len(parent)] == list(parent)})
+        close = difflib.get_close_matches(name, beside, 1)
+        return f"{place}: unknown key" + (f", did you mean {close[0]}?" if close else f"; the keys are {', '.join(beside)}")
+    if error["type"] == "missing":
+        return f"{place}: is missing: set it in the file or with --{place} VALUE"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    return f"{place}: is {error['input']!r}: {message[0].lower()}{message[1:]}"

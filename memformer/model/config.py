@@ -1,0 +1,114 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`MemformerConfig`: every size and choice of the model, checked when it is made."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class MemformerConfig:
+    """Sizes and choices of a Memformer (the paper's section 1; defaults are its WikiText-103 "4+16" model).
+
+    A standard-library dataclass, so that an exported model needs torch and safetensors alone; the training
+    configuration validates the same class with pydantic.
+
+    Raises:
+        ValueError: A value is out of range; the message names the field, the value and the mend.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    num_encoder_layers: int = 4
+    """Encoder layers N; each reads the memory."""
+    num_decoder_layers: int = 16
+    """Decoder layers M; each attends to the encoder's output, never to the memory."""
+    d_model: int = 512
+    """Width D of tokens and memory slots."""
+    num_heads: int = 8
+    """Attention heads of every layer; must divide d_model into heads of even size (rotary positions)."""
+    d_ff: int = 2048
+    """Hidden width of the feed-forward blocks."""
+    num_memory_slots: int = 32
+    """Slots K of the memory; 0 trains without memory (the encoder still sees the previous segment)."""
+    memory_temperature: float = 0.25
+    """Softmax temperature of the writer; below 1 sharpens it. The paper gives no value: 0.25 is our choice."""
+    memory_forgetting: bool = True
+    """Biased memory normalisation; False leaves the bias out of the update (an ablation of the paper)."""
+    writer_heads: int | None = None
+    """Heads of the memory writer; null: num_heads. 1 is the paper's ablation "without multi-head writing"."""
+    memory_read_norm: bool = False
+    """Layer-norm the slots before they are read. Not decidable from the paper; off, since slots already have
+    unit length."""
+    rotary_base: float = 10000.0
+    """Base of the rotary positions. The paper's V1 adds relative-position terms, which fused attention kernels
+    do not take; rotary positions are relative too."""
+    rotary_cross_attention: bool = True
+    """Rotary positions in the decoder's attention to the encoder's output as well, the target segment following
+    on from the context. The paper is silent; on, so that the decoder knows which context tokens are near."""
+    dropout: float = 0.0
+    """Dropout probability on embeddings and on the output of every residual branch."""
+    tie_embeddings: bool = True
+    """Share one matrix between the token embedding and the output head."""
+    norm_epsilon: float = 1e-5
+    """Epsilon of the layer norms."""
+    vocab_size: int | None = None
+    """Token ids; null: taken from the data set's tokenizer."""
+    start_token_id: int | None = None
+    """Id of the start token; null: taken from the data set's tokenizer."""
+    segment_length: int | None = None
+    """Tokens S of a segment; null: taken from data.segment_length. Generation and evaluation read it."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges and divisibility."""
+        for name in ("num_encoder_layers", "num_decoder_layers", "d_model", "num_heads", "d_ff"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "set it to 1 or more")
+        _require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
+        _require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to at least 0 and below 1")
+        _require(
+            self.d_model % (2 * self.num_heads) == 0,
+            "num_heads",
+            self.num_heads,
+            f"choose a divisor of d_model/2 = {self.d_model / 2:g}, so that heads have an even size",
+        )
+        heads = self.effective_writer_heads
+        _require(
+            heads >= 1 and self.d_model % heads == 0, "writer_heads", heads, f"choose a divisor of d_model {self.d_model}"
+        )
+        for name in ("vocab_size", "segment_length"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "set it to 1 or more, or leave it out")
+        if self.start_token_id is not None and self.vocab_size is not None:
+            _require(
+                0 <= self.start_token_id < self.vocab_size,
+                "start_token_id",
+                self.start_token_id,
+                f"choose an id below vocab_size {self.vocab_size}",
+            )
+
+    @property
+    def effective_writer_heads(self) -> int:
+        """The writer's heads with the default filled in."""
+        return self.num_heads if self.writer_heads is None else self.writer_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MemformerConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: An unknown field, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+def _require(holds: bool, name: str, value: object, mend: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}: {mend}")

@@ -1,0 +1,229 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Memformer`: encoder with memory reader, memory writer, decoder, and the two calls on a segment.
+
+Shapes: B lanes, S tokens a segment, K slots, D width, V vocabulary. One segment costs one of two calls:
+`advance` computes the next memory only (encoder and writer), `forward` also decodes and scores the targets.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.model.config import MemformerConfig
+from memformer.model.initialise import initialise
+from memformer.model.layers import Attention, FeedForward, Rotary
+from memformer.model.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
+from memformer.model.segment import Segment
+
+IGNORE = -100  # cross_entropy's mark of a target that does not count
+
+
+class EncoderLayer(nn.Module):
+    """LN, bidirectional self-attention, +; LN, memory reader, +; LN, feed-forward, +."""
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.self_attention = Attention(config)
+        if config.num_memory_slots:
+            self.read_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+            self.reader = MemoryReader(config)
+        else:
+            self.reader = None
+        self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor, mask: torch.Tensor | None, rotary: Rotary
+    ) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, S], True at valid tokens."""
+        h = self.self_norm(x_BSD)
+        keys_values = self.self_attention.keys_values(h, rotary)
+        x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, mask))
+        if self.reader is not None:
+            x_BSD = x_BSD + self.dropout(self.reader(self.read_norm(x_BSD), memory_BKD))
+        return x_BSD + self.dropout(self.feed_forward(self.ff_norm(x_BSD)))
+
+
+class DecoderLayer(nn.Module):
+    """LN, causal self-attention, +; LN, attention to the encoder's output, +; LN, feed-forward, +."""
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.self_attention = Attention(config)
+        self.cross_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.cross_attention = Attention(config)
+        self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.rotary_cross_attention = config.rotary_cross_attention
+
+    def context_keys_values(self, context_BLD: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the encoder's output for this layer, each [B, H, L, E]."""
+        return self.cross_attention.keys_values(context_BLD, rotary if self.rotary_cross_attention else None)
+
+    def attend_context_and_feed(
+        self,
+        x_BSD: torch.Tensor,
+        context: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        rotary: Rotary,
+    ) -> torch.Tensor:
+        """The layer's second and third branch, [B, S, D] -> [B, S, D]."""
+        positions = rotary if self.rotary_cross_attention else None
+        x_BSD = x_BSD + self.dropout(
+            self.cross_attention.attend(self.cross_norm(x_BSD), context, positions, mask)
+        )
+        return x_BSD + self.dropout(self.feed_forward(self.ff_norm(x_BSD)))
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        context_BLD: torch.Tensor,
+        mask: torch.Tensor | None,
+        context_rotary: Rotary,
+        rotary: Rotary,
+    ) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, L], True at valid context tokens."""
+        h = self.self_norm(x_BSD)
+        keys_values = self.self_attention.keys_values(h, rotary)
+        x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, causal=True))
+        context = self.context_keys_values(context_BLD, context_rotary)
+        return self.attend_context_and_feed(x_BSD, context, mask, rotary)
+
+
+class Embedding(nn.Module):
+    """Token embedding times sqrt(D), so that a matrix of std D^-0.5, shared with the head, gives unit-sized inputs."""
+
+    def __init__(self, config: MemformerConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, config.d_model)
+        self.scale = config.d_model**0.5
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S] -> [B, S, D]."""
+        return self.dropout(self.tokens(tokens_BS) * self.scale)
+
+
+class Memformer(nn.Module):
+    """A Memformer language model (the paper's section 1).
+
+    Args:
+        config: With `vocab_size` and `start_token_id` set.
+
+    Raises:
+        ValueError: vocab_size or start_token_id is None.
+    """
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None or config.start_token_id is None:
+            raise ValueError("vocab_size and start_token_id are None: take them from the tokenizer")
+        self.config = config
+        self.start_token_id = config.start_token_id
+        self.embedding = Embedding(config, config.vocab_size)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.encoder_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        if config.num_memory_slots:
+            self.writer = MemoryWriter(config)
+            self.forget = BiasedMemoryNormalisation(config)
+        else:
+            self.writer = None
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
+        self.decoder_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.tokens.weight
+        initialise(self, config)
+
+    def initial_memory(self, batch_size: int) -> torch.Tensor:
+        """m_0 = bias / ||bias|| of every slot for each lane, [B, K, D]; differentiable."""
+        if self.writer is None:
+            weight = self.encoder_norm.weight
+            return torch.zeros(batch_size, 0, self.config.d_model, dtype=weight.dtype, device=weight.device)
+        return self.forget(None, batch_size)
+
+    def encode(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Reads a segment's context with the memory.
+
+        Returns:
+            The encoder's output [B, S, D]; the mask of its valid tokens, bool [B, S], or None when all are; and the
+            memory it was read with [B, K, D], which is the initial one in lanes that start a document.
+        """
+        context, length, reset = segment.context, segment.context_length, segment.reset
+        # Both selections run on every segment of every rank, whatever the data: under ZeRO-3 ranks must execute the
+        # same modules in the same order.
+        first = torch.zeros_like(context)
+        first[:, 0] = self.start_token_id
+        context = torch.where(reset[:, None], first, context)
+        memory_BKD = torch.where(
+            reset[:, None, None], self.initial_memory(len(context)).to(memory_BKD.dtype), memory_BKD
+        )
+        mask_BS = None
+        if segment.ragged:
+            # At least one key stays visible, so that a lane without a document cannot produce NaN.
+            length = torch.where(reset, torch.ones_like(length), length).clamp(min=1)
+            mask_BS = torch.arange(context.shape[1], device=context.device) < length[:, None]
+        attention_mask = None if mask_BS is None else mask_BS[:, None, None, :]
+        rotary = Rotary.table(0, context.shape[1], self.config, context.device)
+        x_BSD = self.embedding(context)
+        for layer in self.encoder:
+            x_BSD = layer(x_BSD, memory_BKD, attention_mask, rotary)
+        return self.encoder_norm(x_BSD), mask_BS, memory_BKD
+
+    def write(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """The next memory [B, K, D] from the memory a segment was read with and the encoder's output."""
+        if self.writer is None:
+            return memory_BKD
+        return self.forget(self.writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
+
+    def advance(self, segment: Segment, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """The next memory [B, K, D] alone: encoder and writer, without decoder and head."""
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return self.write(memory_BKD, x_BSD, mask_BS)
+
+    def decode(self, segment: Segment, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """Logits [B, S, V] of the segment's targets, teacher-forced: input start, x_0 .. x_{S-2}."""
+        width = context_BSD.shape[1]
+        start = torch.full_like(segment.target[:, :1], self.start_token_id)
+        inputs = torch.cat([start, segment.target[:, :-1]], dim=1)
+        rotary = Rotary.table(0, width + inputs.shape[1], self.config, inputs.device)
+        context_rotary, rotary = rotary.rows(0, width), rotary.rows(width, width + inputs.shape[1])
+        mask = None if mask_BS is None else mask_BS[:, None, None, :]
+        y_BSD = self.embedding(inputs)
+        for layer in self.decoder:
+            y_BSD = layer(y_BSD, context_BSD, mask, context_rotary, rotary)
+        return self.head(self.decoder_norm(y_BSD))
+
+    def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return self.decode(segment, x_BSD, mask_BS), self.write(memory_BKD, x_BSD, mask_BS)
+
+    def forward(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores a segment.
+
+        Args:
+            segment: Context, targets and their lengths.
+            memory_BKD: The lanes' memory before the context is read; ignored in lanes that start a document.
+
+        Returns:
+            The sum of the valid targets' negative log-likelihoods in nats (float32 or wider, scalar); the number
+            of valid targets (int64, scalar); the next memory [B, K, D].
+        """
+        logits_BSV, memory_BKD = self.logits(segment, memory_BKD)
+        losses = token_losses(logits_BSV, segment)
+        return losses.sum(), segment.target_length.sum(), memory_BKD
+
+
+def token_losses(logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32."""
+    if logits_BSV.dtype in (torch.bfloat16, torch.float16):
+        logits_BSV = logits_BSV.float()
+    valid_BS = torch.arange(segment.target.shape[1], device=logits_BSV.device) < segment.target_length[:, None]
+    targets = segment.target.masked_fill(~valid_BS, IGNORE)
+    flat = F.cross_entropy(logits_BSV.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return flat.view_as(targets)

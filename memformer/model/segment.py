@@ -1,0 +1,30 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Segment`: what one step of the recurrence reads."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Segment(NamedTuple):
+    """One segment of every lane: the previous segment for the encoder, this one for the decoder to predict.
+
+    The model itself replaces the context of a lane that starts a document by the start token alone, and its memory
+    by the initial one (the paper's section 2 and Fig. 6), so data and replay never need to know about either.
+
+    Attributes:
+        context: Tokens of the lane's previous segment, int64 [B, S]; what lies beyond the length is ignored.
+        context_length: Valid tokens of the context, int64 [B]; 0 for a lane that has read nothing.
+        target: Tokens to predict, int64 [B, S].
+        target_length: Valid targets, int64 [B]; 0 for a lane without a document: no loss, no gradient.
+        reset: A document begins with this target, bool [B].
+        ragged: Whether any lane's context is masked (shorter than S, or a reset). Known on the host from the data,
+            so that full segments take the attention kernels that need no mask, without asking the device.
+    """
+
+    context: torch.Tensor
+    context_length: torch.Tensor
+    target: torch.Tensor
+    target_length: torch.Tensor
+    reset: torch.Tensor
+    ragged: bool = True
