@@ -1,0 +1,233 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`ReplayEngine`: memory replay on a DeepSpeed engine, exact at every ZeRO stage.
+
+What makes it exact (DeepSpeed 0.19.8):
+
+* Stages 1-3 must not see several backward passes as several micro-batches. `coalesce_grad_reduction` keeps gradients
+  local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary.
+* Stage 3 never clears its gradient partitions: a parameter without a gradient in a rollout's first backward would add
+  to the previous step's. They are zeroed before each rollout.
+* Gradients are averaged over the processes, so the loss is divided by (valid targets of all lanes / processes).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from memformer.config import Config
+from memformer.distributed import World
+from memformer.model import Memformer, Segment
+from memformer.parallelize import parallelize
+from memformer.replay import (
+    Carry,
+    ReplayBuffer,
+    Rollout,
+    RolloutResult,
+    bptt_backward,
+    memory_replay_backward,
+)
+from memformer.replay.random_state import mix_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What an optimizer step did.
+
+    Attributes:
+        grad_norm: Global L2 norm of the gradient before clipping; inf or nan where it was not finite.
+        applied: False when the step was skipped whole because the gradient was not finite.
+    """
+
+    grad_norm: float
+    applied: bool
+
+
+class ReplayEngine:
+    """Trains a Memformer by whole rollouts; also the `Cell` that evaluation runs on.
+
+    Args:
+        model: The model, equal on all processes.
+        config: The run.
+        world: This process among all.
+        precision: fp32 or bf16 (resolved).
+    """
+
+    def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
+        self.config, self.world = config, world
+        self.stage = config.parallel.zero_stage
+        self.deepspeed: Any = parallelize(model, config, world, precision)
+        self._autocast = functools.partial(
+            torch.autocast, world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+        )
+
+    @property
+    def model(self) -> Memformer:
+        """The model inside the engine."""
+        return self.deepspeed.module  # type: ignore[no-any-return]
+
+    def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
+        """`Memformer.advance` in the run's precision."""
+        with self._autocast():
+            return self.model.advance(segment, memory)
+
+    def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`Memformer.forward` in the run's precision; with gradients it goes through the engine."""
+        if torch.is_grad_enabled():
+            loss, count, next_memory = self.deepspeed(segment, memory)
+            return loss, count, next_memory
+        with self._autocast():
+            return self.model(segment, memory)  # type: ignore[no-any-return]
+
+    def initial_memory(self, lanes: int) -> torch.Tensor:
+        """m_0 for each lane, [lanes, K, D], without gradient."""
+        with torch.no_grad():
+            return self.model.initial_memory(lanes).clone()
+
+    def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
+        """Accumulates one rollout's gradients and reduces them over the processes.
+
+        Args:
+            rollout: This process's lanes.
+            carry: Their state before it.
+            valid_tokens: Valid targets of all lanes of all processes (known from the data).
+            seed: Seed of the rollout's random numbers; each process and group of lanes gets its own stream.
+        """
+        algorithm = memory_replay_backward if self.config.training.replay == "mrbp" else bptt_backward
+        lanes = len(rollout.tokens)
+        group = self.config.training.lanes_per_micro_batch or lanes
+        starts = range(0, lanes, group)
+        results = []
+        with self._accumulation():
+            for start in starts:
+                stop = min(start + group, lanes)
+                part = Carry(
+                    carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged
+                )
+                results.append(
+                    algorithm(
+                        self,
+                        rollout.lanes(start, stop),
+                        part,
+                        functools.partial(self._backward, last_group=stop == lanes),
+                        denominator=max(1, valid_tokens) / self.world.size,
+                        seed=mix_seed(seed, self.world.rank * lanes + start),
+                        buffer=ReplayBuffer(self.config.activation_checkpointing.cpu_checkpointing),
+                    )
+                )
+        return results[0] if len(results) == 1 else _joined(results)
+
+    def step(self, learning_rate: float) -> StepReport:
+        """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage == 0:
+            return self._step_unsharded()
+        self.deepspeed.set_gradient_accumulation_boundary(True)
+        self.deepspeed.step()
+        norm = float(self.deepspeed.get_global_grad_norm())
+        return StepReport(norm, applied=not self.deepspeed.optimizer.overflow)
+
+    def _step_unsharded(self) -> StepReport:
+        """Stage 0's optimizer is torch's own and knows no skipped steps, so norm, check and clipping are ours."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = math.isfinite(norm_value := float(norm))
+        if not finite:
+            self.deepspeed.zero_grad()
+            return StepReport(norm_value, applied=False)
+        if self.config.optimizer.gradient_clipping:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.gradient_clipping, norm)
+        self.deepspeed.set_gradient_accumulation_boundary(True)
+        self.deepspeed.step()
+        return StepReport(norm_value, applied=True)
+
+    def _backward(self, objective: torch.Tensor, remaining: int, *, last_group: bool) -> None:
+        if not self._coalesced:
+            self.deepspeed.set_gradient_accumulation_boundary(last_group and remaining == 0)
+        # The objective is divided by the global count already.
+        self.deepspeed.backward(objective, scale_wrt_gas=False)
+
+    @property
+    def _coalesced(self) -> bool:
+        return self.stage > 0 and self.config.parallel.gradient_reduction == "rollout"
+
+    @contextlib.contextmanager
+    def _accumulation(self) -> Iterator[None]:
+        """Everything inside is one accumulation of gradients."""
+        with contextlib.ExitStack() as stack:
+            if self.stage == 3:
+                _zero_gradient_partitions(self.deepspeed.optimizer)
+                if self.config.parallel.zero3_gather == "rollout":
+                    stack.enter_context(_parameters_gathered(self.model))
+            if self._coalesced:
+                stack.enter_context(self.deepspeed.coalesce_grad_reduction())
+            yield
+
+    def whole_model(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, the model's parameters can be read directly on every process (ZeRO-3 gathers them)."""
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Releases the engine's hooks and buffers."""
+        self.deepspeed.destroy()
+
+
+def _zero_gradient_partitions(optimizer: Any) -> None:
+    """Clears ZeRO-3's gradient partitions; a private attribute, hence the pinned version and a test."""
+    for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+        partition.zero_()
+
+
+@contextlib.contextmanager
+def _parameters_gathered(model: torch.nn.Module) -> Iterator[None]:
+    """ZeRO-3: one gather of all parameters for a whole rollout.
+
+    DeepSpeed's coordinator releases a parameter when no module is active that uses it; a sentinel in the set of
+    active modules keeps every parameter until the block ends.
+    """
+    sentinel = -1
+    parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    absent = [p for p in parameters if p.ds_status.name == "NOT_AVAILABLE"]
+    if absent:
+        absent[0].all_gather_coalesced(absent).wait()
+    for parameter in parameters:
+        parameter.ds_active_sub_modules.add(sentinel)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.discard(sentinel)
+        present = [p for p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
+        if present:
+            present[0].partition(param_list=present, has_been_updated=False)
+
+
+def _joined(results: list[RolloutResult]) -> RolloutResult:
+    """One result for groups of lanes that were replayed one after another."""
+    return RolloutResult(
+        torch.stack([r.segment_losses for r in results]).sum(0),
+        torch.stack([r.segment_tokens for r in results]).sum(0),
+        torch.stack([r.memory_gradient_norms for r in results]).norm(dim=0),
+        Carry(
+            torch.cat([r.carry.memory for r in results]),
+            torch.cat([r.carry.tokens for r in results]),
+            torch.cat([r.carry.length for r in results]),
+            any(r.carry.ragged for r in results),
+        ),
+    )
+
+
+def resolve_precision(setting: str, device: torch.device) -> str:
+    """fp32 or bf16 for the setting `precision` (auto, fp32 or bf16)."""
+    if setting != "auto":
+        return setting
+    return "bf16" if device.type == "cuda" else "fp32"

@@ -1,0 +1,66 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Turns a plain model into a distributed one, in one fixed order.
+
+    activation checkpointing -> compile -> optimizer -> DeepSpeed engine (ZeRO 0-3)
+
+The model knows nothing of any of it.
+"""
+
+import functools
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from memformer.config import Config
+from memformer.deepspeed_config import deepspeed_config
+from memformer.distributed import World
+from memformer.model import Memformer
+from memformer.optimizer import make_optimizer
+
+
+def parallelize(model: Memformer, config: Config, world: World, precision: str) -> Any:
+    """The DeepSpeed engine that trains `model`, on the process's device.
+
+    Args:
+        model: On any device; its parameters must be equal on all processes (same seed).
+        config: The run.
+        world: This process among all.
+        precision: fp32 or bf16 (resolved).
+    """
+    model.to(world.device)
+    if config.activation_checkpointing.mode == "full":
+        checkpoint_layers(model, reentrant=config.parallel.zero_stage == 3)
+    if config.compile:
+        compile_layers(model)
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=make_optimizer(model, config.optimizer, world.device),
+        config=deepspeed_config(config, world.size, precision),
+    )
+    return engine
+
+
+def checkpoint_layers(model: Memformer, reentrant: bool) -> None:
+    """Recomputes each layer in its backward instead of keeping its activations.
+
+    Args:
+        model: Changed in place; parameter names stay as they are.
+        reentrant: The older form, which ZeRO-3 needs: its hooks release a layer's parameters before the newer form
+            compares the shapes of what was saved.
+    """
+    for layer in (*model.encoder, *model.decoder):
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=reentrant)
+
+
+def compile_layers(model: Memformer) -> None:
+    """torch.compile of each layer: all layers of a stack share one graph, and ZeRO's hooks stay outside it."""
+    if model.config.dropout:
+        import torch._inductor.config
+
+        # The replay must redraw the masks of the first pass; compiled random numbers differ between the graph with
+        # gradients and the one without.
+        torch._inductor.config.fallback_random = True
+    for layer in (*model.encoder, *model.decoder):
+        layer.compile()

@@ -1,0 +1,58 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Runs a function in several real processes over gloo, bounded in time."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from memformer import distributed
+from tests.distributed import collectives
+
+
+def run_distributed(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240) -> list[Any]:
+    """Calls `function(world, *arguments)` in `world_size` processes and returns their results by rank.
+
+    Raises:
+        AssertionError: A process failed (its traceback is in the message) or did not end in time.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    port = distributed.free_port()
+    processes = [
+        context.Process(target=_child, args=(queue, function, rank, world_size, port, arguments), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    results: dict[int, Any] = {}
+    try:
+        while len(results) < world_size:
+            rank, result, failure = queue.get(timeout=timeout_seconds)
+            assert failure is None, f"rank {rank} failed:\n{failure}"
+            results[rank] = result
+        for process in processes:
+            process.join(timeout=30)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+    return [results[rank] for rank in range(world_size)]
+
+
+def _child(queue: Any, function: Callable[..., Any], rank: int, size: int, port: int, arguments: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    collectives.install()
+    try:
+        world = distributed.initialise("cpu", timeout_seconds=120)
+        queue.put((rank, function(world, *arguments), None))
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))
+
+
