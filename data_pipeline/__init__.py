@@ -1,7 +1,28 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Long documents as token shards, and what every lane of the global batch reads from them."""
 
+from data_pipeline.build import BuildReport, build_dataset
 from data_pipeline.errors import UserError
+from data_pipeline.index import DocumentIndex
+from data_pipeline.plan import LanePlan
+from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
+from data_pipeline.store import MmapStore, Store
+from data_pipeline.stream import SegmentStream
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["Tokenizer", "UserError", "load_tokenizer"]
+__all__ = [
+    "BuildReport",
+    "DocumentIndex",
+    "LanePlan",
+    "MmapStore",
+    "Rollout",
+    "SegmentBatch",
+    "SegmentStream",
+    "Store",
+    "Tokenizer",
+    "UserError",
+    "build_dataset",
+    "lanes_of",
+    "load_tokenizer",
+    "trace_rows",
+]

@@ -105,6 +105,7 @@ class ByteTokenizer(_ByteLevelTokenizer):
         super().__init__(_file_text(table, merges=[]), table)
 
     def encode(self, text: str) -> TokenIds:
+        """The bytes of the text's UTF-8, as uint16."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
 
 
@@ -125,11 +126,23 @@ class BPETokenizer(_ByteLevelTokenizer):
             special_tokens={START_TOKEN: len(table)},
             explicit_n_vocab=len(table) + 1,
         )
-        self._dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def encode(self, text: str) -> TokenIds:
-        ids: TokenIds = self._engine.encode_to_numpy(text, disallowed_special=()).astype(self._dtype)
-        return ids
+        """The ids of exactly this text; the start token's name in a text is text like any other."""
+        try:
+            ids = self._engine.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # its regex engine gives up on runs of a million blanks and the like
+            ids = np.array(self._reference.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        return ids.astype(np.uint16) if self.vocab_size <= 1 << 16 else ids.astype(np.uint32)
+
+    @cached_property
+    def _reference(self) -> Any:
+        """The same tokenizer in its own library: slower, and without limits on the text."""
+        from tokenizers import Tokenizer as Reference
+
+        reference = Reference.from_str(self._file_text)
+        reference.encode_special_tokens = True  # the start token's name in a text is text
+        return reference
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:

@@ -55,6 +55,7 @@ def test_bytes_has_257_ids() -> None:
 @given(st.one_of(st.text(), st.text(alphabet="ab ' \nst1é"), st.sampled_from(TEXTS)))
 def test_bpe_ids_equal_the_reference(bpe: BPETokenizer, text: str) -> None:
     reference = ReferenceTokenizer.from_str(bpe._file_text)
+    reference.encode_special_tokens = True  # a text that spells the start token is a text
     ids = bpe.encode(text)
     assert ids.tolist() == reference.encode(text).ids
     assert bpe.decode(ids) == text
@@ -76,6 +77,14 @@ def test_bpe_counts_the_start_token_in_its_vocabulary(bpe: BPETokenizer) -> None
     assert train_bpe(["ab"], 300).vocab_size < 300
 
 
+def test_bpe_takes_texts_that_its_fast_engine_refuses(bpe: BPETokenizer) -> None:
+    text = "<|start|>" + " " * 1_500_000 + "\u00e9nd"
+    with pytest.raises(ValueError, match="backtracking"):
+        bpe._engine.encode_to_numpy(text, disallowed_special=())
+    ids = bpe.encode(text)
+    assert ids.dtype == np.uint16 and ids.max() < bpe.start_token_id and bpe.decode(ids) == text
+
+
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
 def test_saved_and_loaded_is_the_same(tmp_path: Path, bpe: BPETokenizer, kind: str) -> None:
     original = ByteTokenizer() if kind == "bytes" else bpe
@@ -91,7 +100,9 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, bpe: BPETokenizer, kind: s
 
 
 def test_training_is_reproducible_in_another_process(bpe: BPETokenizer) -> None:
-    code = "import json,sys; from data_pipeline.tokenizer import train_bpe; print(train_bpe(json.loads(sys.argv[1]), 300).sha256)"
+    code = (
+        "import json, sys; from data_pipeline.tokenizer import *; print(train_bpe(json.loads(sys.argv[1]), 300).sha256)"
+    )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(TEXTS)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == bpe.sha256
 

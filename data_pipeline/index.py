@@ -1,0 +1,109 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`DocumentIndex`: which documents a data set holds and where their tokens lie, without touching the shards."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import UserError
+from data_pipeline.manifest import COLUMNS_FILE, Manifest, fingerprint, load_columns
+from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+
+
+class DocumentIndex:
+    """The documents of one data set, as columns; a document's id is its row number. Made by `DocumentIndex.load`.
+
+    Attributes:
+        path: The data set's directory.
+        manifest: The contents of its `manifest.json`.
+        shards: int32 `[documents]`, number of the shard that holds the document.
+        offsets: int64 `[documents]`, byte offset of its first token in that shard.
+        lengths: int64 `[documents]`, tokens; at least 1.
+        byte_lengths: int64 `[documents]`, bytes of the document's text as UTF-8 (for bits per byte).
+        checksums: uint32 `[documents]`, CRC-32 of its tokens' bytes as stored.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.shards: NDArray[np.int32] = columns["shard"]
+        self.offsets: NDArray[np.int64] = columns["offset"]
+        self.lengths: NDArray[np.int64] = columns["tokens"]
+        self.byte_lengths: NDArray[np.int64] = columns["bytes"]
+        self.checksums: NDArray[np.uint32] = columns["checksum"]
+        self._name_blob: NDArray[np.uint8] = columns["name_blob"]
+        self._name_ends: NDArray[np.int64] = columns["name_ends"]
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DocumentIndex":
+        """Reads the index of the data set in this directory.
+
+        Raises:
+            UserError: There is no data set, it is one of several splits (their paths are named), its manifest and
+                columns are damaged, or they do not belong together.
+        """
+        directory = Path(path)
+        manifest = Manifest.load(directory)
+        columns = load_columns(directory)
+        found = fingerprint(manifest.tokenizer_sha256, manifest.token_dtype, columns)
+        if found != manifest.fingerprint:
+            raise UserError(
+                f"{directory / COLUMNS_FILE} does not belong to the manifest beside it (fingerprint {found}, manifest "
+                f"{manifest.fingerprint}); restore both files or build the data set again"
+            )
+        return cls(directory, manifest, columns)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that stand for the documents' tokens, their places and the tokenizer."""
+        return self.manifest.fingerprint
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return int(self.lengths.sum())
+
+    @property
+    def token_dtype(self) -> np.dtype[Any]:
+        """How a token is stored: little-endian uint16 or uint32."""
+        return np.dtype(self.manifest.token_dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, the start token included."""
+        return self.manifest.vocab_size
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The data set's tokenizer, read from its directory on first use.
+
+        Raises:
+            UserError: The file is missing, or is not the one that the data set was built with.
+        """
+        tokenizer = load_tokenizer(self.path)
+        if tokenizer.sha256 != self.manifest.tokenizer_sha256:
+            raise UserError(
+                f"{self.path / TOKENIZER_FILE} is not the tokenizer this data set was built with (sha256 "
+                f"{tokenizer.sha256[:16]}, manifest {self.manifest.tokenizer_sha256[:16]}); restore the file"
+            )
+        return tokenizer
+
+    def name(self, document: int) -> str:
+        """The document's name for people: its file's relative path, or its `id` in a JSONL file."""
+        start = int(self._name_ends[document - 1]) if document else 0
+        return self._name_blob[start : int(self._name_ends[document])].tobytes().decode("utf-8")
+
+    def shard_path(self, shard: int) -> Path:
+        """Where a shard's file lies."""
+        return self.path / self.manifest.shards[shard].name
+
+    def padding_share(self, segment_length: int) -> float:
+        """Share of segment positions that stay empty when every document is cut into segments, 0 to 1."""
+        positions = int((-(-self.lengths // segment_length)).sum()) * segment_length
+        return 1.0 - self.num_tokens / positions
