@@ -1,0 +1,93 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Trains on several processes of this machine: `memformer train CONFIG` once a rank.
+
+Each rank writes RUN_DIR/logs/rank-00000.log and so on; rank 0 is shown here too. Ctrl-C and SIGTERM, SIGUSR1, SIGUSR2
+are passed on to every rank. Settings of the configuration may be given as --section.field VALUE.
+
+exit codes: 0 done; 2 bad usage; 75 saved after a preemption, the same command goes on; 130 interrupted; otherwise the
+code of the first rank that failed (128 + n for signal n)."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from launch.local import launch_processes, rank_environment
+from launch.machine import available_cores, visible_gpus
+
+CPU_PROCESSES = 2  # without GPUs a run is a trial: enough to have ranks that talk, few enough for any machine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `memformer launch local`."""
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+    parser.add_argument(
+        "--nproc",
+        type=positive,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="number of processes (default: one for each visible GPU; where there is none, "
+        f"{CPU_PROCESSES}, or 1 on a single core)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="auto|never|PATH",
+        default=argparse.SUPPRESS,
+        help="where to go on from, as for `memformer train` (default: what `memformer train` does by itself)",
+    )
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="after a signal, how many seconds the ranks have to save and leave before they are killed",
+    )
+    parser.add_argument(
+        "--no-bind-cores",
+        action="store_true",
+        help="let the ranks of a run without GPUs wander over all CPU cores instead of giving each its own "
+        "(runs on GPUs are never bound)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks the configuration, then starts the ranks; returns the exit code of the whole."""
+    from memformer.config import load_config  # pydantic takes a moment, and --help needs none of it
+
+    config = load_config(arguments.config, arguments.overrides)
+    gpus = 0 if config.device == "cpu" else visible_gpus()
+    nproc = getattr(arguments, "nproc", None) or gpus or min(CPU_PROCESSES, len(available_cores()))
+    if 0 < gpus < nproc:
+        raise UserError(
+            f"--nproc {nproc} asks for more processes than there are visible GPUs ({gpus}); lower it, or "
+            "train on the CPU with --device cpu"
+        )
+    resume = ["--resume", arguments.resume] if hasattr(arguments, "resume") else []
+    command = [sys.executable, "-m", "launch.cli", "train", arguments.config, *resume, *arguments.overrides]
+    log_dir = Path(config.run_dir) / "logs"
+    if arguments.dry_run:
+        for rank in range(nproc):
+            variables = rank_environment(rank, nproc, port=0) | {"MASTER_PORT": "PORT"}
+            print(" ".join(f"{name}={value}" for name, value in variables.items()), shlex.join(command))
+        print(f"logs: {log_dir}/rank-00000.log ... rank-{nproc - 1:05d}.log")
+        return 0
+    port = os.environ.get("MASTER_PORT", "")
+    return launch_processes(
+        command,
+        nproc,
+        log_dir,
+        bind_cores=gpus == 0 and not arguments.no_bind_cores,
+        grace_seconds=arguments.grace_seconds,
+        master_port=int(port) if port.isdigit() else None,
+    )
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1; argparse names the option and the value where it is none."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number

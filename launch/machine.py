@@ -1,0 +1,66 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What this machine offers a run: GPUs, cores, a free port. Asked without importing torch, so that it costs nothing."""
+
+import os
+import random
+import socket
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+# Below Linux's range for outgoing connections (32768 and up): between our look and the moment rank 0 listens, torch
+# is imported, and in those seconds any program's connection could be given a port of that range.
+PORT_RANGE = range(20000, 32768)
+
+
+def visible_gpus() -> int:
+    """Counts the GPUs that a process started from here would see.
+
+    `DS_ACCELERATOR=cpu` and an empty `CUDA_VISIBLE_DEVICES` mean none; otherwise `CUDA_VISIBLE_DEVICES` decides, and
+    where that is not set the driver is asked.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        devices = [device.strip() for device in listed.split(",")]
+        # CUDA stops reading at the first entry that is no device, such as -1
+        valid = [device == "" or device.startswith("-") or device == "NoDevFiles" for device in devices]
+        return valid.index(True) if True in valid else len(devices)
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+        return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def available_cores() -> list[int]:
+    """Numbers of the CPU cores that this process may run on, in order."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def core_slices(cores: list[int], parts: int) -> list[list[int]]:
+    """Cuts the cores into contiguous slices whose sizes differ by one at most; all are empty if there are too few."""
+    if parts > len(cores):
+        return [[] for _ in range(parts)]
+    edges = [len(cores) * part // parts for part in range(parts + 1)]
+    return [cores[start:end] for start, end in pairwise(edges)]
+
+
+def free_port(attempts: int = 200) -> int:
+    """Finds a TCP port that nobody listens on.
+
+    Args:
+        attempts: How many random ports to try.
+
+    Raises:
+        OSError: If all of them were taken.
+    """
+    for port in random.SystemRandom().sample(PORT_RANGE, attempts):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free TCP port among {attempts} tried between {PORT_RANGE.start} and {PORT_RANGE.stop - 1}")

@@ -1,0 +1,48 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Settings on the command line: `--section.field VALUE` beside a command's own options.
+
+A command does not know the names of the settings (the configuration does, and refuses the wrong ones), so everything
+that looks like an option and is none of its own is taken for a setting, with the value that follows it.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from launch.cli import OneLineParser
+
+
+def split_overrides(arguments: Sequence[str], known: Collection[str]) -> tuple[list[str], list[str]]:
+    """Takes the settings out of a command line.
+
+    Args:
+        arguments: The command line.
+        known: The command's own options, such as `--nproc`; every other `--name` is a setting.
+
+    Returns:
+        The command's own arguments, and the settings, in the form that `memformer.config.load_config` reads.
+    """
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, _ = argument.partition("=")
+        if not argument.startswith("--") or argument == "--" or name in known:
+            own.append(argument)
+            continue
+        overrides.append(argument)
+        if not equals:
+            overrides.extend(value for value in [next(rest, None)] if value is not None)
+    return own, overrides
+
+
+class OverridesParser(OneLineParser):
+    """A parser that puts the settings of its command line into `overrides` of the result."""
+
+    def parse_known_args(  # type: ignore[override]  # the base class overloads it by the namespace's type
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parses the command's own arguments; the settings are left to the configuration."""
+        own, overrides = split_overrides(args or [], self._option_string_actions)
+        parsed, unknown = super().parse_known_args(own, namespace)
+        parsed.overrides = overrides
+        return parsed, unknown
