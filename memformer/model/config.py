@@ -73,7 +73,10 @@ class MemformerConfig:
         )
         heads = self.effective_writer_heads
         _require(
-            heads >= 1 and self.d_model % heads == 0, "writer_heads", heads, f"choose a divisor of d_model {self.d_model}"
+            heads >= 1 and self.d_model % heads == 0,
+            "writer_heads",
+            heads,
+            f"choose a divisor of d_model {self.d_model}",
         )
         for name in ("vocab_size", "segment_length"):
             value = getattr(self, name)

@@ -25,11 +25,10 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
         self.self_attention = Attention(config)
+        self.reader: MemoryReader | None = None
         if config.num_memory_slots:
             self.read_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
             self.reader = MemoryReader(config)
-        else:
-            self.reader = None
         self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -73,9 +72,7 @@ class DecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """The layer's second and third branch, [B, S, D] -> [B, S, D]."""
         positions = rotary if self.rotary_cross_attention else None
-        x_BSD = x_BSD + self.dropout(
-            self.cross_attention.attend(self.cross_norm(x_BSD), context, positions, mask)
-        )
+        x_BSD = x_BSD + self.dropout(self.cross_attention.attend(self.cross_norm(x_BSD), context, positions, mask))
         return x_BSD + self.dropout(self.feed_forward(self.ff_norm(x_BSD)))
 
     def forward(
@@ -127,11 +124,10 @@ class Memformer(nn.Module):
         self.embedding = Embedding(config, config.vocab_size)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
         self.encoder_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.writer: MemoryWriter | None = None
         if config.num_memory_slots:
             self.writer = MemoryWriter(config)
             self.forget = BiasedMemoryNormalisation(config)
-        else:
-            self.writer = None
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -146,7 +142,9 @@ class Memformer(nn.Module):
             return torch.zeros(batch_size, 0, self.config.d_model, dtype=weight.dtype, device=weight.device)
         return self.forget(None, batch_size)
 
-    def encode(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    def encode(
+        self, segment: Segment, memory_BKD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Reads a segment's context with the memory.
 
         Returns:

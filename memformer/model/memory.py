@@ -72,9 +72,7 @@ class MemoryWriter(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
 
-    def weights(
-        self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
-    ) -> torch.Tensor:
+    def weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """Attention of every slot on [itself ; every token], [B, H, K, 1 + S], rows summing to 1."""
         slots_BKD = memory_BKD * self.slot_scale
         q_BHKE = split_heads(self.query(slots_BKD), self.num_heads) * self.logit_scale

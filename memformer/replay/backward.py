@@ -51,7 +51,7 @@ class RolloutResult:
 
 def autograd_backward(objective: torch.Tensor, remaining: int) -> None:
     """The default `backward`: plain autograd."""
-    objective.backward()
+    objective.backward()  # type: ignore[no-untyped-call]
 
 
 class _WithMemoryGradient(torch.autograd.Function):
@@ -69,6 +69,10 @@ class _WithMemoryGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         return grad_outputs[0], ctx.saved_tensors[0], None
+
+
+def _with_memory_gradient(loss: torch.Tensor, memory: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return _WithMemoryGradient.apply(loss, memory, gradient)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def memory_replay_backward(
@@ -121,7 +125,7 @@ def memory_replay_backward(
                 # Zeros rather than nothing: the writer takes part in every segment's graph, so that all segments
                 # look alike to ZeRO-3 and the writer has a gradient when T = 1.
                 gradient, final_memory = torch.zeros_like(next_memory), next_memory.detach()
-            backward(_WithMemoryGradient.apply(loss / denominator, next_memory, gradient), t)
+            backward(_with_memory_gradient(loss / denominator, next_memory, gradient), t)
             losses.append(loss.detach())
             counts.append(count)
             if t > 0:
@@ -159,7 +163,7 @@ def bptt_backward(
             losses.append(loss)
             counts.append(count)
         objective = torch.stack(losses).sum() / denominator
-        backward(_WithMemoryGradient.apply(objective, memory, torch.zeros_like(memory)), 0)
+        backward(_with_memory_gradient(objective, memory, torch.zeros_like(memory)), 0)
     gradients = (torch.zeros_like(m) if m.grad is None else m.grad for m in memories)
     norms = [gradient.norm() for gradient in gradients]
     return _result([loss.detach() for loss in losses], counts, norms, rollout.carry(memory))
