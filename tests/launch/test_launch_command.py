@@ -1,0 +1,142 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer launch local`: its arguments, what it starts, and how it refuses a wrong configuration."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import cli
+from launch.commands import launch_local
+from launch.overrides import split_overrides
+
+CONFIG = "run_dir: {folder}/run\ndata:\n  path: {folder}/data\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A configuration file, on a machine without GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path))
+    return str(path)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Collects what would be launched, and launches nothing."""
+    calls: list[dict[str, Any]] = []
+
+    def record(command: list[str], nproc: int, log_dir: Path, **options: Any) -> int:
+        calls.append({"command": command, "nproc": nproc, "log_dir": log_dir, **options})
+        return 75
+
+    monkeypatch.setattr(launch_local, "launch_processes", record)
+    return calls
+
+
+def test_settings_pass_through_wherever_they_stand(config: str, launched: list[dict[str, Any]], tmp_path: Path) -> None:
+    line = ["--training.max_steps", "700", config, "--nproc", "3", "--seed=4", "--resume", "never"]
+    assert cli.main(["launch", "local", *line]) == 75, "the ranks' exit code is passed through"
+    (call,) = launched
+    train = [sys.executable, "-m", "launch.cli", "train", config, "--resume", "never"]
+    assert call["command"] == [*train, "--training.max_steps", "700", "--seed=4"]
+    assert (call["nproc"], call["log_dir"]) == (3, tmp_path / "run/logs")
+    assert call["bind_cores"] is True
+
+
+def test_a_run_dir_given_on_the_command_line_has_the_logs(
+    config: str, launched: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    cli.main(["launch", "local", config, "--run_dir", str(tmp_path / "other"), "--no-bind-cores"])
+    assert launched[0]["log_dir"] == tmp_path / "other/logs"
+    assert launched[0]["bind_cores"] is False
+
+
+@pytest.mark.parametrize(("gpus", "cores", "expected"), [("", [0], 1), ("", [0, 1, 2, 3], 2), ("0,1,2", [0], 3)])
+def test_the_default_number_of_processes(
+    config: str,
+    launched: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: str,
+    cores: list[int],
+    expected: int,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(launch_local, "available_cores", lambda: cores)
+    cli.main(["launch", "local", config])
+    assert launched[0]["nproc"] == expected
+    assert launched[0]["bind_cores"] is (gpus == "")
+
+
+def test_more_processes_than_gpus_are_refused_but_not_on_the_cpu(
+    config: str, launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert cli.main(["launch", "local", config, "--nproc", "2"]) == 2
+    assert "visible GPUs (1)" in capsys.readouterr().err
+    assert cli.main(["launch", "local", config, "--nproc", "2", "--device", "cpu"]) == 75
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (["--training.max_stepz", "3"], "training.max_stepz"),
+        (["--nprocs", "3"], "nprocs"),
+        (["--training.max_steps"], "--training.max_steps"),
+        (["--training.max_steps", "many"], "training.max_steps"),
+        (["--nproc", "0"], "--nproc"),
+        (["--nproc", "two"], "--nproc"),
+        (["stray"], "stray"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_start_nothing(
+    config: str, launched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], line: list[str], named: str
+) -> None:
+    try:
+        code: object = cli.main(["launch", "local", config, *line])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert named in error
+    assert error.count("\n") == 1
+    assert launched == []
+
+
+def test_a_missing_configuration_is_one_line(
+    launched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["launch", "local", "no/such.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "no/such.yaml" in error
+    assert error.count("\n") == 1
+    assert launched == []
+
+
+def test_dry_run_prints_each_rank_and_starts_nothing(
+    config: str, launched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["launch", "local", config, "--nproc", "2", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1" in lines[1]
+    assert f"train {config}" in lines[1]
+    assert launched == []
+
+
+def test_help_tells_the_modes_and_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, expected in ((["launch"], "local"), (["launch", "local"], "(default: 120.0)")):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*line, "--help"])
+        assert end.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_split_overrides_keeps_a_value_that_looks_like_an_option() -> None:
+    own, overrides = split_overrides(["a.yaml", "--x.y", "-3", "--known", "1", "--z=--w"], {"--known"})
+    assert own == ["a.yaml", "--known", "1"]
+    assert overrides == ["--x.y", "-3", "--z=--w"]
