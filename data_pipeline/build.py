@@ -97,6 +97,7 @@ def build_dataset(
 
     splits: tuple[str | None, ...] = (None,)
     validation: set[int] = set()
+    scan: _Scan | None = None
     if validation_fraction or chosen is None:
         scan = _scan(files, progress)
         if validation_fraction:
@@ -130,6 +131,8 @@ def build_dataset(
                     progress("writing", position, text_bytes)
             if position == 0:
                 raise UserError(f"the sources hold no text ({dropped} empty documents); nothing was built")
+            if scan is not None and position != len(scan.sizes):
+                raise UserError("the sources changed while they were read; build again when they are at rest")
             # Empty documents belong to no split; each data set counts them all.
             manifests = {target / (split or ""): part.finish(dropped) for split, part in parts.items()}
     except OSError as error:

@@ -1,0 +1,81 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Compares every byte of a data set with the sizes and checksums that were recorded when it was built."""
+
+import hashlib
+import mmap
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from data_pipeline.index import DocumentIndex
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a data set: the file, the damaged document in it if any, and what it is."""
+
+    file: str
+    document: int | None
+    problem: str
+
+
+def verify_dataset(index: DocumentIndex, progress: Callable[[int, int], None] | None = None) -> list[Fault]:
+    """Checks the tokenizer file, each shard's size and SHA-256, and in a bad shard each document's CRC-32.
+
+    Args:
+        index: The data set; loading it has already compared its columns with its manifest.
+        progress: Called as `progress(shards done, shards)`.
+
+    Returns:
+        What is wrong, in the order of the shards; empty when nothing is.
+    """
+    faults = []
+    try:
+        _ = index.tokenizer
+    except UserError as error:
+        faults.append(Fault("tokenizer.json", None, str(error)))
+    for shard in range(len(index.manifest.shards)):
+        faults += _verify_shard(index, shard)
+        if progress:
+            progress(shard + 1, len(index.manifest.shards))
+    return faults
+
+
+def _verify_shard(index: DocumentIndex, shard: int) -> list[Fault]:
+    info = index.manifest.shards[shard]
+    path = index.shard_path(shard)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        return [Fault(info.name, None, f"cannot be read ({error.strerror or error})")]
+    if size == info.size_bytes and digest.hexdigest() == info.sha256:
+        return []
+    problem = (
+        f"has {size} bytes, not {info.size_bytes}" if size != info.size_bytes else "does not have its SHA-256 checksum"
+    )
+    return [Fault(info.name, None, problem), *_bad_documents(index, shard, path, size)]
+
+
+def _bad_documents(index: DocumentIndex, shard: int, path: Path, size: int) -> list[Fault]:
+    faults = []
+    with path.open("rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
+    for document in np.flatnonzero(index.shards == shard).tolist():
+        start = int(index.offsets[document])
+        end = start + int(index.lengths[document]) * index.token_dtype.itemsize
+        if end > size:
+            problem = "is cut off"
+        elif zlib.crc32(content[start:end]) != int(index.checksums[document]):
+            problem = "does not have its checksum"
+        else:
+            continue
+        faults.append(Fault(path.name, document, f"document {document} ({index.name(document)}) {problem}"))
+    return faults
