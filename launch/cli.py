@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"memformer: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[name][0])
-    parser = OneLineParser(
+    # A command that takes settings of the configuration brings the parser that lets them through.
+    parser = getattr(module, "Parser", OneLineParser)(
         prog=f"memformer {name}", description=module.__doc__, formatter_class=HelpFormatter, allow_abbrev=False
     )
     module.add_arguments(parser)

@@ -61,7 +61,7 @@ class ReplayEngine:
         self.config, self.world = config, world
         self.stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
-        self._autocast = functools.partial(
+        self.autocast = functools.partial(
             torch.autocast, world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
         )
 
@@ -72,7 +72,7 @@ class ReplayEngine:
 
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """`Memformer.advance` in the run's precision."""
-        with self._autocast():
+        with self.autocast():
             return self.model.advance(segment, memory)
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -80,7 +80,7 @@ class ReplayEngine:
         if torch.is_grad_enabled():
             loss, count, next_memory = self.deepspeed(segment, memory)
             return loss, count, next_memory
-        with self._autocast():
+        with self.autocast():
             return self.model(segment, memory)  # type: ignore[no-any-return]
 
     def initial_memory(self, lanes: int) -> torch.Tensor:

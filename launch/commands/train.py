@@ -1,0 +1,30 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Train a Memformer. One process by itself, or one of several started by torchrun, srun or memformer launch."""
+
+import argparse
+
+from launch.overrides import OverridesParser
+from memformer.config import describe_fields, load_config
+
+Parser = OverridesParser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The configuration file, what to resume from; settings follow as --section.field VALUE."""
+    parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="auto: from the newest complete checkpoint of run_dir, if any; never: refuse a run_dir that holds a run; "
+        "or the path of a run or checkpoint",
+    )
+    parser.epilog = "settings, each as --section.field VALUE:\n" + describe_fields()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Checks the configuration first; torch and DeepSpeed are imported only for one that holds."""
+    config = load_config(arguments.config, arguments.overrides)
+    from memformer.trainer import train
+
+    train(config, arguments.resume)

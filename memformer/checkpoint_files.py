@@ -1,0 +1,193 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Checkpoints as directories: complete or absent, verified, listed. Knows files, not models; imports no torch.
+
+    RUN/checkpoints/step-00000100/   manifest.json  state.json  tokenizer.json  deepspeed/...  lanes/rank-00000.safetensors
+    RUN/checkpoints/latest           the name of the newest complete one
+
+A checkpoint is written under a temporary name, synced, listed in a manifest of sizes and checksums, renamed, and only
+then named in `latest`. What has no manifest, or does not agree with it, is not a checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from memformer.run_directory import RunDirectory, write_atomically
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointDamaged(UserError):
+    """A checkpoint that does not agree with its manifest."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)
+
+
+def step_directory(run: RunDirectory, step: int) -> Path:
+    """The directory of a step's checkpoint."""
+    return run.checkpoints / f"step-{step:08d}"
+
+
+def temporary_directory(run: RunDirectory, step: int) -> Path:
+    """Where a step's checkpoint is written before it is complete."""
+    return run.checkpoints / f".step-{step:08d}.partial"
+
+
+def relative_files(directory: Path) -> list[str]:
+    """Every file below a directory, by its path within it, sorted; the manifest itself left out."""
+    found = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    return sorted(name for name in found if name != "manifest.json")
+
+
+def describe_file(directory: Path, name: str) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is synced to disk as well."""
+    path = directory / name
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest, size = hashlib.sha256(), 0
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> Path:
+    """Turns the temporary directory of a step into its checkpoint, and names it in `latest`. For one process.
+
+    Args:
+        run: The run.
+        step: Its step.
+        files: By relative path, what `describe_file` returned.
+    """
+    temporary, final = temporary_directory(run, step), step_directory(run, step)
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    for directory in {temporary, *((temporary / name).parent for name in files)}:
+        _sync_directory(directory)
+    if final.exists():
+        shutil.rmtree(final)  # an older life wrote this step, and it was found damaged or is being repeated
+    os.rename(temporary, final)
+    _sync_directory(run.checkpoints)
+    write_atomically(run.checkpoints / "latest", final.name + "\n")
+    return final
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def step_of(directory: Path) -> int:
+    """The step in a checkpoint directory's name.
+
+    Raises:
+        UserError: The name is no checkpoint's.
+    """
+    match = _NAME.fullmatch(directory.name)
+    if match is None:
+        raise UserError(f"{directory}: is not a checkpoint: give a directory named step-00000100 or the like")
+    return int(match[1])
+
+
+def candidates(run: RunDirectory) -> list[Path]:
+    """Directories named like checkpoints, newest first, complete or not."""
+    if not run.checkpoints.is_dir():
+        return []
+    named = [path for path in run.checkpoints.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Checks every file of a checkpoint against its manifest, by size and SHA-256.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointDamaged: Names the first file that is missing or differs.
+    """
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["format"] != FORMAT:
+            raise CheckpointDamaged(f"{path}: format {manifest['format']} is not {FORMAT}: use the version that wrote it")
+        if manifest["step"] != step_of(directory):
+            raise CheckpointDamaged(f"{path}: is the manifest of step {manifest['step']}: the directory was renamed")
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except OSError as error:
+        raise CheckpointDamaged(f"{directory}: incomplete, no manifest.json ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
+    for name, (size, digest) in expected.items():
+        file = directory / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointDamaged(f"{path}: names {name!r}, outside the checkpoint")
+        if not file.is_file():
+            raise CheckpointDamaged(f"{file}: is missing")
+        if file.stat().st_size != size:
+            raise CheckpointDamaged(f"{file}: has {file.stat().st_size} bytes, not {size}")
+        if describe_file(directory, name)["sha256"] != digest:
+            raise CheckpointDamaged(f"{file}: its content changed (SHA-256 differs)")
+    return manifest  # type: ignore[no-any-return]
+
+
+def newest_complete(run: RunDirectory) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    skipped = []
+    for directory in candidates(run):
+        try:
+            verify(directory)
+            return directory, skipped
+        except CheckpointDamaged as damage:
+            skipped.append(str(damage))
+    return None, skipped
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint that a user means by a run directory (its newest complete one) or a checkpoint directory.
+
+    Raises:
+        UserError: There is none.
+        CheckpointDamaged: The one that was named does not verify.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
+    if _NAME.fullmatch(given.name):
+        verify(given)
+        return given
+    found, skipped = newest_complete(RunDirectory(given))
+    if found is None:
+        reasons = f" ({'; '.join(skipped)})" if skipped else ""
+        raise UserError(f"{given}: holds no complete checkpoint{reasons}: give a run that has saved one")
+    return found
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """state.json of a verified checkpoint."""
+    return json.loads((directory / "state.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def delete_old(run: RunDirectory, keep_last: int) -> list[Path]:
+    """Deletes all but the newest `keep_last` checkpoints, and temporary directories of earlier lives.
+
+    To be called after a newer checkpoint is complete. Returns what was deleted.
+    """
+    stale = [path for path in run.checkpoints.iterdir() if path.is_dir() and path.name.endswith(".partial")]
+    deleted = [*candidates(run)[keep_last:], *stale]
+    for path in deleted:
+        # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
+        doomed = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.partial"))
+        shutil.rmtree(doomed, ignore_errors=True)
+    return deleted

@@ -1,0 +1,103 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`RunDirectory`: where a run's files lie, and how its metrics and events are written.
+
+    RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
+"""
+
+import datetime
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+TIMING_FIELDS = frozenset(
+    {"step_seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes", "mfu", "hfu"}
+)
+"""Fields of metrics.jsonl that depend on the machine's speed; all others are equal when a run is repeated."""
+
+
+class RunDirectory:
+    """The paths of a run."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.deepspeed = self.root / "deepspeed.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.events = self.root / "events.jsonl"
+        self.logs = self.root / "logs"
+        self.tensorboard = self.root / "tensorboard"
+        self.audit = self.root / "audit"
+        self.checkpoints = self.root / "checkpoints"
+
+    def create(self) -> None:
+        """Makes the directory.
+
+        Raises:
+            UserError: It cannot be made.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: {self.root} cannot be made ({error.strerror}): choose another") from None
+
+    def event(self, kind: str, **details: Any) -> None:
+        """Appends one line to events.jsonl: time (UTC), event, and its details."""
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(json_ready({"time": now, "event": kind, **details})) + "\n")
+
+
+def truncate_lines(path: Path, last_step: int) -> int:
+    """Drops the lines of a JSONL file whose `step` lies after `last_step`, and a half-written last line.
+
+    A resumed run trains these steps again, and each step stands in the file once.
+
+    Returns:
+        The number of lines dropped.
+    """
+    if not path.exists():
+        return 0
+    kept, dropped = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            keep = line.endswith("\n") and json.loads(line)["step"] <= last_step
+        except (ValueError, KeyError, TypeError):
+            keep = False
+        if keep:
+            kept.append(line)
+        else:
+            dropped += 1
+    if dropped:
+        write_atomically(path, "".join(kept))
+    return dropped
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file by one with this text, or leaves it as it was: synced, then renamed."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner alone
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def json_ready(value: Any) -> Any:
+    """The value with non-finite numbers as null, which JSON has no word for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: json_ready(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(each) for each in value]
+    return value
