@@ -69,8 +69,8 @@ def build_dataset(
     """Builds a data set from text; `out` appears when everything is on disk, and not before.
 
     Without `validation_fraction`, `out` is the data set. With it, `out/train` and `out/validation` are one each. The
-    documents held out are chosen by the hash of their text, whole and with all their copies, until they make up the
-    fraction of the text; one that is larger than what is missing is passed over. Either side gets one or more.
+    documents held out are whole, taken with all their copies in the order of their texts' hashes, as many as fit into
+    the fraction; one too large is passed over until half of it is filled. Either side gets one or more.
 
     Args:
         sources: Text files, JSONL files and directories (`data_pipeline.sources` tells how they are read).
@@ -110,12 +110,12 @@ def build_dataset(
     settings = {
         "format": format,
         "tokenizer": tokenizer.partition(":")[0] if tokenizer.startswith("bpe:") else tokenizer,
-        "shard_megabytes": shard_megabytes,
-        "validation_fraction": validation_fraction,
-        "bpe_training_megabytes": bpe_training_megabytes,
+        "shard_megabytes": float(shard_megabytes),
+        "validation_fraction": float(validation_fraction),
+        "bpe_training_megabytes": float(bpe_training_megabytes),
     }
     try:
-        with _new_directory(target, overwrite) as directory, ExitStack() as stack:
+        with _new_directory(target.resolve(), overwrite) as directory, ExitStack() as stack:
             parts = {split: _DatasetWriter(directory, split, chosen, settings) for split in splits}
             pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="tokenize"))
             position = text_bytes = dropped = 0
@@ -194,7 +194,7 @@ def _scan(files: Sequence[SourceFile], progress: Progress | None) -> _Scan:
 
 
 def _validation_documents(scan: _Scan, fraction: float) -> set[int]:
-    """Documents held out: in the order of their hashes, those that still fit into the fraction of all text."""
+    """Documents held out: in the order of their hashes, as many as fit into the fraction of all text."""
     texts, copies = np.unique(scan.hashes, return_inverse=True)
     if len(texts) < 2:
         raise UserError(
@@ -209,8 +209,8 @@ def _validation_documents(scan: _Scan, fraction: float) -> set[int]:
         if taken + size <= wanted and count < len(texts) - 1:
             held_out[text] = True
             taken, count = taken + size, count + 1
-            if taken >= 0.9 * wanted:
-                break
+        elif taken >= wanted / 2:
+            break  # filling the rest with whatever still fits would hold out the short texts
     if count == 0:
         held_out[int(sizes.argmin())] = True
     return set(np.flatnonzero(held_out[copies]).tolist())

@@ -1,0 +1,320 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Builds, inspects and traces data sets of long documents."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from data_pipeline import DocumentIndex, UserError, build_dataset, lanes_of, trace_rows
+from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
+from data_pipeline.plan import Order
+from data_pipeline.shards import WRITERS
+from data_pipeline.stream import plan_for
+from data_pipeline.verify import verify_dataset
+
+_MOST_DEFAULT_WORKERS = 8
+_FAULTS_SHOWN = 20
+_BAR_WIDTH = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the subcommands build, inspect and trace."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="build|inspect|trace")
+
+    def command(name: str, summary: str, run_command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=parser.formatter_class, allow_abbrev=False
+        )
+        added.set_defaults(run_command=run_command)
+        return added
+
+    _add_build_arguments(command("build", "Turns text into token shards, complete or not at all.", _build))
+    _add_inspect_arguments(command("inspect", "Shows what a data set holds, and whether it is whole.", _inspect))
+    _add_trace_arguments(command("trace", "Shows what every rank would read: one JSON line a segment.", _trace))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the chosen subcommand; returns the exit code."""
+    return int(arguments.run_command(arguments))
+
+
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="text file (one document), .jsonl file (a document a line: text, and id if you like), either of them "
+        "gzipped, or a directory, searched for .txt, .md and .jsonl",
+    )
+    _add_required(parser, "--out", metavar="DIR", help="directory to make")
+    add("--format", choices=list(WRITERS), default="webdataset", help="storage format of the shards")
+    add(
+        "--tokenizer",
+        metavar="bytes|bpe:FILE|train-bpe:VOCAB",
+        default="bytes",
+        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set, or BPE trained on the sources "
+        "(VOCAB counts all ids, the start token included)",
+    )
+    workers = min(_MOST_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
+    add("--workers", metavar="N", type=int, default=workers, help="tokenizing threads; they do not change the result")
+    add("--shard-megabytes", metavar="MB", type=float, default=128.0, help="largest size of a shard, in 10^6 bytes")
+    add(
+        "--validation-fraction",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="share of the text held out, in whole documents, from 0 to below 1; above 0, DIR/train and DIR/validation "
+        "are the data sets, otherwise DIR is",
+    )
+    add(
+        "--bpe-training-megabytes",
+        metavar="MB",
+        type=float,
+        default=256.0,
+        help="text that a BPE is trained on at most, in 10^6 bytes; of more text a sample is taken",
+    )
+    add("--overwrite", action="store_true", help="replace a data set in DIR when the new one is complete")
+    _add_json(parser)
+
+
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DIR", help="a data set, or the directory of its splits")
+    parser.add_argument(
+        "--segment-length", metavar="S", type=int, default=512, help="tokens a segment, for the share of padding"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read every byte and compare sizes and checksums; exit code 1 on damage"
+    )
+    _add_json(parser)
+
+
+def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DIR", help="a data set")
+    _add_required(parser, "--lanes", metavar="B", type=int, help="lanes of the global batch")
+    _add_required(parser, "--segment-length", metavar="S", type=int, help="tokens a segment")
+    _add_required(parser, "--num-segments", metavar="T", type=int, help="segments a rollout")
+    _add_required(parser, "--steps", metavar="N", type=int, help="optimizer steps (rollouts) to show")
+    add("--world-size", metavar="W", type=int, default=1, help="data-parallel ranks")
+    add("--seed", metavar="X", type=int, default=0, help="seed of the order of the documents")
+    add("--order", choices=get_args(Order), default="shuffled", help="order in which an epoch queues the documents")
+    add("--epochs", metavar="E", type=int, default=0, help="end after this many epochs; 0 goes on for ever")
+    add("--state-in", metavar="F", default=argparse.SUPPRESS, help="go on from this state file (JSON)")
+    add("--state-out", metavar="F", default=argparse.SUPPRESS, help="write the state after the last step (JSON)")
+    parser.epilog = (
+        "Each line is {step, rank, lane, segment, epoch, document, start, length, reset}: tokens start .. start+length "
+        "of the document are the segment's targets. step is the optimizer step, from 1; lane is global; segment is the "
+        "place in the rollout, from 0. An idle lane has no line."
+    )
+
+
+def _add_required(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    parser.add_argument(name, required=True, default=argparse.SUPPRESS, **settings)  # no default to show in --help
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    progress = _BuildProgress() if sys.stderr.isatty() else None
+    try:
+        report = build_dataset(
+            arguments.sources,
+            arguments.out,
+            format=arguments.format,
+            tokenizer=arguments.tokenizer,
+            workers=arguments.workers,
+            shard_megabytes=arguments.shard_megabytes,
+            validation_fraction=arguments.validation_fraction,
+            bpe_training_megabytes=arguments.bpe_training_megabytes,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    finally:
+        if progress:
+            progress.end()
+    for path, manifest in report.manifests.items():
+        print(
+            f"{path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of "
+            f"text, {len(manifest.shards)} shards"
+        )
+    if report.dropped_documents:
+        print(f"{report.dropped_documents:,} documents without text were left out")
+    wanted = arguments.tokenizer.partition("train-bpe:")[2]
+    if wanted and int(wanted) != report.vocab_size:
+        print(f"the text gave {report.vocab_size:,} ids of the {int(wanted):,} asked for")
+    if arguments.json:
+        result = _summary(Path(arguments.out), {path: _counts(found) for path, found in report.manifests.items()})
+        result |= {"dropped_documents": report.dropped_documents, "vocab_size": report.vocab_size}
+        print(json.dumps(result | {"seconds": round(time.monotonic() - began, 3)}))
+    return 0
+
+
+def _counts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "text_bytes": manifest.text_bytes,
+        "shards": len(manifest.shards),
+        "shard_bytes": sum(shard.size_bytes for shard in manifest.shards),
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def _summary(root: Path, parts: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """One data set's facts as they are; of several, the sums, and each under `splits`."""
+    if list(parts) == [root]:
+        return {"path": str(root), **parts[root]}
+    names = ("documents", "tokens", "text_bytes", "shards", "shard_bytes")
+    sums = {name: sum(part[name] for part in parts.values()) for name in names}
+    return {"path": str(root), **sums, "splits": {path.name: part for path, part in parts.items()}}
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.segment_length < 1:
+        raise UserError(f"--segment-length is {arguments.segment_length}; give 1 or more")
+    root = Path(arguments.data)
+    splits = [root / split for split in SPLITS if (root / split / MANIFEST_FILE).is_file()]
+    parts: dict[Path, dict[str, Any]] = {}
+    for path in [root] if (root / MANIFEST_FILE).is_file() or not splits else splits:
+        index = DocumentIndex.load(path)
+        part = _facts(index, arguments.segment_length)
+        _print_facts(path, part)
+        if arguments.verify:
+            part["faults"] = _verify(index)
+        parts[path] = part
+    damaged = sum(len(part.get("faults", ())) for part in parts.values())
+    if arguments.json:
+        outcome = {"verified": not damaged} if arguments.verify else {}
+        print(json.dumps(_summary(root, parts) | outcome))
+    return 1 if damaged else 0
+
+
+def _facts(index: DocumentIndex, segment_length: int) -> dict[str, Any]:
+    manifest, lengths = index.manifest, index.lengths
+    exponents = np.frexp(lengths.astype(np.float64))[1] - 1
+    histogram = [
+        {"from": 1 << exponent, "to": (2 << exponent) - 1, "documents": int((exponents == exponent).sum())}
+        for exponent in range(int(exponents.min()), int(exponents.max()) + 1)
+    ]
+    return {
+        **_counts(manifest),
+        "format": manifest.storage,
+        "tokenizer": str(manifest.settings["tokenizer"]),
+        "vocab_size": manifest.vocab_size,
+        "token_bits": 8 * index.token_dtype.itemsize,
+        "dropped_documents": manifest.dropped_documents,
+        "segment_length": segment_length,
+        "padding_share": round(index.padding_share(segment_length), 6),
+        "shortest": int(lengths.min()),
+        "median": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+        "histogram": histogram,
+    }
+
+
+def _print_facts(path: Path, facts: dict[str, Any]) -> None:
+    rows = {
+        "documents": f"{facts['documents']:,}",
+        "tokens": f"{facts['tokens']:,} ({facts['text_bytes'] / facts['tokens']:.2f} bytes of text each)",
+        "tokenizer": f"{facts['tokenizer']}, {facts['vocab_size']:,} ids, stored as uint{facts['token_bits']}",
+        "shards": f"{facts['shards']:,} ({facts['format']}, {facts['shard_bytes'] / 1e6:,.1f} MB)",
+        "padding": f"{facts['padding_share']:.2%} of the positions at {facts['segment_length']} tokens a segment",
+        "lengths": f"{facts['shortest']:,} to {facts['longest']:,} tokens, median {facts['median']:,.0f}",
+    }
+    print(path)
+    for name, value in rows.items():
+        print(f"  {name:<10} {value}")
+    most = max(bucket["documents"] for bucket in facts["histogram"])
+    print(f"  {'tokens':>21}  documents")
+    for bucket in facts["histogram"]:
+        bar = "#" * -(-bucket["documents"] * _BAR_WIDTH // most)
+        print(f"  {bucket['from']:>9,} - {bucket['to']:>9,}  {bucket['documents']:>9,}  {bar}")
+
+
+def _verify(index: DocumentIndex) -> list[dict[str, Any]]:
+    faults = verify_dataset(index)
+    if not faults:
+        print("  verified   every size and checksum is as recorded")
+    for fault in faults[:_FAULTS_SHOWN]:
+        print(f"{index.path / fault.file}: {fault.problem}", file=sys.stderr)
+    if len(faults) > _FAULTS_SHOWN:
+        print(f"{index.path}: {len(faults) - _FAULTS_SHOWN:,} more faults (all with --json)", file=sys.stderr)
+    if faults:
+        print(f"{index.path} is damaged: restore the files named, or build the data set again", file=sys.stderr)
+    return [{"file": fault.file, "document": fault.document, "problem": fault.problem} for fault in faults]
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    for name in ("num_segments", "world_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 1 or more")
+    for name in ("steps", "epochs"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; give 0 or more")
+    if arguments.lanes < arguments.world_size:
+        raise UserError(f"--lanes is {arguments.lanes}; give {arguments.world_size} or more, one for each rank")
+    plan = plan_for(
+        DocumentIndex.load(arguments.data),
+        num_lanes=arguments.lanes,
+        segment_length=arguments.segment_length,
+        seed=arguments.seed,
+        epochs=arguments.epochs or None,
+        order=arguments.order,
+    )
+    if "state_in" in arguments:
+        plan.load_state_dict(_read_state(Path(arguments.state_in)))
+    for _ in range(arguments.steps):
+        rollout = plan.next_rollout(arguments.num_segments)
+        if rollout is None:
+            break
+        for rank in range(arguments.world_size):
+            block = rollout.block(lanes_of(rank, arguments.world_size, arguments.lanes))
+            for row in trace_rows(block, rank):
+                print(json.dumps(row))
+    if "state_out" in arguments:
+        try:
+            Path(arguments.state_out).write_text(json.dumps(plan.state_dict()) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--state-out {arguments.state_out}: cannot be written ({error.strerror})") from None
+    return 0
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--state-in {file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"--state-in {file}: not JSON ({error}); give a file written by --state-out") from None
+    if not isinstance(state, dict):
+        raise UserError(f"--state-in {file}: not a state; give a file written by --state-out")
+    return state
+
+
+class _BuildProgress:
+    """One line on stderr that counts documents and bytes; for a person at a terminal."""
+
+    def __init__(self) -> None:
+        self._began = self._shown = time.monotonic()
+
+    def __call__(self, stage: str, documents: int, text_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._shown > 0.2:
+            self._shown = now
+            line = f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {now - self._began:.0f} s"
+            print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Wipes the line."""
+        print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)

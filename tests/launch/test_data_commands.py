@@ -1,0 +1,177 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer data build|inspect|trace` as a user meets them: output, JSON, exit codes, one-line errors."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline import DocumentIndex, SegmentStream, trace_rows
+from launch.cli import main
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    file = tmp_path / "source.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"{i} " + "word " * (7 * i), "id": f"doc-{i}"}) for i in range(12)))
+    return file
+
+
+@pytest.fixture
+def dataset(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["data", "build", str(source), "--out", str(tmp_path / "set")]) == 0
+    capsys.readouterr()
+    return tmp_path / "set"
+
+
+def trace(capsys: pytest.CaptureFixture[str], data: Path, *options: object) -> list[dict[str, Any]]:
+    shape = ["--lanes", 3, "--segment-length", 16, "--num-segments", 2, *options]
+    assert main(["data", "trace", str(data), *map(str, shape)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def without_rank(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "rank"} for row in rows]
+
+
+def test_build_reports_what_it_wrote(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tokenizer", "train-bpe:300", "--validation-fraction", "0.3", "--workers", "2", "--json"]
+    assert main(["data", "build", str(source), "--out", str(tmp_path / "set"), *options]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""  # no progress where nobody watches
+    *lines, last = output.out.splitlines()
+    result = json.loads(last)
+    train, validation = (DocumentIndex.load(tmp_path / "set" / split) for split in ("train", "validation"))
+    assert result["documents"] == 12 == len(train) + len(validation)
+    assert result["splits"]["validation"]["tokens"] == validation.num_tokens
+    assert result["splits"]["train"]["fingerprint"] == train.fingerprint
+    assert result["vocab_size"] == train.vocab_size < 300
+    assert f"{len(train)} documents" in lines[0] and "300 asked for" in lines[-1]
+
+
+def test_build_help_tells_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("build", "inspect", "trace"):
+        with pytest.raises(SystemExit) as ended:
+            main(["data", command, "--help"])
+        assert ended.value.code == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "None" not in text and "SUPPRESS" not in text
+        if command == "build":
+            assert "shard, in 10^6 bytes (default: 128.0)" in text and "(default: bytes)" in text
+
+
+def test_inspect_shows_documents_tokens_and_lengths(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(dataset), "--segment-length", "64", "--verify", "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    facts, index = json.loads(last), DocumentIndex.load(dataset)
+    assert (facts["documents"], facts["tokens"], facts["verified"]) == (12, index.num_tokens, True)
+    assert facts["padding_share"] == pytest.approx(index.padding_share(64), abs=1e-6)
+    assert sum(bucket["documents"] for bucket in facts["histogram"]) == 12
+    for bucket in facts["histogram"]:
+        within = (index.lengths >= bucket["from"]) & (index.lengths <= bucket["to"])
+        assert bucket["documents"] == within.sum()
+    assert any("every size and checksum is as recorded" in line for line in lines)
+
+
+def test_inspect_takes_a_directory_of_splits(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "set")
+    assert main(["data", "build", str(source), "--out", out, "--validation-fraction", "0.2"]) == 0
+    assert main(["data", "inspect", out, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert facts["documents"] == sum(split["documents"] for split in facts["splits"].values()) == 12
+    assert "verified" not in facts
+    assert (
+        main(["data", "trace", out, *["--lanes", "1", "--segment-length", "1", "--num-segments", "1", "--steps", "1"]])
+        == 2
+    )
+    assert f"{out}/train and {out}/validation" in capsys.readouterr().err
+
+
+def test_inspect_verify_names_shard_and_document(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = DocumentIndex.load(dataset)
+    shard = index.shard_path(0)
+    content = bytearray(shard.read_bytes())
+    content[int(index.offsets[5])] ^= 1
+    shard.write_bytes(content)
+    assert main(["data", "inspect", str(dataset)]) == 0
+    assert main(["data", "inspect", str(dataset), "--verify", "--json"]) == 1
+    output = capsys.readouterr()
+    assert f"{shard}: document 5 (doc-5) does not have its checksum" in output.err
+    facts = json.loads(output.out.splitlines()[-1])
+    assert facts["verified"] is False and [fault["document"] for fault in facts["faults"]] == [None, 5]
+
+
+def test_trace_is_what_streams_deliver(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = trace(capsys, dataset, "--steps", 9, "--world-size", 2, "--seed", 4)
+    delivered: dict[int, list[dict[str, Any]]] = {}
+    for rank in range(2):
+        with SegmentStream(
+            dataset, num_lanes=3, segment_length=16, num_segments=2, seed=4, rank=rank, world_size=2
+        ) as stream:
+            for batch in itertools.islice(stream, 9):
+                delivered.setdefault(batch.step + 1, []).extend(trace_rows(batch, rank))
+    assert rows == [row for step in sorted(delivered) for row in delivered[step]]
+    assert list(rows[0]) == ["step", "rank", "lane", "segment", "epoch", "document", "start", "length", "reset"]
+    assert rows[0]["step"] == 1 and rows[-1]["step"] == 9
+    assert without_rank(rows) == without_rank(trace(capsys, dataset, "--steps", 9, "--seed", 4))
+
+
+def test_trace_goes_on_from_a_state(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state.json"
+    whole = trace(capsys, dataset, "--steps", 10)
+    first = trace(capsys, dataset, "--steps", 4, "--state-out", state)
+    rest = trace(capsys, dataset, "--steps", 6, "--state-in", state, "--world-size", 3)
+    assert without_rank(whole) == without_rank(first + rest)
+    # Another number of lanes: the rest of the two epochs, each token once.
+    trace(capsys, dataset, "--steps", 4, "--epochs", 2, "--state-out", state)
+    rest = trace(capsys, dataset, "--steps", 10_000, "--epochs", 2, "--state-in", state, "--lanes", 2)
+    read: dict[tuple[int, int], int] = {}
+    for row in first + rest:
+        key = (row["epoch"], row["document"])
+        assert read.get(key, 0) == row["start"]
+        read[key] = row["start"] + row["length"]
+    lengths = DocumentIndex.load(dataset).lengths.tolist()
+    assert read == {(epoch, document): n for epoch in range(2) for document, n in enumerate(lengths)}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--lanes", "1", "--world-size", "2"], "--lanes is 1; give 2 or more"),
+        (["--num-segments", "0"], "--num-segments is 0"),
+        (["--steps", "-1"], "--steps is -1"),
+        (["--segment-length", "0"], "segment_length is 0"),
+        (["--state-in", "missing.json"], "--state-in missing.json: cannot be read"),
+        (["--state-in", "SOURCE"], "not JSON"),
+        (["--state-out", "missing/state.json"], "--state-out missing/state.json: cannot be written"),
+    ],
+)
+def test_trace_mistakes_are_one_line(
+    dataset: Path, source: Path, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--lanes", "3", "--segment-length", "16", "--num-segments", "2", "--steps", "1"]
+    given = [str(source) if option == "SOURCE" else option for option in options]
+    assert main(["data", "trace", str(dataset), *shape, *given]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+
+
+def test_build_and_inspect_mistakes_are_one_line(
+    dataset: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, complaint in (
+        (["build", str(source), "--out", str(dataset)], "say --overwrite"),
+        (["build", str(tmp_path / "none.txt"), "--out", str(tmp_path / "new")], "no such file"),
+        (["inspect", str(tmp_path / "none")], "no data set at"),
+        (["inspect", str(dataset), "--segment-length", "0"], "--segment-length is 0"),
+    ):
+        assert main(["data", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error and error.count("\n") == 1
+    for arguments in (["data"], ["data", "mend"], ["data", "build", str(source)]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert main(["data", "build", str(source), "--out", str(dataset), "--overwrite"]) == 0
