@@ -174,7 +174,7 @@ class _Inbox:
 
     def wait(self, seconds: float) -> list[int]:
         """Sleeps until a signal arrives or the time is up; returns the signals to pass on."""
-        if select.select([self.wake], [], [], max(0.0, seconds))[0]:
+        if select.select([self.wake], [], [], seconds)[0]:
             os.read(self.wake, 4096)
         arrived, self.waiting = self.waiting, []
         return arrived
@@ -213,6 +213,7 @@ class _Supervisor:
         self.started = time.monotonic()
         self.passed_on: list[int] = []
         self.failure: Rank | None = None  # the first rank that failed by itself
+        self.obeyed: int | None = None  # exit code of the first rank that ended by a signal passed on to it
         self.saved = False  # a rank said EXIT_SAVED before any failed
         self.shown = False  # whether the failure was told
         self.terminate_at = self.kill_at = float("inf")  # time.monotonic() when the others get SIGTERM, SIGKILL
@@ -221,7 +222,8 @@ class _Supervisor:
         """Returns the exit code of the whole."""
         while any(rank.code is None for rank in self.ranks):
             now = time.monotonic()
-            for signum in self.inbox.wait(min(POLL_SECONDS, self.terminate_at - now, self.kill_at - now)):
+            next_deadline = max(0.01, min(self.terminate_at, self.kill_at) - now)
+            for signum in self.inbox.wait(min(POLL_SECONDS, next_deadline)):
                 self._pass_on(signum)
             ended = [rank for rank in self.ranks if rank.poll()]
             self.echo.copy()
@@ -251,13 +253,14 @@ class _Supervisor:
             self.saved = self.saved or self.failure is None
             self._kill_in(self.grace_seconds)
             return
+        if rank.code in {128 + PASSED_ON[signal.Signals(signum)] for signum in self.passed_on}:
+            self.obeyed = self.obeyed or rank.code
+            return
         if self.failure is not None:
             return
         self.failure = rank
         now = time.monotonic()
-        if self._obeyed(rank):
-            self.shown = True  # nothing to report; the others will end likewise
-        elif rank.code == EXIT_USAGE:
+        if rank.code == EXIT_USAGE:
             self.terminate_at = now + USAGE_WAIT_SECONDS
         else:
             self._show_failure()
@@ -278,12 +281,12 @@ class _Supervisor:
             stubborn = [rank for rank in self._alive() if not rank.killed]
             if stubborn:
                 say(f"killing {', '.join(f'rank {rank.rank}' for rank in stubborn)}: not gone in time")
+                for rank in stubborn:
+                    rank.kill()
             elif now >= self.kill_at + KILL_WAIT_SECONDS:
                 for rank in self._alive():
                     say(f"rank {rank.rank} (process {rank.process.pid}) does not end even when killed; leaving it")
                 return False
-            for rank in stubborn:
-                rank.kill()
         return True
 
     def _result(self) -> int:
@@ -294,12 +297,13 @@ class _Supervisor:
             say(f"saved and stopped; the same command goes on from there ({ends})")
             return EXIT_SAVED
         if self.failure is not None and self.failure.code is not None:
-            if self._obeyed(self.failure):
-                say(f"stopped ({ends})")
-            elif codes[0] != EXIT_USAGE:  # otherwise rank 0 has told the user what to mend, and that is all
+            if codes[0] != EXIT_USAGE:  # otherwise rank 0 has told the user what to mend, and that is all
                 self._show_failure()
                 say(f"failed: {', '.join(f'rank {rank} {code}' for rank, code in enumerate(codes) if code)} ({ends})")
             return self.failure.code
+        if self.obeyed is not None:
+            say(f"stopped ({ends})")
+            return self.obeyed
         if any(codes) or None in codes:
             say(f"stopped by force ({ends})")
             return 128 + signal.SIGKILL
@@ -322,10 +326,6 @@ class _Supervisor:
             return
         lines = "".join(f"  | {line}\n" for line in last_lines(rank.log, rank.log_start))
         say(f"rank {rank.rank} failed ({reason}); the end of {rank.log}:\n{lines.rstrip()}")
-
-    def _obeyed(self, rank: Rank) -> bool:
-        """Whether the rank ended by a signal that was passed on to it."""
-        return rank.code in {128 + PASSED_ON[signal.Signals(signum)] for signum in self.passed_on}
 
     def _kill_in(self, seconds: float) -> None:
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)

@@ -107,6 +107,31 @@ def candidates(run: RunDirectory) -> list[Path]:
     return sorted(named, key=step_of, reverse=True)
 
 
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, without a look at the files it names.
+
+    Raises:
+        CheckpointDamaged: It is missing, unreadable, of another format, or names files outside the checkpoint.
+    """
+    path = directory / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, step = manifest["format"], manifest["step"]
+        names = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()]
+    except OSError as error:
+        raise CheckpointDamaged(f"{directory}: incomplete, no manifest.json ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
+    if version != FORMAT:
+        raise CheckpointDamaged(f"{path}: format {version} is not {FORMAT}: use the version that wrote it")
+    if step != step_of(directory):
+        raise CheckpointDamaged(f"{path}: is the manifest of step {step}: the directory was renamed")
+    for name, _, _ in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointDamaged(f"{path}: names {name!r}, outside the checkpoint")
+    return manifest
+
+
 def verify(directory: Path) -> dict[str, Any]:
     """Checks every file of a checkpoint against its manifest, by size and SHA-256.
 
@@ -116,30 +141,16 @@ def verify(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointDamaged: Names the first file that is missing or differs.
     """
-    path = directory / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = manifest["files"]
-        if manifest["format"] != FORMAT:
-            raise CheckpointDamaged(f"{path}: format {manifest['format']} is not {FORMAT}: use the version that wrote it")
-        if manifest["step"] != step_of(directory):
-            raise CheckpointDamaged(f"{path}: is the manifest of step {manifest['step']}: the directory was renamed")
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except OSError as error:
-        raise CheckpointDamaged(f"{directory}: incomplete, no manifest.json ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
-    for name, (size, digest) in expected.items():
+    manifest = read_manifest(directory)
+    for name, entry in manifest["files"].items():
         file = directory / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointDamaged(f"{path}: names {name!r}, outside the checkpoint")
         if not file.is_file():
             raise CheckpointDamaged(f"{file}: is missing")
-        if file.stat().st_size != size:
-            raise CheckpointDamaged(f"{file}: has {file.stat().st_size} bytes, not {size}")
-        if describe_file(directory, name)["sha256"] != digest:
+        if file.stat().st_size != entry["bytes"]:
+            raise CheckpointDamaged(f"{file}: has {file.stat().st_size} bytes, not {entry['bytes']}")
+        if describe_file(directory, name)["sha256"] != entry["sha256"]:
             raise CheckpointDamaged(f"{file}: its content changed (SHA-256 differs)")
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def newest_complete(run: RunDirectory) -> tuple[Path | None, list[str]]:

@@ -1,0 +1,74 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Perplexity of a model on a data set, with the memory carried and with it reset at every segment.
+
+Both figures see the previous segment; the second shows what the memory adds beyond it. By position: targets from the
+given token of their document on. Memory use does not depend on the length of the documents.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --data and how much of it."""
+    from launch.models import add_model_arguments
+
+    add_model_arguments(parser)
+    parser.add_argument("--data", required=True, metavar="DIR", help="data set; with splits, its validation/ is used")
+    parser.add_argument("--lanes", type=int, default=8, metavar="B", help="documents read side by side")
+    parser.add_argument("--max-segments", type=int, metavar="N", help="segments a lane at most (None: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Scores the data set and prints a table."""
+    from data_pipeline import DocumentIndex, SegmentStream, UserError
+    from launch.models import open_model
+    from memformer.evaluation import evaluate
+
+    for name in ("lanes", "max_segments"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
+    model, tokenizer = open_model(arguments)
+    directory = Path(arguments.data)
+    if (directory / "validation" / "manifest.json").exists():
+        directory = directory / "validation"
+    index = DocumentIndex.load(directory)
+    if index.manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(
+            f"--data {directory}: was built with another tokenizer than the model's: build it with "
+            f"--tokenizer bpe:{Path(arguments.model) / 'tokenizer.json'} (bytes for a byte model)"
+        )
+    length = model.config.segment_length
+    if length is None:
+        raise UserError(f"{arguments.model}: config.json names no segment_length: export the model again")
+    with SegmentStream(
+        index,
+        num_lanes=min(arguments.lanes, len(index)),
+        segment_length=length,
+        num_segments=1,
+        epochs=1,
+        order="longest_first",
+    ) as stream:
+        scores = evaluate(model, stream, model.encoder_norm.weight.device, max_segments=arguments.max_segments)
+    result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
+    bytes_per_token = int(index.byte_lengths.sum()) / max(1, index.num_tokens)
+    for report in result.values():
+        report["bits_per_byte"] = report["loss"] / math.log(2) / bytes_per_token
+    show(result)
+    if arguments.json:
+        print(json.dumps(result))
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table for people."""
+    with_memory, reset = result["with_memory"], result["memory_reset"]
+    print(f"{'position':>22}  {'tokens':>10}  {'with memory':>11}  {'memory reset':>12}   (perplexity)")
+    for ours, theirs in zip(with_memory["by_position"], reset["by_position"], strict=True):
+        place = f"{ours['from']:,}..{ours['to'] - 1:,}"
+        print(f"{place:>22}  {ours['tokens']:>10,}  {ours['perplexity']:>11.4f}  {theirs['perplexity']:>12.4f}")
+    print(f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}")
+    print(f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}")

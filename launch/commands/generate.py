@@ -1,0 +1,88 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Continue a text. Memory use depends neither on the prompt's length nor on the continuation's."""
+
+import argparse
+import codecs
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, the prompt, how much to write and how to draw."""
+    from launch.models import add_model_arguments
+
+    add_model_arguments(parser)
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue; empty starts a document")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 file to continue; - reads standard input")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="tokens to write")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the most likely token")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens (None: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the tokens that reach this probability")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Streams the continuation to standard output."""
+    from launch.models import open_model
+    from memformer.generation import generate
+
+    check(arguments)
+    text = read_prompt(arguments)
+    model, tokenizer = open_model(arguments)
+    prompt = tokenizer.encode(text).tolist()
+    started = time.perf_counter()
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    written, count = [], 0
+    tokens = generate(
+        model,
+        prompt,
+        arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    for count, token in enumerate(tokens, start=1):
+        # A character may take several tokens: it is shown when its last byte is there.
+        piece = decoder.decode(tokenizer.token_bytes(token))
+        written.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    written.append(decoder.decode(b"", final=True))
+    print(written[-1])
+    if arguments.json:
+        seconds = time.perf_counter() - started
+        result = {"prompt_tokens": len(prompt), "new_tokens": count, "seconds": seconds, "text": "".join(written)}
+        print(json.dumps(result))
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses values out of range."""
+    from data_pipeline import UserError
+
+    for name, fits, mend in (
+        ("max_new_tokens", arguments.max_new_tokens >= 0, "give 0 or more"),
+        ("temperature", arguments.temperature >= 0, "give 0 or more"),
+        ("top_k", arguments.top_k is None or arguments.top_k >= 1, "give 1 or more"),
+        ("top_p", 0 < arguments.top_p <= 1, "give more than 0 and at most 1"),
+    ):
+        if not fits:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: {mend}")
+
+
+def read_prompt(arguments: argparse.Namespace) -> str:
+    """The prompt's text."""
+    from data_pipeline import UserError
+
+    if arguments.prompt is not None:
+        return str(arguments.prompt)
+    try:
+        if arguments.prompt_file == "-":
+            return sys.stdin.read()
+        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {arguments.prompt_file}: cannot be read as UTF-8 text ({error})") from None

@@ -1,0 +1,56 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What the commands on exported models share: opening one, with its tokenizer, on a device."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline import Tokenizer, UserError, load_tokenizer
+from memformer import Memformer, load_model
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --device, --dtype."""
+    parser.add_argument("model", metavar="MODEL", help="directory made by memformer export")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
+
+
+def open_model(arguments: argparse.Namespace) -> tuple[Memformer, Tokenizer]:
+    """The model and the tokenizer that the arguments name.
+
+    Raises:
+        UserError: There is no exported model there, it is damaged, or the device does not exist.
+    """
+    path = Path(arguments.model)
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: is a run, not an exported model: memformer export {path} --out DIR makes one")
+    name = arguments.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {name}: there is no such device here: use --device cpu") from None
+    try:
+        model = load_model(path, device, torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise UserError(str(error).strip("'")) from None
+    except Exception as error:  # safetensors raises a class of its own for a file that it cannot read
+        if type(error).__module__.partition(".")[0] != "safetensors" and "afetensor" not in type(error).__name__:
+            raise
+        raise UserError(f"{path / 'model.safetensors'}: cannot be read ({error}): export the model again") from None
+    tokenizer = load_tokenizer(path)
+    expected = describe(path).get("tokenizer_sha256")
+    if tokenizer.sha256 != expected:
+        raise UserError(f"{path / 'tokenizer.json'}: is not the model's tokenizer: export the model again")
+    return model, tokenizer
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The model's config.json."""
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]

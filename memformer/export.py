@@ -1,0 +1,117 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified before it is published."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from data_pipeline.errors import UserError
+from memformer import checkpoint_files as files
+from memformer.loading import FORMAT, TIED, load_model
+from memformer.probe import probe
+
+PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def export(source: str | os.PathLike[str], out: str | os.PathLike[str], dtype: str = "fp32") -> dict[str, Any]:
+    """Exports a run's newest complete checkpoint, or a given one, from any ZeRO stage.
+
+    Args:
+        source: Run or checkpoint directory.
+        out: Directory to make; it appears complete or not at all.
+        dtype: fp32 or bf16.
+
+    Returns:
+        What was written: checkpoint, out, step, parameters, bytes, largest difference to the checkpoint's recorded
+        losses in nats.
+
+    Raises:
+        UserError: No complete checkpoint, or `out` exists.
+        CheckpointDamaged: The checkpoint does not verify, or the weights do not give the losses it recorded.
+    """
+    checkpoint, target = files.locate(source), Path(out)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise UserError(f"--out {target}: exists and is not empty: choose another directory")
+    state = files.read_state(checkpoint)
+    weights = full_weights(checkpoint, state["zero_stage"])
+    if state["model"]["tie_embeddings"]:
+        weights.pop(TIED, None)
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out {target}: cannot be made ({error.strerror}): choose another directory") from None
+    description = {
+        "format": FORMAT,
+        "architecture": "Memformer",
+        "model": state["model"],
+        "tokenizer_sha256": state["tokenizer_sha256"],
+        "step": state["step"],
+        "tokens": state["tokens"],
+    }
+    try:
+        (temporary / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+        shutil.copyfile(checkpoint / "tokenizer.json", temporary / "tokenizer.json")
+        _save_weights(weights, temporary, torch.float32)
+        difference = _verify(temporary, state["probe_losses"])
+        if DTYPES[dtype] != torch.float32:
+            _save_weights(weights, temporary, DTYPES[dtype])
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {
+        "checkpoint": str(checkpoint),
+        "out": str(target),
+        "step": state["step"],
+        "dtype": dtype,
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "bytes": (target / "model.safetensors").stat().st_size,
+        "largest_loss_difference": difference,
+    }
+
+
+def full_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+    """The float32 weights of a verified checkpoint, by parameter name."""
+    shards = checkpoint / "deepspeed"
+    if zero_stage == 0:
+        # The manifest has been verified: the file is the one that the run wrote.
+        module = torch.load(shards / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+        return {name: tensor.float() for name, tensor in module.items()}
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # only files are read: no device to look for
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    # It prints a progress report of its own.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="deepspeed")
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def _save_weights(weights: dict[str, torch.Tensor], directory: Path, dtype: torch.dtype) -> None:
+    converted = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+    path = directory / "model.safetensors"
+    save_file(converted, path, metadata={"format": "pt"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _verify(directory: Path, recorded: list[float]) -> float:
+    """The largest difference in nats between the exported model's losses and those in the checkpoint."""
+    losses = probe(load_model(directory), torch.device("cpu"))
+    difference = max(abs(a - b) for a, b in zip(losses, recorded, strict=True))
+    if not difference <= PROBE_TOLERANCE:
+        raise files.CheckpointDamaged(
+            f"{directory.name}: the exported weights give other losses than the checkpoint recorded (by "
+            f"{difference:.2g} nats): nothing was written"
+        )
+    return difference
