@@ -23,7 +23,8 @@ if [ "$(cat .venv/.ready 2>/dev/null)" = "$fingerprint" ] && .venv/bin/python -c
 fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
-    echo "setup: error: $("$python" --version 2>&1 || true) will not do; Python 3.10 or newer is needed" \
+    found=$("$python" --version 2>/dev/null) || found="no program $python"
+    echo "setup: error: found ${found%%$'\n'*}; Python 3.10 or newer is needed" \
         "(name one with PYTHON=, as in: make setup PYTHON=python3.12)" >&2
     exit 2
 }

@@ -245,6 +245,17 @@ def test_a_rank_that_fails_while_saving_is_a_failure(launch: Callable[..., Launc
     assert "  | disk full" in err
 
 
+def test_a_failure_counts_more_than_ranks_that_just_died_of_the_signal(launch: Callable[..., Launched]) -> None:
+    run = launch(
+        "if rank == 0:\n    announce()\n    time.sleep(60)\n" + SAVES_AND_LEAVES.replace("CODE", "time.sleep(0.3) or 3")
+    )
+    run.pids(2)
+    run.process.send_signal(signal.SIGTERM)
+    code, _, err = run.finish()
+    assert code == 3
+    assert "rank 1 failed (exit code 3)" in err
+
+
 def test_stubborn_ranks_are_killed_after_the_grace(launch: Callable[..., Launched]) -> None:
     run = launch(STUBBORN, grace_seconds=0.5)
     pids = run.pids(2)
