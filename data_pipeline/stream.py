@@ -238,7 +238,7 @@ def _fetch(rollout: Rollout, store: Store, segment_length: int) -> SegmentBatch:
     num_lanes, num_segments = rollout.documents.shape
     tokens = np.zeros((num_lanes, num_segments * segment_length), np.int32)
     begins = np.ones((num_lanes, num_segments), np.bool_)
-    begins[:, 1:] = rollout.resets[:, 1:] | (rollout.lengths[:, 1:] == 0)
+    begins[:, 1:] = rollout.resets[:, 1:]
     for lane, first in np.argwhere(begins & (rollout.lengths > 0)).tolist():
         # Segments of one document lie side by side, and only the last is ragged: one read serves them all.
         later = np.flatnonzero(begins[lane, first + 1 :])

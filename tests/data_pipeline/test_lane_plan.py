@@ -191,6 +191,19 @@ def test_dropped_lanes_hand_their_document_and_carry_to_the_next_free_lane() -> 
     assert narrow.next_rollout(4) is None
 
 
+def test_waiting_documents_go_before_the_queue() -> None:
+    """A document that waits would otherwise wait until a lane happens to end exactly with a rollout."""
+    wide = LanePlan([40] * 9, num_lanes=4, segment_length=5, order="sequential")
+    wide.next_rollout(2)
+    narrow = LanePlan([40] * 9, num_lanes=3, segment_length=5, order="sequential")
+    narrow.load_state_dict(wide.state_dict())
+    rollouts = [narrow.next_rollout(4) for _ in range(3)]
+    # After 6 segments the three lanes are free: two take the next documents at once, the last is kept for slot 3.
+    assert [rollout.carry_from.tolist() for rollout in rollouts] == [[-1, -1, -1], [-1, -1, -1], [-1, -1, 3]]
+    assert rollouts[1].documents[:, 2:].tolist() == [[4, 4], [5, 5], [-1, -1]]
+    assert rollouts[2].documents[:, 0].tolist() == [4, 5, 3]
+
+
 def test_the_state_of_1024_lanes_is_small() -> None:
     lengths = np.full(1_000_000, 3_000_000)
     plan = LanePlan(lengths, num_lanes=1024, segment_length=900_000)
