@@ -1,0 +1,138 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Two real processes train, one life breaks off, a second life resumes: nothing may differ from a run in one life."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memformer import checkpoint_files, load_model
+from memformer.config import Config, parse_config
+from memformer.distributed import World
+from memformer.engine import ReplayEngine
+from memformer.export import export
+from memformer.run_directory import TIMING_FIELDS, RunDirectory
+from memformer.trainer import Trainer, train
+from tests.books import small_dataset
+from tests.distributed.processes import run_distributed
+
+STEPS, CRASH_AT = 9, 7
+VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16")]
+
+
+class Crash(BaseException):
+    """Breaks a run off between an optimizer step and its log line."""
+
+
+def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
+    return parse_config(
+        {
+            "run_dir": str(root / f"{name}-{stage}-{precision}"),
+            "precision": precision,
+            "model": {
+                "num_encoder_layers": 1,
+                "num_decoder_layers": 2,
+                "d_model": 32,
+                "num_heads": 2,
+                "d_ff": 64,
+                "num_memory_slots": 4,
+                "dropout": 0.1,
+            },
+            "data": {
+                "path": str(root / "data"),
+                "num_lanes": 4,
+                "segment_length": 32,
+                "num_segments": 3,
+                "audit": True,
+            },
+            "training": {"max_steps": STEPS, "eval_interval": 4, "eval_segments": 4, "diagnostics_interval": 2},
+            "optimizer": {"warmup_steps": 2},
+            "parallel": {"zero_stage": stage},
+            "checkpoint": {"interval": 3, "keep_last": 5},
+        },
+        "test",
+    )
+
+
+def crash_and_resume(world: World, root: str) -> None:
+    """For each variant: one life, and two lives with a crash between checkpoints."""
+    whole_step = Trainer.measure
+
+    def crashing(self: Trainer, *arguments: Any) -> Any:
+        if self.progress.step == CRASH_AT:
+            raise Crash
+        return whole_step(self, *arguments)
+
+    for stage, precision in VARIANTS:
+        train(config_of(Path(root), "whole", stage, precision))
+        broken = config_of(Path(root), "broken", stage, precision)
+        Trainer.measure = crashing  # type: ignore[method-assign]
+        with pytest.raises(Crash):
+            train(broken)
+        Trainer.measure = whole_step  # type: ignore[method-assign]
+        train(broken)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    small_dataset(root)
+    run_distributed(crash_and_resume, 2, str(root))
+    return root
+
+
+def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
+
+
+@pytest.mark.parametrize(("stage", "precision"), VARIANTS)
+def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> None:
+    """Losses, gradient norms, memory figures: equal to the last bit, each step once; so is what was read."""
+    whole, broken = (RunDirectory(runs / f"{name}-{stage}-{precision}") for name in ("whole", "broken"))
+    assert metrics_of(broken) == metrics_of(whole)
+    assert [row["step"] for row in metrics_of(whole)] == list(range(1, STEPS + 1))
+    for rank in (0, 1):
+        name = f"rank-{rank:05d}.jsonl"
+        assert (broken.audit / name).read_text() == (whole.audit / name).read_text()
+    events = [json.loads(line) for line in broken.events.read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "resume"] == [6]
+
+
+@pytest.mark.parametrize(("stage", "precision"), VARIANTS)
+def test_export_of_any_stage_gives_the_trained_weights(runs: Path, tmp_path: Path, stage: int, precision: str) -> None:
+    """Both lives export the same weights, and their losses are those the checkpoint recorded."""
+    exported = []
+    for name in ("whole", "broken"):
+        result = export(runs / f"{name}-{stage}-{precision}", tmp_path / name)
+        assert result["step"] == STEPS
+        assert result["largest_loss_difference"] < 1e-5
+        exported.append(load_model(tmp_path / name).state_dict())
+    assert all(torch.equal(exported[0][key], exported[1][key]) for key in exported[0])
+
+
+def trained_logits(world: World, root: str, stage: int) -> list[float]:
+    """The last checkpoint's losses on a fixed input, by the engine that loads it."""
+    from memformer import Memformer, checkpoint
+    from memformer.probe import probe
+    from memformer.training_data import TrainingData
+
+    config = config_of(Path(root), "whole", stage, "fp32")
+    model = TrainingData.open(config.data).complete(config.model, config.data.segment_length)
+    torch.manual_seed(99)
+    engine = ReplayEngine(Memformer(model), config, world, "fp32")
+    checkpoint.load(checkpoint_files.locate(config.run_dir), world, engine)
+    engine.model.eval()
+    losses = probe(engine.model, world.device)
+    engine.close()
+    return losses
+
+
+def test_exported_model_scores_like_the_engine(runs: Path, tmp_path: Path) -> None:
+    from memformer.probe import probe
+
+    expected = run_distributed(trained_logits, 2, str(runs), 3)[0]
+    export(runs / "whole-3-fp32", tmp_path / "model")
+    assert probe(load_model(tmp_path / "model"), torch.device("cpu")) == pytest.approx(expected, abs=1e-5)
