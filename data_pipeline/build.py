@@ -14,7 +14,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from data_pipeline.manifest import (
     fingerprint,
     save_columns,
 )
-from data_pipeline.shards import WRITERS, text_column
+from data_pipeline.shards import WRITERS
 from data_pipeline.sources import Document, SourceFile, find_files, read_documents
 from data_pipeline.tokenizer import TOKENIZER_FILE, TokenIds, Tokenizer, make_tokenizer, train_bpe, training_vocab_size
 
 _MARKER = ".building"
-_HASH_RANGE = 1 << 64
-_IN_FLIGHT_BYTES = 64 << 20  # text waiting for the tokenizer or for the writer
+_IN_FLIGHT_CHARACTERS = 64 << 20  # text waiting for the tokenizer or for the writer
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, documents, text_bytes)` after each document; `stage` is "reading" or "writing"."""
@@ -115,26 +114,15 @@ def build_dataset(
         "bpe_training_megabytes": float(bpe_training_megabytes),
     }
     try:
-        with _new_directory(target.resolve(), overwrite) as directory, ExitStack() as stack:
-            parts = {split: _DatasetWriter(directory, split, chosen, settings) for split in splits}
-            pool = stack.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="tokenize"))
-            position = text_bytes = dropped = 0
-            for document, size, tokens in _tokenized(pool, workers, chosen, read_documents(files)):
-                if len(tokens) == 0:
-                    dropped += 1
-                    continue
-                split = splits[position in validation]
-                parts[split].add(document.name, size, tokens)
-                position += 1
-                text_bytes += size
-                if progress:
-                    progress("writing", position, text_bytes)
-            if position == 0:
+        with _new_directory(target.resolve(), overwrite) as directory:
+            parts = [_DatasetWriter(directory, split, chosen, settings) for split in splits]
+            written, dropped = _write(parts, validation, _tokenized(files, chosen, workers), progress)
+            if written == 0:
                 raise UserError(f"the sources hold no text ({dropped} empty documents); nothing was built")
-            if scan is not None and position != len(scan.sizes):
+            if scan is not None and written != len(scan.sizes):
                 raise UserError("the sources changed while they were read; build again when they are at rest")
             # Empty documents belong to no split; each data set counts them all.
-            manifests = {target / (split or ""): part.finish(dropped) for split, part in parts.items()}
+            manifests = {target / (part.split or ""): part.finish(dropped) for part in parts}
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}", exit_code=1) from error
     return BuildReport(manifests, chosen.vocab_size, dropped)
@@ -230,8 +218,28 @@ def _training_sample(scan: _Scan, validation: set[int], megabytes: float) -> NDA
     return kept
 
 
+def _write(
+    parts: Sequence["_DatasetWriter"],
+    validation: set[int],
+    documents: Iterator[tuple[Document, int, TokenIds]],
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """Gives each document to its data set (the second one holds those for validation); counts kept and dropped."""
+    written = dropped = text_bytes = 0
+    for document, size, tokens in documents:
+        if len(tokens) == 0:
+            dropped += 1
+            continue
+        parts[written in validation].add(document.name, size, tokens)
+        written += 1
+        text_bytes += size
+        if progress:
+            progress("writing", written, text_bytes)
+    return written, dropped
+
+
 def _tokenized(
-    pool: ThreadPoolExecutor, workers: int, tokenizer: Tokenizer, documents: Iterator[Document]
+    files: Sequence[SourceFile], tokenizer: Tokenizer, workers: int
 ) -> Iterator[tuple[Document, int, TokenIds]]:
     """(document, bytes of its text, tokens) in the order of the documents, with bounded work under way."""
 
@@ -240,15 +248,17 @@ def _tokenized(
 
     waiting: deque[tuple[Document, Future[tuple[int, TokenIds]]]] = deque()
     characters = 0
-    for document in documents:
-        waiting.append((document, pool.submit(encode, document)))
-        characters += len(document.text)
-        while len(waiting) > 64 * workers or (characters > _IN_FLIGHT_BYTES and len(waiting) > 1):
+    with ThreadPoolExecutor(workers, thread_name_prefix="tokenize") as pool:
+        for document in read_documents(files):
+            waiting.append((document, pool.submit(encode, document)))
+            characters += len(document.text)
+            while len(waiting) > 64 * workers or (characters > _IN_FLIGHT_CHARACTERS and len(waiting) > 1):
+                first, future = waiting.popleft()
+                characters -= len(first.text)
+                yield first, *future.result()
+        while waiting:
             first, future = waiting.popleft()
-            characters -= len(first.text)
             yield first, *future.result()
-    for document, future in waiting:
-        yield document, *future.result()
 
 
 class _DatasetWriter:
@@ -257,7 +267,7 @@ class _DatasetWriter:
     def __init__(self, root: Path, split: str | None, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
         self._directory = root / split if split else root
         self._directory.mkdir(exist_ok=True)
-        self._split = split
+        self.split = split
         self._tokenizer = tokenizer
         self._settings = settings
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
@@ -275,11 +285,11 @@ class _DatasetWriter:
         shards = self._shards.close()
         table = np.array(self._rows, dtype=np.int64).reshape(-1, len(NUMBER_COLUMNS))
         columns = {key: table[:, i].astype(dtype) for i, (key, dtype) in enumerate(NUMBER_COLUMNS.items())}
-        save_columns(self._directory, columns, text_column(self._names))
+        save_columns(self._directory, columns, self._names)
         self._tokenizer.save(self._directory)
         manifest = Manifest(
             storage=self._settings["format"],
-            split=self._split,
+            split=self.split,
             tokenizer_sha256=self._tokenizer.sha256,
             vocab_size=self._tokenizer.vocab_size,
             token_dtype=self._dtype.str,

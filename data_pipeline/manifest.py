@@ -9,7 +9,7 @@ from shards, which may have been damaged since.
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,16 @@ class Manifest:
             raise UserError(f"{file} is damaged ({error}); restore the file or build the data set again") from None
 
 
-def save_columns(directory: Path, numbers: Columns, names: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> None:
-    """Writes `documents.npz`: the number columns `[documents]`, and names as (UTF-8 blob, end of each name)."""
+def save_columns(directory: Path, numbers: Columns, names: Sequence[str]) -> None:
+    """Writes `documents.npz`: the number columns `[documents]`, and the names without a need for pickle.
+
+    Names are one blob of UTF-8 and the end of each in it.
+    """
     columns: dict[str, NDArray[Any]] = {key: numbers[key].astype(dtype) for key, dtype in NUMBER_COLUMNS.items()}
-    np.savez(directory / COLUMNS_FILE, name_blob=names[0], name_ends=names[1], allow_pickle=False, **columns)
+    encoded = [name.encode("utf-8") for name in names]
+    columns["name_blob"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    columns["name_ends"] = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+    np.savez(directory / COLUMNS_FILE, **columns)  # type: ignore[arg-type]  # a column is not `allow_pickle`
 
 
 def load_columns(directory: Path) -> dict[str, NDArray[Any]]:

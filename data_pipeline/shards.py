@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.tokenizer import TokenIds
 
@@ -111,14 +111,8 @@ class WebDatasetWriter:
         self._file = None
 
 
-WRITERS: dict[str, type[WebDatasetWriter]] = {"webdataset": WebDatasetWriter}
-
-
-def text_column(texts: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Strings as one UTF-8 blob `[bytes]` and the end of each `[n]`: a column that needs no pickle."""
-    encoded = [text.encode("utf-8") for text in texts]
-    blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-    return blob, np.cumsum([len(text) for text in encoded], dtype=np.int64)
+# Each is called with the directory, the dtype of a stored token, and the largest size of a shard in bytes.
+WRITERS: dict[str, Callable[[Path, np.dtype[Any], int], ShardWriter]] = {"webdataset": WebDatasetWriter}
 
 
 def _padded(size: int) -> int:
