@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`slurm/pretrain.sbatch` between stand-ins for Slurm's commands: what it starts, and what it does with the exit code."""
+"""`slurm/pretrain.sbatch` between stand-ins for Slurm's commands: what it starts, what it does with the exit code."""
 
 import os
 import subprocess
