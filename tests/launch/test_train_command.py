@@ -1,0 +1,167 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer train` as a user meets it: what it refuses, one line each, and a kill -9 in the middle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memformer.run_directory import TIMING_FIELDS
+from tests.books import small_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64, "num_memory_slots": 4}
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two data sets (bytes, BPE), a configuration and a finished run."""
+    root = tmp_path_factory.mktemp("workshop")
+    small_dataset(root / "bytes")
+    small_dataset(root / "bpe", tokenizer="train-bpe:300")
+    settings = {
+        "run_dir": str(root / "run"),
+        "device": "cpu",
+        "tensorboard": False,
+        "model": MODEL,
+        "data": {
+            "path": str(root / "bytes" / "data"),
+            "num_lanes": 4,
+            "segment_length": 32,
+            "num_segments": 2,
+            "audit": True,
+        },
+        "training": {"max_steps": 3, "eval_interval": 0},
+        "optimizer": {"warmup_steps": 1},
+        "checkpoint": {"interval": 1},
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(settings))
+    done = memformer("train", str(root / "config.yaml"))
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def memformer(*words: str, world_size: int | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment["OMP_NUM_THREADS"] = "1"
+    if world_size:
+        environment.update(
+            RANK="0", WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1"
+        )
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+REFUSALS = {
+    "unknown key": (["--model.num_head", "4"], "model.num_head: unknown key, did you mean num_heads?"),
+    "wrong type": (["--data.num_lanes", "many"], "data.num_lanes: is 'many': input should be a valid integer"),
+    "missing data": (["--data.path", "nowhere"], "nowhere"),
+    "vocabulary of another tokenizer": (["--model.vocab_size", "512"], "was built with another tokenizer"),
+    "data set of another tokenizer": (["--data.path", "{root}/bpe/data"], "vocab_size"),
+    "held-out data of another tokenizer": (
+        ["--data.eval_path", "{root}/bpe/data/validation"],
+        "data.eval_path: {root}/bpe/data/validation was built with another tokenizer",
+    ),
+    "checkpoint of another model": (["--model.d_ff", "128"], "model.d_ff is 64 there and 128 here"),
+    "other lanes": (["--data.num_lanes", "8"], "was written with num_lanes 4, this run has 8"),
+    "other stage": (["--parallel.zero_stage", "2"], "was written with zero_stage 1, this run has 2"),
+    "run exists": (["--resume", "never"], "holds a run: choose another directory, or --resume auto"),
+    "no such checkpoint": (["--resume", "{root}/bytes"], "holds no complete checkpoint"),
+    "tensor parallel": (["--parallel.tensor", "2"], "tensor is 2: this version shards by ZeRO alone"),
+    "no GPU": (["--device", "cuda"], "set --device cpu"),
+    "value left out": (["--data.num_lanes"], "--data.num_lanes has no value"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_refuses_with_one_line_and_exit_code_2(workshop: Path, kind: str) -> None:
+    words, message = REFUSALS[kind]
+    result = memformer("train", str(workshop / "config.yaml"), *(word.format(root=workshop) for word in words))
+    lines = [line for line in result.stderr.splitlines() if "Warning" not in line and not line.startswith("  return")]
+    assert (result.returncode, len(lines)) == (2, 1), result.stderr
+    assert lines[0].startswith("memformer train: error: ")
+    assert message.format(root=workshop) in lines[0]
+
+
+def test_refuses_a_world_size_that_does_not_fit(workshop: Path) -> None:
+    """Before it waits for the other processes."""
+    result = memformer("train", str(workshop / "config.yaml"), world_size=3)
+    assert result.returncode == 2
+    assert "data.num_lanes is 4, which 3 data-parallel processes cannot share equally" in result.stderr
+    assert "choose a multiple of 3" in result.stderr
+
+
+def test_refuses_a_damaged_named_checkpoint_and_skips_it_in_auto(workshop: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workshop / "run", run)
+    newest = run / "checkpoints" / "step-00000003"
+    shard = newest / "lanes" / "rank-00000.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    config = str(workshop / "config.yaml")
+    named = memformer("train", config, "--run_dir", str(run), "--resume", str(newest))
+    assert named.returncode == 1
+    assert "rank-00000.safetensors: its content changed" in named.stderr
+    listed = memformer("checkpoint", "verify", str(run), "--json")
+    assert listed.returncode == 1
+    assert json.loads(listed.stdout.splitlines()[-1])["damaged"] == 1
+    resumed = memformer("train", config, "--run_dir", str(run))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "skipped a checkpoint" in resumed.stdout
+    assert "resumed from" in resumed.stdout and "step-00000002" in resumed.stdout
+    assert memformer("checkpoint", "verify", str(run)).returncode == 0
+
+
+def test_a_finished_run_is_not_started_again(workshop: Path) -> None:
+    before = (workshop / "run" / "metrics.jsonl").read_text()
+    result = memformer("train", str(workshop / "config.yaml"))
+    assert result.returncode == 0
+    assert "the run has finished its 3 steps" in result.stdout
+    assert (workshop / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_launched_run_loses_nothing(workshop: Path, tmp_path: Path) -> None:
+    """Two processes die in the middle of the run; the same command goes on, bit-equal to a run in one life."""
+    steps = ["--training.max_steps", "40", "--checkpoint.interval", "5", "--data.segment_length", "64"]
+    command = [sys.executable, "-m", "launch.cli", "launch", "local", str(workshop / "config.yaml"), "--nproc", "2", *steps]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*command, "--run_dir", str(whole)], cwd=ROOT, check=True, capture_output=True, timeout=180)
+    launcher = subprocess.Popen([*command, "--run_dir", str(broken)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_for_steps(broken / "metrics.jsonl", 12)
+    launcher.send_signal(signal.SIGKILL)  # the ranks die with their launcher
+    launcher.wait(timeout=60)
+    assert len(rows_of(broken)) < 40, "the run ended before it was killed: the test needs more steps"
+    resumed = subprocess.run(
+        [*command, "--run_dir", str(broken)], cwd=ROOT, check=True, capture_output=True, text=True, timeout=180
+    )
+    assert "resumed from" in resumed.stdout
+    assert rows_of(broken) == rows_of(whole)
+    for rank in ("rank-00000.jsonl", "rank-00001.jsonl"):
+        assert (broken / "audit" / rank).read_text() == (whole / "audit" / rank).read_text()
+
+
+def wait_for_steps(metrics: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.02)
+
+
+def rows_of(run: Path) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
