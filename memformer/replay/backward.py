@@ -39,7 +39,7 @@ class RolloutResult:
         segment_losses: Sum of the valid targets' losses in nats of each segment, [T], detached.
         segment_tokens: Valid targets of each segment, int64 [T].
         memory_gradient_norms: L2 norm of the objective's gradient with respect to the memory before segments
-            1 .. T-1 (the rollout's first memory is where truncation cuts), [T-1].
+            1 .. T-1 (the rollout's first memory is where truncation cuts), [T-1]. Scaled where `backward` scales.
         carry: The lanes' state for the next rollout.
     """
 
@@ -155,7 +155,8 @@ def bptt_backward(
         memory = carry.memory.detach()
         for t in range(rollout.num_segments):
             if t > 0:
-                memory = memory if memory.requires_grad else memory.requires_grad_()
+                # A view: the gradient kept is then that of what follows, not of losses computed from the same tensor.
+                memory = memory.view_as(memory) if memory.requires_grad else memory.requires_grad_()
                 memory.retain_grad()
                 memories.append(memory)
             seed_segment(t)
