@@ -48,8 +48,14 @@ class Progress:
 
 
 def save(
-    run: RunDirectory, world: World, engine: ReplayEngine, carry: Carry, progress: Progress, identity: dict[str, Any],
-    tokenizer_file: Path, keep_last: int,
+    run: RunDirectory,
+    world: World,
+    engine: ReplayEngine,
+    carry: Carry,
+    progress: Progress,
+    identity: dict[str, Any],
+    tokenizer_file: Path,
+    keep_last: int,
 ) -> Path:
     """Writes a checkpoint of `progress.step`. Called by all processes.
 
@@ -124,7 +130,7 @@ def _find(run: RunDirectory, resume: str) -> Path | None:
         return files.locate(resume)
     if resume == "never":
         if run.metrics.exists() or files.candidates(run):
-            raise UserError(f"run_dir: {run.root} holds a run: choose another directory, or --resume auto to go on with it")
+            raise UserError(f"run_dir: {run.root} holds a run: choose another directory, or --resume auto")
         return None
     found, skipped = files.newest_complete(run)
     for line in skipped:
@@ -178,7 +184,9 @@ def check_fits(directory: Path, identity: dict[str, Any]) -> None:
     }
     for name, mend in mends.items():
         if state[name] != identity[name]:
-            raise UserError(f"{directory}: was written with {name} {state[name]}, this run has {identity[name]}: {mend}")
+            raise UserError(
+                f"{directory}: was written with {name} {state[name]}, this run has {identity[name]}: {mend}"
+            )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Checkpoints as directories: complete or absent, verified, listed. Knows files, not models; imports no torch.
 
-    RUN/checkpoints/step-00000100/   manifest.json  state.json  tokenizer.json  deepspeed/...  lanes/rank-00000.safetensors
+    RUN/checkpoints/step-00000100/   manifest.json state.json tokenizer.json deepspeed/... lanes/rank-00000.safetensors
     RUN/checkpoints/latest           the name of the newest complete one
 
 A checkpoint is written under a temporary name, synced, listed in a manifest of sizes and checksums, renamed, and only
@@ -155,7 +155,7 @@ def verify(directory: Path) -> dict[str, Any]:
 
 def newest_complete(run: RunDirectory) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
-    skipped = []
+    skipped: list[str] = []
     for directory in candidates(run):
         try:
             verify(directory)

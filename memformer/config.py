@@ -303,10 +303,13 @@ def _explain(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         parent, name = error["loc"][:-1], str(error["loc"][-1])
-        known = [each for each, _ in _fields()]
-        beside = sorted({each.split(".")[len(parent)] for each in known if each.split(".")[: len(parent)] == list(parent)})
+        depth = len(parent)
+        known = [each.split(".") for each, _ in _fields()]
+        beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
         close = difflib.get_close_matches(name, beside, 1)
-        return f"{place}: unknown key" + (f", did you mean {close[0]}?" if close else f"; the keys are {', '.join(beside)}")
+        return f"{place}: unknown key" + (
+            f", did you mean {close[0]}?" if close else f"; the keys are {', '.join(beside)}"
+        )
     if error["type"] == "missing":
         return f"{place}: is missing: set it in the file or with --{place} VALUE"
     message = error["msg"].removeprefix("Value error, ")

@@ -111,7 +111,7 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     # DeepSpeed compiles a shared-memory all-reduce here that only its inference engine calls: most of a minute, a
     # compiler needed, and a lock left behind by a killed build that hangs every later start.
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")

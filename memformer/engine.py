@@ -105,9 +105,7 @@ class ReplayEngine:
         with self._accumulation():
             for start in starts:
                 stop = min(start + group, lanes)
-                part = Carry(
-                    carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged
-                )
+                part = Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
                 results.append(
                     algorithm(
                         self,
@@ -195,7 +193,7 @@ def _parameters_gathered(model: torch.nn.Module) -> Iterator[None]:
     active modules keeps every parameter until the block ends.
     """
     sentinel = -1
-    parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    parameters: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_id")]
     absent = [p for p in parameters if p.ds_status.name == "NOT_AVAILABLE"]
     if absent:
         absent[0].all_gather_coalesced(absent).wait()

@@ -103,4 +103,5 @@ def evaluate(
                 if t == rollout.num_segments - 1:
                     carries[mode] = rollout.carry(memory)
     model.train(training)
-    return {mode: Score(*all_sum(each).cpu().unbind(0), length) for mode, each in sums.items()}
+    totals = {mode: all_sum(each).cpu() for mode, each in sums.items()}
+    return {mode: Score(total[0], total[1], length) for mode, total in totals.items()}

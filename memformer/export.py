@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified before it is published."""
+"""Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified, then published."""
 
 import contextlib
 import io

@@ -14,6 +14,7 @@ import torch
 
 from memformer.model import Memformer, Segment
 from memformer.model.layers import Rotary
+from memformer.model.memformer import DecoderLayer
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -35,6 +36,7 @@ class Generator:
         if length is None:
             raise ValueError("segment_length is not in the model's configuration: give it")
         self.model, self.segment_length, self.batch_size = model, length, batch_size
+        self._layers = [layer for layer in model.decoder if isinstance(layer, DecoderLayer)]
         self.device = model.encoder_norm.weight.device
         self._rotary = Rotary.table(0, 2 * length, model.config, self.device)
         with torch.no_grad():
@@ -53,19 +55,19 @@ class Generator:
         self._memory = model.write(memory, x_BSD, mask_BS)
         self._mask = None if mask_BS is None else mask_BS[:, None, None, :]
         rows = self._rotary.rows(0, length)
-        self._context: list[KeysValues] = [layer.context_keys_values(x_BSD, rows) for layer in model.decoder]
-        self._own: list[KeysValues | None] = [None] * len(model.decoder)
+        self._context: list[KeysValues] = [layer.context_keys_values(x_BSD, rows) for layer in self._layers]
+        self._own: list[KeysValues | None] = [None] * len(self._layers)
         self._tokens = torch.zeros_like(self._tokens)
         self._count = 0
         start = torch.full((self.batch_size, 1), model.start_token_id, device=self.device)
         self._logits = self._decode(start, 0)
 
     def _decode(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
-        """Runs decoder inputs [B, n] at positions position .. position+n-1 of the segment; logits [B, V] of the last."""
+        """Runs decoder inputs [B, n] from `position` of the segment on; logits [B, V] after the last of them."""
         model, count = self.model, tokens.shape[1]
         rotary = self._rotary.rows(self.segment_length + position, self.segment_length + position + count)
         y_BSD = model.embedding(tokens)
-        for i, layer in enumerate(model.decoder):
+        for i, layer in enumerate(self._layers):
             h = layer.self_norm(y_BSD)
             keys, values = layer.self_attention.keys_values(h, rotary)
             cached = self._own[i]
@@ -78,7 +80,8 @@ class Generator:
                 mask = torch.arange(keys.shape[2], device=self.device) <= rows
             y_BSD = y_BSD + layer.self_attention.attend(h, (keys, values), rotary, mask)
             y_BSD = layer.attend_context_and_feed(y_BSD, self._context[i], self._mask, rotary)
-        return model.head(model.decoder_norm(y_BSD[:, -1]))
+        logits: torch.Tensor = model.head(model.decoder_norm(y_BSD[:, -1]))
+        return logits
 
     @property
     def logits(self) -> torch.Tensor:

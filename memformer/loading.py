@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`load_model`: an exported model, with torch and safetensors alone.
 
-    MODEL/model.safetensors  config.json  tokenizer.json
+MODEL/model.safetensors  config.json  tokenizer.json
 """
 
 import json

@@ -40,7 +40,7 @@ class MetricsWriter:
         if enabled and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step)
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`RunDirectory`: where a run's files lie, and how its metrics and events are written.
 
-    RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
+RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
 """
 
 import datetime
@@ -14,9 +14,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 
-TIMING_FIELDS = frozenset(
-    {"step_seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes", "mfu", "hfu"}
-)
+TIMING_FIELDS = frozenset({"step_seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes", "mfu", "hfu"})
 """Fields of metrics.jsonl that depend on the machine's speed; all others are equal when a run is repeated."""
 
 

@@ -130,7 +130,10 @@ class Trainer:
                 audit.delivered(batch)
                 step = self.progress.step + 1
                 result = self.engine.rollout_backward(
-                    rollout_of(batch, self.world.device), self.carry, batch.valid_tokens, mix_seed(self.config.seed, step)
+                    rollout_of(batch, self.world.device),
+                    self.carry,
+                    batch.valid_tokens,
+                    mix_seed(self.config.seed, step),
                 )
                 rate = learning_rate(step, self.config.optimizer, last)
                 report = self.engine.step(rate)
@@ -352,4 +355,6 @@ def describe_run(config: Config, model: MemformerConfig, world: World, precision
         f"{tokens:,}",
         f"{tokens * config.training.max_steps:,}",
     )
-    LOG.info("%d process(es) on %s, ZeRO stage %d, %s", world.size, world.device.type, config.parallel.zero_stage, precision)
+    LOG.info(
+        "%d process(es) on %s, ZeRO stage %d, %s", world.size, world.device.type, config.parallel.zero_stage, precision
+    )

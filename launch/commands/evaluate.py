@@ -70,5 +70,7 @@ def show(result: dict[str, Any]) -> None:
     for ours, theirs in zip(with_memory["by_position"], reset["by_position"], strict=True):
         place = f"{ours['from']:,}..{ours['to'] - 1:,}"
         print(f"{place:>22}  {ours['tokens']:>10,}  {ours['perplexity']:>11.4f}  {theirs['perplexity']:>12.4f}")
-    print(f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}")
+    print(
+        f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
+    )
     print(f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}")

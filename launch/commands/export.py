@@ -11,7 +11,7 @@ import json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to export, and where to."""
-    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its newest complete checkpoint), or one checkpoint")
+    parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its newest checkpoint) or a checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to make")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

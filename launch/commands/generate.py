@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="tokens to write")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the most likely token")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens (None: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among the tokens that reach this probability")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among tokens that reach it")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = tokenizer.encode(text).tolist()
     started = time.perf_counter()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    written, count = [], 0
+    written: list[str] = []
     tokens = generate(
         model,
         prompt,
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    for count, token in enumerate(tokens, start=1):
+    for token in tokens:
         # A character may take several tokens: it is shown when its last byte is there.
         piece = decoder.decode(tokenizer.token_bytes(token))
         written.append(piece)
@@ -56,7 +56,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(written[-1])
     if arguments.json:
         seconds = time.perf_counter() - started
-        result = {"prompt_tokens": len(prompt), "new_tokens": count, "seconds": seconds, "text": "".join(written)}
+        result = {
+            "prompt_tokens": len(prompt),
+            "new_tokens": len(written) - 1,
+            "seconds": seconds,
+            "text": "".join(written),
+        }
         print(json.dumps(result))
 
 

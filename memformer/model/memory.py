@@ -7,7 +7,10 @@ L2 norm at all times.
 Slots have length 1 and layer-normed tokens have length sqrt(D), yet the writer projects both with one key matrix.
 So slots are multiplied by sqrt(D) before any projection. For the reader's matrices and the writer's query this only
 renames W to W/sqrt(D); for the shared key it states that slots and tokens enter it at one length, without which a
-slot's own logit would be sqrt(D) times smaller than a token's. The paper does not say how x is scaled.
+slot's own logit would be sqrt(D) times smaller than a token's. The paper does not say how x is scaled. In the same way
+the writer's values are divided by sqrt(D), so that a matrix of ordinary size writes unit vectors: a small matrix
+would do so too, but an optimizer that moves every weight by a like amount would blow it up within some twenty steps,
+and all slots would then hold the same average.
 """
 
 import torch
@@ -67,6 +70,7 @@ class MemoryWriter(nn.Module):
         width = config.d_model
         self.num_heads = config.effective_writer_heads
         self.slot_scale = width**0.5
+        self.value_scale = width**-0.5
         self.logit_scale = (width // self.num_heads) ** -0.5 / config.memory_temperature
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -92,5 +96,5 @@ class MemoryWriter(nn.Module):
         """
         a_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
         kept_BHKE = a_BHKL[..., :1] * split_heads(memory_BKD, self.num_heads)
-        v_BHSE = split_heads(self.value(x_BSD), self.num_heads)
+        v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
         return merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE)

@@ -13,7 +13,9 @@ from memformer import distributed
 from tests.distributed import collectives
 
 
-def run_distributed(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240) -> list[Any]:
+def run_distributed(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
+) -> list[Any]:
     """Calls `function(world, *arguments)` in `world_size` processes and returns their results by rank.
 
     Raises:
@@ -54,5 +56,3 @@ def _child(queue: Any, function: Callable[..., Any], rank: int, size: int, port:
         queue.put((rank, function(world, *arguments), None))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))
-
-

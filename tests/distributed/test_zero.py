@@ -52,7 +52,11 @@ class Case:
     dropout: float = 0.0
 
     def __str__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self)[1:] if getattr(self, f.name) != f.default]
+        changed = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in dataclasses.fields(self)[1:]
+            if getattr(self, f.name) != f.default
+        ]
         return "-".join([f"zero{self.zero_stage}", *changed])
 
 
@@ -200,8 +204,6 @@ def test_one_reduction_a_rollout_whatever_its_length() -> None:
     counts = run_distributed(count_all, WORLD)[0]
     for stage in range(4):
         assert counts[stage, 2] == counts[stage, 8], f"stage {stage}"
-        reduced = sum(
-            size for kind, (_, size) in counts[stage, 8].items() if "reduce" in kind
-        )
+        reduced = sum(size for kind, (_, size) in counts[stage, 8].items() if "reduce" in kind)
         # Norms and flags are a few bytes; ZeRO-3 pads each partition to the number of processes.
         assert model_bytes <= reduced < 1.02 * model_bytes + 256, (stage, counts[stage, 8])

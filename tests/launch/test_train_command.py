@@ -17,7 +17,14 @@ from memformer.run_directory import TIMING_FIELDS
 from tests.books import small_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64, "num_memory_slots": 4}
+MODEL = {
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "d_model": 32,
+    "num_heads": 2,
+    "d_ff": 64,
+    "num_memory_slots": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +145,17 @@ def test_a_finished_run_is_not_started_again(workshop: Path) -> None:
 def test_kill_9_of_a_launched_run_loses_nothing(workshop: Path, tmp_path: Path) -> None:
     """Two processes die in the middle of the run; the same command goes on, bit-equal to a run in one life."""
     steps = ["--training.max_steps", "40", "--checkpoint.interval", "5", "--data.segment_length", "64"]
-    command = [sys.executable, "-m", "launch.cli", "launch", "local", str(workshop / "config.yaml"), "--nproc", "2", *steps]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "launch",
+        "local",
+        str(workshop / "config.yaml"),
+        "--nproc",
+        "2",
+        *steps,
+    ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run([*command, "--run_dir", str(whole)], cwd=ROOT, check=True, capture_output=True, timeout=180)
     launcher = subprocess.Popen([*command, "--run_dir", str(broken)], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -28,11 +28,12 @@ def naive_write(
 ) -> torch.Tensor:
     """The paper's equations one slot, head and token at a time.
 
-    Slots enter the projections at the tokens' length, sqrt(D) (see memformer/model/memory.py).
+    Slots enter the projections at the tokens' length, sqrt(D), and values leave theirs divided by it (see
+    memformer/model/memory.py).
     """
     width = memory_BKD.shape[-1]
     size = width // writer.num_heads
-    w_q, w_k, w_v = writer.query.weight, writer.key.weight, writer.value.weight
+    w_q, w_k, w_v = writer.query.weight, writer.key.weight, writer.value.weight / width**0.5
     written = torch.zeros_like(memory_BKD)
     for b, length in enumerate(lengths):
         for i in range(memory_BKD.shape[1]):
@@ -187,7 +188,10 @@ def test_untrained_slots_stay_apart(
     assert mean.max().item() < 0.5
 
 
-def test_without_forgetting_untrained_slots_collapse() -> None:
-    """As in public code that lacks the bias; without this, the test above could not be seen to fail."""
-    memory = random_walk(small_model(torch.float32, memory_forgetting=False), 20, 8)
+def test_without_our_initial_values_and_forgetting_slots_collapse() -> None:
+    """As in public code that lacks them; without this, the test above could not be seen to fail."""
+    model = small_model(torch.float32, memory_forgetting=False)
+    assert model.writer is not None
+    torch.nn.init.normal_(model.writer.query.weight, std=0.25)  # independent of the key, as other linear weights
+    memory = random_walk(model, 20, 8)
     assert (memory @ memory.transpose(1, 2)).min().item() > 0.7
