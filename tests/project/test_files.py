@@ -72,6 +72,6 @@ def test_books_are_long_and_reproducible(book: Path) -> None:
 
 def test_books_are_small_together_and_have_their_provenance() -> None:
     assert sum(book.stat().st_size for book in BOOKS) < 3_000_000
-    provenance = (REPOSITORY / "corpora/books/PROVENANCE.md").read_text(encoding="utf-8")
+    provenance = (REPOSITORY / "corpora/PROVENANCE.md").read_text(encoding="utf-8")
     for book in BOOKS:
         assert f"`{book.name.partition('_')[0]}_*.txt.gz`" in provenance
