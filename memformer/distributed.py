@@ -130,6 +130,16 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def all_max(value: int) -> int:
+    """The largest of an integer over all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+        shared = torch.tensor(value, device=device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+    return value
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if dist.is_initialized() and dist.get_world_size() > 1:

@@ -31,6 +31,7 @@ class RunDirectory:
         self.tensorboard = self.root / "tensorboard"
         self.audit = self.root / "audit"
         self.checkpoints = self.root / "checkpoints"
+        self.stop_file = self.root / "stop"
 
     def create(self) -> None:
         """Makes the directory.

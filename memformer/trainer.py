@@ -28,20 +28,24 @@ from memformer.optimizer import learning_rate
 from memformer.replay import Carry, RolloutResult
 from memformer.replay.random_state import mix_seed
 from memformer.run_directory import RunDirectory, truncate_lines, write_atomically
+from memformer.stop_requests import StopRequests
 from memformer.training_data import Audit, TrainingData, rollout_of
 
 LOG = logging.getLogger("memformer")
 MAX_CONSECUTIVE_SKIPS = 20
 
 
-def train(config: Config, resume: str = "auto") -> None:
-    """Trains until `training.max_steps`, from the newest checkpoint if there is one.
+def train(config: Config, resume: str = "auto") -> int:
+    """Trains until `training.max_steps` or until it is asked to stop, from the newest checkpoint if there is one.
 
     Called by every process of the run, with the same configuration.
 
     Args:
         config: The run.
         resume: auto, never, or the path of a run or checkpoint.
+
+    Returns:
+        0 when the run has finished; 75 when it was asked to stop, has saved and can be started again; 130 after Ctrl-C.
 
     Raises:
         UserError: The settings, the data, the checkpoint or the number of processes do not fit.
@@ -71,8 +75,9 @@ def train(config: Config, resume: str = "auto") -> None:
         if start is not None:
             checkpoint.check_fits(start, identity)
             trainer.resume(start, stream)
-        trainer.loop(stream)
+        exit_code = trainer.loop(stream)
     engine.close()
+    return exit_code
 
 
 class Trainer:
@@ -113,16 +118,19 @@ class Trainer:
             self.run.event("resume", step=self.progress.step, checkpoint=str(directory))
         LOG.info("resumed from %s (step %d)", directory, self.progress.step)
 
-    def loop(self, stream: SegmentStream) -> None:
-        """Trains from the step after `progress` to the last."""
+    def loop(self, stream: SegmentStream) -> int:
+        """Trains from the step after `progress` to the last, or until asked to stop; returns the exit code."""
         settings, last = self.config.training, self.config.training.max_steps
         if self.progress.step >= last:
             LOG.info("nothing to do: the run has finished its %d steps", last)
-            return
+            return 0
         audit = Audit(self.run, self.world.rank, self.config.data.audit, self.progress.step)
         board = self.config.tensorboard
         self.event("start", step=self.progress.step, processes=self.world.size)
-        with MetricsWriter(self.run, self.world.is_main, board, self.progress.step + 1) as self.writer:
+        with (
+            MetricsWriter(self.run, self.world.is_main, board, self.progress.step + 1) as self.writer,
+            StopRequests(self.run.stop_file) as requests,
+        ):
             while self.progress.step < last:
                 started = time.perf_counter()
                 batch = next(stream)
@@ -144,6 +152,7 @@ class Trainer:
                     tokens=self.progress.tokens + batch.valid_tokens,
                     data=stream.state_dict(),
                 )
+                stop = distributed.all_max(requests.urgency)
                 metrics = self.measure(result, report, rate, batch.valid_tokens, started, data_seconds)
                 if report.applied:
                     self.consecutive_skips = 0
@@ -154,9 +163,22 @@ class Trainer:
                     LOG.info("%s", log_line(metrics, last, metrics["step_seconds"]))
                 if settings.eval_interval and (step % settings.eval_interval == 0 or step == last):
                     self.evaluate()
-                if step == last or (self.config.checkpoint.interval and step % self.config.checkpoint.interval == 0):
+                interval = self.config.checkpoint.interval
+                if step == last or stop or (interval and step % interval == 0):
                     self.save()
+                if stop and step < last:
+                    return self.stopped(requests, stop)
         self.event("end", step=self.progress.step, tokens=self.progress.tokens)
+        return 0
+
+    def stopped(self, requests: StopRequests, urgency: int) -> int:
+        """Says that the run leaves after having saved; returns the exit code."""
+        LOG.info("stopped at step %d by %s; the same command goes on", self.progress.step, requests.reason())
+        self.event("preemption", step=self.progress.step, reason=requests.reason())
+        distributed.barrier()  # every process has looked at the stop file
+        if self.world.is_main:
+            self.run.stop_file.unlink(missing_ok=True)
+        return requests.exit_code(urgency)
 
     def measure(
         self, result: RolloutResult, report: StepReport, rate: float, tokens: int, started: float, data_seconds: float

@@ -182,3 +182,30 @@ def wait_for_steps(metrics: Path, count: int) -> None:
 def rows_of(run: Path) -> list[dict[str, object]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ask", "code"), [("SIGUSR1", 75), ("stop file", 75), ("SIGINT", 130)])
+def test_asked_to_stop_it_saves_and_goes_on_later(workshop: Path, tmp_path: Path, ask: str, code: int) -> None:
+    """Saved at the step it was asked in; the next life starts there, not at an older checkpoint."""
+    run = tmp_path / "run"
+    steps = ["--training.max_steps", "100000", "--optimizer.schedule", "constant", "--checkpoint.interval", "0"]
+    command = [sys.executable, "-m", "launch.cli", "launch", "local", str(workshop / "config.yaml"), "--nproc", "2"]
+    with subprocess.Popen([*command, "--run_dir", str(run), *steps], cwd=ROOT, stdout=subprocess.DEVNULL) as launcher:
+        wait_for_steps(run / "metrics.jsonl", 5)
+        if ask == "stop file":
+            (run / "stop").touch()
+        else:
+            launcher.send_signal(getattr(signal, ask))
+        assert launcher.wait(timeout=60) == code
+    done = len(rows_of(run))
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [f"step-{done:08d}"]
+    assert not (run / "stop").exists()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "preemption" and events[-1]["step"] == done
+    again = [*steps, "--training.max_steps", str(done + 3)]
+    resumed = subprocess.run(
+        [*command, "--run_dir", str(run), *again], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert f"resumed from {run}/checkpoints/step-{done:08d}" in resumed.stdout
+    assert [row["step"] for row in rows_of(run)] == list(range(1, done + 4))

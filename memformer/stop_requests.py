@@ -1,0 +1,66 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Being asked to stop: signals and a file become a flag, which all processes agree on at a step's end.
+
+SIGTERM, SIGUSR1, SIGUSR2 (a scheduler's warnings), SIGINT (Ctrl-C) and a file named `stop` in the run directory ask the
+run to save and leave. A second signal ends the process at once; a checkpoint that is being written stays incomplete
+and is ignored by the next life.
+"""
+
+import os
+import signal
+import types
+from pathlib import Path
+
+PREEMPTED = 75
+"""Exit code (EX_TEMPFAIL): saved, start me again and I go on."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: saved as well, but nobody should start the run again by itself."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequests:
+    """Context manager that listens while the run trains.
+
+    Args:
+        stop_file: File whose existence asks the run to stop; the run removes it when it does.
+    """
+
+    def __init__(self, stop_file: Path) -> None:
+        self.stop_file = stop_file
+        self._received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequests":
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        if self._received is not None:
+            os._exit(128 + number)
+        self._received = number
+
+    @property
+    def urgency(self) -> int:
+        """0: go on; 1: stop and be started again; 2: stop for good. The largest of all processes decides."""
+        if self._received == signal.SIGINT:
+            return 2
+        return 1 if self._received is not None or self.stop_file.exists() else 0
+
+    def exit_code(self, urgency: int) -> int:
+        """The exit code for the urgency that was agreed on."""
+        return {1: PREEMPTED, 2: INTERRUPTED}[urgency]
+
+    def reason(self) -> str:
+        """What asked this process to stop, for the log."""
+        if self._received is not None:
+            return signal.Signals(self._received).name
+        return f"the file {self.stop_file}" if self.stop_file.exists() else "another process"
