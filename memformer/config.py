@@ -164,7 +164,7 @@ class Config(Section):
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: dict[str, Any] = {}
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
 
     @model_validator(mode="after")
