@@ -1,0 +1,161 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The whole training step of a run against a bare torch loop of the same model.
+
+    python benchmarks/overhead.py [--zero-stage 1] [--steps 20] [--json]
+
+Ours: everything `memformer train` does in a step on real text: data plan and fetch, audit off, DeepSpeed engine,
+memory replay, gradient norm and clipping, optimizer, loss reduction, metrics.jsonl, TensorBoard, log line.
+Bare: memory replay on the plain model with one batch that lies ready, torch's clipping and fused AdamW. Nothing else.
+One process; the two take turns step by step, so that a busy moment of the machine hits both. The figure is the median
+of ours over the median of bare.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import ROOT, markdown_table, provenance, synchronize, write_results
+from data_pipeline import SegmentStream, build_dataset
+from memformer import Memformer, distributed
+from memformer.config import Config, load_config
+from memformer.engine import ReplayEngine, resolve_precision
+from memformer.metrics import set_up_logging
+from memformer.model import MemformerConfig
+from memformer.optimizer import make_optimizer
+from memformer.replay import Carry, Rollout, memory_replay_backward
+from memformer.run_directory import RunDirectory
+from memformer.trainer import Trainer, run_identity
+from memformer.training_data import TrainingData
+
+
+class BareLoop:
+    """Replay, clip, step: what anybody would write by hand."""
+
+    def __init__(self, model: MemformerConfig, config: Config, device: torch.device) -> None:
+        self.model = Memformer(model).to(device)
+        self.optimizer = make_optimizer(self.model, config.optimizer, device)
+        self.clipping = config.optimizer.gradient_clipping
+        data = config.data
+        tokens = torch.randint(0, 256, (data.num_lanes, data.num_segments, data.segment_length))
+        lengths = torch.full(tokens.shape[:2], data.segment_length)
+        self.rollout = Rollout.of(tokens, lengths, torch.zeros(tokens.shape[:2], dtype=torch.bool), device)
+        self.carry = Carry.empty(self.model.initial_memory(data.num_lanes), data.segment_length)
+        self.autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=resolve_precision(config.precision, device) == "bf16"
+        )
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        with self.autocast:
+            result = memory_replay_backward(
+                self.model, self.rollout, self.carry, denominator=float(self.rollout.tokens.numel())
+            )
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clipping)
+        self.optimizer.step()
+        self.carry = result.carry
+
+
+class TakingTurns:
+    """A stream whose every `next` first runs a bare step: what lies between two of them is one step of ours."""
+
+    def __init__(self, stream: SegmentStream, bare: BareLoop, device: torch.device) -> None:
+        self.stream, self.bare, self.device = stream, bare, device
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self._returned: float | None = None
+
+    def __next__(self) -> Any:
+        synchronize(self.device)
+        called = time.perf_counter()
+        if self._returned is not None:
+            self.ours.append(called - self._returned)
+        started = time.perf_counter()
+        self.bare.step()
+        synchronize(self.device)
+        self._returned = time.perf_counter()
+        self.theirs.append(self._returned - started)
+        return next(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def measure(zero_stage: int, steps: int, warm_up: int) -> dict[str, Any]:
+    """Runs both loops and returns the figures."""
+    distributed.prepare_environment()
+    with tempfile.TemporaryDirectory() as directory:
+        books = sorted((ROOT / "corpora" / "books").glob("*.txt.gz"))[:4]
+        build_dataset(books, Path(directory) / "books")
+        config = load_config(
+            ROOT / "configs" / "train" / "quickstart.yaml",
+            [
+                f"--run_dir={directory}/run",
+                f"--data.path={directory}/books",
+                f"--training.max_steps={warm_up + steps + 1}",
+                "--optimizer.warmup_steps=0",
+                "--training.log_interval=1",
+                "--training.eval_interval=0",
+                "--checkpoint.interval=0",
+                f"--parallel.zero_stage={zero_stage}",
+            ],
+        )
+        world = distributed.initialise(config.device)
+        set_up_logging(world.rank)
+        data = TrainingData.open(config.data)
+        model = data.complete(config.model, config.data.segment_length)
+        precision = resolve_precision(config.precision, world.device)
+        engine = ReplayEngine(Memformer(model), config, world, precision)
+        run = RunDirectory(config.run_dir)
+        run.create()
+        trainer = Trainer(config, run, world, data, engine, run_identity(config, model, data, world, precision))
+        with data.train_stream(config, world) as stream:
+            turns = TakingTurns(stream, BareLoop(model, config, world.device), world.device)
+            trainer.loop(turns)  # type: ignore[arg-type]
+        ours, theirs = turns.ours[warm_up:], turns.theirs[warm_up:]
+        ours = ours[: len(theirs)]
+        return {
+            **provenance(world.device),
+            "model": dataclasses.asdict(model),
+            "zero_stage": zero_stage,
+            "precision": precision,
+            "steps": len(ours),
+            "ours_seconds": statistics.median(ours),
+            "bare_seconds": statistics.median(theirs),
+            "step_vs_bare": statistics.median(ours) / statistics.median(theirs),
+            "aim": 1.05,
+        }
+
+
+def main() -> None:
+    """Measures, prints, and writes the results where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zero-stage", type=int, default=1, choices=range(4), help="ZeRO stage (default 1)")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps (default 20)")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps before them (default 3)")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    values = measure(arguments.zero_stage, arguments.steps, arguments.warm_up)
+    rows = [[values["zero_stage"], values["ours_seconds"], values["bare_seconds"], values["step_vs_bare"], values["aim"]]]
+    table = markdown_table(["ZeRO stage", "ours, s a step", "bare, s a step", "ours / bare", "aim, at most"], rows)
+    print(table)
+    if arguments.out:
+        about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
+        page = f"# The training step against a bare torch loop\n\n{about}. `{values['command']}`\n\n{table}\n"
+        write_results(arguments.out, values, page)
+    if arguments.json:
+        print(json.dumps(values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
