@@ -6,7 +6,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.index import DocumentIndex
 from data_pipeline.plan import LanePlan
 from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
-from data_pipeline.store import MmapStore, Store
+from data_pipeline.store import ShardStore, Store
 from data_pipeline.stream import SegmentStream
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
@@ -14,10 +14,10 @@ __all__ = [
     "BuildReport",
     "DocumentIndex",
     "LanePlan",
-    "MmapStore",
     "Rollout",
     "SegmentBatch",
     "SegmentStream",
+    "ShardStore",
     "Store",
     "Tokenizer",
     "UserError",

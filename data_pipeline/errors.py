@@ -16,3 +16,16 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code
+
+
+class DamagedDocument(UserError):
+    """The stored tokens of one document are not those that were written; nothing of it may be trained on.
+
+    Args:
+        message: The line to show; it names the shard and the document.
+        document: The document's number in its data set.
+    """
+
+    def __init__(self, message: str, document: int) -> None:
+        super().__init__(message, exit_code=1)
+        self.document = document

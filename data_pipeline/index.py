@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.document_order import Source
 from data_pipeline.errors import UserError
-from data_pipeline.manifest import COLUMNS_FILE, Manifest, fingerprint, load_columns
+from data_pipeline.far import FarSettings
+from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, Manifest, fingerprint, load_columns
 from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 
 
@@ -18,22 +20,32 @@ class DocumentIndex:
 
     Attributes:
         path: The data set's directory.
+        location: Where the shards come from, for people: the directory, or the address of a far data set.
+        far: How the shards of a far data set are read; None where they lie in `path`.
         manifest: The contents of its `manifest.json`.
         shards: int32 `[documents]`, number of the shard that holds the document.
         offsets: int64 `[documents]`, byte offset of its first token in that shard.
         lengths: int64 `[documents]`, tokens; at least 1.
         byte_lengths: int64 `[documents]`, bytes of the document's text as UTF-8 (for bits per byte).
         checksums: uint32 `[documents]`, CRC-32 of its tokens' bytes as stored.
+        chunk_checksums: uint32 `[chunks]`, CRC-32 of each chunk of `CHUNK_BYTES` of the documents' bytes, document by
+            document.
+        first_chunks: int64 `[documents + 1]`, where the chunks of a document begin in `chunk_checksums`.
     """
 
     def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]]) -> None:
         self.path = path
+        self.location = str(path)
+        self.far: FarSettings | None = None
         self.manifest = manifest
         self.shards: NDArray[np.int32] = columns["shard"]
         self.offsets: NDArray[np.int64] = columns["offset"]
         self.lengths: NDArray[np.int64] = columns["tokens"]
         self.byte_lengths: NDArray[np.int64] = columns["bytes"]
         self.checksums: NDArray[np.uint32] = columns["checksum"]
+        self.chunk_checksums: NDArray[np.uint32] = columns["chunk_checksums"]
+        chunks = -(-self.lengths * self.token_dtype.itemsize // CHUNK_BYTES)
+        self.first_chunks: NDArray[np.int64] = np.concatenate([[0], np.cumsum(chunks)])
         self._name_blob: NDArray[np.uint8] = columns["name_blob"]
         self._name_ends: NDArray[np.int64] = columns["name_ends"]
 
@@ -47,22 +59,35 @@ class DocumentIndex:
         """
         directory = Path(path)
         manifest = Manifest.load(directory)
-        columns = load_columns(directory)
+        columns = load_columns(directory, manifest.columns_sha256)
         found = fingerprint(manifest.tokenizer_sha256, manifest.token_dtype, columns)
         if found != manifest.fingerprint:
             raise UserError(
                 f"{directory / COLUMNS_FILE} does not belong to the manifest beside it (fingerprint {found}, manifest "
                 f"{manifest.fingerprint}); restore both files or build the data set again"
             )
-        return cls(directory, manifest, columns)
+        index = cls(directory, manifest, columns)
+        if len(index) != manifest.documents or len(index.chunk_checksums) != index.first_chunks[-1]:
+            raise UserError(f"{directory / COLUMNS_FILE} is damaged (columns of unequal length); build it again")
+        return index
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that stand for the documents' tokens, their places and the tokenizer."""
+        """32 hexadecimal digits that stand for the documents' tokens and the tokenizer, not for how they are stored."""
         return self.manifest.fingerprint
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Hexadecimal SHA-256 of the tokenizer's file."""
+        return self.manifest.tokenizer_sha256
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What `LanePlan` needs to know: one source."""
+        return (Source(len(self)),)
 
     @property
     def num_tokens(self) -> int:
@@ -102,6 +127,10 @@ class DocumentIndex:
     def shard_path(self, shard: int) -> Path:
         """Where a shard's file lies."""
         return self.path / self.manifest.shards[shard].name
+
+    def shard_location(self, shard: int) -> str:
+        """The shard's name for people: where it comes from."""
+        return f"{self.location}/{self.manifest.shards[shard].name}"
 
     def padding_share(self, segment_length: int) -> float:
         """Share of segment positions that stay empty when every document is cut into segments, 0 to 1."""

@@ -4,9 +4,13 @@
 The manifest names the shards with their sizes and checksums, the tokenizer, and the settings of the build. The
 columns in `documents.npz` tell where each document's tokens lie. Both are written by the build and never made again
 from shards, which may have been damaged since.
+
+Tokens have two kinds of CRC-32: one a document, which stands for the document in the fingerprint, and one a chunk of
+`CHUNK_BYTES` of a document, so that any part of a long document is verified without reading the whole.
 """
 
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,15 +22,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from data_pipeline.shards import ShardInfo
 
 MANIFEST_FILE = "manifest.json"
 COLUMNS_FILE = "documents.npz"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CHUNK_BYTES = 1 << 16  # tokens' bytes that share a checksum; a document's last chunk is shorter
 SPLITS = ("train", "validation")
 # Columns that have one number a document; their dtypes are part of the format.
 NUMBER_COLUMNS = {"shard": "<i4", "offset": "<i8", "tokens": "<i8", "bytes": "<i8", "checksum": "<u4"}
 Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of one shard."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+    documents: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,8 @@ class Manifest:
 
     `storage` is the format of the shards; `token_dtype` the numpy name of a stored token (`<u2` or `<u4`);
     `dropped_documents` counts those without a token; `settings` are those of the build that shape its result;
-    `fingerprint` identifies tokenizer, token dtype and number columns, and with the checksums the tokens.
+    `fingerprint` identifies tokenizer and tokens, whatever the format of the shards; `columns_sha256` the columns, and
+    so the place of each document.
     """
 
     storage: str
@@ -50,6 +66,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     settings: Mapping[str, Any]
     fingerprint: str
+    columns_sha256: str
 
     def save(self, directory: Path) -> None:
         """Writes `manifest.json` into a data set's directory."""
@@ -67,10 +84,22 @@ class Manifest:
         """
         file = directory / MANIFEST_FILE
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            return cls.parse(file.read_bytes(), str(file))
         except FileNotFoundError:
             raise UserError(_why_no_manifest(directory)) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error}; restore the file or build the data set again") from None
+
+    @classmethod
+    def parse(cls, text: bytes, file: str) -> "Manifest":
+        """Reads the text of a manifest; `file` names it in errors.
+
+        Raises:
+            UserError: It is not a manifest, or one of another version.
+        """
+        try:
+            content = json.loads(text.decode("utf-8"))
+        except ValueError as error:
             raise UserError(f"cannot read {file}: {error}; restore the file or build the data set again") from None
         if not isinstance(content, dict) or content.pop("format", None) != "memformer-dataset":
             raise UserError(f"{file} is not the manifest of a data set made by `memformer data build`")
@@ -87,28 +116,39 @@ class Manifest:
             raise UserError(f"{file} is damaged ({error}); restore the file or build the data set again") from None
 
 
-def save_columns(directory: Path, numbers: Columns, names: Sequence[str]) -> None:
-    """Writes `documents.npz`: the number columns `[documents]`, and the names without a need for pickle.
+def save_columns(directory: Path, numbers: Columns, chunk_checksums: NDArray[np.uint32], names: Sequence[str]) -> str:
+    """Writes `documents.npz`: the number columns `[documents]`, the chunks' checksums, and the names without pickle.
 
-    Names are one blob of UTF-8 and the end of each in it.
+    Names are one blob of UTF-8 and the end of each in it. Returns the file's SHA-256.
     """
     columns: dict[str, NDArray[Any]] = {key: numbers[key].astype(dtype) for key, dtype in NUMBER_COLUMNS.items()}
     encoded = [name.encode("utf-8") for name in names]
+    columns["chunk_checksums"] = chunk_checksums.astype("<u4")
     columns["name_blob"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
     columns["name_ends"] = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-    np.savez(directory / COLUMNS_FILE, **columns)  # type: ignore[arg-type]  # a column is not `allow_pickle`
+    content = io.BytesIO()
+    np.savez(content, **columns)  # type: ignore[arg-type]  # a column is not `allow_pickle`
+    (directory / COLUMNS_FILE).write_bytes(content.getbuffer())
+    return hashlib.sha256(content.getbuffer()).hexdigest()
 
 
-def load_columns(directory: Path) -> dict[str, NDArray[Any]]:
-    """Reads the columns of `documents.npz`; the zip container checks their CRC.
+def load_columns(directory: Path, sha256: str) -> dict[str, NDArray[Any]]:
+    """Reads the columns of `documents.npz`.
 
     Raises:
-        UserError: The file is missing, damaged, or has other columns.
+        UserError: The file is missing, does not have this SHA-256, or has other columns.
     """
     file = directory / COLUMNS_FILE
     try:
-        with np.load(file, allow_pickle=False) as columns:
-            return {name: columns[name] for name in (*NUMBER_COLUMNS, "name_blob", "name_ends")}
+        content = file.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise UserError(
+                f"{file} is damaged or does not belong to the manifest beside it (sha256 {found[:16]}, manifest "
+                f"{sha256[:16]}); restore both files or build the data set again"
+            )
+        with np.load(io.BytesIO(content), allow_pickle=False) as columns:
+            return {name: columns[name] for name in (*NUMBER_COLUMNS, "chunk_checksums", "name_blob", "name_ends")}
     except FileNotFoundError:
         raise UserError(f"{file} is missing; restore the file or build the data set again") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -116,10 +156,13 @@ def load_columns(directory: Path) -> dict[str, NDArray[Any]]:
 
 
 def fingerprint(tokenizer_sha256: str, token_dtype: str, columns: Columns) -> str:
-    """32 hexadecimal digits that change with any token, its place, or the meaning of its id."""
+    """32 hexadecimal digits that change with any token, the order of the documents, or the meaning of an id.
+
+    Shards do not enter: a run may stop on one storage format and resume on another.
+    """
     digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer_sha256} {token_dtype}".encode())
-    for key, dtype in NUMBER_COLUMNS.items():
-        digest.update(np.ascontiguousarray(columns[key], dtype=dtype).tobytes())
+    for key in ("tokens", "checksum"):
+        digest.update(np.ascontiguousarray(columns[key], dtype=NUMBER_COLUMNS[key]).tobytes())
     return digest.hexdigest()[:32]
 
 

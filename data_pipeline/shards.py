@@ -6,113 +6,184 @@ a format need only put the raw little-endian tokens of a document side by side a
 """
 
 import hashlib
+import io
 import json
 import os
-import zlib
+import shutil
+import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
-from data_pipeline.tokenizer import TokenIds
+from data_pipeline.manifest import ShardInfo
+from data_pipeline.mds import MDS_INDEX, MDS_LARGEST
+from data_pipeline.payload import Payload
 
 TAR_BLOCK = 512  # member data in a tar file begins and ends at multiples of this many bytes
+# The columns of our MDS shards, in the order in which the format sorts them: by name.
+_MDS_COLUMNS = {"column_encodings": ["str", "bytes"], "column_names": ["name", "tokens"], "column_sizes": [None, None]}
 
 
-@dataclass(frozen=True)
-class ShardInfo:
-    """What the manifest says of one shard."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-    documents: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a document was put: shard number, byte offset of its first token, CRC-32 of its tokens' bytes."""
-
-    shard: int
-    offset: int
-    checksum: int
+Finished = Callable[[ShardInfo, list[int]], None]
+"""Called with a shard that is complete and on disk, and the byte offset of each of its documents' first token."""
 
 
 class ShardWriter(Protocol):
-    """Writes documents in order, cutting shards by size."""
+    """Writes documents in order, cutting shards by size.
 
-    def add(self, number: int, name: str, text_bytes: int, tokens: TokenIds) -> Placement:
-        """Appends document `number`, whose text had `text_bytes` bytes of UTF-8."""
+    Made from the directory, the shards that an earlier, killed build finished there, the largest size of a shard in
+    bytes, and a `Finished`. A shard is closed before the document that would make it larger, and a document larger
+    than this gets a shard of its own.
+    """
 
-    def close(self) -> list[ShardInfo]:
-        """Finishes the last shard, with all bytes on disk, and tells what was written."""
+    def add(self, number: int, name: str, payload: Payload) -> None:
+        """Appends document `number`."""
+
+    def close(self) -> None:
+        """Finishes the last shard, and what the format keeps beside the shards."""
 
 
 class WebDatasetWriter:
     """Uncompressed tar shards that `webdataset` reads: `KEY.json` (name, tokens, bytes, crc32) and `KEY.tokens`.
 
-    The bytes of a shard depend on its documents alone: time stamps are zero, which also keeps `webdataset` from
-    adding extended headers.
-
-    Args:
-        directory: Where the shards go.
-        dtype: Little-endian unsigned integer of a stored token.
-        shard_bytes: A shard is closed before the document that would make it larger; a document larger than this
-            gets a shard of its own.
+    The bytes of a shard depend on its documents alone: time stamps and owners are zero, and every header has 512
+    bytes. See `ShardWriter` for the arguments.
     """
 
-    def __init__(self, directory: Path, dtype: np.dtype[Any], shard_bytes: int) -> None:
+    def __init__(self, directory: Path, shards: list[ShardInfo], shard_bytes: int, finished: Finished) -> None:
         self._directory = directory
-        self._dtype = dtype
+        self._shards = len(shards)
         self._shard_bytes = shard_bytes
-        self._finished: list[ShardInfo] = []
+        self._finished = finished
         self._file: _HashedFile | None = None
 
-    def add(self, number: int, name: str, text_bytes: int, tokens: TokenIds) -> Placement:
+    def add(self, number: int, name: str, payload: Payload) -> None:
         """Appends a document; begins a new shard where it would not fit."""
-        payload = tokens.astype(self._dtype, copy=False).tobytes()
-        checksum = zlib.crc32(payload)
-        record = {"name": name, "tokens": len(tokens), "bytes": text_bytes, "crc32": checksum}
+        record = {"name": name, "tokens": payload.tokens, "bytes": payload.text_bytes, "crc32": payload.checksum}
         header = json.dumps(record, ensure_ascii=False).encode("utf-8")
-        size = 2 * TAR_BLOCK + _padded(len(header)) + _padded(len(payload))
-        if self._file is not None and self._tar.tarstream.offset + size > self._shard_bytes:
+        size = 2 * TAR_BLOCK + _padded(len(header)) + _padded(payload.size)
+        if self._file is not None and self._tar.offset + size > self._shard_bytes:
             self._finish()
         if self._file is None:
             self._start()
-        self._tar.write({"__key__": f"{number:09d}", "json": header, "tokens": payload})
-        # Counted back from the end of the member, so that it holds whatever headers went before it.
-        offset = self._tar.tarstream.offset - _padded(len(payload))
-        self._documents += 1
-        self._tokens += len(tokens)
-        return Placement(len(self._finished), offset, checksum)
+        self._member(f"{number:09d}.json", len(header), io.BytesIO(header))
+        self._member(f"{number:09d}.tokens", payload.size, payload.open())
+        self._offsets.append(self._tar.offset - _padded(payload.size))
+        self._tokens += payload.tokens
 
-    def close(self) -> list[ShardInfo]:
-        """Finishes the last shard and tells what was written."""
+    def close(self) -> None:
+        """Finishes the last shard."""
         if self._file is not None:
             self._finish()
-        return self._finished
+
+    def _member(self, name: str, size: int, content: IO[bytes]) -> None:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = size, 0o444
+        self._tar.addfile(member, content)
 
     def _start(self) -> None:
-        from webdataset.writer import TarWriter
-
-        self._name = f"shard-{len(self._finished):06d}.tar"
+        self._name = f"shard-{self._shards:06d}.tar"
         self._file = _HashedFile((self._directory / self._name).open("wb"))
-        self._tar = TarWriter(self._file, encoder=False, mtime=0)
-        self._documents = self._tokens = 0
+        # GNU rather than PAX: no extended headers, and members of more than 8 GiB.
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # type: ignore[arg-type]
+        self._offsets: list[int] = []
+        self._tokens = 0
 
     def _finish(self) -> None:
         assert self._file is not None
         self._tar.close()
         size, sha256 = self._file.close()
-        self._finished.append(ShardInfo(self._name, size, sha256, self._documents, self._tokens))
         self._file = None
+        self._shards += 1
+        self._finished(ShardInfo(self._name, size, sha256, len(self._offsets), self._tokens), self._offsets)
 
 
-# Each is called with the directory, the dtype of a stored token, and the largest size of a shard in bytes.
-WRITERS: dict[str, Callable[[Path, np.dtype[Any], int], ShardWriter]] = {"webdataset": WebDatasetWriter}
+class MDSWriter:
+    """MosaicML MDS shards, version 2, that `streaming` reads: columns `name` (str) and `tokens` (bytes).
+
+    A shard is the number of samples, their places, a JSON configuration, then the samples; places come first, so the
+    samples wait in a file of their own until the shard is full. See `ShardWriter` for the arguments.
+    """
+
+    def __init__(self, directory: Path, shards: list[ShardInfo], shard_bytes: int, finished: Finished) -> None:
+        self._directory = directory
+        self._shards = list(shards)
+        self._shard_bytes = min(shard_bytes, MDS_LARGEST)
+        self._finished = finished
+        configuration = {"compression": None, "format": "mds", "hashes": ["sha256"], "version": 2, **_MDS_COLUMNS}
+        self._configuration = {**configuration, "size_limit": self._shard_bytes}
+        self._preamble = json.dumps(self._configuration, sort_keys=True).encode("utf-8")
+        self._samples: IO[bytes] | None = None
+        # Both count from the first sample: the header before it grows with each document.
+        self._ends: list[int] = []
+        self._offsets: list[int] = []
+
+    def add(self, number: int, name: str, payload: Payload) -> None:
+        """Appends a document; begins a new shard where it would not fit."""
+        encoded = name.encode("utf-8")
+        head = np.array([len(encoded), payload.size], "<u4").tobytes() + encoded
+        size = len(head) + payload.size
+        if self._header_size(1) + size > MDS_LARGEST:
+            raise OSError(None, f"document {name} has {payload.size:,} bytes of tokens, and MDS shards end below 4 GiB")
+        if self._ends and self._header_size(len(self._ends) + 1) + self._ends[-1] + size > self._shard_bytes:
+            self._finish()
+        if self._samples is None:
+            self._samples = self._temporary.open("w+b")
+            self._tokens = 0
+        begin = self._ends[-1] if self._ends else 0
+        self._samples.write(head)
+        payload.copy_to(self._samples)
+        self._ends.append(begin + size)
+        self._offsets.append(begin + len(head))
+        self._tokens += payload.tokens
+
+    def close(self) -> None:
+        """Finishes the last shard and writes the index of all."""
+        if self._samples is not None:
+            self._finish()
+        shards = [
+            {
+                **self._configuration,
+                "raw_data": {"basename": shard.name, "bytes": shard.size_bytes, "hashes": {"sha256": shard.sha256}},
+                "samples": shard.documents,
+                "zip_data": None,
+            }
+            for shard in self._shards
+        ]
+        text = json.dumps({"shards": shards, "version": 2}, sort_keys=True)
+        (self._directory / MDS_INDEX).write_text(text, encoding="utf-8")
+
+    @property
+    def _temporary(self) -> Path:
+        return self._directory / ".samples"
+
+    def _header_size(self, documents: int) -> int:
+        return 4 * (documents + 2) + len(self._preamble)
+
+    def _finish(self) -> None:
+        assert self._samples is not None
+        name = f"shard.{len(self._shards):05d}.mds"
+        file = _HashedFile((self._directory / name).open("wb"))
+        header = self._header_size(len(self._ends))
+        places = np.array([0, *self._ends], np.int64) + header
+        file.write(np.array([len(self._ends)], "<u4").tobytes() + places.astype("<u4").tobytes() + self._preamble)
+        self._samples.seek(0)
+        shutil.copyfileobj(self._samples, file, 1 << 20)
+        self._samples.close()
+        self._temporary.unlink()
+        size, sha256 = file.close()
+        self._shards.append(ShardInfo(name, size, sha256, len(self._ends), self._tokens))
+        offsets = [header + offset for offset in self._offsets]
+        self._samples, self._ends, self._offsets = None, [], []
+        self._finished(self._shards[-1], offsets)
+
+
+WRITERS: dict[str, Callable[[Path, list[ShardInfo], int, Finished], ShardWriter]] = {
+    "webdataset": WebDatasetWriter,
+    "mds": MDSWriter,
+}
 
 
 def _padded(size: int) -> int:
@@ -131,6 +202,9 @@ class _HashedFile:
         self._hash.update(block)
         self._size += len(block)
         return self._file.write(block)
+
+    def tell(self) -> int:
+        return self._size
 
     def close(self) -> tuple[int, str]:
         self._file.flush()

@@ -4,25 +4,37 @@
 Data flow: `LanePlan` decides a rollout for all lanes → this rank's block of lanes is cut out → a `Store` reads the
 tokens → `SegmentBatch`. Beside every batch that waits in the queue waits the plan's state after it, so that
 `state_dict` speaks of the last batch that was delivered, however far the thread has read ahead.
+
+Damage is found by the rank that reads it. With `on_damage="skip"` every batch is delivered only after all ranks have
+told each other what they found in theirs; if anybody found something, all of them skip those documents, go back to the
+state before the batch and plan it anew. So nothing of a damaged chunk is delivered, and the plan stays equal.
 """
 
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
+from data_pipeline.blend import Blend
+from data_pipeline.document_order import Order
+from data_pipeline.errors import DamagedDocument, UserError
 from data_pipeline.index import DocumentIndex
-from data_pipeline.plan import LanePlan, Order, PlanState
+from data_pipeline.opening import open_data, open_store
+from data_pipeline.plan import LanePlan, PlanState
 from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of
-from data_pipeline.store import MmapStore, Store
+from data_pipeline.store import Store
+
+OnDamage = Literal["stop", "skip"]
+Damage = Mapping[int, str]
+"""Damaged documents, each with the line that says what is wrong with it."""
 
 _POLL_SECONDS = 0.1  # how often a thread that waits for room in the queue looks whether it should end
 
@@ -34,7 +46,7 @@ class SegmentStream:
     leaving the interpreter.
 
     Args:
-        data: The data set, or its directory.
+        data: The data set, a blend of several, or whatever `open_data` opens: a directory, an address.
         num_lanes: Lanes of the global batch (B over all ranks), at least `world_size`.
         segment_length: Tokens a segment, S.
         num_segments: Segments a rollout, T.
@@ -45,15 +57,21 @@ class SegmentStream:
             run idle; the number of rollouts is the same on every rank.
         order: `shuffled`, `longest_first` (best for one epoch of evaluation) or `sequential`.
         prefetch: Rollouts read ahead; 0 reads in the calling thread.
-        store: Where tokens are read from; by default the data set's own shards, mapped into memory.
+        max_document_tokens: Cut longer documents, each piece with a fresh memory; None: never. See `LanePlan`.
+        store: Where tokens are read from; by default the data set's own shards.
+        on_damage: `stop`: a damaged document is an error. `skip`: all ranks leave the document out from then on.
+        agree: With `skip` and several ranks: called by every rank for every batch with what it found in its own, it
+            returns what all of them found together.
+        on_skip: Called on every rank with the documents that are left out from now on.
 
     Raises:
         UserError: The data set cannot be read, or a setting is out of range.
+        ValueError: `skip` on several ranks without `agree`.
     """
 
     def __init__(
         self,
-        data: DocumentIndex | str | Path,
+        data: DocumentIndex | Blend | str | Path,
         *,
         num_lanes: int,
         segment_length: int,
@@ -64,23 +82,39 @@ class SegmentStream:
         epochs: int | None = None,
         order: Order = "shuffled",
         prefetch: int = 2,
+        max_document_tokens: int | None = None,
         store: Store | None = None,
+        on_damage: OnDamage = "stop",
+        agree: Callable[[Damage], Damage] | None = None,
+        on_skip: Callable[[Damage], None] | None = None,
     ) -> None:
-        self.index = data if isinstance(data, DocumentIndex) else DocumentIndex.load(data)
+        self.index = data if isinstance(data, DocumentIndex | Blend) else open_data(data)
         if num_segments < 1:
             raise UserError(f"num_segments is {num_segments}; give 1 or more")
         if num_lanes < world_size:
             raise UserError(f"num_lanes is {num_lanes}; give {world_size} or more, one for each data-parallel rank")
         if prefetch < 0:
             raise UserError(f"prefetch is {prefetch}; give 0 or more rollouts")
+        if on_damage not in get_args(OnDamage):
+            raise UserError(f"on_damage is {on_damage!r}; choose {' or '.join(get_args(OnDamage))}")
+        if on_damage == "skip" and world_size > 1 and agree is None:
+            raise ValueError("on_damage='skip' on several ranks needs agree: ranks must skip the same documents")
         self.lanes = lanes_of(rank, world_size, num_lanes)
         self.segment_length = segment_length
         self.num_segments = num_segments
         self._plan = plan_for(
-            self.index, num_lanes=num_lanes, segment_length=segment_length, seed=seed, epochs=epochs, order=order
+            self.index,
+            num_lanes=num_lanes,
+            segment_length=segment_length,
+            seed=seed,
+            epochs=epochs,
+            order=order,
+            max_document_tokens=max_document_tokens,
         )
-        self._store = store or MmapStore(self.index)
+        self._store = store or open_store(self.index)
         self._prefetch = prefetch
+        self._skips = on_damage == "skip"
+        self._agree, self._on_skip = agree, on_skip
         self._delivered = self._plan.state
         self._reader: _Reader | None = None
         self._ended: BaseException | None = None
@@ -95,17 +129,16 @@ class SegmentStream:
             StopIteration: The last epoch has ended, or the stream was closed.
             UserError: A shard is missing or damaged. Raised here, also when the thread found it.
         """
-        if self._ended is not None:
-            raise self._ended
-        if self._reader is None:
-            self._reader = _Reader(self._plan, self._store, self.lanes, self.num_segments, self._prefetch)
-            self._end_reader = weakref.finalize(self, self._reader.close)
-        item = self._reader.next()
-        if isinstance(item, BaseException):
-            self._stop(item)
-            raise item
-        self._delivered = item.state
-        return item.batch
+        while True:
+            item = self._next_item()
+            if self._skips:
+                damage = self._agree(item.damage) if self._agree else item.damage
+                if damage:
+                    self._skip(damage)
+                    continue
+            assert item.batch is not None
+            self._delivered = item.state
+            return item.batch
 
     @property
     def carry_sources(self) -> NDArray[np.int64]:
@@ -121,6 +154,11 @@ class SegmentStream:
         """The slots whose carries belong to `state_dict()`: all lanes, then the documents that wait for a lane."""
         waiting = [item.slot for item in self._delivered.waiting]
         return np.array([*range(self._plan.num_lanes), *waiting], dtype=np.int64)
+
+    @property
+    def skipped_documents(self) -> tuple[int, ...]:
+        """The documents left out because they are damaged, in ascending order."""
+        return self._delivered.skipped
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last batch delivered; integers and strings, the same on all ranks."""
@@ -140,8 +178,9 @@ class SegmentStream:
         self._delivered = self._plan.state
 
     def close(self) -> None:
-        """Ends the reading thread; the stream then yields no more batches until a state is loaded."""
+        """Ends the reading thread and closes the shards; no more batches come until a state is loaded."""
         self._stop(StopIteration())
+        self._store.close()
 
     def __enter__(self) -> "SegmentStream":
         return self
@@ -151,6 +190,30 @@ class SegmentStream:
     ) -> None:
         self.close()
 
+    def _next_item(self) -> "_Item":
+        if self._ended is not None:
+            raise self._ended
+        if self._reader is None:
+            dtype = self.index.token_dtype
+            self._reader = _Reader(
+                self._plan, self._store, dtype, self.lanes, self.num_segments, self._prefetch, self._skips
+            )
+            self._end_reader = weakref.finalize(self, self._reader.close)
+        item = self._reader.next()
+        if isinstance(item, BaseException):
+            self._stop(item)
+            raise item
+        return item
+
+    def _skip(self, damage: Damage) -> None:
+        """Leaves documents out and goes back to the last batch delivered."""
+        self._stop(None)
+        self._plan.state = self._delivered
+        self._plan.skip(damage)
+        self._delivered = self._plan.state
+        if self._on_skip is not None:
+            self._on_skip(damage)
+
     def _stop(self, reason: BaseException | None) -> None:
         if self._reader is not None:
             self._end_reader()
@@ -159,41 +222,57 @@ class SegmentStream:
 
 
 def plan_for(
-    index: DocumentIndex,
+    index: DocumentIndex | Blend,
     *,
     num_lanes: int,
     segment_length: int,
     seed: int = 0,
     epochs: int | None = None,
     order: Order = "shuffled",
+    max_document_tokens: int | None = None,
 ) -> LanePlan:
     """The plan that every `SegmentStream` with these settings follows."""
     return LanePlan(
         index.lengths,
-        index.shards,
         num_lanes=num_lanes,
         segment_length=segment_length,
         seed=seed,
         epochs=epochs,
         order=order,
         fingerprint=index.fingerprint,
+        sources=index.sources,
+        max_document_tokens=max_document_tokens,
     )
 
 
 @dataclass(frozen=True)
 class _Item:
-    batch: SegmentBatch
+    batch: SegmentBatch | None  # None where there is damage
     state: PlanState
+    damage: Damage
 
 
 class _Reader:
     """Makes batches, in a thread when it may read ahead. Knows nothing of the stream, so the stream can be dropped."""
 
-    def __init__(self, plan: LanePlan, store: Store, lanes: slice, num_segments: int, prefetch: int) -> None:
+    def __init__(
+        self,
+        plan: LanePlan,
+        store: Store,
+        dtype: np.dtype[Any],
+        lanes: slice,
+        num_segments: int,
+        prefetch: int,
+        collects_damage: bool,
+    ) -> None:
         self._plan = plan
         self._store = store
+        self._dtype = dtype
         self._lanes = lanes
         self._num_segments = num_segments
+        self._collects_damage = collects_damage
+        self._planned: deque[tuple[Rollout, NDArray[np.int64], PlanState]] = deque()
+        self._ends = False
         self._stop = threading.Event()
         self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, prefetch))
         self._thread: threading.Thread | None = None
@@ -226,27 +305,67 @@ class _Reader:
 
     def _make(self) -> "_Item | BaseException":
         try:
-            rollout = self._plan.next_rollout(self._num_segments)
-            if rollout is None:
+            self._plan_ahead()
+            if not self._planned:
                 return StopIteration()
-            return _Item(_fetch(rollout.block(self._lanes), self._store, self._plan.segment_length), self._plan.state)
+            rollout, runs, state = self._planned.popleft()
+            try:
+                return _Item(_fetch(rollout, runs, self._store, self._plan, self._dtype), state, {})
+            except DamagedDocument:
+                if not self._collects_damage:
+                    raise
+                return _Item(None, state, self._damage_in(runs))
         except Exception as error:
             return error
 
+    def _plan_ahead(self) -> None:
+        while not self._ends and len(self._planned) <= self._store.look_ahead:
+            rollout = self._plan.next_rollout(self._num_segments)
+            if rollout is None:
+                self._ends = True
+                return
+            block = rollout.block(self._lanes)
+            runs = runs_of(block, self._plan.segment_length)
+            self._store.prepare(rollout.step, runs)
+            self._planned.append((block, runs, self._plan.state))
 
-def _fetch(rollout: Rollout, store: Store, segment_length: int) -> SegmentBatch:
+    def _damage_in(self, runs: NDArray[np.int64]) -> Damage:
+        damage: dict[int, str] = {}
+        for document, start, length, _ in runs.tolist():
+            try:
+                self._store.read(document, start, length)
+            except DamagedDocument as error:
+                damage[document] = str(error)
+        return damage
+
+
+def runs_of(rollout: Rollout, segment_length: int) -> NDArray[np.int64]:
+    """What a rollout reads, in as few pieces as possible: rows of document, first token, tokens, place.
+
+    Segments of one document lie side by side, and only the last is ragged: one run serves them all. The place counts
+    tokens in `[B * T * S]`.
+    """
+    begins = rollout.resets.copy()
+    begins[:, 0] = True
+    first = np.flatnonzero(begins)
+    lengths = rollout.lengths.ravel()
+    runs = np.stack(
+        [
+            rollout.documents.ravel()[first],
+            rollout.starts.ravel()[first],
+            np.add.reduceat(lengths, first, dtype=np.int64),
+            first * segment_length,
+        ],
+        axis=1,
+    )
+    return runs[lengths[first] > 0]
+
+
+def _fetch(rollout: Rollout, runs: NDArray[np.int64], store: Store, plan: LanePlan, dtype: Any) -> SegmentBatch:
     num_lanes, num_segments = rollout.documents.shape
-    tokens = np.zeros((num_lanes, num_segments * segment_length), np.int32)
-    begins = np.ones((num_lanes, num_segments), np.bool_)
-    begins[:, 1:] = rollout.resets[:, 1:]
-    for lane, first in np.argwhere(begins & (rollout.lengths > 0)).tolist():
-        # Segments of one document lie side by side, and only the last is ragged: one read serves them all.
-        later = np.flatnonzero(begins[lane, first + 1 :])
-        end = first + 1 + int(later[0]) if len(later) else num_segments
-        count = int(rollout.lengths[lane, first:end].sum())
-        at = first * segment_length
-        document, start = int(rollout.documents[lane, first]), int(rollout.starts[lane, first])
-        tokens[lane, at : at + count] = store.read(document, start, count)
+    stored = np.zeros(num_lanes * num_segments * plan.segment_length, dtype)
+    if len(runs):
+        store.read_runs(runs, stored)
     return SegmentBatch(
         step=rollout.step,
         first_lane=rollout.first_lane,
@@ -257,5 +376,5 @@ def _fetch(rollout: Rollout, store: Store, segment_length: int) -> SegmentBatch:
         resets=rollout.resets,
         carry_from=rollout.carry_from,
         valid_tokens=rollout.valid_tokens,
-        tokens=tokens.reshape(num_lanes, num_segments, segment_length),
+        tokens=stored.astype(np.int32).reshape(num_lanes, num_segments, plan.segment_length),
     )

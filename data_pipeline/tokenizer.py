@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> TokenIds:
         """The ids of exactly this text, `[tokens]`, uint16 (uint32 above 65,536 ids); no start or end token."""
 
+    def safe_cut(self, text: str) -> int:
+        """A place in the text, as late as may be, where it can be cut so that both parts have the tokens of the whole,
+        whatever follows the text; 0: none was found."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids; bytes that are not UTF-8 become U+FFFD, start tokens become nothing."""
 
@@ -59,8 +63,8 @@ class Tokenizer(Protocol):
         """Writes the tokenizer file; into `tokenizer.json` when `path` is a directory."""
 
 
-class _ByteLevelTokenizer:
-    """What both kinds share: the file, the table id → bytes, and decoding."""
+class ByteLevelTokenizer:
+    """What all kinds share: the file, the table id → bytes, and decoding."""
 
     def __init__(self, file_text: str, table: Sequence[bytes]) -> None:
         self._file_text = file_text
@@ -68,36 +72,48 @@ class _ByteLevelTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids, the start token included."""
         return len(self._table)
 
     @property
     def start_token_id(self) -> int:
+        """The last id."""
         return len(self._table) - 1
 
     @property
+    def file_bytes(self) -> bytes:
+        """What `save` writes."""
+        return self._file_text.encode("utf-8")
+
+    @property
     def sha256(self) -> str:
-        return hashlib.sha256(self._file_text.encode("utf-8")).hexdigest()
+        """Hexadecimal SHA-256 of `file_bytes`."""
+        return hashlib.sha256(self.file_bytes).hexdigest()
 
     @cached_property
     def token_byte_lengths(self) -> NDArray[np.int32]:
+        """Bytes of each id, `[vocab_size]`."""
         return np.array([len(piece) for piece in self._table], dtype=np.int32)
 
     def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one id; ValueError outside the vocabulary."""
         if not 0 <= token_id < len(self._table):
             raise ValueError(f"token id {token_id} is outside 0..{len(self._table) - 1}")
         return self._table[token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids, U+FFFD where it is not UTF-8."""
         return b"".join(self.token_bytes(int(token_id)) for token_id in ids).decode("utf-8", errors="replace")
 
     def save(self, path: str | Path) -> None:
+        """Writes the file; as `tokenizer.json` into a directory."""
         target = Path(path)
         if target.is_dir():
             target = target / TOKENIZER_FILE
-        target.write_text(self._file_text, encoding="utf-8", newline="")
+        target.write_bytes(self.file_bytes)
 
 
-class ByteTokenizer(_ByteLevelTokenizer):
+class ByteTokenizer(ByteLevelTokenizer):
     """257 ids: the 256 byte values, then the start token (256)."""
 
     def __init__(self) -> None:
@@ -106,10 +122,19 @@ class ByteTokenizer(_ByteLevelTokenizer):
 
     def encode(self, text: str) -> TokenIds:
         """The bytes of the text's UTF-8, as uint16."""
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
+        return self.encode_bytes(text.encode("utf-8"))
+
+    @staticmethod
+    def encode_bytes(content: bytes) -> TokenIds:
+        """The values of any bytes (an image's grey values, for instance), as uint16."""
+        return np.frombuffer(content, dtype=np.uint8).astype(np.uint16)
+
+    def safe_cut(self, text: str) -> int:
+        """Anywhere: the end."""
+        return len(text)
 
 
-class BPETokenizer(_ByteLevelTokenizer):
+class BPETokenizer(ByteLevelTokenizer):
     """Byte-level BPE; ids equal those of `tokenizers` for the same file, found by tiktoken's faster engine.
 
     The engine releases the interpreter's lock while it works, so threads encode in parallel.
@@ -134,6 +159,13 @@ class BPETokenizer(_ByteLevelTokenizer):
         except ValueError:  # its regex engine gives up on runs of a million blanks and the like
             ids = np.array(self._reference.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
         return ids.astype(np.uint16) if self.vocab_size <= 1 << 16 else ids.astype(np.uint32)
+
+    def safe_cut(self, text: str) -> int:
+        """Before a blank or line end that follows something else: no word of `GPT2_PATTERN` reaches over that."""
+        for place in range(len(text) - 1, 0, -1):
+            if text[place] in " \n" and not text[place - 1].isspace():
+                return place
+        return 0
 
     @cached_property
     def _reference(self) -> Any:
@@ -180,7 +212,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
 
     Raises:
-        UserError: There is no such file, or it is not a byte-level tokenizer written by this project.
+        UserError: There is no such file, or it is not a byte-level tokenizer with this project's start token.
     """
     file = Path(path)
     if file.is_dir():
@@ -194,6 +226,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the tokenizer {file}: {error}") from None
+    if _is_foreign(content):
+        from data_pipeline.hf_tokenizer import HFTokenizer
+
+        return HFTokenizer(text, str(file))
     try:
         table = _table_of(content["model"]["vocab"])
         added = content["added_tokens"]
@@ -225,7 +261,11 @@ def make_tokenizer(spec: str) -> Tokenizer:
     kind, _, argument = spec.partition(":")
     if kind == "bpe" and argument:
         return load_tokenizer(argument)
-    raise UserError(f"tokenizer {spec!r} is unknown; choose bytes, bpe:FILE or train-bpe:VOCAB")
+    if kind == "hf" and argument:
+        from data_pipeline.hf_tokenizer import import_tokenizer
+
+        return import_tokenizer(argument)
+    raise UserError(f"tokenizer {spec!r} is unknown; choose bytes, bpe:FILE, hf:FILE or train-bpe:VOCAB")
 
 
 def training_vocab_size(spec: str) -> int | None:
@@ -242,6 +282,14 @@ def training_vocab_size(spec: str) -> int | None:
     return int(argument)
 
 
+def _is_foreign(content: Any) -> bool:
+    """Whether a file has this project's start token added to a tokenizer of other make."""
+    if not isinstance(content, dict) or content.get("pre_tokenizer") == _PRE_TOKENIZER:
+        return False
+    added = content.get("added_tokens")
+    return isinstance(added, list) and any(isinstance(t, dict) and t.get("content") == START_TOKEN for t in added)
+
+
 def _printable_bytes() -> dict[int, str]:
     """The published byte-level alphabet: printable Latin-1 stands for itself, the other bytes from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -250,7 +298,7 @@ def _printable_bytes() -> dict[int, str]:
 
 
 _TO_CHARACTER = _printable_bytes()
-_TO_BYTE = {character: value for value, character in _TO_CHARACTER.items()}
+TO_BYTE = {character: value for value, character in _TO_CHARACTER.items()}
 _PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -258,7 +306,7 @@ def _table_of(vocab: dict[str, int]) -> list[bytes]:
     """id → bytes of a vocabulary that maps written-out tokens to ids 0..n-1."""
     table: list[bytes] = [b""] * len(vocab)
     for token, token_id in vocab.items():
-        table[token_id] = bytes(_TO_BYTE[character] for character in token)
+        table[token_id] = bytes(TO_BYTE[character] for character in token)
     if len(set(table)) != len(table) or b"" in table:
         raise ValueError("the ids of the vocabulary are not 0..n-1")
     return table

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline import DocumentIndex, MmapStore, SegmentBatch, SegmentStream, UserError, trace_rows
+from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, UserError, trace_rows
 from memformer.config import Config, DataConfig
 from memformer.distributed import World
 from memformer.model import MemformerConfig
@@ -96,7 +96,6 @@ class TrainingData:
             world_size=world.size,
             epochs=1,
             order="longest_first",
-            store=MmapStore(self.held_out),
         )
 
 

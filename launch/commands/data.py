@@ -13,8 +13,8 @@ from typing import Any, get_args
 import numpy as np
 
 from data_pipeline import DocumentIndex, UserError, build_dataset, lanes_of, trace_rows
+from data_pipeline.document_order import Order
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
-from data_pipeline.plan import Order
 from data_pipeline.shards import WRITERS
 from data_pipeline.stream import plan_for
 from data_pipeline.verify import verify_dataset
@@ -51,16 +51,18 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="text file (one document), .jsonl file (a document a line: text, and id if you like), either of them "
-        "gzipped, or a directory, searched for .txt, .md and .jsonl",
+        help="text file (one document), .jsonl (a document a line: text, and id if you like), .parquet (columns text, "
+        "id), idx images (a document an image, a token a pixel), all but Parquet also as .gz or .zst, or a directory, "
+        "searched for .txt, .md, .jsonl, .parquet and idx files",
     )
     _add_required(parser, "--out", metavar="DIR", help="directory to make")
     add("--format", choices=list(WRITERS), default="webdataset", help="storage format of the shards")
     add(
         "--tokenizer",
-        metavar="bytes|bpe:FILE|train-bpe:VOCAB",
+        metavar="bytes|bpe:FILE|hf:FILE|train-bpe:VOCAB",
         default="bytes",
-        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set, or BPE trained on the sources "
+        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set of this project, a byte-level "
+        "tokenizer.json of Hugging Face's library (images need bytes), or BPE trained on the sources "
         "(VOCAB counts all ids, the start token included)",
     )
     workers = min(_MOST_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
@@ -148,6 +150,8 @@ def _build(arguments: argparse.Namespace) -> int:
             f"{path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of "
             f"text, {len(manifest.shards)} shards"
         )
+    if report.resumed_documents:
+        print(f"went on from a killed build, which had written {report.resumed_documents:,} documents")
     if report.dropped_documents:
         print(f"{report.dropped_documents:,} documents without text were left out")
     wanted = arguments.tokenizer.partition("train-bpe:")[2]

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_pipeline import DocumentIndex, MmapStore, UserError, build_dataset
-from data_pipeline.shards import WebDatasetWriter
+from data_pipeline import DocumentIndex, ShardStore, UserError, build_dataset
+from data_pipeline.manifest import ShardInfo
+from data_pipeline.payload import Payload
+from data_pipeline.shards import WRITERS, WebDatasetWriter
 
 NAMES = ["a.txt", "deep/book.txt", "deep/packed.txt.gz", *(f"line-{i}" for i in range(9)), "one.md"]
 
@@ -24,7 +26,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 def texts_of(directory: Path) -> dict[str, str]:
     index = DocumentIndex.load(directory)
-    store = MmapStore(index)
+    store = ShardStore(index)
     return {index.name(i): index.tokenizer.decode(store.read(i, 0, int(index.lengths[i]))) for i in range(len(index))}
 
 
@@ -55,7 +57,7 @@ def test_documents_come_back_exactly(corpus: Path, tmp_path: Path, tokenizer: st
 
 def test_plain_webdataset_reads_the_same_documents(dataset: Path) -> None:
     index = DocumentIndex.load(dataset)
-    store = MmapStore(index)
+    store = ShardStore(index)
     shards = [str(index.shard_path(shard)) for shard in range(len(index.manifest.shards))]
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
     assert len(samples) == len(index)
@@ -97,11 +99,16 @@ def test_shards_keep_to_their_size_except_for_one_large_document(dataset: Path) 
 
 def test_wide_tokens_are_stored_as_uint32(tmp_path: Path) -> None:
     tokens = np.array([1, 70_000, 3], np.uint32)
-    writer = WebDatasetWriter(tmp_path, np.dtype("<u4"), 10**6)
-    place = writer.add(0, "wide", 9, tokens)
-    (shard,) = writer.close()
-    content = (tmp_path / shard.name).read_bytes()
-    assert np.array_equal(np.frombuffer(content, "<u4", 3, place.offset), tokens)
+    for writer_class in WRITERS.values():
+        finished: list[tuple[ShardInfo, list[int]]] = []
+        writer = writer_class(tmp_path, [], 10**6, lambda *shard, to=finished: to.append(shard))
+        with Payload(np.dtype("<u4")) as payload:
+            payload.append(tokens, 9)
+            writer.add(0, "wide", payload)
+        writer.close()
+        ((shard, (offset,)),) = finished
+        content = (tmp_path / shard.name).read_bytes()
+        assert np.array_equal(np.frombuffer(content, "<u4", 3, offset), tokens)
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
@@ -238,7 +245,7 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
 
     (tmp_path / "nothing").mkdir()
     assert "no such file" in complaint(corpus / "missing.txt")
-    assert "no .txt, .md, .jsonl file" in complaint(tmp_path / "nothing")
+    assert "no .txt, .md, .jsonl, .parquet or idx file" in complaint(tmp_path / "nothing")
     assert "given twice" in complaint(corpus, corpus / "a.txt")
     assert "two different documents" in complaint(corpus / "a.txt", validation_fraction=0.1)
     assert "format 'parquet'" in complaint(format="parquet")
@@ -246,7 +253,7 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
     assert "shard_megabytes is 0" in complaint(shard_megabytes=0)
     assert "validation_fraction is 1" in complaint(validation_fraction=1)
     assert "bpe_training_megabytes is -1" in complaint(bpe_training_megabytes=-1)
-    assert "choose bytes, bpe:FILE or train-bpe:VOCAB" in complaint(tokenizer="words")
+    assert "choose bytes, bpe:FILE, hf:FILE or train-bpe:VOCAB" in complaint(tokenizer="words")
     with pytest.raises(UserError, match="no source given"):
         build_dataset([], tmp_path / "set")
 

@@ -147,7 +147,7 @@ def test_more_ranks_than_lanes_is_refused() -> None:
 
 def test_the_order_is_fixed_for_good() -> None:
     """Recorded once: runs resume only while the hash, the salt and the sorting stay as they are."""
-    plan = LanePlan([5] * 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4], num_lanes=1, segment_length=5, seed=7, shard_window=2)
+    plan = LanePlan([5] * 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4], num_lanes=1, segment_length=5, seed=7, block_window=2)
     assert plan.document_order(0).tolist() == [7, 6, 4, 5, 1, 0, 2, 3, 8, 9]
     assert plan.document_order(1).tolist() == [4, 9, 8, 5, 7, 6, 2, 3, 0, 1]
 
@@ -166,7 +166,7 @@ def test_orders() -> None:
 
 def test_documents_are_shuffled_within_windows_of_shards() -> None:
     shards = np.repeat(np.arange(8), 25)
-    plan = LanePlan(np.full(200, 4), shards, num_lanes=1, segment_length=4, seed=1, shard_window=2)
+    plan = LanePlan(np.full(200, 4), shards, num_lanes=1, segment_length=4, seed=1, block_window=2)
     seen = set()
     for epoch in range(3):
         windows = shards[plan.document_order(epoch)].reshape(4, 50)
@@ -236,8 +236,8 @@ def test_bad_settings_name_the_setting(change: dict[str, object], complaint: str
         ({"seed": 3}, "set it to 3"),
         ({"order": "sequential"}, "set it to sequential"),
         ({"lane_offsets": "1"}, "damaged"),
-        ({"lane_documents": "0 77"}, "damaged"),
-        ({"lane_documents": "0 x"}, "damaged"),
+        ({"lane_pieces": "0 77"}, "damaged"),
+        ({"lane_pieces": "0 x"}, "damaged"),
         ({"waiting": ["1 2"]}, "damaged"),
     ],
 )

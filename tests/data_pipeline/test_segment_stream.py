@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipeline import DocumentIndex, MmapStore, SegmentBatch, SegmentStream, UserError, trace_rows
+from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, ShardStore, UserError, trace_rows
 
 SHAPE = {"num_lanes": 5, "segment_length": 64, "num_segments": 3}
 FIELDS = ("tokens", "lengths", "resets", "documents", "epochs", "starts", "carry_from")
@@ -46,7 +46,7 @@ def no_threads_left() -> Iterator[None]:
 @pytest.mark.parametrize("order", ["shuffled", "longest_first"])
 def test_one_epoch_gives_every_document_back(dataset: Path, prefetch: int, order: str, no_threads_left: None) -> None:
     index = DocumentIndex.load(dataset)
-    store = MmapStore(index)
+    store = ShardStore(index)
     pieces: dict[int, list[NDArray[Any]]] = {document: [] for document in range(len(index))}
     total = 0
     for batch in SegmentStream(dataset, **SHAPE, epochs=1, order=order, prefetch=prefetch):
@@ -149,7 +149,7 @@ def test_a_damaged_shard_surfaces_where_the_batch_is_asked_for(
     shard.write_bytes(shard.read_bytes()[:-512])
     stream = SegmentStream(broken, **SHAPE, epochs=1)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"shard-000001\.tar has .* truncated"):
+        with pytest.raises(UserError, match=r"shard-000001\.tar is damaged: .* truncated"):
             list(stream)
 
 

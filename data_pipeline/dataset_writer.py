@@ -1,0 +1,136 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Writes one data set, shard by shard, and goes on after the last whole shard when an earlier build was killed."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.build_journal import Journal
+from data_pipeline.manifest import (
+    COLUMNS_FILE,
+    MANIFEST_FILE,
+    NUMBER_COLUMNS,
+    Manifest,
+    ShardInfo,
+    fingerprint,
+    save_columns,
+)
+from data_pipeline.payload import Payload
+from data_pipeline.shards import WRITERS
+from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer
+
+
+class DatasetWriter:
+    """The shards as documents come, then the tokenizer, the columns and the manifest.
+
+    Args:
+        root: The directory of the build.
+        split: Name of the part of the build that this data set is, also its folder; None: the whole.
+        tokenizer: What the tokens were made with.
+        settings: Those of the build that shape its result, kept in the manifest.
+        journal: What is already on disk, and where finished shards are noted.
+
+    Attributes:
+        through: Number of the last source document in a whole shard; documents up to it are not to be added. -1: none.
+    """
+
+    def __init__(
+        self, root: Path, split: str | None, tokenizer: Tokenizer, settings: dict[str, Any], journal: Journal
+    ) -> None:
+        self.split = split
+        self.through = -1
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._directory = root / split if split else root
+        self._directory.mkdir(exist_ok=True)
+        self._tokenizer, self._settings, self._journal = tokenizer, settings, journal
+        self._pending: list[dict[str, Any]] = []
+        self._shards: list[ShardInfo] = []
+        self._numbers: list[NDArray[np.int64]] = []
+        self._chunks: list[NDArray[np.uint32]] = []
+        self._names: list[str] = []
+        for record in journal.finished(split):
+            self._take(record)
+        self.restored_documents = len(self._names)
+        writer = WRITERS[settings["format"]]
+        self._writer = writer(
+            self._directory, self._shards, int(settings["shard_megabytes"] * 1e6), self._shard_finished
+        )
+
+    @property
+    def documents(self) -> int:
+        """Documents written, those of the killed build included."""
+        return len(self._names) + len(self._pending)
+
+    def add(self, ordinal: int, name: str, payload: Payload) -> None:
+        """Appends a document, number `ordinal` among those of the sources."""
+        self._writer.add(self.documents, name, payload)
+        self._pending.append(
+            {
+                "ordinal": ordinal,
+                "name": name,
+                "numbers": [payload.tokens, payload.text_bytes, payload.checksum],
+                "chunks": payload.chunk_checksums().tolist(),
+            }
+        )
+
+    def finish(self, dropped_documents: int) -> Manifest:
+        """Writes what belongs beside the shards, everything synced to disk; `dropped_documents` had no token."""
+        self._writer.close()
+        table = np.concatenate([np.empty((0, len(NUMBER_COLUMNS)), np.int64), *self._numbers])
+        columns = {key: table[:, i].astype(dtype) for i, (key, dtype) in enumerate(NUMBER_COLUMNS.items())}
+        chunks = np.concatenate([np.empty(0, np.uint32), *self._chunks])
+        columns_sha256 = save_columns(self._directory, columns, chunks, self._names)
+        self._tokenizer.save(self._directory)
+        manifest = Manifest(
+            storage=self._settings["format"],
+            split=self.split,
+            tokenizer_sha256=self._tokenizer.sha256,
+            vocab_size=self._tokenizer.vocab_size,
+            token_dtype=self.dtype.str,
+            documents=len(self._names),
+            tokens=int(columns["tokens"].sum()),
+            text_bytes=int(columns["bytes"].sum()),
+            dropped_documents=dropped_documents,
+            shards=tuple(self._shards),
+            settings=self._settings,
+            fingerprint=fingerprint(self._tokenizer.sha256, self.dtype.str, columns),
+            columns_sha256=columns_sha256,
+        )
+        manifest.save(self._directory)
+        for name in (COLUMNS_FILE, TOKENIZER_FILE, MANIFEST_FILE, ""):
+            sync(self._directory / name)
+        return manifest
+
+    def _shard_finished(self, shard: ShardInfo, offsets: list[int]) -> None:
+        record = {
+            "shard": asdict(shard),
+            "through": self._pending[-1]["ordinal"],
+            "numbers": [[at, *row["numbers"]] for at, row in zip(offsets, self._pending, strict=True)],
+            "chunks": [checksum for row in self._pending for checksum in row["chunks"]],
+            "names": [row["name"] for row in self._pending],
+        }
+        sync(self._directory)
+        self._journal.note(self.split, record)
+        self._pending = []
+        self._take(record)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        numbers = np.array(record["numbers"], np.int64)
+        self._numbers.append(np.insert(numbers, 0, len(self._shards), axis=1))
+        self._chunks.append(np.array(record["chunks"], np.uint32))
+        self._names += record["names"]
+        self._shards.append(ShardInfo(**record["shard"]))
+        self.through = int(record["through"])
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or directory is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,47 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What can be set about data sets that lie elsewhere: at an address instead of in a directory."""
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+RemoteMode = Literal["spool", "range"]
+ADDRESSES = ("http://", "https://", "s3://", "pipe:")
+
+
+def is_address(name: str | Path) -> bool:
+    """Whether a data set's name is an address rather than a directory."""
+    return isinstance(name, str) and name.startswith(ADDRESSES)
+
+
+def default_cache() -> Path:
+    """A directory of this user for temporary files, on this machine."""
+    return Path(tempfile.gettempdir(), f"memformer-cache-{os.getuid()}")
+
+
+@dataclass(frozen=True)
+class FarSettings:
+    """How far data sets are read.
+
+    Attributes:
+        cache_dir: Local directory for manifests and spooled shards, shared by all processes of a machine.
+        cache_gigabytes: Shards are kept there up to this many GB (10^9 bytes), the least recently used deleted first;
+            shards in use are never deleted.
+        mode: `spool` copies whole shards into the cache; `range` reads parts of shards and keeps nothing on disk.
+        allow_pipe: Whether `pipe:COMMAND` addresses may be used; they run a shell.
+        timeout_seconds: How long an answer may take, apart from the time for its bytes.
+        attempts: How often a request is tried, with growing pauses, before it is an error.
+        look_ahead: Rollouts whose data is asked for ahead of the one being read.
+        connections: Requests under way at once.
+    """
+
+    cache_dir: Path = field(default_factory=default_cache)
+    cache_gigabytes: float = 50.0
+    mode: RemoteMode = "spool"
+    allow_pipe: bool = False
+    timeout_seconds: float = 30.0
+    attempts: int = 6
+    look_ahead: int = 32
+    connections: int = 16

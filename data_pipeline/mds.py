@@ -1,0 +1,107 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Reads the layout of MosaicML MDS shards (version 2, not compressed), without the library that wrote them."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+
+MDS_INDEX = "index.json"
+MDS_LARGEST = (1 << 32) - 1  # places in a shard are uint32
+
+
+@dataclass(frozen=True)
+class MDSShard:
+    """One shard, as `index.json` describes it.
+
+    Attributes:
+        path: Its file.
+        samples_listed: Number of samples.
+        columns: (name, encoding, fixed size in bytes or None) in the order of the names.
+    """
+
+    path: Path
+    samples_listed: int
+    columns: tuple[tuple[str, str, int | None], ...]
+
+    def encoding(self, column: str) -> str:
+        """The encoding of a column.
+
+        Raises:
+            UserError: There is no such column.
+        """
+        for name, encoding, _ in self.columns:
+            if name == column:
+                return encoding
+        raise UserError(f"{self.path}: has no column {column}; its columns are {', '.join(c[0] for c in self.columns)}")
+
+    def samples(self) -> Iterator[dict[str, tuple[int, bytes]]]:
+        """Byte offset in the file, and content, of every column of each sample; one sample in memory at a time.
+
+        Raises:
+            UserError: The file cannot be read, or does not have the layout of an MDS shard.
+        """
+        try:
+            with self.path.open("rb") as file:
+                count = int.from_bytes(file.read(4), "little")
+                places = np.frombuffer(file.read(4 * (count + 1)), "<u4").tolist()
+                size = file.seek(0, 2)
+                if count != self.samples_listed or len(places) != count + 1 or places[-1] != size:
+                    raise UserError(f"{self.path}: is not the MDS shard that {MDS_INDEX} describes; fetch it again")
+                for begin, end in itertools.pairwise(places):
+                    file.seek(begin)
+                    yield self._columns_of(begin, file.read(end - begin))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+
+    def _columns_of(self, place: int, sample: bytes) -> dict[str, tuple[int, bytes]]:
+        at, sizes = 0, []
+        for _, _, fixed in self.columns:
+            if fixed is None:
+                sizes.append(int.from_bytes(sample[at : at + 4], "little"))
+                at += 4
+            else:
+                sizes.append(fixed)
+        found = {}
+        for (name, _, _), size in zip(self.columns, sizes, strict=True):
+            found[name] = (place + at, sample[at : at + size])
+            at += size
+        if at != len(sample):
+            raise UserError(f"{self.path}: the sample at byte {place} has another layout than {MDS_INDEX} describes")
+        return found
+
+
+def read_mds_index(directory: Path) -> list[MDSShard]:
+    """The shards of an MDS directory, in order.
+
+    Raises:
+        UserError: There is no index, it is of another format, or shards are compressed.
+    """
+    file = directory / MDS_INDEX
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        shards = content["shards"]
+        for shard in shards:
+            if shard["format"] != "mds" or shard["version"] != 2:
+                raise UserError(
+                    f"{file}: has shards of {shard['format']} version {shard['version']}, not of mds version 2"
+                )
+            if shard["compression"] is not None:
+                raise UserError(f"{file}: has shards compressed by {shard['compression']}; unpack them first")
+        return [
+            MDSShard(
+                directory / shard["raw_data"]["basename"],
+                shard["samples"],
+                tuple(zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)),
+            )
+            for shard in shards
+        ]
+    except FileNotFoundError:
+        raise UserError(f"no MDS shards in {directory}: it has no {MDS_INDEX}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not the index of MDS shards ({type(error).__name__}: {error})") from None
