@@ -1,7 +1,7 @@
-# `make help` lists what there is to do. Nothing here needs root; everything lands in .venv and runs/.
+# `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test checks lint lock clean
+.PHONY: help setup train test slurm checks lint lock clean
 PYTHON ?= python3
 export PYTHON
 RUN := .venv/bin/python
@@ -19,6 +19,9 @@ train: setup  ## books -> shards -> training on 2 processes -> checkpoint -> exp
 test: setup  ## run every test (PYTEST_ARGS="-k local -x" for some)
 	@echo "test: running the whole suite"
 	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+slurm:  ## install Debian's Slurm for tests/slurm, which skip without it (root)
+	@scripts/install_slurm.sh
 
 lint: setup  ## ruff (lint and format) and mypy
 	@echo "lint: ruff check, ruff format, mypy"

@@ -1,0 +1,38 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""One cluster of three nodes for all tests of this folder."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import Cluster, wait_until, why_not
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """The running cluster; skips where none can be started, unless MEMFORMER_REQUIRE_SLURM is set (as .ci/run does)."""
+    reason = why_not()
+    if reason is not None:
+        if os.environ.get("MEMFORMER_REQUIRE_SLURM"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    cluster = Cluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(slurm: Cluster) -> Iterator[Cluster]:
+    """The cluster with nothing running and every node up, before the test and after it."""
+    yield slurm
+    if "slurmctld" not in slurm.daemons:
+        slurm.start_controller()
+    for node in slurm.nodes:
+        if node not in slurm.daemons:
+            slurm.start_node(node)
+    slurm.client("scancel", "--user=root", check=False)
+    wait_until(lambda: slurm.idle_nodes() == slurm.nodes, 90, "every node idle again")
