@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from data_pipeline.errors import UserError
@@ -37,6 +38,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows true defaults beside each option and keeps the line breaks of descriptions."""
 
 
+def command(name: str) -> tuple[ModuleType, OneLineParser]:
+    """The module of a subcommand, and the parser of its arguments."""
+    module = importlib.import_module(COMMANDS[name][0])
+    # A command that takes settings of the configuration brings the parser that lets them through.
+    parser: OneLineParser = getattr(module, "Parser", OneLineParser)(
+        prog=f"memformer {name}", description=module.__doc__, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    return module, parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `memformer ARGV...` and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -54,12 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"memformer: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(COMMANDS[name][0])
-    # A command that takes settings of the configuration brings the parser that lets them through.
-    parser = getattr(module, "Parser", OneLineParser)(
-        prog=f"memformer {name}", description=module.__doc__, formatter_class=HelpFormatter, allow_abbrev=False
-    )
-    module.add_arguments(parser)
+    module, parser = command(name)
     try:
         return int(module.run(parser.parse_args(rest)) or 0)
     except UserError as error:

@@ -1,0 +1,83 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The README stays true: its commands parse, its files exist, its sequence and its code run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import command
+from memformer.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    return [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "memformer"], ids=" ".join)
+def test_commands_parse(words: list[str]) -> None:
+    """Subcommand, options and settings exist; a configuration that is named loads with the settings."""
+    _, parser = command(words[1])
+    arguments = parser.parse_args(words[2:])
+    if hasattr(arguments, "config"):
+        load_config(ROOT / arguments.config, arguments.overrides)
+
+
+def test_the_job_script_and_its_configuration_exist() -> None:
+    found = [words for words in commands() if words[0] == "sbatch"]
+    assert found
+    for _, script, config, *settings in found:
+        assert (ROOT / script).is_file()
+        load_config(ROOT / config, settings)
+
+
+def test_named_targets_and_files_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^    |`)make (\w+)", TEXT, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for name in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"^\| `([\w/]+/)`", TEXT, re.MULTILINE):
+        assert (ROOT / name).is_dir(), name
+
+
+def test_python_examples_run() -> None:
+    example = next(block for block in blocks("python") if "memory_replay_backward(" in block)
+    program = example + "\nassert model.forget.bias.grad.norm() > 0 and result.carry.memory.shape == (2, 32, 512)\n"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_sequence_on_your_own_text_runs(tmp_path: Path) -> None:
+    """Literally the README's commands, shortened to a few steps, in a directory of their own."""
+    first, later = (block for block in blocks("sh") if "--run_dir runs/own" in block)
+    (tmp_path / "corpora").symlink_to(ROOT / "corpora")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for words in map(shlex.split, (first + later).splitlines()):
+        if words[0] != "memformer":
+            continue
+        if words[1] == "launch":
+            words += ["--training.max_steps", "4", "--training.eval_segments", "4", "--optimizer.warmup_steps", "1"]
+            words += ["--device", "cpu", "--data.segment_length", "32"]
+        words = ["20" if before == "200" else before for before in words]
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *words[1:]],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").is_file()
