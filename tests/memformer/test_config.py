@@ -97,6 +97,18 @@ def test_numbers_with_exponents_are_numbers(tmp_path: Path, written: str, value:
     assert load_config(path, ["--optimizer.learning_rate", written]).optimizer.learning_rate == value
 
 
+def test_numbers_with_exponents_are_numbers_where_nothing_converts_them(tmp_path: Path) -> None:
+    """Whole numbers, and keys that are handed on to DeepSpeed as they are."""
+    path = write(
+        tmp_path / "c.yaml",
+        "run_dir: r\ndata: {path: d}\ntraining: {max_steps: 2e3}\n"
+        "deepspeed: {zero_optimization: {reduce_bucket_size: 5e8}}\n",
+    )
+    config = load_config(path)
+    assert config.training.max_steps == 2000
+    assert config.deepspeed["zero_optimization"]["reduce_bucket_size"] == 5e8
+
+
 def test_extends_reads_bases_in_order_and_puts_its_own_values_over_them(tmp_path: Path) -> None:
     write(tmp_path / "model" / "a.yaml", {"model": {"d_model": 64, "num_heads": 2}, "seed": 1})
     write(tmp_path / "b.yaml", {"extends": ["model/a.yaml"], "model": {"d_model": 128}, "seed": 2})

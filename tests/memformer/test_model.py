@@ -213,6 +213,14 @@ def test_a_batch_of_idle_lanes_has_zero_gradients() -> None:
     assert all(not g.any() for g in gradients(model, idle, random_memory(model, 2)).values())
 
 
+def test_no_lane_is_masked_whole() -> None:
+    """A softmax over nothing is NaN in some attention kernels, if not in all."""
+    model, segment = small_model(), full_segment(2, LENGTH)
+    nothing = torch.zeros(2, dtype=torch.int64)
+    _, mask, _ = model.encode(segment._replace(context_length=nothing, ragged=True), random_memory(model, 2))
+    assert mask is not None and mask.sum(-1).tolist() == [1, 1]
+
+
 def test_a_short_target_equals_a_shorter_segment() -> None:
     model, segment = small_model(), full_segment(1, LENGTH)
     memory = random_memory(model, 1)
