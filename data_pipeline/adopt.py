@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import MANIFEST_FILE, NUMBER_COLUMNS, Manifest, ShardInfo, fingerprint, save_columns
@@ -54,7 +55,8 @@ def adopt_mds(
     byte_lengths = chosen.token_byte_lengths.astype(np.int64)
     shards: list[ShardInfo] = []
     rows: list[list[int]] = []
-    chunks, names = [], []
+    chunks: list[NDArray[np.uint32]] = []
+    names: list[str] = []
     dropped = 0
     for shard in read_mds_index(root):
         documents = tokens = 0
