@@ -65,21 +65,31 @@ def _git(*words: str) -> str:
 
 
 def interleaved_seconds(
-    variants: Mapping[str, Callable[[], object]], repetitions: int, device: torch.device
+    variants: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Times each variant once, then each again, and so on, so that a busy moment of the machine hits all alike.
 
-    Each runs once untimed before. Returns every time in seconds, by variant.
+    Args:
+        variants: What is timed, by name; each runs once untimed before.
+        repetitions: Timed runs of each.
+        device: Where the work is done; it is waited for.
+        clock: Of seconds. `time.process_time` leaves out the moments in which other processes had the core.
+
+    Returns:
+        Every time in seconds, by variant.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(repetitions + 1):
         for name, run in variants.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             synchronize(device)
             if repetition:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

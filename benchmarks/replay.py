@@ -22,6 +22,7 @@ import functools
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def measure(shape: str, options: argparse.Namespace, device: torch.device) -> li
             {method: functools.partial(backward_of, problem, method) for method in METHODS},
             options.repetitions,
             device,
+            time.process_time if clock_name(options) == "processor time" else time.perf_counter,
         )
         row: dict[str, Any] = {"shape": shape, "num_segments": segments, "encoder_share": f}
         row["speed_limit"] = 1 / (1 + f / 3 * (segments - 1) / segments)
@@ -206,6 +208,11 @@ def measure(shape: str, options: argparse.Namespace, device: torch.device) -> li
         rows.append(row)
         print(_line(row), flush=True)
     return rows
+
+
+def clock_name(options: argparse.Namespace) -> str:
+    """One thread on a CPU is timed by the processor time it got, which others on the machine change little."""
+    return "processor time" if options.device == "cpu" and options.threads == 1 else "wall time"
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -259,7 +266,7 @@ def page(values: dict[str, Any]) -> str:
             f"`{values['command']}`",
             "",
             f"{sizes['lanes']} lanes, {sizes['segment_length']} tokens a segment, width at most {sizes['width']}, "
-            f"fp32, medians of {sizes['repetitions']} interleaved repetitions. Speeds are fractions of BPTT's at the "
+            f"fp32, medians of {sizes['repetitions']} interleaved repetitions, {sizes['clock']}. Speeds are fractions of BPTT's at the "
             "same T; the limit is 1 / (1 + f/3 * (T-1)/T), for checkpointing 0.750. *Graph* is the peak of what "
             "autograd keeps and of the replay buffer; its limit is one segment's graph + T*B*K*D numbers. "
             "*All tensors* adds the temporary ones; parameters and gradients count in neither.",
@@ -278,7 +285,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, help="B; default 2 on a CPU, 32 on a GPU")
     parser.add_argument("--segment-length", type=int, help="S in tokens; default 64 on a CPU, 512 on a GPU")
     parser.add_argument("--width", type=int, help="largest d_model; default 256 on a CPU, the paper's on a GPU")
-    parser.add_argument("--repetitions", type=int, help="timed runs of each method; default 7")
+    parser.add_argument("--repetitions", type=int, help="timed runs of each method; default 5")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
     parser.add_argument("--quick", action="store_true", help="T = 1, 8, width 128, 3 repetitions")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object with the ratios")
@@ -293,7 +300,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options.lanes = options.lanes or (2 if on_cpu else 32)
     options.segment_length = options.segment_length or (64 if on_cpu else 512)
     options.width = options.width or (128 if options.quick else 256 if on_cpu else 512)
-    options.repetitions = options.repetitions or (3 if options.quick else 7)
+    options.repetitions = options.repetitions or (3 if options.quick else 5)
     return options
 
 
@@ -304,6 +311,7 @@ def main(words: Sequence[str] | None = None) -> None:
     values: dict[str, Any] = provenance(device)
     print(f"{values['hardware']}; torch {values['torch']}; commit {values['commit']}")
     values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
+    values["sizes"]["clock"] = clock_name(options)
     values["rows"] = [row for shape in options.shapes for row in measure(shape, options, device)]
     values["summary"] = summary(values["rows"])
     values["notes"] = options.notes
