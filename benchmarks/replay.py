@@ -266,9 +266,9 @@ def page(values: dict[str, Any]) -> str:
             f"`{values['command']}`",
             "",
             f"{sizes['lanes']} lanes, {sizes['segment_length']} tokens a segment, width at most {sizes['width']}, "
-            f"fp32, medians of {sizes['repetitions']} interleaved repetitions, {sizes['clock']}. Speeds are fractions of BPTT's at the "
-            "same T; the limit is 1 / (1 + f/3 * (T-1)/T), for checkpointing 0.750. *Graph* is the peak of what "
-            "autograd keeps and of the replay buffer; its limit is one segment's graph + T*B*K*D numbers. "
+            f"fp32, medians of {sizes['repetitions']} interleaved repetitions, {sizes['clock']}. Speeds are fractions "
+            "of BPTT's at the same T; the limit is 1 / (1 + f/3 * (T-1)/T), for checkpointing 0.750. *Graph* is the "
+            "peak of what autograd keeps and of the replay buffer; its limit is one segment's graph + T*B*K*D numbers. "
             "*All tensors* adds the temporary ones; parameters and gradients count in neither.",
             "",
             markdown_table(columns, rows),
