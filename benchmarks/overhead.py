@@ -55,6 +55,7 @@ class BareLoop:
         )
 
     def step(self) -> None:
+        """One optimizer step."""
         self.optimizer.zero_grad()
         with self.autocast:
             result = memory_replay_backward(
@@ -146,7 +147,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     values = measure(arguments.zero_stage, arguments.steps, arguments.warm_up)
-    rows = [[values["zero_stage"], values["ours_seconds"], values["bare_seconds"], values["step_vs_bare"], values["aim"]]]
+    rows = [
+        [values["zero_stage"], values["ours_seconds"], values["bare_seconds"], values["step_vs_bare"], values["aim"]]
+    ]
     table = markdown_table(["ZeRO stage", "ours, s a step", "bare, s a step", "ours / bare", "aim, at most"], rows)
     print(table)
     if arguments.out:

@@ -1,0 +1,79 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What `make train` reaches: runs it in a directory of its own and keeps its figures.
+
+python benchmarks/quickstart.py [--steps N] [--out benchmarks/results/DATE-cpu-quickstart] [--json]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.common import ROOT, markdown_table, provenance, write_results
+
+
+def measure(steps: int | None) -> dict[str, Any]:
+    """Runs the quick start and reads what it wrote."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory) / "run"
+        command = [sys.executable, "-m", "launch.quickstart", "--data", f"{directory}/books", "--run-dir", str(run)]
+        started = time.perf_counter()
+        subprocess.run([*command, *(["--steps", str(steps)] if steps else [])], cwd=ROOT, check=True)
+        seconds = time.perf_counter() - started
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        evaluation = json.loads((run / "evaluation.json").read_text())
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        return {
+            **provenance(device),
+            "processes": next(event["processes"] for event in events if event["event"] == "start"),
+            "seconds": seconds,
+            "steps": metrics[-1]["step"],
+            "tokens": metrics[-1]["tokens"],
+            "first_loss": metrics[0]["loss"],
+            "last_loss": metrics[-1]["loss"],
+            "held_out_tokens": evaluation["with_memory"]["tokens"],
+            "perplexity_with_memory": evaluation["with_memory"]["perplexity"],
+            "perplexity_memory_reset": evaluation["memory_reset"]["perplexity"],
+            "memory": next(row["memory"] for row in reversed(metrics) if "memory" in row),
+            "sample": (run / "sample.txt").read_text(),
+        }
+
+
+def main() -> None:
+    """Measures, prints, and writes the results where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the configuration's)")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    values = measure(arguments.steps)
+    shown = (
+        "seconds",
+        "steps",
+        "tokens",
+        "first_loss",
+        "last_loss",
+        "perplexity_with_memory",
+        "perplexity_memory_reset",
+    )
+    table = markdown_table(["figure", "value"], [[name, values[name]] for name in shown])
+    print(table)
+    if arguments.out:
+        about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
+        page = f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n"
+        write_results(arguments.out, values, page)
+    if arguments.json:
+        print(json.dumps(values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
