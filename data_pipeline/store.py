@@ -101,8 +101,8 @@ class ShardStore:
 
     def close(self) -> None:
         """Closes the files; reading opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        for shard in list(self._files):
+            self._forget(shard)
 
     def __del__(self) -> None:
         self.close()
@@ -157,9 +157,12 @@ class ShardStore:
                 "changed",
             )
         while len(self._files) >= _OPEN_FILES:
-            os.close(self._files.pop(next(iter(self._files))))
+            self._forget(next(iter(self._files)))
         self._files[shard] = file
         return file
+
+    def _forget(self, shard: int) -> None:
+        os.close(self._files.pop(shard))
 
 
 def check_range(index: DocumentIndex, document: int, start: int, length: int) -> None:

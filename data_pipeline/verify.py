@@ -2,7 +2,7 @@
 """Compares every byte of a data set with the sizes and checksums that were recorded when it was built."""
 
 import hashlib
-import mmap
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,8 +46,21 @@ def verify_dataset(index: DocumentIndex, progress: Callable[[int, int], None] | 
 
 
 def _verify_shard(index: DocumentIndex, shard: int) -> list[Fault]:
+    if index.far is None:
+        return _verify_file(index, shard, index.shard_path(shard))
+    from data_pipeline.remote import shard_copy
+
+    with tempfile.TemporaryDirectory(dir=index.path) as directory:
+        copy = Path(directory, "shard")
+        try:
+            shard_copy(index, shard, copy)
+        except OSError:
+            copy.unlink(missing_ok=True)
+        return _verify_file(index, shard, copy)
+
+
+def _verify_file(index: DocumentIndex, shard: int, path: Path) -> list[Fault]:
     info = index.manifest.shards[shard]
-    path = index.shard_path(shard)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -61,21 +74,24 @@ def _verify_shard(index: DocumentIndex, shard: int) -> list[Fault]:
     problem = (
         f"has {size} bytes, not {info.size_bytes}" if size != info.size_bytes else "does not have its SHA-256 checksum"
     )
-    return [Fault(info.name, None, problem), *_bad_documents(index, shard, path, size)]
+    return [Fault(info.name, None, problem), *_bad_documents(index, shard, path)]
 
 
-def _bad_documents(index: DocumentIndex, shard: int, path: Path, size: int) -> list[Fault]:
-    faults = []
+def _bad_documents(index: DocumentIndex, shard: int, path: Path) -> list[Fault]:
+    faults, name = [], index.manifest.shards[shard].name
     with path.open("rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")
-    for document in np.flatnonzero(index.shards == shard).tolist():
-        start = int(index.offsets[document])
-        end = start + int(index.lengths[document]) * index.token_dtype.itemsize
-        if end > size:
-            problem = "is cut off"
-        elif zlib.crc32(content[start:end]) != int(index.checksums[document]):
-            problem = "does not have its checksum"
-        else:
-            continue
-        faults.append(Fault(path.name, document, f"document {document} ({index.name(document)}) {problem}"))
+        for document in np.flatnonzero(index.shards == shard).tolist():
+            start, left = int(index.offsets[document]), int(index.lengths[document]) * index.token_dtype.itemsize
+            file.seek(start)
+            checksum = 0
+            # A damaged document may claim any length; what is read is bounded.
+            while left and (block := file.read(min(left, 1 << 20))):
+                checksum, left = zlib.crc32(block, checksum), left - len(block)
+            if left:
+                problem = "is cut off"
+            elif checksum != int(index.checksums[document]):
+                problem = "does not have its checksum"
+            else:
+                continue
+            faults.append(Fault(name, document, f"document {document} ({index.name(document)}) {problem}"))
     return faults

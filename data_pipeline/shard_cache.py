@@ -1,0 +1,173 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Copies of far shards on local disk: whole or absent, checksummed, shared by all processes of a machine, bounded.
+
+Beside each copy lies a lock file. A process holds its lock shared while it has the copy open, and exclusive while it
+fetches, so that a shard is fetched once a machine; a copy whose lock is held is in use and never deleted. Locks are
+the system's (flock): a killed process holds none. A copy's time of modification is its last use.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from data_pipeline.far import FarSettings
+from data_pipeline.manifest import ShardInfo
+from data_pipeline.transport import Transport, TryAgain, Unfit, with_retries
+
+SHARDS = "shards"  # the folder in a data set's own that is counted and cleared
+LOG = logging.getLogger(__name__)
+
+
+class OpenShard:
+    """A copy that is open for reading; nobody deletes it before `close`."""
+
+    def __init__(self, file: int, lock: int) -> None:
+        self.file, self._lock = file, lock
+
+    def close(self) -> None:
+        """Closes the copy and lets go of it."""
+        os.close(self.file)
+        os.close(self._lock)
+
+
+class ShardCache:
+    """The copies of one data set's shards, in a directory that other data sets' copies lie beside.
+
+    Args:
+        directory: The directory of all copies (`data.cache_dir`).
+        dataset: Folder of this data set in it.
+        transport: Where shards come from.
+        settings: Size and patience.
+    """
+
+    def __init__(self, directory: Path, dataset: str, transport: Transport, settings: FarSettings) -> None:
+        self._root, self._own = directory, directory / dataset / SHARDS
+        self._transport, self._settings = transport, settings
+        self._limit = int(settings.cache_gigabytes * 1e9)
+        self._warned = False
+        self._own.mkdir(parents=True, exist_ok=True)
+
+    def open(self, shard: ShardInfo, location: str) -> OpenShard:
+        """A shard's copy, fetched if there is none.
+
+        Args:
+            shard: The shard.
+            location: Its name for people.
+
+        Raises:
+            UserError: It could not be fetched.
+            Unfit: It is not at its address, or is there with other bytes than when it was built.
+        """
+        path = self._own / shard.name
+        while True:
+            lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                file = self._open_copy(path, shard)
+                if file is not None:
+                    return OpenShard(file, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX)  # waits for whoever is fetching
+                if not self._is_whole(path, shard):
+                    self._fetch(path, shard, location)
+            except BaseException:
+                os.close(lock)
+                raise
+            # Not turned into a shared lock here: flock gives the old one up first, and the copy might go meanwhile.
+            os.close(lock)
+
+    def _open_copy(self, path: Path, shard: ShardInfo) -> int | None:
+        if not self._is_whole(path, shard):
+            return None
+        os.utime(path)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @staticmethod
+    def _is_whole(path: Path, shard: ShardInfo) -> bool:
+        """Copies appear under their name when they are whole; another size means that somebody else was at it."""
+        try:
+            return path.stat().st_size == shard.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def _fetch(self, path: Path, shard: ShardInfo, location: str) -> None:
+        temporary = path.with_name(path.name + ".fetching")
+        self._make_room(shard.size_bytes)
+        changed: list[str] = []
+
+        def attempt() -> None:
+            digest = hashlib.sha256()
+            try:
+                with temporary.open("wb") as file:
+                    for block in self._transport.blocks(shard.name, shard.size_bytes):
+                        digest.update(block)
+                        file.write(block)
+            except OSError as error:
+                raise UserError(
+                    f"data.cache_dir {self._root} cannot be written ({error.strerror or error}); make room or lower "
+                    "data.cache_gigabytes",
+                    exit_code=1,
+                ) from None
+            if digest.hexdigest() != shard.sha256:
+                changed.append(digest.hexdigest())
+                if changed.count(changed[-1]) == 2:  # twice the same other bytes: not the way here, but the source
+                    raise Unfit("cannot be trusted: the shard does not have its SHA-256 checksum")
+                raise TryAgain("it does not have its SHA-256 checksum")
+
+        try:
+            with_retries(location, self._settings, attempt)
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _make_room(self, wanted: int) -> None:
+        """Deletes the copies that were not used for the longest time and are not in use."""
+        with locked(self._root / ".lock"):
+            copies = []
+            for path in self._root.glob(f"*/{SHARDS}/*"):
+                # Another process may delete a copy of its own between the listing and here.
+                with contextlib.suppress(FileNotFoundError):
+                    if not path.name.endswith(".lock"):
+                        status = path.stat()
+                        copies.append((status.st_mtime_ns, status.st_size, path))
+            total = sum(size for _, size, _ in copies) + wanted
+            for _, size, path in sorted(copies):
+                if total <= self._limit:
+                    return
+                if not path.name.endswith(".fetching") and _delete_unused(path):
+                    total -= size
+            if total > self._limit and not self._warned:
+                self._warned = True
+                LOG.warning(
+                    "shards in use take %.1f GB, more than data.cache_gigabytes = %g allows: they stay while they are "
+                    "in use; raise it where the disk has room",
+                    total / 1e9,
+                    self._settings.cache_gigabytes,
+                )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file's lock for the block; waits for whoever else holds it, in this process or another."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _delete_unused(path: Path) -> bool:
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True

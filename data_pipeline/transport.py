@@ -1,0 +1,309 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Gets files and parts of files from an address, again and again if need be.
+
+One class an address: `HTTPTransport`, `S3Transport` (by fsspec), `PipeTransport` (a shell command a file). Each does
+one try and raises `TryAgain` for what may pass (no connection, a server's error, a body cut short, too slow), and
+`UserError` for what will not. `with_retries` repeats.
+"""
+
+import http.client
+import os
+import signal
+import ssl
+import subprocess
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from data_pipeline.errors import UserError
+from data_pipeline.far import FarSettings
+
+_BLOCK = 1 << 18
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
+_SLOWEST_BYTES_PER_SECOND = 100_000  # a body that comes more slowly is given up like one that does not come
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_MOST_REDIRECTS = 5
+
+Result = TypeVar("Result")
+
+
+class TryAgain(Exception):
+    """A try that failed in a way that may pass."""
+
+
+class Unfit(Exception):
+    """What is at the address is not what was built: missing, cut short, changed. The message goes on "document N"."""
+
+
+class Transport(Protocol):
+    """One way to get files. Thread-safe."""
+
+    def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
+        """A whole file block by block; `size` is its length where that is known.
+
+        Raises:
+            TryAgain: This may pass.
+            Unfit: There is no such file, or it has another size.
+            UserError: This will not pass.
+        """
+
+    def part(self, name: str, offset: int, length: int, size: int) -> bytes:
+        """Bytes `offset .. offset + length` of a file of `size` bytes; raises as `blocks` does."""
+
+
+def open_transport(address: str, settings: FarSettings) -> Transport:
+    """The transport for an address.
+
+    Raises:
+        UserError: A pipe is not allowed, or a package is missing.
+    """
+    if address.startswith("pipe:"):
+        if not settings.allow_pipe:
+            raise UserError(f"data.path {address}: runs a shell command; set data.allow_pipe to true if you trust it")
+        if settings.mode == "range":
+            raise UserError(f"data.path {address}: a pipe gives whole files only; set data.remote_mode to spool")
+        return PipeTransport(address, settings)
+    return S3Transport(address) if address.startswith("s3://") else HTTPTransport(address, settings)
+
+
+def with_retries(what: str, settings: FarSettings, attempt: Callable[[], Result]) -> Result:
+    """Calls `attempt` until it does not raise `TryAgain`, with growing pauses.
+
+    Raises:
+        UserError: The last attempt failed too; names `what`, the number of attempts and the last reason.
+    """
+    for number in range(1, settings.attempts + 1):
+        try:
+            return attempt()
+        except TryAgain as error:
+            if number == settings.attempts:
+                raise UserError(
+                    f"{what} could not be read in {number} attempts ({error}); check the address and the network, "
+                    "then resume",
+                    exit_code=1,
+                ) from None
+            # Ranks that fail together come back apart: the pause depends on the process.
+            spread = 1 + (os.getpid() * 37 % 100) / 200
+            time.sleep(min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (number - 1)) * spread)
+    raise AssertionError("attempts is 1 or more")
+
+
+class HTTPTransport:
+    """HTTP and HTTPS, over connections that stay open, one a thread.
+
+    Args:
+        address: Directory of the data set.
+        settings: Time limits.
+    """
+
+    def __init__(self, address: str, settings: FarSettings) -> None:
+        self._address, self._settings = address.rstrip("/"), settings
+        self._local = threading.local()
+
+    def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
+        """See `Transport.blocks`."""
+        with self._response(name, {}, size or 0) as (response, deadline):
+            if size is not None and response.length not in (None, size):
+                raise _another_size(response.length, size)
+            yield from self._body(response, size, deadline)
+
+    def part(self, name: str, offset: int, length: int, size: int) -> bytes:
+        """See `Transport.part`."""
+        wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        with self._response(name, wanted, length) as (response, deadline):
+            if response.status != 206:
+                raise UserError(
+                    f"{self._address} does not serve parts of files; set data.remote_mode to spool", exit_code=1
+                )
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if total.isdigit() and int(total) != size:
+                raise _another_size(int(total), size)
+            return b"".join(self._body(response, length, deadline))
+
+    @contextmanager
+    def _response(
+        self, name: str, headers: dict[str, str], size: int
+    ) -> Iterator[tuple[http.client.HTTPResponse, float]]:
+        url = f"{self._address}/{name}"
+        deadline = time.monotonic() + self._settings.timeout_seconds + size / _SLOWEST_BYTES_PER_SECOND
+        connection = None
+        try:
+            connection, response = self._request(url, headers)
+            yield response, deadline
+            response.read()  # what is left of the body, so that the connection can be used again
+        except (OSError, http.client.HTTPException) as error:
+            self._drop(connection)
+            raise TryAgain(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+        except BaseException:
+            self._drop(connection)
+            raise
+
+    def _request(
+        self, url: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        for _ in range(_MOST_REDIRECTS):
+            parsed = urllib.parse.urlsplit(url)
+            connection = self._connection(parsed.scheme, parsed.netloc)
+            target = urllib.parse.urlunsplit(("", "", parsed.path or "/", parsed.query, ""))
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+            if response.status in (301, 302, 303, 307, 308):
+                response.read()
+                url = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+                continue
+            if response.status in (200, 206):
+                return connection, response
+            self._drop(connection)
+            if response.status in (404, 410):
+                raise Unfit("is missing with its shard")
+            if response.status == 416:
+                raise Unfit("is cut off: the shard is shorter than its manifest says")
+            if response.status in _PASSING:
+                raise TryAgain(f"status {response.status} {response.reason}")
+            raise UserError(f"{url}: the server answers {response.status} {response.reason}", exit_code=1)
+        raise UserError(f"{url}: more than {_MOST_REDIRECTS} redirections", exit_code=1)
+
+    def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
+        kept: dict[tuple[str, str], http.client.HTTPConnection] = self._local.__dict__.setdefault("kept", {})
+        connection = kept.get((scheme, host))
+        if connection is None:
+            timeout = self._settings.timeout_seconds
+            if scheme == "https":
+                context = ssl.create_default_context()
+                connection = http.client.HTTPSConnection(host, timeout=timeout, context=context)
+            else:
+                connection = http.client.HTTPConnection(host, timeout=timeout)
+            kept[scheme, host] = connection
+        return connection
+
+    def _drop(self, connection: http.client.HTTPConnection | None) -> None:
+        """Closes a connection whose state is not known; the next request opens another."""
+        kept = self._local.__dict__.get("kept", {})
+        for key, each in list(kept.items()):
+            if connection is None or each is connection:
+                kept.pop(key).close()
+
+    @staticmethod
+    def _body(response: http.client.HTTPResponse, size: int | None, deadline: float) -> Iterator[bytes]:
+        received = 0
+        while block := response.read1(_BLOCK):
+            received += len(block)
+            yield block
+            if time.monotonic() > deadline:
+                raise TryAgain(f"the body comes too slowly: {received:,} bytes until the time limit")
+        if size is not None and received != size:
+            raise TryAgain(f"the body has {received:,} bytes, not {size:,}")
+
+
+class S3Transport:
+    """`s3://`, through fsspec and the package s3fs.
+
+    Args:
+        address: Directory of the data set.
+
+    Raises:
+        UserError: A package is missing, or the address cannot be used.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address.rstrip("/")
+        try:
+            import fsspec
+
+            self._files: Any = fsspec.filesystem(address.partition(":")[0])
+        except ImportError as error:
+            raise UserError(f"data.path {address}: needs the package s3fs ({error}); pip install s3fs") from None
+        except Exception as error:  # credentials and the like: whatever the package raises
+            raise UserError(f"data.path {address}: {type(error).__name__}: {error}", exit_code=1) from None
+
+    def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
+        """See `Transport.blocks`."""
+        with self._errors(name), self._files.open(f"{self._address}/{name}", "rb", block_size=1 << 23) as file:
+            if size is not None and file.size != size:
+                raise _another_size(file.size, size)
+            received = 0
+            while block := file.read(1 << 23):
+                received += len(block)
+                yield block
+        if size is not None and received != size:
+            raise TryAgain(f"the file has {received:,} bytes, not {size:,}")
+
+    def part(self, name: str, offset: int, length: int, size: int) -> bytes:
+        """See `Transport.part`."""
+        with self._errors(name):
+            content: bytes = self._files.cat_file(f"{self._address}/{name}", start=offset, end=offset + length)
+        if len(content) != length:
+            raise TryAgain(f"the part has {len(content):,} bytes, not {length:,}")
+        return content
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise Unfit("is missing with its shard") from None
+        except PermissionError as error:
+            raise UserError(f"{self._address}/{name}: permission denied ({error})", exit_code=1) from None
+        except (TryAgain, Unfit, UserError):
+            raise
+        except Exception as error:  # the packages below raise errors of many kinds, most of them passing
+            raise TryAgain(f"{type(error).__name__}: {error}") from None
+
+
+class PipeTransport:
+    """`pipe:COMMAND`: a shell command that writes a file to its standard output; `{}` in it is the file's name.
+
+    Args:
+        address: The address; without `{}`, `/NAME` is put behind it.
+        settings: Time limits.
+    """
+
+    def __init__(self, address: str, settings: FarSettings) -> None:
+        self._command = address.removeprefix("pipe:").strip()
+        self._settings = settings
+
+    def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
+        """See `Transport.blocks`."""
+        command = self._command.replace("{}", name) if "{}" in self._command else f"{self._command}/{name}"
+        limit = self._settings.timeout_seconds + (size or 0) / _SLOWEST_BYTES_PER_SECOND
+        # A session of its own, so that the end of the time limit also ends what the shell has started.
+        process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
+        timer = threading.Timer(limit, _kill_session, [process.pid])
+        timer.start()
+        received = 0
+        try:
+            assert process.stdout is not None
+            while block := process.stdout.read(_BLOCK):
+                received += len(block)
+                yield block
+            code = process.wait()
+        finally:
+            timer.cancel()
+            if process.poll() is None:
+                _kill_session(process.pid)
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if code or (size is not None and received != size):
+            raise TryAgain(f"{command!r} ended with {code} after {received:,} bytes")
+
+    def part(self, name: str, offset: int, length: int, size: int) -> bytes:
+        """Not to be had from a pipe."""
+        raise NotImplementedError("a pipe gives whole files only")
+
+
+def _another_size(found: int | None, expected: int) -> Unfit:
+    return Unfit(
+        f"cannot be trusted: the shard has {found} bytes, its manifest says {expected}; it is truncated or was changed"
+    )
+
+
+def _kill_session(process: int) -> None:
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
