@@ -38,6 +38,7 @@ def open_far_index(address: str, settings: FarSettings) -> DocumentIndex:
     Raises:
         UserError: There is no data set, it cannot be reached, or its files do not belong together.
     """
+    address = address.rstrip("/")
     transport = open_transport(address, settings)
     try:
         manifest = _get(transport, address, MANIFEST_FILE, settings)
@@ -59,7 +60,7 @@ def open_far_index(address: str, settings: FarSettings) -> DocumentIndex:
     except OSError as error:
         raise UserError(f"data.cache_dir {settings.cache_dir} cannot be written ({error.strerror or error})") from None
     index = DocumentIndex.load(directory)
-    index.location, index.far = address.rstrip("/"), settings
+    index.location, index.far = address, settings
     return index
 
 

@@ -48,7 +48,7 @@ class ShardCache:
     def __init__(self, directory: Path, dataset: str, transport: Transport, settings: FarSettings) -> None:
         self._root, self._own = directory, directory / dataset / SHARDS
         self._transport, self._settings = transport, settings
-        self._limit = int(settings.cache_gigabytes * 1e9)
+        self._limit = round(settings.cache_gigabytes * 1e9)
         self._warned = False
         self._own.mkdir(parents=True, exist_ok=True)
 

@@ -190,6 +190,7 @@ class HTTPTransport:
     @staticmethod
     def _body(response: http.client.HTTPResponse, size: int | None, deadline: float) -> Iterator[bytes]:
         received = 0
+        size = response.length if size is None else size  # http.client does not miss what is missing at the end
         while block := response.read1(_BLOCK):
             received += len(block)
             yield block
