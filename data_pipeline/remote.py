@@ -103,13 +103,15 @@ class SpoolStore(ShardStore):
 
     def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
         """Begins to copy the shards of a coming rollout, and lets go of those that no coming rollout reads."""
-        for shard in np.unique(self._index.shards[runs[:, 0]]).tolist():
+        wanted = np.unique(self._index.shards[runs[:, 0]]).tolist()
+        for shard in wanted:
             self._last_steps[shard] = max(step, self._last_steps.get(shard, 0))
-            self._copy_of(shard)
         for shard, last in list(self._last_steps.items()):
             if last < step - self.look_ahead:
                 del self._last_steps[shard]
                 self._forget(shard)
+        for shard in wanted:
+            self._copy_of(shard)
 
     def close(self) -> None:
         """See `Store.close`."""
