@@ -179,7 +179,9 @@ class Memformer(nn.Module):
         return self.forget(self.writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
 
     def advance(self, segment: Segment, memory_BKD: torch.Tensor) -> torch.Tensor:
-        """The next memory [B, K, D] alone: encoder and writer, without decoder and head."""
+        """The next memory [B, K, D] alone: encoder and writer, without decoder and head; nothing without memory."""
+        if self.writer is None:
+            return memory_BKD
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
         return self.write(memory_BKD, x_BSD, mask_BS)
 
