@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What every benchmark needs: where it ran, on which commit, fair timing, and results in files."""
 
+import ctypes
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -96,6 +98,17 @@ def interleaved_seconds(
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Median of the ratios of neighbouring measurements."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed, as PyTorch's allocator does on a GPU.
+
+    Otherwise the variant that needs most memory gives it back and is charged for fresh pages in every run.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def synchronize(device: torch.device) -> None:

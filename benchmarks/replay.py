@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.activations import LiveTensors, SavedActivations
 from benchmarks.common import (
     interleaved_seconds,
+    keep_freed_memory,
     markdown_table,
     median_ratio,
     provenance,
@@ -308,6 +309,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     values: dict[str, Any] = provenance(device)
     print(f"{values['hardware']}; torch {values['torch']}; commit {values['commit']}")
     values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
