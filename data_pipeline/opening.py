@@ -8,6 +8,7 @@ from data_pipeline.blend import Blend, BlendStore
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings, is_address
 from data_pipeline.index import DocumentIndex
+from data_pipeline.manifest import MANIFEST_FILE
 from data_pipeline.store import ShardStore, Store
 
 
@@ -29,6 +30,7 @@ def open_data(data: str | Path | Sequence[tuple[str, float]], far: FarSettings |
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"data set {twice} is named twice; name it once, with the sum of the weights")
+    far = far or FarSettings()
     return Blend([_open_one(name, far) for name in names], [weight for _, weight in data])
 
 
@@ -41,6 +43,19 @@ def open_store(index: DocumentIndex | Blend) -> Store:
     from data_pipeline.remote import open_far_store
 
     return open_far_store(index)
+
+
+def holds_data(name: str | Path, far: FarSettings) -> bool:
+    """Whether there is a data set in a directory or at an address.
+
+    Raises:
+        UserError: The address cannot be reached, or may not be used.
+    """
+    if not is_address(name):
+        return Path(name, MANIFEST_FILE).is_file()
+    from data_pipeline.remote import has_data
+
+    return has_data(str(name), far)
 
 
 def _open_one(name: str | Path, far: FarSettings | None) -> DocumentIndex:
