@@ -28,11 +28,21 @@ class Section(BaseModel):
     )
 
 
+class DataSource(Section):
+    """One data set of several."""
+
+    path: str
+    """Directory or address of the data set."""
+    weight: float = Field(1.0, ge=0)
+    """Its share of the tokens, relative to the others; may change at a resume, for the steps to come."""
+
+
 class DataConfig(Section):
     """What is read, and in what shape."""
 
-    path: str
-    """Data set directory made by `memformer data build`; with train/ and validation/ inside, both are used."""
+    path: str | list[DataSource]
+    """Data set directory made by `memformer data build`; with train/ and validation/ inside, both are used. An address
+    (http://, https://, s3://, pipe:COMMAND) is read over the network. Several data sets: a list of {path, weight}."""
     eval_path: str | None = None
     """Data set of the held-out documents; null: the validation/ beside the training set, if there is one."""
     num_lanes: int = Field(16, ge=1)
@@ -45,6 +55,22 @@ class DataConfig(Section):
     """Write audit/rank-*.jsonl: every segment as it was delivered to the model."""
     prefetch: int = Field(2, ge=1)
     """Rollouts read ahead of the training step."""
+    eval_max_document_tokens: int | None = Field(None, ge=1)
+    """Cut longer held-out documents into pieces of this many tokens, each read with a fresh memory, so that few lanes
+    idle in the end of an evaluation; null: never."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """A damaged document ends the run (stop), or is left out by all processes from then on, with an event (skip)."""
+    cache_dir: str | None = None
+    """Local directory for what is copied from addresses, shared by the processes of a machine; null: one in the
+    system's directory for temporary files."""
+    cache_gigabytes: float = Field(50.0, gt=0)
+    """Size of the copied shards at most, in GB (10^9 bytes); the least recently used go first, those in use stay."""
+    remote_mode: Literal["spool", "range"] = "spool"
+    """Addresses: copy whole shards to cache_dir (spool), or ask for parts of shards ahead of the plan (range)."""
+    allow_pipe: bool = False
+    """Allow addresses pipe:COMMAND, which run a shell command."""
+    look_ahead: int = Field(32, ge=0)
+    """Addresses: rollouts whose data is asked for ahead of the one being read."""
 
 
 class TrainingConfig(Section):

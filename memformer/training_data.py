@@ -3,24 +3,41 @@
 
 import dataclasses
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, UserError, trace_rows
+from data_pipeline import (
+    Blend,
+    DocumentIndex,
+    FarSettings,
+    SegmentBatch,
+    SegmentStream,
+    UserError,
+    open_data,
+    trace_rows,
+)
+from data_pipeline.far import default_cache
+from data_pipeline.opening import holds_data
+from data_pipeline.stream import Damage
 from memformer.config import Config, DataConfig
 from memformer.distributed import World
 from memformer.model import MemformerConfig
 from memformer.replay import Rollout
 from memformer.run_directory import RunDirectory, truncate_lines
 
+LOG = logging.getLogger("memformer")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """The training documents and, if there are any, the held-out ones."""
 
-    train: DocumentIndex
-    held_out: DocumentIndex | None
+    train: DocumentIndex | Blend
+    held_out: DocumentIndex | Blend | None
 
     @classmethod
     def open(cls, config: DataConfig) -> "TrainingData":
@@ -29,16 +46,24 @@ class TrainingData:
         Raises:
             UserError: A data set is missing or damaged, or the two have different tokenizers.
         """
-        root = Path(config.path)
-        split = not (root / "manifest.json").exists() and (root / "train" / "manifest.json").exists()
-        train = DocumentIndex.load(root / "train" if split else root)
-        held_out_path = Path(config.eval_path) if config.eval_path else root / "validation"
-        if not config.eval_path and not (split and (held_out_path / "manifest.json").exists()):
+        far = far_settings(config)
+        named = config.path if isinstance(config.path, list) else [(config.path, 1.0)]
+        sources = [source if isinstance(source, tuple) else (source.path, source.weight) for source in named]
+        split = {path: not holds_data(path, far) and holds_data(f"{path}/train", far) for path, _ in sources}
+        parts = [(f"{path}/train" if split[path] else path, weight) for path, weight in sources]
+        train = open_data(parts[0][0] if len(parts) == 1 else parts, far)
+        if config.eval_path:
+            held_out_paths = [config.eval_path]
+        else:
+            beside = [f"{path}/validation" for path, _ in sources if split[path]]
+            held_out_paths = [path for path in beside if holds_data(path, far)]
+        if not held_out_paths:
             return cls(train, None)
-        held_out = DocumentIndex.load(held_out_path)
-        if held_out.manifest.tokenizer_sha256 != train.manifest.tokenizer_sha256:
+        several = len(held_out_paths) > 1
+        held_out = open_data([(path, 1.0) for path in held_out_paths] if several else held_out_paths[0], far)
+        if held_out.tokenizer_sha256 != train.tokenizer_sha256:
             raise UserError(
-                f"data.eval_path: {held_out_path} was built with another tokenizer than {train.path}: "
+                f"data.eval_path: {held_out.location} was built with another tokenizer than {train.location}: "
                 "build both with the same --tokenizer"
             )
         return cls(train, held_out)
@@ -58,8 +83,8 @@ class TrainingData:
         for name, found in (("vocab_size", tokenizer.vocab_size), ("start_token_id", tokenizer.start_token_id)):
             if getattr(model, name) not in (None, found):
                 raise UserError(
-                    f"model.{name} is {getattr(model, name)} but {self.train.path} was built with another tokenizer "
-                    f"({name} {found}): build the data set with that tokenizer, or leave model.{name} out"
+                    f"model.{name} is {getattr(model, name)} but {self.train.location} was built with another "
+                    f"tokenizer ({name} {found}): build the data set with that tokenizer, or leave model.{name} out"
                 )
         return dataclasses.replace(
             model,
@@ -80,6 +105,9 @@ class TrainingData:
             rank=world.rank,
             world_size=world.size,
             prefetch=data.prefetch,
+            on_damage=data.on_damage,
+            agree=agreement(world),
+            on_skip=reporting(config, world, "training"),
         )
 
     def held_out_stream(self, config: Config, world: World) -> SegmentStream:
@@ -96,7 +124,51 @@ class TrainingData:
             world_size=world.size,
             epochs=1,
             order="longest_first",
+            max_document_tokens=config.data.eval_max_document_tokens,
+            on_damage=config.data.on_damage,
+            agree=agreement(world),
+            on_skip=reporting(config, world, "held-out"),
         )
+
+
+def far_settings(config: DataConfig) -> FarSettings:
+    """How data sets at an address are read."""
+    return FarSettings(
+        cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache(),
+        cache_gigabytes=config.cache_gigabytes,
+        mode=config.remote_mode,
+        allow_pipe=config.allow_pipe,
+        look_ahead=config.look_ahead,
+    )
+
+
+def agreement(world: World) -> Callable[[Damage], Damage]:
+    """How processes tell each other which documents they found damaged: one number a batch, and names where needed."""
+
+    def agree(found: Damage) -> Damage:
+        if world.size == 1:
+            return found
+        count = torch.tensor(len(found), device=world.device)
+        dist.all_reduce(count)
+        if not count.item():
+            return {}
+        everybody: list[Damage] = [{}] * world.size
+        dist.all_gather_object(everybody, dict(found))
+        return {document: line for each in everybody for document, line in each.items()}
+
+    return agree
+
+
+def reporting(config: Config, world: World, documents: str) -> Callable[[Damage], None]:
+    """What is said of documents that are skipped: an event each, and a line in the log."""
+
+    def report(damage: Damage) -> None:
+        if world.is_main:
+            for document, line in sorted(damage.items()):
+                RunDirectory(config.run_dir).event("skip_document", documents=documents, document=document, reason=line)
+                LOG.warning("skipped a damaged document (%s): %s", documents, line)
+
+    return report
 
 
 def rollout_of(batch: SegmentBatch, device: torch.device) -> Rollout:
