@@ -180,6 +180,7 @@ def measure(shape: str, options: argparse.Namespace, device: torch.device) -> li
     one = make_problem(shape, 1, options, device)
     one_segment = {"saved": saved_bytes(one, "bptt"), "allocated": allocated_bytes(one, "bptt", device)}
     f = encoder_share(one.model.config, options.segment_length)
+    print(f"{shape.replace('_', '+'):>5} f = {f:.3f}: limit of the speed for many segments {1 / (1 + f / 3):.3f}")
     rows = []
     for segments in options.segments:
         problem = make_problem(shape, segments, options, device)
