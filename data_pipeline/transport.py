@@ -63,7 +63,9 @@ def open_transport(address: str, settings: FarSettings) -> Transport:
     """
     if address.startswith("pipe:"):
         if not settings.allow_pipe:
-            raise UserError(f"data.path {address}: runs a shell command; set data.allow_pipe to true if you trust it")
+            raise UserError(
+                f"data.path {address}: runs a shell command; set data.allow_pipe to true (--allow-pipe) if you trust it"
+            )
         if settings.mode == "range":
             raise UserError(f"data.path {address}: a pipe gives whole files only; set data.remote_mode to spool")
         return PipeTransport(address, settings)

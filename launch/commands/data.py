@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Builds, inspects and traces data sets of long documents."""
+"""Builds, adopts, inspects and traces data sets of long documents."""
 
 import argparse
 import json
@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from data_pipeline import DocumentIndex, UserError, build_dataset, lanes_of, trace_rows
+from data_pipeline import Blend, DocumentIndex, FarSettings, UserError, build_dataset, lanes_of, open_data, trace_rows
+from data_pipeline.adopt import adopt_mds
 from data_pipeline.document_order import Order
+from data_pipeline.far import default_cache, is_address
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.shards import WRITERS
 from data_pipeline.stream import plan_for
@@ -25,8 +27,8 @@ _BAR_WIDTH = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the subcommands build, inspect and trace."""
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="build|inspect|trace")
+    """Declares the subcommands build, adopt, inspect and trace."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="build|adopt|inspect|trace")
 
     def command(name: str, summary: str, run_command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return added
 
     _add_build_arguments(command("build", "Turns text into token shards, complete or not at all.", _build))
+    _add_adopt_arguments(command("adopt", "Makes a data set of MDS shards written elsewhere, where they lie.", _adopt))
     _add_inspect_arguments(command("inspect", "Shows what a data set holds, and whether it is whole.", _inspect))
     _add_trace_arguments(command("trace", "Shows what every rank would read: one JSON line a segment.", _trace))
 
@@ -87,20 +90,31 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_adopt_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DIR", help="directory of the shards and their index.json; a manifest is written beside them")
+    _add_required(parser, "--tokenizer", metavar="bytes|bpe:FILE|hf:FILE", help="what the tokens were made with")
+    add("--column", default="tokens", help="column of the tokens: bytes, ndarray:uint16 or ndarray:uint32")
+    add("--name-column", metavar="COLUMN", default=argparse.SUPPRESS, help="str column that names documents for people")
+    _add_json(parser)
+
+
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DIR", help="a data set, or the directory of its splits")
+    parser.add_argument("data", metavar="DIR", help="a data set, the directory of its splits, or an address")
     parser.add_argument(
         "--segment-length", metavar="S", type=int, default=512, help="tokens a segment, for the share of padding"
     )
     parser.add_argument(
         "--verify", action="store_true", help="read every byte and compare sizes and checksums; exit code 1 on damage"
     )
+    _add_far(parser)
     _add_json(parser)
 
 
 def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", metavar="DIR", help="a data set")
+    add("data", metavar="DIR", nargs="+", help="a data set (directory or address), or several to blend")
+    add("--weights", metavar="W", nargs="+", type=float, default=argparse.SUPPRESS, help="share of each data set")
     _add_required(parser, "--lanes", metavar="B", type=int, help="lanes of the global batch")
     _add_required(parser, "--segment-length", metavar="S", type=int, help="tokens a segment")
     _add_required(parser, "--num-segments", metavar="T", type=int, help="segments a rollout")
@@ -109,8 +123,15 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", metavar="X", type=int, default=0, help="seed of the order of the documents")
     add("--order", choices=get_args(Order), default="shuffled", help="order in which an epoch queues the documents")
     add("--epochs", metavar="E", type=int, default=0, help="end after this many epochs; 0 goes on for ever")
-    add("--state-in", metavar="F", default=argparse.SUPPRESS, help="go on from this state file (JSON)")
+    add("--max-document-tokens", metavar="N", type=int, default=0, help="cut longer documents; 0: never")
+    add(
+        "--state-in",
+        metavar="F",
+        default=argparse.SUPPRESS,
+        help="go on from this state: a file of --state-out, or a checkpoint (its directory or state.json)",
+    )
     add("--state-out", metavar="F", default=argparse.SUPPRESS, help="write the state after the last step (JSON)")
+    _add_far(parser)
     parser.epilog = (
         "Each line is {step, rank, lane, segment, epoch, document, start, length, reset}: tokens start .. start+length "
         "of the document are the segment's targets. step is the optimizer step, from 1; lane is global; segment is the "
@@ -120,6 +141,12 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_required(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
     parser.add_argument(name, required=True, default=argparse.SUPPRESS, **settings)  # no default to show in --help
+
+
+def _add_far(parser: argparse.ArgumentParser) -> None:
+    cache = str(default_cache())
+    parser.add_argument("--cache-dir", metavar="DIR", default=cache, help="where copies of far data are kept")
+    parser.add_argument("--allow-pipe", action="store_true", help="allow addresses pipe:COMMAND, which run a shell")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +191,21 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _adopt(arguments: argparse.Namespace) -> int:
+    root = Path(arguments.data)
+    names = arguments.name_column if "name_column" in arguments else None
+    manifest = adopt_mds(root, tokenizer=arguments.tokenizer, column=arguments.column, name_column=names)
+    print(f"{root}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {len(manifest.shards)} shards")
+    if arguments.json:
+        result = _summary(root, {root: _counts(manifest)})
+        print(json.dumps(result | {"dropped_documents": manifest.dropped_documents, "vocab_size": manifest.vocab_size}))
+    return 0
+
+
+def _far(arguments: argparse.Namespace) -> FarSettings:
+    return FarSettings(cache_dir=Path(arguments.cache_dir), allow_pipe=arguments.allow_pipe)
+
+
 def _counts(manifest: Manifest) -> dict[str, Any]:
     return {
         "documents": manifest.documents,
@@ -187,13 +229,21 @@ def _summary(root: Path, parts: dict[Path, dict[str, Any]]) -> dict[str, Any]:
 def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.segment_length < 1:
         raise UserError(f"--segment-length is {arguments.segment_length}; give 1 or more")
+    if is_address(arguments.data):
+        opened = open_data(arguments.data, _far(arguments))
+        assert isinstance(opened, DocumentIndex)
+        return _inspect_parts(arguments, Path(arguments.data), {Path(arguments.data): opened})
     root = Path(arguments.data)
     splits = [root / split for split in SPLITS if (root / split / MANIFEST_FILE).is_file()]
+    paths = [root] if (root / MANIFEST_FILE).is_file() or not splits else splits
+    return _inspect_parts(arguments, root, {path: DocumentIndex.load(path) for path in paths})
+
+
+def _inspect_parts(arguments: argparse.Namespace, root: Path, indexes: dict[Path, DocumentIndex]) -> int:
     parts: dict[Path, dict[str, Any]] = {}
-    for path in [root] if (root / MANIFEST_FILE).is_file() or not splits else splits:
-        index = DocumentIndex.load(path)
+    for path, index in indexes.items():
         part = _facts(index, arguments.segment_length)
-        _print_facts(path, part)
+        _print_facts(index.location, part)
         if arguments.verify:
             part["faults"] = _verify(index)
         parts[path] = part
@@ -227,7 +277,7 @@ def _facts(index: DocumentIndex, segment_length: int) -> dict[str, Any]:
     }
 
 
-def _print_facts(path: Path, facts: dict[str, Any]) -> None:
+def _print_facts(path: str, facts: dict[str, Any]) -> None:
     rows = {
         "documents": f"{facts['documents']:,}",
         "tokens": f"{facts['tokens']:,} ({facts['text_bytes'] / facts['tokens']:.2f} bytes of text each)",
@@ -251,11 +301,11 @@ def _verify(index: DocumentIndex) -> list[dict[str, Any]]:
     if not faults:
         print("  verified   every size and checksum is as recorded")
     for fault in faults[:_FAULTS_SHOWN]:
-        print(f"{index.path / fault.file}: {fault.problem}", file=sys.stderr)
+        print(f"{index.location}/{fault.file}: {fault.problem}", file=sys.stderr)
     if len(faults) > _FAULTS_SHOWN:
-        print(f"{index.path}: {len(faults) - _FAULTS_SHOWN:,} more faults (all with --json)", file=sys.stderr)
+        print(f"{index.location}: {len(faults) - _FAULTS_SHOWN:,} more faults (all with --json)", file=sys.stderr)
     if faults:
-        print(f"{index.path} is damaged: restore the files named, or build the data set again", file=sys.stderr)
+        print(f"{index.location} is damaged: restore the files named, or build the data set again", file=sys.stderr)
     return [{"file": fault.file, "document": fault.document, "problem": fault.problem} for fault in faults]
 
 
@@ -263,18 +313,26 @@ def _trace(arguments: argparse.Namespace) -> int:
     for name in ("num_segments", "world_size"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 1 or more")
-    for name in ("steps", "epochs"):
+    for name in ("steps", "epochs", "max_document_tokens"):
         if getattr(arguments, name) < 0:
-            raise UserError(f"--{name} is {getattr(arguments, name)}; give 0 or more")
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 0 or more")
+    weights = arguments.weights if "weights" in arguments else [1.0] * len(arguments.data)
+    if len(weights) != len(arguments.data):
+        raise UserError(
+            f"--weights gives {len(weights)} numbers for {len(arguments.data)} data sets; give one for each"
+        )
     if arguments.lanes < arguments.world_size:
         raise UserError(f"--lanes is {arguments.lanes}; give {arguments.world_size} or more, one for each rank")
+    pairs = list(zip(arguments.data, weights, strict=True))
+    index: DocumentIndex | Blend = open_data(pairs if len(pairs) > 1 else arguments.data[0], _far(arguments))
     plan = plan_for(
-        DocumentIndex.load(arguments.data),
+        index,
         num_lanes=arguments.lanes,
         segment_length=arguments.segment_length,
         seed=arguments.seed,
         epochs=arguments.epochs or None,
         order=arguments.order,
+        max_document_tokens=arguments.max_document_tokens or None,
     )
     if "state_in" in arguments:
         plan.load_state_dict(_read_state(Path(arguments.state_in)))
@@ -295,12 +353,16 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _read_state(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        file = file / "state.json"
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--state-in {file}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"--state-in {file}: not JSON ({error}); give a file written by --state-out") from None
+    if isinstance(state, dict) and isinstance(state.get("data"), dict):
+        state = state["data"]  # of a checkpoint
     if not isinstance(state, dict):
         raise UserError(f"--state-in {file}: not a state; give a file written by --state-out")
     return state

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipeline import DocumentIndex, SegmentStream, trace_rows
 from launch.cli import main
+from tests.data_pipeline.faulty_server import serving
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def dataset(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     return tmp_path / "set"
 
 
-def trace(capsys: pytest.CaptureFixture[str], data: Path, *options: object) -> list[dict[str, Any]]:
-    shape = ["--lanes", 3, "--segment-length", 16, "--num-segments", 2, *options]
-    assert main(["data", "trace", str(data), *map(str, shape)]) == 0
+def trace(capsys: pytest.CaptureFixture[str], *options: object) -> list[dict[str, Any]]:
+    shape = [*options, *([] if "--lanes" in options else ["--lanes", 3]), "--segment-length", 16, "--num-segments", 2]
+    assert main(["data", "trace", *map(str, shape)]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -175,3 +176,50 @@ def test_build_and_inspect_mistakes_are_one_line(
             main(arguments)
         assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
     assert main(["data", "build", str(source), "--out", str(dataset), "--overwrite"]) == 0
+
+
+def test_trace_goes_on_from_a_checkpoint(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = trace(capsys, dataset, "--steps", 4, "--state-out", tmp_path / "state")
+    checkpoint = tmp_path / "step-00000004"
+    checkpoint.mkdir()
+    saved = {"step": 4, "num_lanes": 3, "data": json.loads((tmp_path / "state").read_text())}
+    (checkpoint / "state.json").write_text(json.dumps(saved))
+    whole = trace(capsys, dataset, "--steps", 9)
+    for state in (checkpoint, checkpoint / "state.json"):
+        assert first + trace(capsys, dataset, "--steps", 5, "--state-in", state) == whole
+
+
+def test_mds_is_adopted_and_blended(
+    source: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mds"
+    assert main(["data", "build", str(source), "--out", str(out), "--format", "mds"]) == 0
+    for name in ("manifest.json", "documents.npz", "tokenizer.json"):
+        (out / name).unlink()
+    assert main(["data", "adopt", str(out), "--tokenizer", "bytes", "--name-column", "name", "--json"]) == 0
+    adopted = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert adopted["fingerprint"] == DocumentIndex.load(dataset).fingerprint and adopted["vocab_size"] == 257
+    assert DocumentIndex.load(out).name(3) == "doc-3"
+    blend = trace(capsys, dataset, out, "--weights", "1", "3", "--steps", "60")
+    tokens = [sum(row["length"] for row in blend if (row["document"] >= 12) == second) for second in (False, True)]
+    assert 2 < tokens[1] / tokens[0] < 4.5
+    shape = "--lanes 1 --steps 1 --segment-length 4 --num-segments 1".split()
+    assert main(["data", "trace", str(dataset), "--weights", "1", "2", *shape]) == 2
+    assert "--weights" in capsys.readouterr().err
+
+
+def test_a_far_data_set_is_inspected_and_traced(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    with serving(dataset.parent) as server:
+        address = f"{server.address}/set"
+        assert main(["data", "inspect", address, "--verify", "--json", *cache]) == 0
+        output = capsys.readouterr().out
+        assert output.startswith(address) and json.loads(output.splitlines()[-1])["verified"]
+        near = trace(capsys, dataset, "--steps", 3)
+        shape = "--lanes 3 --segment-length 16 --num-segments 2 --steps 3".split()
+        assert main(["data", "trace", address, *shape, *cache]) == 0
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == near
+    assert main(["data", "inspect", "pipe:cat", *cache]) == 2
+    assert "allow_pipe" in capsys.readouterr().err
