@@ -17,9 +17,13 @@ echo "lock: resolving with $("$python" --version); a few minutes"
 {
     echo "# Every package but torch, pinned; installed with --no-deps after requirements/torch.txt, by \`make setup\`."
     echo "# Resolved on $("$scratch/venv/bin/python" --version) for 3.11 and newer. Written by \`make lock\`: change pyproject.toml, not this file."
-    # pip itself is not pinned, the project is the checkout, and torch brings what belongs to its CUDA build.
-    "${pip[@]}" freeze --all --exclude pip --exclude torch --exclude memformer-train |
-        grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+[^ ]*$//'
+    # pip itself is not pinned, the project is the checkout, and torch brings what belongs to its CUDA build. Tests
+    # compare MDS shards with mosaicml-streaming, which is left out of the resolution: it asks for another torch.
+    {
+        echo "mosaicml-streaming==0.13.0"
+        "${pip[@]}" freeze --all --exclude pip --exclude torch --exclude memformer-train |
+            grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+[^ ]*$//'
+    } | sort -f
 } >"$scratch/lock.txt"
 cp "$scratch/lock.txt" requirements/lock.txt
 echo "lock: requirements/lock.txt holds $(grep -c == requirements/lock.txt) packages"
