@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
+from memformer import rendezvous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,7 @@ def initialise(device_setting: str = "auto", timeout_seconds: float = 1800) -> W
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        rendezvous.check()
         join_deepspeed(device, timeout_seconds)
     return World(rank, size, local_rank, device)
 

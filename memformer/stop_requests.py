@@ -3,11 +3,16 @@
 
 SIGTERM, SIGUSR1, SIGUSR2 (a scheduler's warnings), SIGINT (Ctrl-C) and a file named `stop` in the run directory ask the
 run to save and leave. A second signal ends the process at once; a checkpoint that is being written stays incomplete
-and is ignored by the next life.
+and is ignored by the next life. A scheduler may deliver one warning by two ways (to the task and through srun): what
+comes within moments of the first counts as the same.
+
+SIGUSR1 and SIGUSR2 would end a process that does not listen yet. `hold_back` keeps such a warning, from a preemption
+while torch is still being imported, until the run listens.
 """
 
 import os
 import signal
+import time
 import types
 from pathlib import Path
 
@@ -17,7 +22,21 @@ PREEMPTED = 75
 INTERRUPTED = 130
 """Exit code after Ctrl-C: saved as well, but nobody should start the run again by itself."""
 
+ECHO_SECONDS = 5.0
+"""A second signal within this time is taken for the first one again, unless it is Ctrl-C."""
+
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+_held_back: list[int] = []
+
+
+def hold_back() -> None:
+    """Keeps a scheduler's warnings for later; to be called before the slow part of a start."""
+    # Not by blocking them: libraries have started threads by now, and one of those would receive them.
+    for number in _WARNINGS:
+        signal.signal(number, lambda received, _: _held_back.append(received))
 
 
 class StopRequests:
@@ -30,11 +49,15 @@ class StopRequests:
     def __init__(self, stop_file: Path) -> None:
         self.stop_file = stop_file
         self._received: int | None = None
+        self._received_at = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequests":
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        if _held_back:
+            self._handle(_held_back.pop(), None)
+            _held_back.clear()
         return self
 
     def __exit__(
@@ -44,9 +67,11 @@ class StopRequests:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        if self._received is not None:
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_at = number, now
+        elif number == signal.SIGINT or now > self._received_at + ECHO_SECONDS:
             os._exit(128 + number)
-        self._received = number
 
     @property
     def urgency(self) -> int:

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Starts a training run on several processes: here on this machine."""
+"""Starts a training run on several processes: on this machine, or as a job of a Slurm cluster."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ SUMMARY = "start a training run on several processes"
 # mode -> (module, one-line summary); a module here has `add_arguments(parser)` and `run(arguments)` like a subcommand
 MODES: dict[str, tuple[str, str]] = {
     "local": ("launch.commands.launch_local", "several processes on this machine"),
+    "slurm": ("launch.commands.launch_slurm", "a job on several nodes of a Slurm cluster"),
 }
 
 

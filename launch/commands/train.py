@@ -10,6 +10,7 @@ import argparse
 
 from launch.overrides import OverridesParser
 from memformer.config import describe_fields, load_config
+from memformer.stop_requests import hold_back
 
 Parser = OverridesParser
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configuration first; torch and DeepSpeed are imported only for one that holds."""
     config = load_config(arguments.config, arguments.overrides)
+    hold_back()
     from memformer.trainer import train
 
     return train(config, arguments.resume)

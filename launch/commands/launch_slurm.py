@@ -1,0 +1,190 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Submits a training run to Slurm: one job on several nodes that goes on by itself until the run is done.
+
+Writes RUN_DIR/submit.sbatch, a script that can be read and submitted again by hand, with a copy of the code
+(RUN_DIR/code) and of the configuration (RUN_DIR/submit.yaml). The ranks are told to save before the time limit and at
+a preemption; the job then requeues itself, also after the failure of a node or a rank, until the run has finished or
+has failed several times without progress. Settings of the configuration may be given as --section.field VALUE.
+
+exit codes: 0 submitted, or the run had finished already; 1 Slurm refused or did not answer; 2 bad usage."""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from launch.commands.launch_local import positive
+from launch.slurm_options import SlurmOptions, add_options, read_options
+
+DESCRIPTION_FILE = "submission.json"  # in the run directory: what was submitted last
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `memformer launch slurm`."""
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+    add_options(parser)
+    parser.add_argument(
+        "--array",
+        metavar="INDICES",
+        help="several runs, such as 0-3 or 0-9%%2: each in RUN_DIR/array-INDEX, with {array} in a setting's value "
+        "replaced by its index, as in --seed {array}",
+    )
+    parser.add_argument(
+        "--time-chain",
+        type=positive,
+        metavar="K",
+        help="submit K jobs, each after the last, instead of one that requeues itself (for sites that forbid that); "
+        "jobs after the run has finished end at once",
+    )
+    parser.add_argument("--preflight", action="store_true", help="first run memformer doctor on all nodes of the job")
+    parser.add_argument("--job-name", metavar="NAME", help="begin of the job's name (default: that of the run)")
+    parser.add_argument(
+        "--python",
+        metavar="PROGRAM",
+        default=argparse.SUPPRESS,
+        help="Python on the nodes, with the project's packages (default: this one; python3 in a container)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks everything, writes the script, submits it, tells what to type next."""
+    from launch import slurm_client
+    from launch.snapshot import read_settings, snapshot_code, write_config
+
+    options = read_options(arguments)
+    if arguments.time_chain and (options.array or options.dependency):
+        raise UserError("--time-chain: does not go with --array or --dependency; leave it out")
+    config, varying = read_settings(arguments.config, arguments.overrides, options.array)
+    check_lanes(config.data.num_lanes, options.tasks)
+    directory = Path(os.path.abspath(config.run_dir))
+    prefix = re.sub(r"[^A-Za-z0-9._-]", "-", arguments.job_name or directory.name)
+    name = f"{prefix}-{secrets.token_hex(4)}"
+    text = job_script(arguments, options, directory, name, config.training.max_steps, varying)
+    if arguments.dry_run:
+        print(text, end="")
+        return 0
+    if finished_step(directory) >= config.training.max_steps and not options.array:
+        print(f"the run {directory} has finished its {config.training.max_steps} steps: nothing to do")
+        return 0
+    refuse_second_job(directory, slurm_client)
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    write_config(config.model_copy(update={"run_dir": str(directory)}), directory / "submit.yaml")
+    copied = snapshot_code(directory / "code")
+    script = directory / "submit.sbatch"
+    script.write_text(text, encoding="utf-8")
+    script.chmod(0o755)
+    jobs: list[str] = []
+    for link in range(arguments.time_chain or 1):
+        after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
+        jobs.append(slurm_client.submit(script, f"{name}-{link + 1}" if arguments.time_chain else name, after))
+        describe_submission(directory, name, jobs, options.tasks)
+    tell(directory, name, jobs, copied, options.array)
+    return 0
+
+
+def job_script(
+    arguments: argparse.Namespace, options: SlurmOptions, directory: Path, name: str, last_step: int, varying: list[str]
+) -> str:
+    """The text of the job script."""
+    from launch.slurm_script import TEMPLATES, container_flags, header, render
+
+    here = Path.cwd()
+    python = getattr(arguments, "python", "python3" if options.container_image else sys.executable)
+    requeue = arguments.time_chain is None
+    settings: dict[str, Any] = {
+        "MEMFORMER": ["env", f"PYTHONPATH={directory / 'code'}", python, "-m", "launch.cli"],
+        "TRAIN": [str(directory / "submit.yaml"), *varying],
+        "RUN_DIR": str(directory),
+        "LAST_STEP": last_step,
+        "REQUEUE": "yes" if requeue else "no",
+        "MAX_FAILURES": options.max_failures,
+        "PREFLIGHT": "yes" if arguments.preflight else "no",
+        "CONTAINER": container_flags(options, here),
+    }
+    comment = (
+        f"The run {directory}, written by memformer launch slurm on {datetime.now():%Y-%m-%d}.\n"
+        f"Submit it again to go on: sbatch {shlex.quote(str(directory / 'submit.sbatch'))}"
+    )
+    template = (TEMPLATES / "pretrain.sbatch").read_text(encoding="utf-8")
+    return render(
+        template, comment, header(options, name, here, directory / "logs", requeue=requeue), settings, options.set_up
+    )
+
+
+def check_lanes(lanes: int, tasks: int) -> None:
+    """Refuses a number of processes that the lanes do not divide over, before the job waits in a queue.
+
+    Raises:
+        UserError: Names the setting, the number of processes and the mend.
+    """
+    if lanes % tasks:
+        raise UserError(
+            f"data.num_lanes is {lanes}, which {tasks} processes cannot share equally: change --nodes or "
+            f"--tasks-per-node, or set --data.num_lanes to a multiple of {tasks}"
+        )
+
+
+def finished_step(directory: Path) -> int:
+    """The step at which the run said that it had finished; 0 if the last that it said was something else."""
+    try:
+        lines = (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a life was killed in the middle of a line
+        if event["event"] in ("start", "resume", "end"):
+            return int(event["step"]) if event["event"] == "end" else 0
+    return 0
+
+
+def refuse_second_job(directory: Path, client: Any) -> None:
+    """Two jobs in one run directory would write over one another.
+
+    Raises:
+        UserError: A job of this run waits or runs.
+    """
+    try:
+        earlier = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))["jobs"]
+    except (OSError, ValueError, KeyError):
+        return
+    if queued := client.alive(earlier):
+        raise UserError(
+            f"{directory}: job {', '.join(queued)} of this run waits or runs: wait for it, or scancel {queued[0]}"
+        )
+
+
+def describe_submission(directory: Path, name: str, jobs: list[str], tasks: int) -> None:
+    """Writes what was submitted, for `memformer status` and for the next submission."""
+    from memformer.run_directory import write_atomically
+
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {"time": now, "name": name, "jobs": jobs, "tasks": tasks}
+    write_atomically(directory / DESCRIPTION_FILE, json.dumps(record) + "\n")
+
+
+def tell(directory: Path, name: str, jobs: list[str], copied: str, array: str | None) -> None:
+    """What was done, and the commands to follow, cancel and go on."""
+    place, job = shlex.quote(str(directory)), jobs[0]
+    rows = {
+        "job": f"{', '.join(jobs)} ({name}{f', array {array}' if array else ''})",
+        "code": f"{directory}/code: {copied}",
+        "script": f"{directory}/submit.sbatch",
+        "logs": f"{directory}/logs: slurm-{job}{'_INDEX' if array else ''}.out"
+        + ("" if array else ", rank-00000.log, ..."),
+        "follow": f"memformer status {place}{'/array-INDEX' if array else ''} --follow",
+        "cancel": f"scancel {' '.join(jobs)}",
+        "resume": f"sbatch {place}/submit.sbatch   (it resumes by itself; this is for after a cancellation)",
+    }
+    for title, what in rows.items():
+        print(f"{title:<8}{what}")

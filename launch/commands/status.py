@@ -1,0 +1,84 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a run is doing, from its files alone: state, step, loss, speed, ETA, checkpoint, jobs, restarts, last events.
+
+Works for a run that is pending, running, requeued, failed or finished, from any machine that sees its files."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+SETTLED = ("finished", "failed", "stopped", "empty")  # states that nothing leaves by itself
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `memformer status`."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument("--follow", action="store_true", help="show it again and again until the run has ended")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (--follow)")
+    parser.add_argument("--events", type=int, default=5, metavar="N", help="how many of the last events to show")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead (one a look with --follow)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Shows the run's state; 0 whatever the state is."""
+    from memformer.run_status import read_status
+
+    terminal = sys.stdout.isatty()
+    while True:
+        status = read_status(arguments.run, max(0, arguments.events))
+        if arguments.json:
+            print(json.dumps(dataclasses.asdict(status)), flush=True)
+        else:
+            # At a terminal the picture is drawn over the last one; in a file, one line a look is enough.
+            lines = describe(dataclasses.asdict(status))
+            if arguments.follow and terminal:
+                print("\033[H\033[J" + "\n".join(lines), flush=True)
+            elif arguments.follow:
+                print(" | ".join(line.strip() for line in lines[:3]), flush=True)
+            else:
+                print("\n".join(lines))
+        if not arguments.follow or status.state in SETTLED:
+            return 0
+        time.sleep(max(0.1, arguments.interval))
+
+
+def describe(status: dict[str, object]) -> list[str]:
+    """The status for people: what it does, how far it is, then the rest, one thing a line."""
+    step, last = status["step"], status["max_steps"]
+    progress = f"step {step}/{last}" if last else f"step {step}"
+    if isinstance(last, int) and isinstance(step, int) and last:
+        progress += f" ({100 * step / last:.0f} %)"
+    if isinstance(status["loss"], float):
+        progress += f", loss {status['loss']:.4f}"
+    speed = "no step yet"
+    if isinstance(status["step_seconds"], float):
+        speed = f"{status['step_seconds']:.3g} s a step, {status['tokens_per_second'] or 0:,.0f} tokens/s"
+    if isinstance(status["eta_seconds"], float):
+        speed += f", done in {duration(status['eta_seconds'])}"
+    silence = status["seconds_since_news"]
+    news = "" if not isinstance(silence, float) else f" (last news {duration(silence)} ago)"
+    failure = f": {status['failure']}" if status["failure"] else ""
+    jobs, nodes = status["jobs"], status["nodes"]
+    lines = [f"{status['state']}{failure}{news}", progress, speed]
+    rows = {
+        "checkpoint": status["checkpoint"] or "none yet",
+        "restarts": status["restarts"],
+        "jobs": ", ".join(map(str, jobs)) if isinstance(jobs, list) else "",
+        "nodes": ", ".join(map(str, nodes)) if isinstance(nodes, list) else "",
+        "processes": status["processes"] or "",
+    }
+    lines += [f"{name:<12}{value}" for name, value in rows.items() if value != ""]
+    events = status["events"]
+    for event in events if isinstance(events, list) else []:
+        details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+        lines.append(f"  {str(event.get('time', ''))[:19]}  {event['event']}  {details}"[:160])
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, as in the run's own log."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,132 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer status`: every state of a run, told from files written by hand."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import cli
+
+EVENTS = {
+    "submission": {"time": "2026-01-01T10:00:00+00:00", "jobs": ["7"]},
+    "life": {"time": "2026-01-01T10:01:00+00:00", "event": "start", "job": "7", "life": 0, "nodes": "node1 node2"},
+    "start": {"time": "2026-01-01T10:01:30.500+00:00", "event": "start", "step": 0, "processes": 4},
+    "preemption": {"time": "2026-01-01T10:02:00.100+00:00", "event": "preemption", "step": 4, "reason": "SIGUSR1"},
+    "stopped": {"time": "2026-01-01T10:02:05+00:00", "event": "end", "job": "7", "life": 0, "outcome": "stopped"},
+    "cancelled": {"time": "2026-01-01T10:02:06+00:00", "event": "end", "outcome": "stopped", "state": "CANCELLED"},
+    "life 1": {"time": "2026-01-01T10:03:00+00:00", "event": "start", "job": "7", "life": 1, "nodes": "node1 node3"},
+    "resume": {"time": "2026-01-01T10:03:30.000+00:00", "event": "resume", "step": 4},
+    "start 1": {"time": "2026-01-01T10:03:30.001+00:00", "event": "start", "step": 4, "processes": 4},
+    "again": {"time": "2026-01-01T10:04:00+00:00", "event": "end", "outcome": "failed", "again": "yes", "detail": "x"},
+    "failed": {"time": "2026-01-01T10:04:00+00:00", "event": "end", "outcome": "failed", "again": "no", "detail": "x"},
+    "gave up": {"time": "2026-01-01T10:05:00+00:00", "event": "end", "outcome": "gave up"},
+    "end": {"time": "2026-01-01T10:04:00.000+00:00", "event": "end", "step": 10, "tokens": 5},
+}
+JOBS = ("life", "stopped", "cancelled", "life 1", "again", "failed", "gave up")
+
+
+def write_run(root: Path, *names: str) -> Path:
+    """A run directory with the named records."""
+    root.mkdir()
+    (root / "config.yaml").write_text("training:\n  max_steps: 10\n")
+    for name in names:
+        if name == "submission":
+            (root / "submission.json").write_text(json.dumps(EVENTS[name]))
+            continue
+        file = root / ("jobs.jsonl" if name in JOBS else "events.jsonl")
+        with file.open("a") as lines:
+            lines.write(json.dumps(EVENTS[name]) + "\n")
+    return root
+
+
+def status(capsys: pytest.CaptureFixture[str], root: Path) -> dict[str, Any]:
+    assert cli.main(["status", str(root), "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    return json.loads(line)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        ("", "empty"),
+        ("submission", "pending"),
+        ("submission life", "starting"),
+        ("submission life start", "running"),
+        ("start", "running"),
+        ("submission life start preemption", "requeued"),
+        ("submission life start preemption stopped", "requeued"),
+        ("submission life start preemption stopped cancelled", "stopped"),
+        ("start preemption", "stopped"),
+        ("submission life start preemption stopped,life 1", "starting"),
+        ("submission life start preemption stopped,life 1,resume,start 1", "running"),
+        ("submission life start,life 1,resume,start 1,again", "requeued"),
+        ("submission life start,life 1,resume,start 1,failed", "failed"),
+        ("submission life start,gave up", "failed"),
+        ("submission life start,end", "finished"),
+    ],
+)
+def test_states(capsys: pytest.CaptureFixture[str], tmp_path: Path, names: str, state: str) -> None:
+    given = [name for part in names.split(",") for name in ([part] if part in EVENTS else part.split())]
+    assert status(capsys, write_run(tmp_path / "run", *given))["state"] == state
+
+
+def test_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "submission", "life", "start", "life 1", "resume", "start 1")
+    rows = [{"step": step, "loss": 5.0 - step, "step_seconds": 2.0, "tokens_per_second": 50.0} for step in range(1, 5)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
+    (run / "checkpoints/step-00000004").mkdir(parents=True)
+    (run / "checkpoints/step-00000004/manifest.json").write_text("{}")
+    (run / "checkpoints/step-00000005").mkdir()
+    found = status(capsys, run)
+    expected = {
+        "step": 4,
+        "max_steps": 10,
+        "loss": 1.0,
+        "step_seconds": 2.0,
+        "tokens_per_second": 50.0,
+        "eta_seconds": 12.0,
+        "checkpoint": "step-00000004",
+        "restarts": 1,
+        "jobs": ["7"],
+        "nodes": ["node1", "node3"],
+        "processes": 4,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert [event["event"] for event in found["events"]] == ["start", "resume", "start"]
+    assert cli.main(["status", str(run)]) == 0
+    said = capsys.readouterr().out
+    for part in ("running", "step 4/10 (40 %), loss 1.0000", "done in 0:00:12", "step-00000004", "node1, node3"):
+        assert part in said
+
+
+def test_a_run_that_says_nothing_for_long_is_not_called_running(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", "start")
+    long_ago = time.time() - 3600
+    os.utime(run / "events.jsonl", (long_ago, long_ago))
+    found = status(capsys, run)
+    assert found["state"] == "silent"
+    assert found["seconds_since_news"] > 3500
+
+
+def test_follow_ends_with_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "submission", "life", "start", "end")
+    assert cli.main(["status", str(run), "--follow"]) == 0
+    assert capsys.readouterr().out.startswith("finished")
+
+
+def test_only_the_end_of_long_metrics_is_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "start")
+    line = json.dumps({"step": 1, "loss": 1.0, "note": "x" * 1000}) + "\n"
+    (run / "metrics.jsonl").write_text(line * 2000 + json.dumps({"step": 9, "loss": 2.0}) + "\n")
+    assert status(capsys, run)["step"] == 9
+
+
+def test_no_such_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["status", str(tmp_path / "none")]) == 2
+    assert "give the run_dir of a run" in capsys.readouterr().err

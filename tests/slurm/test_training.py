@@ -1,0 +1,146 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer launch slurm` on a real cluster: whatever happens to a run, it ends as if nothing had."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.books import small_dataset
+from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.runs import (
+    LIFE_SECONDS,
+    STEPS,
+    assert_every_token_once,
+    assert_same_run,
+    job_log,
+    last_step,
+    launch,
+    memformer,
+    rank_process,
+    records,
+    restarts,
+    wait_for_end,
+    wait_for_step,
+    write_config,
+)
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("training")
+    return write_config(root / "config.yaml", small_dataset(root))
+
+
+@pytest.fixture(scope="module")
+def reference(slurm: Cluster, config: Path) -> Path:
+    """A run of 2 nodes x 2 processes that nothing interrupted."""
+    run = config.parent / "reference"
+    job = launch(slurm, config, run)
+    wait_for_end(slurm, job, run)
+    assert restarts(slurm, job) == 0
+    return run
+
+
+def test_two_nodes_train_and_finish(cluster: Cluster, config: Path, reference: Path) -> None:
+    rows = records(reference / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    assert_every_token_once(reference)
+    codes = sorted((reference / "logs/exit-codes").glob("*/rank-*"))
+    assert [code.name for code in codes] == [f"rank-{rank:05d}" for rank in range(4)]
+    assert [code.read_text().split()[:2] for code in codes] == [["0", f"node{1 + rank // 2}"] for rank in range(4)]
+    said = memformer(cluster, "launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(reference))
+    assert "nothing to do" in said, "a finished run is not submitted again"
+    again = cluster.client("sbatch", "--parsable", str(reference / "submit.sbatch")).strip()
+    cluster.wait_for(again, "COMPLETED", seconds=30)
+    assert "has finished: nothing to do" in (reference / f"logs/slurm-{again}.out").read_text()
+    assert len(records(reference / "jobs.jsonl")) == 2, "not even started"
+
+
+def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Path, reference: Path) -> None:
+    """Four lives of one job: a time-out warning, a rank's kill -9, a preemption, and the controller away at the end."""
+    run = config.parent / "interrupted"
+    job = launch(cluster, config, run)
+
+    wait_for_step(run, 5)
+    cluster.client("scancel", "--signal=USR1", job)  # what --signal=USR1@300 sends before the time limit
+    wait_until(lambda: restarts(cluster, job) == 1, 90, "requeued after the warning")
+    saved = [event["step"] for event in records(run / "events.jsonl") if event["event"] == "preemption"]
+    assert len(saved) == 1 and 5 <= saved[0] < STEPS
+
+    wait_for_step(run, saved[0] + 12)
+    os.kill(rank_process(job, 1), signal.SIGKILL)
+    wait_until(lambda: restarts(cluster, job) == 2, 90, "requeued after the death of a rank")
+    assert "rank-00001 on node1 ended first, with exit code 137" in job_log(run)
+
+    wait_for_step(run, last_step(run) + 3)
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
+    other = cluster.client(*urgent, "--wrap=sleep 2").strip()
+    cluster.wait_for(other, "COMPLETED", seconds=90)
+    assert last_step(run) < STEPS, "preempted too late for this test"
+    wait_until(lambda: restarts(cluster, job) >= 3, 90, "requeued after the preemption")
+    assert len([event for event in records(run / "events.jsonl") if event["event"] == "preemption"]) >= 2
+
+    wait_for_step(run, last_step(run) + 3)
+    cluster.stop_controller()
+    wait_until(lambda: last_step(run) == STEPS, LIFE_SECONDS, "the run ends while the controller is away")
+    wait_until(lambda: "done: the run has finished" in job_log(run), 60, "the job notices")
+    cluster.start_controller()
+    wait_for_end(cluster, job, run)
+    assert_same_run(run, reference)
+    ends = [record["outcome"] for record in records(run / "jobs.jsonl") if record["event"] == "end"]
+    # Slurm may start the preempted job before the urgent one, and preempt it again.
+    assert ends == ["stopped", "failed", *["stopped"] * (len(ends) - 3), "finished"]
+
+
+def test_a_node_dies(cluster: Cluster, config: Path, reference: Path) -> None:
+    """The job goes on with another node in its place; srun's own answer to this is sometimes 0."""
+    run = config.parent / "node-death"
+    job = launch(cluster, config, run)
+    wait_for_step(run, 15)
+    lost = cluster.job(job)["BatchHost"]
+    cluster.kill(lost)
+    wait_until(lambda: cluster.job(job).get("Restarts") == "1", 90, "requeued after the death of a node")
+    wait_for_end(cluster, job, run)
+    starts = [record["nodes"].split() for record in records(run / "jobs.jsonl") if record["event"] == "start"]
+    assert len(starts) == 2 and lost in starts[0] and lost not in starts[1]
+    assert [event["step"] for event in records(run / "events.jsonl") if event["event"] == "resume"]
+    assert_same_run(run, reference)
+
+
+def test_what_fails_at_once_is_not_requeued_for_ever(cluster: Cluster, config: Path) -> None:
+    run = config.parent / "hopeless"
+    job = launch(cluster, config, run, "--python", "/bin/false", "--max-failures", "2")
+    cluster.wait_for(job, "FAILED", seconds=90)
+    assert restarts(cluster, job) == 1
+    assert "not requeued: 2 lives in a row ended without progress since checkpoint none" in job_log(run)
+    assert "rank-0000" in job_log(run) and "exit code 1" in job_log(run)
+    job = cluster.client("sbatch", "--parsable", str(run / "submit.sbatch")).strip()
+    cluster.wait_for(job, "FAILED", seconds=60)
+    assert "giving up" in job_log(run), "not even when it is submitted again, until someone has looked"
+
+
+def test_bad_usage_is_not_tried_again(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """Data that vanished between submission and start: every rank refuses, with one line."""
+    run = tmp_path / "run"
+    job = launch(cluster, config, run, "--nodes", "1", "--tasks-per-node", "1", "--data.path", str(tmp_path / "gone"))
+    cluster.wait_for(job, "FAILED", seconds=LIFE_SECONDS)
+    assert restarts(cluster, job) == 0
+    assert "code 2" in job_log(run)
+    assert f"{tmp_path}/gone" in (run / "logs/rank-00000.log").read_text()
+
+
+def test_one_run_has_one_job(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = launch(cluster, config, run, "--sbatch-line=--hold")
+    assert cluster.state(job) == "PENDING"
+    words = ["launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(run)]
+    memformer(cluster, *words, code=2)
+    cluster.client("scancel", job)
+    memformer(cluster, *words, "--sbatch-line=--hold")
+    assert json.loads((run / "submission.json").read_text())["jobs"] != [job]
