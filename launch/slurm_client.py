@@ -48,7 +48,7 @@ def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: fl
         code, output, complaint = _run("sbatch", "--parsable", f"--job-name={name}", *options, str(script))
         if code == 0 and (match := re.match(r"\d+", output.splitlines()[-1] if output else "")):
             return match[0]
-        if not _unclear(complaint):
+        if not unclear(complaint):
             raise UserError(f"sbatch refused {script}: {_one_line(complaint)}", exit_code=1)
         print(f"launch: sbatch: {_one_line(complaint)}; looking whether the job exists", file=sys.stderr, flush=True)
         time.sleep(patience)
@@ -83,7 +83,13 @@ def alive(job_ids: Iterable[str]) -> list[str]:
     return [job for job, state in states(job_ids).items() if state in lively]
 
 
-def _unclear(complaint: str) -> bool:
+def cancel(name: str) -> None:
+    """Cancels the jobs of that name."""
+    for job in find(name) or []:
+        _run("scancel", job)
+
+
+def unclear(complaint: str) -> bool:
     """Whether a failed sbatch may have submitted the job, or may succeed when it is tried again."""
     signs = ("timed out", "unable to contact", "connection", "temporarily", "communication", "socket", "zero bytes")
     return any(sign in complaint.lower() for sign in signs)

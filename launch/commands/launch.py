@@ -12,6 +12,7 @@ SUMMARY = "start a training run on several processes"
 # mode -> (module, one-line summary); a module here has `add_arguments(parser)` and `run(arguments)` like a subcommand
 MODES: dict[str, tuple[str, str]] = {
     "local": ("launch.commands.launch_local", "several processes on this machine"),
+    "submitit": ("launch.commands.launch_submitit", "jobs or local processes through submitit; sweeps"),
     "slurm": ("launch.commands.launch_slurm", "a job on several nodes of a Slurm cluster"),
 }
 

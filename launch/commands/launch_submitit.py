@@ -1,0 +1,212 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Starts training runs through submitit: on a Slurm cluster, as local processes, or in this process to debug.
+
+Several configurations are a sweep: on Slurm, one array with a run each. Jobs save, requeue and resume as those of
+memformer launch slurm do. Settings of the configurations may be given as --section.field VALUE and hold for all.
+
+exit codes: 0 submitted, or finished when it was waited for; 1 failed; 2 bad usage."""
+
+import argparse
+import os
+import secrets
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from launch.slurm_options import SlurmOptions, add_options, read_options, time_seconds
+
+ENDLESS = 1_000_000  # submitit's own limit of requeues after a time-out; our limit is on failures without progress
+DEFAULT_MINUTES = 60 * 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `memformer launch submitit`."""
+    parser.add_argument("configs", metavar="CONFIG.yaml", nargs="+", help="the configuration of each run")
+    parser.add_argument(
+        "--executor",
+        choices=("slurm", "local", "debug"),
+        default="slurm",
+        help="slurm: jobs of a cluster; local: processes of this machine; debug: in this very process",
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="wait until the runs have ended (local and debug always do)"
+    )
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds between two looks at jobs that are waited for",
+    )
+    add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks the configurations, submits, and waits if asked to."""
+    from launch import slurm_client
+    from launch.commands.launch_slurm import check_lanes, describe_submission, refuse_second_job
+    from launch.snapshot import snapshot_code, write_config
+    from memformer.config import load_config
+
+    options = read_options(arguments)
+    if arguments.executor != "slurm" and options.nodes > 1:
+        raise UserError(f"--nodes {options.nodes}: --executor {arguments.executor} is one machine; leave it out")
+    configs = [load_config(path, arguments.overrides) for path in arguments.configs]
+    directories = [Path(os.path.abspath(config.run_dir)) for config in configs]
+    if twice := {str(directory) for directory in directories if directories.count(directory) > 1}:
+        raise UserError(f"run_dir: {', '.join(sorted(twice))} is that of several runs; give each configuration its own")
+    for config, directory in zip(configs, directories, strict=True):
+        check_lanes(config.data.num_lanes, options.tasks if arguments.executor != "debug" else 1)
+        if arguments.executor == "slurm":
+            refuse_second_job(directory, slurm_client)
+    functions = []
+    for config, directory in zip(configs, directories, strict=True):
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        write_config(config.model_copy(update={"run_dir": str(directory)}), directory / "submit.yaml")
+        snapshot_code(directory / "code")
+        functions.append(training_job(directory, options))
+    name = f"{directories[0].name}-{secrets.token_hex(4)}"
+    executor = make_executor(arguments.executor, directories[0], name, options)
+    if arguments.executor == "debug":
+        for function in functions:
+            executor.submit(function).results()
+        return 0
+    jobs = submit_once(executor, functions, name)
+    for job, directory in zip(jobs, directories, strict=True):
+        describe_submission(directory, name, [job.job_id], options.tasks)
+        print(f"job     {job.job_id} ({name})")
+        print(f"logs    {directory}/logs/rank-00000.log, ..., {directory}/submitit")
+        print(f"follow  memformer status {directory} --follow")
+        print(f"cancel  {'scancel' if arguments.executor == 'slurm' else 'kill'} {job.job_id}", flush=True)
+    if arguments.executor == "slurm":
+        return wait_for_slurm(jobs, directories, arguments.interval) if arguments.wait else 0
+    return wait_for_local(jobs, directories)
+
+
+def training_job(directory: Path, options: SlurmOptions) -> Any:
+    """What submitit runs in each task."""
+    from launch.submitit_job import TrainingJob
+
+    train = [sys.executable, "-m", "launch.cli", "train", str(directory / "submit.yaml"), "--resume", "auto"]
+    command = ["env", f"PYTHONPATH={directory / 'code'}", *train]
+    return TrainingJob(command, directory, options.max_failures, max(10, options.warning_seconds - 30))
+
+
+def make_executor(kind: str, directory: Path, name: str, options: SlurmOptions) -> Any:
+    """The executor with the job's resources."""
+    import submitit
+
+    try:
+        executor = submitit.AutoExecutor(
+            folder=directory / "submitit" / "%j", cluster=kind, slurm_max_num_timeout=ENDLESS
+        )
+    except RuntimeError as error:
+        raise UserError(f"--executor {kind}: {error}; use --executor local on a machine without Slurm") from None
+    minutes = DEFAULT_MINUTES if options.time is None else int(min(time_seconds(options.time) // 60, 10**6))
+    executor.update_parameters(
+        name=name,
+        nodes=options.nodes,
+        tasks_per_node=options.tasks_per_node,
+        timeout_min=max(1, minutes),
+        **({"cpus_per_task": options.cpus_per_task} if options.cpus_per_task else {}),
+        **({"gpus_per_node": options.gpus_per_node} if options.gpus_per_node else {}),
+        **(
+            {"slurm_" + key: value for key, value in slurm_parameters(options, directory).items()}
+            if kind == "slurm"
+            else {}
+        ),
+    )
+    return executor
+
+
+def slurm_parameters(options: SlurmOptions, directory: Path) -> dict[str, Any]:
+    """What of the options is Slurm's alone, as submitit names it."""
+    further: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
+    for key, value in (("mem", options.memory), ("reservation", options.reservation)):
+        if value is not None:
+            further[key] = value
+    for line in options.sbatch_lines:
+        key, equals, value = line.lstrip("-").partition("=")
+        further[key] = value if equals else True
+    container = []
+    if options.container_image:
+        container.append(f"--container-image={options.container_image}")
+    if options.container_mounts:
+        container.append(f"--container-mounts={options.container_mounts}")
+    named = ("partition", "account", "qos", "constraint", "dependency")
+    return {
+        **{key: getattr(options, key) for key in named if getattr(options, key) is not None},
+        "additional_parameters": further,
+        "setup": [f"export PYTHONPATH={shlex.quote(str(directory / 'code'))}", *options.set_up],
+        "signal_delay_s": options.warning_seconds,
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=120", *container],
+        "stderr_to_stdout": True,
+    }
+
+
+def submit_once(executor: Any, functions: list[Any], name: str) -> list[Any]:
+    """Submits the runs, as an array if there are several; a job that Slurm took without saying so is cancelled first.
+
+    Raises:
+        UserError: Slurm refused.
+    """
+    from launch import slurm_client
+
+    for attempt in range(slurm_client.ATTEMPTS):
+        try:
+            if len(functions) == 1:
+                return [executor.submit(functions[0])]
+            with executor.batch():
+                jobs = [executor.submit(function) for function in functions]
+            return jobs
+        except Exception as error:
+            if type(error).__name__ != "FailedSubmissionError":
+                raise
+            if not slurm_client.unclear(str(error)) or attempt + 1 == slurm_client.ATTEMPTS:
+                raise UserError(f"sbatch refused: {' '.join(str(error).split())[-300:]}", exit_code=1) from None
+            time.sleep(slurm_client.PATIENCE_SECONDS)
+            # Without submitit's record of it, such a job would wait for its function in vain.
+            slurm_client.cancel(name)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def wait_for_slurm(jobs: list[Any], directories: list[Path], interval: float) -> int:
+    """Waits until the jobs have left the queue; no accounting is asked, which a job without a result would hang on."""
+    from launch import slurm_client
+    from launch.commands.launch_slurm import finished_step
+
+    ids = [str(job.job_id) for job in jobs]
+    missing = 0
+    while missing < 3:  # the controller may be away for a moment: ask again before calling the jobs gone
+        time.sleep(interval)
+        missing = 0 if slurm_client.alive(ids) else missing + 1
+        if all(finished_step(directory) for directory in directories):
+            return 0
+        if missing and slurm_client.states(ids) == {}:
+            missing = 0
+    for job, directory in zip(ids, directories, strict=True):
+        if not finished_step(directory):
+            print(f"launch: job {job} ended, but {directory} has not finished: see its logs", file=sys.stderr)
+    return 1
+
+
+def wait_for_local(jobs: list[Any], directories: list[Path]) -> int:
+    """Waits for processes of this machine; Ctrl-C ends them."""
+    try:
+        while not all(job.done() for job in jobs):
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        for job in jobs:
+            job.cancel()
+        raise
+    from memformer.run_status import read_status
+
+    failed = False
+    for job, directory in zip(jobs, directories, strict=True):
+        if job.exception() is not None:
+            failed = True
+            print(f"launch: {read_status(directory).failure or f'failed: see {directory}/submitit'}", file=sys.stderr)
+    return 1 if failed else 0
