@@ -64,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self.answer(404, b"")
             return
-        content, size = path.read_bytes(), path.stat().st_size
+        size = path.stat().st_size
+        begin, end = 0, size
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.status, self.range = 200, ""
         if wanted and server.ranges:
@@ -73,7 +74,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(416, b"")
                 return
             self.status, self.range = 206, f"bytes {begin}-{end - 1}/{size}"
-            content = content[begin:end]
+        with path.open("rb") as file:
+            file.seek(begin)
+            content = file.read(end - begin)
         if fault is not None:
             fault(self, content)
         else:

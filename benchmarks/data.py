@@ -1,0 +1,276 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""How fast lanes are filled, beside a flat file in memory and the libraries whose formats we read.
+
+    python benchmarks/data.py [--megatokens 40] [--repetitions 5] [--json] [--out benchmarks/results/...]
+
+Every variant delivers the same thing: int32 tensors of `lanes x (segments * 512)` tokens in which a lane reads one
+document after another without a gap. Ours reads with prefetch off, so what is timed is all the work there is.
+
+- flat: one file mapped into memory, a slice copied a lane; no documents, no plan, no checksums: the limit.
+- tar, MDS: `SegmentStream`; "first" sums every chunk as it is first read, "again" reads what was summed before.
+- HTTP: a server on this machine, a process of its own, through range requests or a cache that is already filled.
+- webdataset, streaming: their own iterators of whole documents, with the shortest loop that fills lanes from them. It
+  can neither stop within a document nor change the number of lanes or ranks.
+- by access: their random access `dataset[i]` (wids, StreamingDataset), a document fetched for each lane and batch:
+  what resuming anywhere costs with them.
+
+Then: the time of a step with 20 ms of latency a request and 10 ms of computing, against local shards; pread against
+mmap; and the loader's share of a training step of the tiny model.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import ROOT, interleaved_seconds, markdown_table, provenance, write_results
+from benchmarks.data_peers import (
+    flat_batches,
+    lanes_from,
+    streaming_documents,
+    streaming_item,
+    wds_documents,
+    wids_item,
+)
+from data_pipeline import DocumentIndex, FarSettings, SegmentStream, ShardStore, build_dataset, open_data
+from data_pipeline.opening import open_store
+from tests.data_pipeline.faulty_server import serving
+
+LANES, SEGMENT = 64, 512
+
+
+def build(root: Path, megatokens: float) -> dict[str, Path]:
+    """The same documents (20,000 to 400,000 tokens) as tar, as MDS and as one flat file."""
+    generator = np.random.default_rng(0)
+    left, source = int(megatokens * 1e6), root / "source.jsonl"
+    with source.open("w") as file:
+        while left > 0:
+            length = int(min(left, generator.integers(20_000, 400_000)))
+            text = generator.integers(97, 123, length, dtype=np.uint8).tobytes().decode()
+            file.write(json.dumps({"text": text}) + "\n")
+            left -= length
+    paths = {"tar": root / "tar", "mds": root / "mds", "flat": root / "flat.bin"}
+    build_dataset([source], paths["tar"], shard_megabytes=32)
+    build_dataset([source], paths["mds"], format="mds", shard_megabytes=32)
+    index = DocumentIndex.load(paths["tar"])
+    store = ShardStore(index)
+    with paths["flat"].open("wb") as file:
+        for document in range(len(index)):
+            file.write(store.read(document, 0, int(index.lengths[document])).tobytes())
+    source.unlink()
+    return paths
+
+
+def stream(data: Any, segments: int, **others: Any) -> SegmentStream:
+    return SegmentStream(data, num_lanes=LANES, segment_length=SEGMENT, num_segments=segments, **others)
+
+
+def tensors(batches: Iterator[Any]) -> Iterator[torch.Tensor]:
+    return (torch.from_numpy(batch.tokens) for batch in batches)
+
+
+def take(make: Callable[[], Iterator[torch.Tensor]], count: int, tokens: int) -> Callable[[], None]:
+    """A run of `count` batches from a new iterator; each must hold about as many tokens as the others' do."""
+
+    def run() -> None:
+        seen = sum(batch.numel() for batch in itertools.islice(make(), count))
+        assert seen == count * tokens
+
+    return run
+
+
+def serve(root: str, latency_seconds: float, address: Any) -> None:
+    with serving(Path(root)) as server:
+        server.latency_seconds = latency_seconds
+        address.put(server.address)
+        time.sleep(3600)
+
+
+def server(root: Path, latency_seconds: float) -> tuple[Any, str]:
+    """A server in a process of its own, and its address."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=serve, args=(str(root), latency_seconds, queue), daemon=True)
+    process.start()
+    return process, queue.get(timeout=60)
+
+
+def throughput(paths: dict[str, Path], root: Path, address: str, segments: int, repetitions: int) -> dict[str, Any]:
+    """Mtok/s of every variant: median and spread, and the ratio to the flat file."""
+    width = segments * SEGMENT
+    count = max(20, 160 // segments)
+    indexes = {name: DocumentIndex.load(paths[name]) for name in ("tar", "mds")}
+    warm = {name: ShardStore(index) for name, index in indexes.items()}
+    ranged = open_data(f"{address}/tar", FarSettings(cache_dir=root / "cache", mode="range"))
+    spooled = open_data(f"{address}/tar", FarSettings(cache_dir=root / "cache"))
+    spool_store = open_store(spooled)
+
+    def ours(data: Any, store: Any = None, **others: Any) -> Callable[[], Iterator[torch.Tensor]]:
+        return lambda: tensors(stream(data, segments, store=store, prefetch=others.get("prefetch", 0)))
+
+    makers: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
+        "flat file, mmap": lambda: flat_batches(paths["flat"], LANES, width),
+        "tar, first": ours(indexes["tar"]),
+        "tar, again": ours(indexes["tar"], warm["tar"]),
+        "MDS, first": ours(indexes["mds"]),
+        "MDS, again": ours(indexes["mds"], warm["mds"]),
+        "HTTP, cache": ours(spooled, spool_store),
+        "HTTP, ranges": ours(ranged, prefetch=2),
+        "webdataset iterator + lanes": lambda: lanes_from(wds_documents(paths["tar"]), LANES, width),
+        "streaming iterator + lanes": lambda: lanes_from(streaming_documents(paths["mds"]), LANES, width),
+        "wids by access": lambda: wids_item(paths["tar"], LANES, width),
+        "streaming by access": lambda: streaming_item(paths["mds"], LANES, width),
+    }
+    counts = {name: 4 if "access" in name else count for name in makers}
+    runs = {name: take(make, counts[name], LANES * width) for name, make in makers.items()}
+    seconds = interleaved_seconds(runs, repetitions, torch.device("cpu"))
+    rates = {name: [counts[name] * LANES * width / each / 1e6 for each in times] for name, times in seconds.items()}
+    flat = rates["flat file, mmap"]
+    return {
+        name: {
+            "mtok_per_second": round(statistics.median(rate), 1),
+            "lowest": round(min(rate), 1),
+            "highest": round(max(rate), 1),
+            "of_flat": round(statistics.median(a / b for a, b in zip(rate, flat, strict=True)), 3),
+        }
+        for name, rate in rates.items()
+    }
+
+
+def step_times(paths: dict[str, Path], root: Path, repetitions: int) -> dict[str, Any]:
+    """Milliseconds a step with 10 ms of computing, after 8 steps of start: local, and with 20 ms a request."""
+    process, address = server(paths["tar"].parent, 0.02)
+    steps, start = 60, 8
+    found: dict[str, list[float]] = {
+        "local": [],
+        "range, look-ahead 32": [],
+        "spool, empty cache": [],
+        "range, none": [],
+    }
+    try:
+        for repetition in range(repetitions):
+            for name, times in found.items():
+                mode = "range" if name.startswith("range") else "spool"
+                far = FarSettings(
+                    cache_dir=root / f"cache-{repetition}-{mode}",
+                    mode=mode,
+                    look_ahead=0 if name.endswith("none") else 32,
+                )
+                data = paths["tar"] if name == "local" else open_data(f"{address}/tar", far)
+                with stream(data, 4, seed=repetition, prefetch=0 if name.endswith("none") else 2) as batches:
+                    for step in range(start + (10 if name.endswith("none") else steps)):
+                        if step == start:
+                            began = time.perf_counter()
+                        next(batches)
+                        time.sleep(0.01)
+                    times.append((time.perf_counter() - began) / (step + 1 - start) * 1e3)
+    finally:
+        process.kill()
+    local = found["local"]
+    return {
+        name: {
+            "milliseconds": round(statistics.median(times), 2),
+            "of_local": round(statistics.median(a / b for a, b in zip(times, local, strict=True)), 2),
+        }
+        for name, times in found.items()
+    }
+
+
+def training_share(paths: dict[str, Path], root: Path) -> dict[str, float]:
+    """The tiny model's step, the time it waits for data in it, and all of the loader's work for it."""
+    config = ROOT / "configs" / "train" / "quickstart.yaml"
+    settings = {
+        "run_dir": root / "run",
+        "data.path": paths["tar"],
+        "training.max_steps": 12,
+        "training.eval_interval": 0,
+        "optimizer.warmup_steps": 2,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), *words]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    rows = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()][2:]
+    step = statistics.median(row["step_seconds"] for row in rows)
+    import yaml
+
+    data = yaml.safe_load((root / "run" / "config.yaml").read_text())["data"]
+    shape = {name: data[name] for name in ("num_lanes", "segment_length", "num_segments")}
+    times = []
+    with SegmentStream(paths["tar"], **shape, prefetch=0) as batches:
+        for _ in range(50):
+            began = time.perf_counter()
+            next(batches)
+            times.append(time.perf_counter() - began)
+    return {
+        "step_milliseconds": round(step * 1e3, 1),
+        "waiting_share": round(statistics.median(row["data_seconds"] / row["step_seconds"] for row in rows), 5),
+        "loader_milliseconds": round(statistics.median(times) * 1e3, 3),
+        "loader_share": round(statistics.median(times) / step, 5),
+    }
+
+
+def page(values: dict[str, Any]) -> str:
+    lines = ["# Filling lanes", "", "Made by `benchmarks/data.py`, whose first lines say what each row is.", ""]
+    lines += [f"- {name}: {value}" for name, value in values["provenance"].items()]
+    for segments, rows in values["throughput"].items():
+        lines += ["", f"## Mtok/s, {LANES} lanes x {segments} segments x {SEGMENT} tokens", ""]
+        cells = [[name, *row.values()] for name, row in rows.items()]
+        lines.append(markdown_table(["", "median", "lowest", "highest", "of flat"], cells))
+    lines += ["", "## A step with 10 ms of computing; requests take 20 ms", ""]
+    cells = [[name, *row.values()] for name, row in values["steps"].items()]
+    lines.append(markdown_table(["", "ms", "of local"], cells))
+    lines += ["", "## A training step of the tiny model (configs/train/quickstart.yaml, one process)", ""]
+    lines.append(markdown_table(["", ""], list(values["training"].items())))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megatokens", type=float, default=40, help="size of the data set (default 40)")
+    parser.add_argument("--repetitions", type=int, default=5, help="interleaved repetitions (default 5)")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        paths = build(root, arguments.megatokens)
+        process, address = server(root, 0.0)
+        try:
+            rates = {segments: throughput(paths, root, address, segments, arguments.repetitions) for segments in (1, 8)}
+        finally:
+            process.kill()
+        steps = step_times(paths, root, 3)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            del os.environ[name]
+        training = training_share(paths, root)
+    values = {
+        "provenance": provenance(torch.device("cpu")),
+        "throughput": rates,
+        "steps": steps,
+        "training": training,
+    }
+    print(page(values))
+    if arguments.out:
+        write_results(arguments.out, values, page(values))
+    if arguments.json:
+        print(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main()
