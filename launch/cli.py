@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("launch.commands.generate", "continue a text at constant memory"),
     "checkpoint": ("launch.commands.checkpoint", "list and verify the checkpoints of a run"),
     "export": ("launch.commands.export", "turn a sharded checkpoint into single-GPU weights"),
+    "doctor": ("launch.commands.doctor", "what on this machine, or on a job's nodes, would break a run"),
     "status": ("launch.commands.status", "what a run is doing, from its files alone"),
     "launch": ("launch.commands.launch", "start a training run on several processes"),
 }

@@ -40,7 +40,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(slurm: Cluster, config: Path) -> Path:
     """A run of 2 nodes x 2 processes that nothing interrupted."""
     run = config.parent / "reference"
-    job = launch(slurm, config, run)
+    job = launch(slurm, config, run, "--preflight")
     wait_for_end(slurm, job, run)
     assert restarts(slurm, job) == 0
     return run
@@ -51,6 +51,10 @@ def test_two_nodes_train_and_finish(cluster: Cluster, config: Path, reference: P
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
     assert_every_token_once(reference)
+    assert "4 of 4 ranks answered, on node1, node2" in job_log(reference)
+    assert "all-reduce: 4 ranks agree" in job_log(reference)
+    status = json.loads(memformer(cluster, "status", str(reference), "--json").splitlines()[-1])
+    assert (status["state"], status["step"], status["nodes"]) == ("finished", STEPS, ["node1", "node2"])
     codes = sorted((reference / "logs/exit-codes").glob("*/rank-*"))
     assert [code.name for code in codes] == [f"rank-{rank:05d}" for rank in range(4)]
     assert [code.read_text().split()[:2] for code in codes] == [["0", f"node{1 + rank // 2}"] for rank in range(4)]
