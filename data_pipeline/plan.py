@@ -160,8 +160,7 @@ class LanePlan:
         """What all lanes read in the next `num_segments` segments; None when the last epoch has ended."""
         planner = _Planner(self, self.state)
         taken = planner.take_waiting()
-        columns = [planner.next_segment() for _ in range(num_segments)]
-        pieces, epochs, offsets, lengths = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
+        pieces, epochs, offsets, lengths = planner.segments(num_segments)
         valid_tokens = int(lengths.sum())
         if not valid_tokens:
             return None
@@ -331,22 +330,34 @@ class _Planner:
             self._waiting.pop(0)
         return taken
 
-    def next_segment(self) -> tuple[NDArray[np.int64], ...]:
-        """Pieces, epochs, offsets and lengths of one segment, `[B]` each."""
-        free = self._free_lanes()
-        # As many free lanes as documents wait are kept for them until the next rollout.
-        for lane in free[: max(0, len(free) - len(self._waiting))]:
-            self._pieces[lane], self._epochs[lane] = self._next_piece()
-            self._offsets[lane] = 0
-        # Documents without a token are never queued, so a length above 0 means that the lane reads.
-        lengths = np.minimum(self._plan.queue.lengths[self._pieces] - self._offsets, self._plan.segment_length)
-        lengths[self._pieces < 0] = 0
-        live = lengths > 0
-        offsets = self._offsets.copy()
-        self._offsets += lengths
-        if live.all():
-            return self._pieces.copy(), self._epochs.copy(), offsets, lengths
-        return np.where(live, self._pieces, -1), np.where(live, self._epochs, 0), np.where(live, offsets, 0), lengths
+    def segments(self, count: int) -> tuple[NDArray[np.int64], ...]:
+        """Pieces (-1 where idle), epochs, offsets and lengths of the next segments, `[B, count]` each."""
+        size = self._plan.segment_length
+        shape = (len(self._pieces), count)
+        pieces, epochs, offsets, lengths = (np.empty(shape, np.int64) for _ in range(4))
+        done = 0
+        while done < count:
+            free = self._free_lanes()
+            # As many free lanes as documents wait are kept for them until the next rollout.
+            for lane in free[: max(0, len(free) - len(self._waiting))]:
+                self._pieces[lane], self._epochs[lane] = self._next_piece()
+                self._offsets[lane] = 0
+            # Documents without a token are never queued, so tokens that are left mean that the lane reads.
+            left = self._plan.queue.lengths[self._pieces] - self._offsets
+            left[self._pieces < 0] = 0
+            live = left > 0
+            # Until a lane ends its document, lanes only move on: all those segments at once.
+            ends = -(-left[live] // size)
+            steps = min(count - done, int(ends.min())) if len(ends) else count - done
+            ahead = size * np.arange(steps)
+            now = slice(done, done + steps)
+            pieces[:, now] = np.where(live, self._pieces, -1)[:, None]
+            epochs[:, now] = np.where(live, self._epochs, 0)[:, None]
+            offsets[:, now] = np.where(live[:, None], self._offsets[:, None] + ahead, 0)
+            lengths[:, now] = np.clip(left[:, None] - ahead, 0, size)
+            self._offsets += np.minimum(left, size * steps)
+            done += steps
+        return pieces, epochs, offsets, lengths
 
     def state_after(self, rollout: Rollout) -> PlanState:
         return PlanState(

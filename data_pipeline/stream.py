@@ -363,9 +363,11 @@ def runs_of(rollout: Rollout, segment_length: int) -> NDArray[np.int64]:
 
 def _fetch(rollout: Rollout, runs: NDArray[np.int64], store: Store, plan: LanePlan, dtype: Any) -> SegmentBatch:
     num_lanes, num_segments = rollout.documents.shape
-    stored = np.zeros(num_lanes * num_segments * plan.segment_length, dtype)
+    stored = np.empty((num_lanes, num_segments, plan.segment_length), dtype)
+    for lane, segment in np.argwhere(rollout.lengths < plan.segment_length).tolist():
+        stored[lane, segment, rollout.lengths[lane, segment] :] = 0
     if len(runs):
-        store.read_runs(runs, stored)
+        store.read_runs(runs, stored.reshape(-1))
     return SegmentBatch(
         step=rollout.step,
         first_lane=rollout.first_lane,
@@ -376,5 +378,5 @@ def _fetch(rollout: Rollout, runs: NDArray[np.int64], store: Store, plan: LanePl
         resets=rollout.resets,
         carry_from=rollout.carry_from,
         valid_tokens=rollout.valid_tokens,
-        tokens=stored.astype(np.int32).reshape(num_lanes, num_segments, plan.segment_length),
+        tokens=stored.astype(np.int32),
     )
