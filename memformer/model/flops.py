@@ -32,8 +32,8 @@ class SegmentFlops:
 
     @property
     def advance(self) -> int:
-        """The memory's own path, as `Memformer.advance` computes it."""
-        return self.encoder + self.writer
+        """The memory's own path, as `Memformer.advance` computes it: nothing where there is no memory to write."""
+        return self.encoder + self.writer if self.writer else 0
 
 
 def segment_flops(config: MemformerConfig, segment_length: int) -> SegmentFlops:
