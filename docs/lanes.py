@@ -46,6 +46,7 @@ def draw(axes: plt.Axes, plan: LanePlan, rollouts: int, first_column: int) -> No
 
 
 def main() -> None:
+    """Draws the picture."""
     plt.rcParams["svg.hashsalt"] = "lanes"  # the same bytes each time
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(9, 4.3), sharex=True, gridspec_kw={"height_ratios": [LANES, LANES_LATER]}
