@@ -193,6 +193,10 @@ class RangeStore:
         self._fetching.close()
         self._chunks.clear()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_chunks"):  # not when __init__ failed
+            self.close()
+
     def _chunks_of(self, document: int, start: int, count: int) -> tuple[int, int]:
         """First chunk, and the one after the last, counted within the document."""
         return start * self._size // CHUNK_BYTES, -(-(start + count) * self._size // CHUNK_BYTES)

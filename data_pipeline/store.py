@@ -96,7 +96,11 @@ class ShardStore:
             file = self._files.get(shard)
             if file is None:
                 file = self._open(shard, document)
-            if os.preadv(file, (output[begin:end],), offset) != end - begin:
+            try:
+                complete = os.preadv(file, (output[begin:end],), offset) == end - begin
+            except OSError:
+                complete = False  # the second try tells what is wrong
+            if not complete:
                 self._read_on(document, file, offset, output[begin:end])
 
     def close(self) -> None:

@@ -133,6 +133,9 @@ def test_a_data_set_that_cannot_be_opened_says_why(
     [
         ({"format_version": 9}, "format version 9"),
         ({"fingerprint": "0" * 32}, "does not belong to the manifest"),
+        ({"token_dtype": "<u4"}, "does not belong to the manifest"),
+        ({"columns_sha256": "0" * 64}, "damaged or does not belong to the manifest"),
+        ({"documents": 3}, "columns of unequal length"),
         ({"shards": None}, "is damaged"),
         ({"surprise": 1}, "is damaged"),
     ],
