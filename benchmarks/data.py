@@ -196,7 +196,7 @@ def training_share(paths: dict[str, Path], root: Path) -> dict[str, float]:
     settings = {
         "run_dir": root / "run",
         "data.path": paths["tar"],
-        "training.max_steps": 12,
+        "training.max_steps": 6,
         "training.eval_interval": 0,
         "optimizer.warmup_steps": 2,
     }

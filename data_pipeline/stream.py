@@ -267,12 +267,13 @@ class _Reader:
     ) -> None:
         self._plan = plan
         self._store = store
-        self._dtype = dtype
         self._lanes = lanes
         self._num_segments = num_segments
         self._collects_damage = collects_damage
         self._planned: deque[tuple[Rollout, NDArray[np.int64], PlanState]] = deque()
         self._ends = False
+        # As stored; kept from batch to batch, since new memory costs more than what is written into it.
+        self._stored = np.empty((lanes.stop - lanes.start, num_segments, plan.segment_length), dtype)
         self._stop = threading.Event()
         self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, prefetch))
         self._thread: threading.Thread | None = None
@@ -310,7 +311,7 @@ class _Reader:
                 return StopIteration()
             rollout, runs, state = self._planned.popleft()
             try:
-                return _Item(_fetch(rollout, runs, self._store, self._plan, self._dtype), state, {})
+                return _Item(_fetch(rollout, runs, self._store, self._stored), state, {})
             except DamagedDocument:
                 if not self._collects_damage:
                     raise
@@ -361,10 +362,8 @@ def runs_of(rollout: Rollout, segment_length: int) -> NDArray[np.int64]:
     return runs[lengths[first] > 0]
 
 
-def _fetch(rollout: Rollout, runs: NDArray[np.int64], store: Store, plan: LanePlan, dtype: Any) -> SegmentBatch:
-    num_lanes, num_segments = rollout.documents.shape
-    stored = np.empty((num_lanes, num_segments, plan.segment_length), dtype)
-    for lane, segment in np.argwhere(rollout.lengths < plan.segment_length).tolist():
+def _fetch(rollout: Rollout, runs: NDArray[np.int64], store: Store, stored: NDArray[Any]) -> SegmentBatch:
+    for lane, segment in np.argwhere(rollout.lengths < stored.shape[2]).tolist():
         stored[lane, segment, rollout.lengths[lane, segment] :] = 0
     if len(runs):
         store.read_runs(runs, stored.reshape(-1))
