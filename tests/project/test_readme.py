@@ -81,3 +81,7 @@ def test_the_sequence_on_your_own_text_runs(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").is_file()
+
+
+def test_the_table_of_results_is_what_the_result_files_give() -> None:
+    subprocess.run([sys.executable, "benchmarks/readme_table.py", "--check"], cwd=ROOT, check=True, timeout=60)

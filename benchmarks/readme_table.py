@@ -1,0 +1,96 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Draws the README's table of results from the newest result files, so that it cannot drift from them.
+
+python benchmarks/readme_table.py           rewrites the table in README.md
+python benchmarks/readme_table.py --check   exit code 1 if it is not what the files give
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import ROOT, markdown_table
+
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
+
+
+def newest(kind: str) -> tuple[Path, dict[str, Any]]:
+    """The newest result file of a kind, such as cpu-replay; the date stands first in its name."""
+    path = max(RESULTS.glob(f"*-{kind}.json"))
+    return path, json.loads(path.read_text())
+
+
+def rows() -> list[list[str]]:
+    """What was measured, the figure, what it is compared with, the file."""
+    replay_path, replay = newest("cpu-replay")
+    overhead_path, overhead = newest("cpu-overhead")
+    start_path, start = newest("cpu-quickstart")
+    figures = replay["summary"]
+    case = "4_16_T8"
+    return [
+        [
+            "Speed of memory replay, 4+16 layers, 8 segments",
+            f"{figures[f'speed_vs_bptt_{case}']:.3f} of full BPTT's",
+            f"arithmetic limit {figures[f'speed_limit_{case}']:.3f}; gradient checkpointing "
+            f"{figures[f'checkpointing_speed_vs_bptt_{case}']:.3f}",
+            link(replay_path),
+        ],
+        [
+            "What it keeps for the backward",
+            f"{figures[f'memory_vs_bptt_{case}']:.3f} of full BPTT's",
+            f"{figures[f'memory_vs_limit_{case}']:.3f} of the limit, one segment's graph + T·B·K·D",
+            link(replay_path),
+        ],
+        [
+            "The whole training step",
+            f"{overhead['step_vs_bare']:.3f} of a bare torch loop's time",
+            "aim: at most 1.05",
+            link(overhead_path),
+        ],
+        [
+            "`make train`: 17 books as bytes, 2 CPU processes",
+            f"loss {start['first_loss']:.2f} → {start['last_loss']:.2f} nats in {start['seconds']:.0f} s",
+            f"held-out perplexity {start['perplexity_with_memory']:.3f} with memory, "
+            f"{start['perplexity_memory_reset']:.3f} with it reset at every segment",
+            link(start_path),
+        ],
+    ]
+
+
+def link(path: Path) -> str:
+    """A link to a result's page."""
+    page = path.with_suffix(".md").relative_to(ROOT).as_posix()
+    return f"[{path.stem[:10]}]({page})"
+
+
+def drawn(readme: str) -> str:
+    """The README with its table drawn anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    table = markdown_table(["measured", "figure", "beside it", "result"], rows())
+    note = "Two CPU cores, no GPU; each row's page has its hardware, commit and command.\n"
+    return f"{before}{BEGIN}{table}\n\n{note}{END}{after}"
+
+
+def main() -> int:
+    """Rewrites or checks the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if the table is not up to date"
+    )
+    arguments = parser.parse_args()
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    if arguments.check:
+        return 0 if drawn(readme) == readme else 1
+    path.write_text(drawn(readme), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
