@@ -6,7 +6,8 @@
 Every variant delivers the same thing: int32 tensors of `lanes x (segments * 512)` tokens in which a lane reads one
 document after another without a gap. Ours reads with prefetch off, so what is timed is all the work there is.
 
-- flat: one file mapped into memory, a slice copied a lane; no documents, no plan, no checksums: the limit.
+- flat: one file, a slice a lane copied out of memory (mmap) or by a system call (pread); no documents, no plan, no
+  checksums: the limit.
 - tar, MDS: `SegmentStream`; "first" sums every chunk as it is first read, "again" reads what was summed before.
 - HTTP: a server on this machine, a process of its own, through range requests or a cache that is already filled.
 - webdataset, streaming: their own iterators of whole documents, with the shortest loop that fills lanes from them. It
@@ -14,8 +15,8 @@ document after another without a gap. Ours reads with prefetch off, so what is t
 - by access: their random access `dataset[i]` (wids, StreamingDataset), a document fetched for each lane and batch:
   what resuming anywhere costs with them.
 
-Then: the time of a step with 20 ms of latency a request and 10 ms of computing, against local shards; pread against
-mmap; and the loader's share of a training step of the tiny model.
+Then: the time of a step with 20 ms of latency a request and 10 ms of computing, against local shards; resuming early
+and late in a run; and the loader's share of a training step of the tiny model.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from benchmarks.data_peers import (
     wds_documents,
     wids_item,
 )
-from data_pipeline import DocumentIndex, FarSettings, SegmentStream, ShardStore, build_dataset, open_data
+from data_pipeline import DocumentIndex, FarSettings, LanePlan, SegmentStream, ShardStore, build_dataset, open_data
 from data_pipeline.opening import open_store
 from tests.data_pipeline.faulty_server import serving
 
@@ -124,6 +125,7 @@ def throughput(paths: dict[str, Path], root: Path, address: str, segments: int, 
 
     makers: dict[str, Callable[[], Iterator[torch.Tensor]]] = {
         "flat file, mmap": lambda: flat_batches(paths["flat"], LANES, width),
+        "flat file, pread": lambda: pread_batches(paths["flat"], LANES, width),
         "tar, first": ours(indexes["tar"]),
         "tar, again": ours(indexes["tar"], warm["tar"]),
         "MDS, first": ours(indexes["mds"]),
@@ -190,6 +192,28 @@ def step_times(paths: dict[str, Path], root: Path, repetitions: int) -> dict[str
     }
 
 
+def resume_times() -> dict[str, float]:
+    """Milliseconds from a saved state to the next rollout, 64 lanes, a million documents: early and late in a run."""
+    lengths = np.full(1_000_000, 5_000)
+    plan = LanePlan(lengths, num_lanes=LANES, segment_length=SEGMENT)
+    for _ in range(10):
+        plan.next_rollout(8)
+    early = plan.state_dict()
+    epoch = 1_000_000 * 8 * LANES * SEGMENT // int(lengths.sum())
+    late = {**early, "step": 1_000_000, "sources": [f"{epoch} 400000 0"], "lane_epochs": " ".join([str(epoch)] * LANES)}
+    times: dict[str, list[float]] = {"step 10": [], "step 1,000,000": []}
+    for _ in range(5):
+        for (name, measured), state in zip(times.items(), (early, late), strict=True):
+            resumed = LanePlan(lengths, num_lanes=LANES, segment_length=SEGMENT)
+            began = time.perf_counter()
+            resumed.load_state_dict(state)
+            # A lane near the end of its document asks for the order of the epoch: the costly part.
+            resumed.document_order(epoch if name.endswith("000") else 0)
+            resumed.next_rollout(8)
+            measured.append(time.perf_counter() - began)
+    return {name: round(statistics.median(measured) * 1e3, 1) for name, measured in times.items()}
+
+
 def training_share(paths: dict[str, Path], root: Path) -> dict[str, float]:
     """The tiny model's step, the time it waits for data in it, and all of the loader's work for it."""
     config = ROOT / "configs" / "train" / "quickstart.yaml"
@@ -217,9 +241,9 @@ def training_share(paths: dict[str, Path], root: Path) -> dict[str, float]:
             times.append(time.perf_counter() - began)
     return {
         "step_milliseconds": round(step * 1e3, 1),
-        "waiting_share": round(statistics.median(row["data_seconds"] / row["step_seconds"] for row in rows), 5),
+        "waiting_percent": round(100 * statistics.median(row["data_seconds"] / row["step_seconds"] for row in rows), 3),
         "loader_milliseconds": round(statistics.median(times) * 1e3, 3),
-        "loader_share": round(statistics.median(times) / step, 5),
+        "loader_percent": round(100 * statistics.median(times) / step, 3),
     }
 
 
@@ -233,6 +257,8 @@ def page(values: dict[str, Any]) -> str:
     lines += ["", "## A step with 10 ms of computing; requests take 20 ms", ""]
     cells = [[name, *row.values()] for name, row in values["steps"].items()]
     lines.append(markdown_table(["", "ms", "of local"], cells))
+    lines += ["", "## Resuming: from a state to the next rollout, ms, a million documents", ""]
+    lines.append(markdown_table(["", "ms"], list(values["resuming"].items())))
     lines += ["", "## A training step of the tiny model (configs/train/quickstart.yaml, one process)", ""]
     lines.append(markdown_table(["", ""], list(values["training"].items())))
     return "\n".join(lines)
@@ -263,6 +289,7 @@ def main() -> None:
         "provenance": provenance(torch.device("cpu")),
         "throughput": rates,
         "steps": steps,
+        "resuming": resume_times(),
         "training": training,
     }
     print(page(values))
