@@ -42,6 +42,7 @@ from benchmarks.common import ROOT, interleaved_seconds, markdown_table, provena
 from benchmarks.data_peers import (
     flat_batches,
     lanes_from,
+    pread_batches,
     streaming_documents,
     streaming_item,
     wds_documents,
