@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -162,6 +163,15 @@ def test_failures_without_progress_end_the_chain_and_progress_begins_a_new_count
     assert "giving up" in said and f"rm {RUN}/attempts" in said
     (tmp_path / RUN / "attempts").unlink()
     assert submit(tmp_path, codes="0 0", does=END)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["pretrain-pyxis", "pretrain-cpu"])
+def test_the_scripts_for_pretraining_differ_in_their_settings_alone(name: str) -> None:
+    below = "# ---- end of settings"
+    other = TEMPLATE.with_name(f"{name}.sbatch").read_text()
+    assert other.partition(below)[2] == TEMPLATE.read_text().partition(below)[2]
+    settings = [re.findall(r"^([A-Z_]+)=", each.partition(below)[0], re.M) for each in (other, TEMPLATE.read_text())]
+    assert settings[0] == settings[1]
 
 
 def test_a_configuration_is_needed() -> None:

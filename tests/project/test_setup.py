@@ -14,7 +14,8 @@ import pytest
 from launch.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = ["scripts/setup.sh", "scripts/lock.sh", "scripts/install_slurm.sh", ".ci/run", "slurm/pretrain.sbatch"]
+SCRIPTS = ["scripts/setup.sh", "scripts/lock.sh", "scripts/install_slurm.sh", ".ci/run"]
+SCRIPTS += sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("slurm/*.sbatch"))
 SETUP_INPUTS = ["scripts/setup.sh", "requirements/torch.txt", "requirements/lock.txt", "pyproject.toml", "setup.py"]
 
 # Acts as python3 and as the Python of the environment it "makes"; pip fails while the file `broken` is there.
