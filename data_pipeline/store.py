@@ -2,8 +2,8 @@
 """Reads tokens of documents from their shards, without state: any range, in any order, from any process.
 
 Shards are read with `pread` and not mapped into memory: a file that is cut short while it is mapped kills the process
-that touches it (SIGBUS), a short read is an error like any other. It costs about a sixth of the copying speed
-(benchmarks/data.py), far below what training asks for.
+that touches it (SIGBUS), a short read is an error like any other. It costs a tenth to a quarter of the copying speed
+(benchmarks/data.py), which is far above what training asks for.
 """
 
 import os
