@@ -137,7 +137,8 @@ def _state(
     if life is not None and life["event"] == "end":
         outcome, detail = life.get("outcome"), str(life.get("detail", "")) or None
         if outcome == "stopped":
-            return ("stopped" if life.get("state") == "CANCELLED" else "requeued"), None
+            # With a state it was Slurm that ended the job, most often for scancel; a new life would say so itself.
+            return ("stopped" if life.get("state") else "requeued"), None
         return ("requeued" if life.get("again") == "yes" else "failed"), detail or str(outcome)
     if submission and str(submission.get("time", "")) > str((life or last or {}).get("time", "")):
         return "pending", None

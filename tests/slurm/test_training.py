@@ -139,12 +139,19 @@ def test_bad_usage_is_not_tried_again(cluster: Cluster, config: Path, tmp_path: 
     assert f"{tmp_path}/gone" in (run / "logs/rank-00000.log").read_text()
 
 
-def test_one_run_has_one_job(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+def test_a_run_has_one_job_at_a_time_and_a_cancelled_one_stays_cancelled(
+    cluster: Cluster, config: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    job = launch(cluster, config, run, "--sbatch-line=--hold")
-    assert cluster.state(job) == "PENDING"
+    job = launch(cluster, config, run)
+    wait_for_step(run, 3)
     words = ["launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(run)]
     memformer(cluster, *words, code=2)
     cluster.client("scancel", job)
+    cluster.wait_for(job, "CANCELLED", seconds=60)
+    wait_until(lambda: "Slurm is ending this job itself" in job_log(run), 30, "the script has noticed")
+    status = json.loads(memformer(cluster, "status", str(run), "--json").splitlines()[-1])
+    assert (status["state"], status["restarts"]) == ("stopped", 0)
+    assert [event["event"] for event in records(run / "events.jsonl")][-1] == "preemption", "it has saved"
     memformer(cluster, *words, "--sbatch-line=--hold")
     assert json.loads((run / "submission.json").read_text())["jobs"] != [job]
