@@ -27,7 +27,8 @@ STAND_INS = {
     "scontrol": """case "$1 $2" in
         "show hostnames") printf "node7\\nnode8\\n" ;;
         "show node") printf "NodeName=node7 Arch=x86_64\\n   NodeAddr=10.0.0.7 NodeHostName=node7\\n" ;;
-        "show job") echo "JobId=$3 JobState=$STATE Reason=None" ;;
+        "show job") echo >>asked; [ "$(wc -l <asked)" -gt "${AWAY:-0}" ] || exit 1
+            echo "JobId=$3 JobState=$STATE Reason=None" ;;
         requeue*) echo "$2" >requeued ;;
     esac""",
 }
@@ -118,6 +119,13 @@ def test_the_task_of_an_array_is_a_run_of_its_own(tmp_path: Path) -> None:
     arguments = (tmp_path / "srun.arguments").read_text().splitlines()
     assert arguments[arguments.index("--seed") + 1] == "4"
     assert arguments[arguments.index("--run_dir") + 1] == f"{RUN}/array-4"
+
+
+def test_the_requeue_waits_for_a_controller_that_is_away(tmp_path: Path) -> None:
+    code, _ = submit(tmp_path, codes="75 75", AWAY="5")
+    assert code == 75
+    assert (tmp_path / "requeued").read_text() == "123456\n"
+    assert len((tmp_path / "asked").read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING"])
