@@ -19,7 +19,8 @@ def probe(model: Memformer, device: torch.device) -> list[float]:
     full = torch.full((LANES,), LENGTH, device=device)
     memory = model.initial_memory(LANES).clone()
     losses = []
-    with torch.autocast(device.type, enabled=False):
+    # Layers that were compiled for training are not compiled again for these shapes: a save would wait for it.
+    with torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
         for t in range(SEGMENTS):
             first = torch.full_like(full, t == 0, dtype=torch.bool)
             segment = Segment(tokens[max(t - 1, 0)], full, tokens[t], full, first)
