@@ -1,31 +1,29 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Saving and resuming a run: DeepSpeed's shards, every lane's memory and previous segment, data and random state.
+"""What a checkpoint holds of a run, and how a run goes on from it, on the same processes or on others.
 
-Written by all processes together; the directory's life (complete or absent) is in checkpoint_files.py.
-
-DeepSpeed's own files are pickles. They are loaded only from a checkpoint whose manifest verifies; load checkpoints of
-runs that you trust, and give others an export (safetensors) instead.
+Every lane's memory and previous segment, the parameters' pieces, data and random state. Saving is in saving.py; the
+directory's life (complete or absent) is in checkpoint_files.py. All files are safetensors or JSON: nothing in a
+checkpoint is executed when it is loaded.
 """
 
 import dataclasses
-import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from data_pipeline import SegmentStream
 from data_pipeline.errors import UserError
 from memformer import checkpoint_files as files
-from memformer import distributed
 from memformer.distributed import World
 from memformer.engine import ReplayEngine
+from memformer.lane_states import LaneStates, load_lanes
 from memformer.probe import probe
-from memformer.replay import Carry
 from memformer.run_directory import RunDirectory
+from memformer.tensor_file import FragmentReader
 
 LOG = logging.getLogger("memformer")
 
@@ -45,60 +43,6 @@ class Progress:
     tokens: int = 0
     skipped_steps: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def save(
-    run: RunDirectory,
-    world: World,
-    engine: ReplayEngine,
-    carry: Carry,
-    progress: Progress,
-    identity: dict[str, Any],
-    tokenizer_file: Path,
-    keep_last: int,
-) -> Path:
-    """Writes a checkpoint of `progress.step`. Called by all processes.
-
-    Args:
-        run: The run.
-        world: This process among all.
-        engine: The engine.
-        carry: This process's lanes.
-        progress: Steps, tokens, data state.
-        identity: What a resumed run must share or be told of; kept in state.json beside the progress.
-        tokenizer_file: Copied into the checkpoint, so that an export needs nothing else.
-        keep_last: Complete checkpoints kept.
-
-    Returns:
-        The checkpoint's directory.
-    """
-    temporary = files.temporary_directory(run, progress.step)
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "lanes").mkdir(parents=True)
-    distributed.barrier()
-    # DeepSpeed's own pointer is written without waiting for the other processes: never used.
-    engine.deepspeed.save_checkpoint(str(temporary), tag="deepspeed", save_latest=False)
-    save_file(_local_tensors(carry, world), temporary / "lanes" / f"rank-{world.rank:05d}.safetensors")
-    probe = probe_losses(engine)
-    if world.is_main:
-        shutil.copyfile(tokenizer_file, temporary / "tokenizer.json")
-        state = {"format": files.FORMAT, **identity, **dataclasses.asdict(progress), "probe_losses": probe}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    distributed.barrier()
-    # Each process reads back and sums its share of the files.
-    names = files.relative_files(temporary)
-    shares: list[Any] = [None] * world.size
-    own = {name: files.describe_file(temporary, name) for name in names[world.rank :: world.size]}
-    if world.size > 1:
-        dist.all_gather_object(shares, own)
-    else:
-        shares = [own]
-    if world.is_main:
-        files.publish(run, progress.step, {name: entry for share in shares for name, entry in sorted(share.items())})
-        files.delete_old(run, keep_last)
-    distributed.barrier()
-    return files.step_directory(run, progress.step)
 
 
 def find(run: RunDirectory, world: World, resume: str) -> Path | None:
@@ -139,34 +83,68 @@ def _find(run: RunDirectory, resume: str) -> Path | None:
     return found
 
 
-def load(directory: Path, world: World, engine: ReplayEngine) -> tuple[Carry, Progress]:
-    """Puts a checkpoint's state into the engine and the random generators. Called by all processes.
+def load(directory: Path, world: World, engine: ReplayEngine, stream: SegmentStream) -> tuple[LaneStates, Progress]:
+    """Puts a verified checkpoint's state into the engine, the stream and the random generators.
+
+    Called by all processes, of whatever number, ZeRO stage and lanes: each reads the pieces that are its own now.
 
     Returns:
-        The carry of this process's lanes, and the progress.
+        The carries of this process's lanes, and the progress.
+
+    Raises:
+        CheckpointDamaged: The files do not hold what they should.
+        UserError: The data set, its order or the seed is not the saved run's.
     """
-    loaded, _ = engine.deepspeed.load_checkpoint(str(directory), tag="deepspeed")
-    if loaded is None:
-        raise files.CheckpointDamaged(f"{directory}: DeepSpeed found nothing to load in it")
-    local = load_file(directory / "lanes" / f"rank-{world.rank:05d}.safetensors")
-    torch.set_rng_state(local["random_cpu"])
-    if "random_cuda" in local and world.device.type == "cuda":
-        torch.cuda.set_rng_state(local["random_cuda"], world.device)
     state = files.read_state(directory)
     progress = Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})
-    lanes = {name: local[name].to(world.device) for name in ("memory", "tokens", "length")}
-    return Carry(**lanes, ragged=bool((local["length"] < local["tokens"].shape[1]).any())), progress
+    stream.load_state_dict(progress.data)
+    load_parameters(directory, engine)
+    lanes = load_lanes(
+        directory / "lanes",
+        state["num_lanes"],
+        state["world_size"],
+        stream.carry_sources,
+        stream.lanes,
+        engine.config.data.num_lanes,
+        engine.empty_carry,
+    )
+    if state["world_size"] == world.size:
+        random = load_file(directory / "random" / f"rank-{world.rank:05d}.safetensors")
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and world.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], world.device)
+    return lanes, progress
 
 
-def check_fits(directory: Path, identity: dict[str, Any]) -> None:
-    """Refuses a checkpoint that this run cannot go on from.
+def load_parameters(directory: Path, engine: ReplayEngine) -> None:
+    """Weights and optimizer states alone.
+
+    Raises:
+        CheckpointDamaged: A piece of a parameter is in no file.
+    """
+    try:
+        engine.parameter_state().load(parameter_reader(directory))
+    except ValueError as error:
+        raise files.CheckpointDamaged(f"{directory}: {error}") from None
+
+
+def parameter_reader(directory: Path) -> FragmentReader:
+    """The weights and optimizer states of a checkpoint, whoever wrote which piece."""
+    return FragmentReader(sorted((directory / "parameters").glob("rank-*.safetensors")))
+
+
+def check_fits(directory: Path, identity: dict[str, Any]) -> list[str]:
+    """Refuses a checkpoint of another model or tokenizer; anything else is carried over.
 
     Args:
         directory: A verified checkpoint.
-        identity: This run's, as `save` was given it.
+        identity: This run's, as it would be saved.
+
+    Returns:
+        What differs from the run that saved, in words, e.g. `2 -> 4 processes`.
 
     Raises:
-        UserError: Names the first difference, both values and the mend.
+        UserError: Names the first difference that cannot be carried over, both values and the mend.
     """
     state = files.read_state(directory)
     for name, value in identity["model"].items():
@@ -176,17 +154,26 @@ def check_fits(directory: Path, identity: dict[str, Any]) -> None:
                 f"{directory}: is a checkpoint of another model: model.{name} is {saved} there and {value} here; "
                 "set it back, or choose another run_dir"
             )
-    mends = {
-        "tokenizer_sha256": "use the data set that the run was started on",
-        "num_lanes": "set data.num_lanes back",
-        "zero_stage": "set parallel.zero_stage back",
-        "world_size": "start as many processes as before",
+    if state["tokenizer_sha256"] != identity["tokenizer_sha256"]:
+        raise UserError(
+            f"{directory}: was written with tokenizer_sha256 {state['tokenizer_sha256']}, this run has "
+            f"{identity['tokenizer_sha256']}: use the data set that the run was started on"
+        )
+    words = {
+        "world_size": "{} -> {} processes",
+        "zero_stage": "ZeRO {} -> {}",
+        "num_lanes": "{} -> {} lanes",
+        "precision": "{} -> {}",
+        "device": "{} -> {}",
     }
-    for name, mend in mends.items():
-        if state[name] != identity[name]:
-            raise UserError(
-                f"{directory}: was written with {name} {state[name]}, this run has {identity[name]}: {mend}"
-            )
+    return [text.format(state[name], identity[name]) for name, text in words.items() if state[name] != identity[name]]
+
+
+def not_carried(changes: list[str]) -> str:
+    """What a resume with these changes cannot carry over, in one clause."""
+    if any("processes" in change or "lanes" in change for change in changes):
+        return "dropout draws other masks, since its random streams belong to the old layout"
+    return "losses agree to rounding" if changes else "nothing is lost"
 
 
 @torch.no_grad()
@@ -199,10 +186,9 @@ def probe_losses(engine: ReplayEngine) -> list[float]:
     return losses
 
 
-def _local_tensors(carry: Carry, world: World) -> dict[str, torch.Tensor]:
-    tensors = {"memory": carry.memory, "tokens": carry.tokens, "length": carry.length}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    tensors["random_cpu"] = torch.get_rng_state()
+def random_states(world: World) -> dict[str, torch.Tensor]:
+    """The states of this process's random generators."""
+    states = {"cpu": torch.get_rng_state()}
     if world.device.type == "cuda":
-        tensors["random_cuda"] = torch.cuda.get_rng_state(world.device)
-    return tensors
+        states["cuda"] = torch.cuda.get_rng_state(world.device)
+    return states

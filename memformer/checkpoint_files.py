@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Checkpoints as directories: complete or absent, verified, listed. Knows files, not models; imports no torch.
 
-    RUN/checkpoints/step-00000100/   manifest.json state.json tokenizer.json deepspeed/... lanes/rank-00000.safetensors
+    RUN/checkpoints/step-00000100/   manifest.json state.json tokenizer.json
+                                     parameters/ lanes/ random/ : rank-00000.safetensors, ...
     RUN/checkpoints/latest           the name of the newest complete one
 
 A checkpoint is written under a temporary name, synced, listed in a manifest of sizes and checksums, renamed, and only
@@ -13,13 +14,15 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from memformer.config import CheckpointConfig
 from memformer.run_directory import RunDirectory, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -67,7 +70,7 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
         files: By relative path, what `describe_file` returned.
     """
     temporary, final = temporary_directory(run, step), step_directory(run, step)
-    manifest = {"format": FORMAT, "step": step, "files": files}
+    manifest = {"format": FORMAT, "step": step, "time": round(time.time(), 3), "files": files}
     write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for directory in {temporary, *((temporary / name).parent for name in files)}:
         _sync_directory(directory)
@@ -116,7 +119,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, step = manifest["format"], manifest["step"]
+        version, step, _ = manifest["format"], int(manifest["step"]), float(manifest["time"])
         names = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()]
     except OSError as error:
         raise CheckpointDamaged(f"{directory}: incomplete, no manifest.json ({error.strerror})") from None
@@ -190,15 +193,44 @@ def read_state(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "state.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def delete_old(run: RunDirectory, keep_last: int) -> list[Path]:
-    """Deletes all but the newest `keep_last` checkpoints, and temporary directories of earlier lives.
+def delete_old(run: RunDirectory, newest: int, settings: CheckpointConfig) -> list[Path]:
+    """Deletes the checkpoints that the settings do not keep. To be called after step `newest` is complete.
 
-    To be called after a newer checkpoint is complete. Returns what was deleted.
+    Kept are the last `keep_last` up to `newest`, those of every `keep_interval` steps, and the first of every
+    `keep_hours`. A directory of a later step belongs to a future that was given up (it was found damaged, or an
+    earlier checkpoint was asked for); it is deleted, since it would be mistaken for this run's.
+
+    Returns:
+        What was deleted.
     """
-    stale = [path for path in run.checkpoints.iterdir() if path.is_dir() and path.name.endswith(".partial")]
-    deleted = [*candidates(run)[keep_last:], *stale]
+    complete: list[tuple[Path, float]] = []
+    deleted: list[Path] = []
+    for directory in candidates(run):
+        try:
+            manifest = read_manifest(directory)
+        except CheckpointDamaged:
+            deleted.append(directory)
+            continue
+        if step_of(directory) <= newest:
+            complete.append((directory, float(manifest["time"])))
+        else:
+            deleted.append(directory)
+    first_of_period: dict[int, Path] = {}
+    for directory, saved in complete:  # newest first, so the earliest of a period stays
+        if settings.keep_hours:
+            first_of_period[int(saved / (3600 * settings.keep_hours))] = directory
+    for directory, _ in complete[settings.keep_last :]:
+        regular = settings.keep_interval and step_of(directory) % settings.keep_interval == 0
+        if not regular and directory not in first_of_period.values():
+            deleted.append(directory)
     for path in deleted:
         # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
-        doomed = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.partial"))
-        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial")), ignore_errors=True)
     return deleted
+
+
+def delete_partial(run: RunDirectory) -> None:
+    """Deletes what earlier lives did not finish writing, or deleting."""
+    for path in run.checkpoints.iterdir():
+        if path.is_dir() and path.name.endswith(".partial"):
+            shutil.rmtree(path, ignore_errors=True)

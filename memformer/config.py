@@ -160,12 +160,20 @@ class ActivationCheckpointingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When checkpoints are written and how many are kept."""
+    """When checkpoints are written and which are kept."""
 
     interval: int = Field(500, ge=0)
-    """Steps between checkpoints; 0: only at the end."""
+    """Steps between checkpoints; 0: none by steps. There is always one at the end and when asked to stop."""
+    interval_minutes: float = Field(0, ge=0)
+    """Minutes after the last checkpoint when another one is due, whatever the step; 0: none by time."""
     keep_last: int = Field(2, ge=1)
     """Complete checkpoints kept; older ones are deleted after a newer one is complete."""
+    keep_interval: int = Field(0, ge=0)
+    """Checkpoints of every such number of steps are kept for ever; 0: none."""
+    keep_hours: float = Field(0, ge=0)
+    """The first checkpoint of every such number of hours is kept for ever; 0: none."""
+    background: bool = False
+    """Copy the state to host memory and write it while training goes on (needs that much host memory)."""
 
 
 class Config(Section):

@@ -9,8 +9,9 @@ import dataclasses
 import importlib
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -134,11 +135,34 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
 
 def all_max(value: int) -> int:
     """The largest of an integer over all processes."""
+    return all_max_each([value])[0]
+
+
+def all_max_each(values: Sequence[int]) -> list[int]:
+    """The largest over all processes of each of several integers, in one collective."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        shared = torch.tensor(value, device=device)
+        shared = torch.tensor(list(values), device=device)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared)
+        return [int(value) for value in shared.tolist()]
+    return list(values)
+
+
+def gather(value: Any) -> list[Any]:
+    """A small picklable object of every process, by rank, on all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, value)
+        return found
+    return [value]
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value of a small picklable object, on all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        shared = [value]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
     return value
 
 

@@ -23,6 +23,7 @@ from memformer.config import Config
 from memformer.distributed import World
 from memformer.model import Memformer, Segment
 from memformer.parallelize import parallelize
+from memformer.parameter_state import ParameterState
 from memformer.replay import (
     Carry,
     ReplayBuffer,
@@ -87,6 +88,14 @@ class ReplayEngine:
         """m_0 for each lane, [lanes, K, D], without gradient."""
         with torch.no_grad():
             return self.model.initial_memory(lanes).clone()
+
+    def empty_carry(self, lanes: int) -> Carry:
+        """The carry of lanes that have read nothing."""
+        return Carry.empty(self.initial_memory(lanes), self.config.data.segment_length)
+
+    def parameter_state(self) -> ParameterState:
+        """Weights and optimizer states as pieces that any topology can load."""
+        return ParameterState(self.deepspeed, self.stage, self.world.rank, self.world.size)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.

@@ -1,8 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified, then published."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -14,7 +12,9 @@ from safetensors.torch import save_file
 
 from data_pipeline.errors import UserError
 from memformer import checkpoint_files as files
+from memformer.checkpoint import parameter_reader
 from memformer.loading import FORMAT, TIED, load_model
+from memformer.parameter_state import WEIGHT
 from memformer.probe import probe
 
 PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
@@ -41,7 +41,7 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], dtype: s
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise UserError(f"--out {target}: exists and is not empty: choose another directory")
     state = files.read_state(checkpoint)
-    weights = full_weights(checkpoint, state["zero_stage"])
+    weights = full_weights(checkpoint, state["parameters"])
     if state["model"]["tie_embeddings"]:
         weights.pop(TIED, None)
     temporary = target.with_name(f".{target.name}.partial")
@@ -81,20 +81,10 @@ def export(source: str | os.PathLike[str], out: str | os.PathLike[str], dtype: s
     }
 
 
-def full_weights(checkpoint: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+def full_weights(checkpoint: Path, shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """The float32 weights of a verified checkpoint, by parameter name."""
-    shards = checkpoint / "deepspeed"
-    if zero_stage == 0:
-        # The manifest has been verified: the file is the one that the run wrote.
-        module = torch.load(shards / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
-        return {name: tensor.float() for name, tensor in module.items()}
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # only files are read: no device to look for
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    # It prints a progress report of its own.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="deepspeed")
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+    reader = parameter_reader(checkpoint)
+    return {name: reader.read(WEIGHT, name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()}
 
 
 def _save_weights(weights: dict[str, torch.Tensor], directory: Path, dtype: torch.dtype) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from memformer.diagnostics import memory_diagnostics
 from memformer.distributed import World
 from memformer.engine import ReplayEngine, StepReport, resolve_precision
 from memformer.evaluation import evaluate
+from memformer.lane_states import LaneStates
 from memformer.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
-from memformer.model import Memformer, MemformerConfig
-from memformer.model.flops import count_parameters, hardware_flops_per_token, model_flops_per_token, peak_flops
+from memformer.model import Memformer
 from memformer.optimizer import learning_rate
-from memformer.replay import Carry, RolloutResult
+from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
+from memformer.run_description import Costs, check_world_size, describe_run, run_identity
 from memformer.run_directory import RunDirectory, truncate_lines, write_atomically
+from memformer.saving import Saver, SaveReport
 from memformer.stop_requests import StopRequests
 from memformer.training_data import Audit, TrainingData, rollout_of
 
@@ -73,7 +74,6 @@ def train(config: Config, resume: str = "auto") -> int:
         describe_run(config, model_config, world, precision)
     with data.train_stream(config, world) as stream:
         if start is not None:
-            checkpoint.check_fits(start, identity)
             trainer.resume(start, stream)
         exit_code = trainer.loop(stream)
     engine.close()
@@ -105,18 +105,24 @@ class Trainer:
         self.engine, self.identity = engine, identity
         self.progress = checkpoint.Progress()
         lanes = config.data.num_lanes // world.size
-        self.carry = Carry.empty(engine.initial_memory(lanes), config.data.segment_length)
+        self.lanes = LaneStates(engine.empty_carry(lanes))
         self.consecutive_skips = 0
+        self.save_error: str | None = None
+        self.saver = Saver(run, world, engine, identity, data.tokenizer_file, config.checkpoint, self.saved)
         self.costs = Costs.of(config, engine.model.config, world)
 
     def resume(self, directory: Path, stream: SegmentStream) -> None:
         """Goes on from a verified checkpoint; what was logged after it is dropped, since it is trained again."""
-        self.carry, self.progress = checkpoint.load(directory, self.world, self.engine)
-        stream.load_state_dict(self.progress.data)
+        changes = checkpoint.check_fits(directory, self.identity)
+        self.lanes, self.progress = checkpoint.load(directory, self.world, self.engine, stream)
         if self.world.is_main:
             truncate_lines(self.run.metrics, self.progress.step)
-            self.run.event("resume", step=self.progress.step, checkpoint=str(directory))
+            Audit.truncate_all(self.run, self.progress.step)
+            self.run.event("resume", step=self.progress.step, checkpoint=str(directory), changes=changes)
+        distributed.barrier()  # before a process appends to its audit
         LOG.info("resumed from %s (step %d)", directory, self.progress.step)
+        if changes:
+            LOG.info("carried over to %s; %s", ", ".join(changes), checkpoint.not_carried(changes))
 
     def loop(self, stream: SegmentStream) -> int:
         """Trains from the step after `progress` to the last, or until asked to stop; returns the exit code."""
@@ -124,7 +130,7 @@ class Trainer:
         if self.progress.step >= last:
             LOG.info("nothing to do: the run has finished its %d steps", last)
             return 0
-        audit = Audit(self.run, self.world.rank, self.config.data.audit, self.progress.step)
+        audit = Audit(self.run, self.world.rank, self.config.data.audit)
         board = self.config.tensorboard
         self.event("start", step=self.progress.step, processes=self.world.size)
         with (
@@ -139,20 +145,22 @@ class Trainer:
                 step = self.progress.step + 1
                 result = self.engine.rollout_backward(
                     rollout_of(batch, self.world.device),
-                    self.carry,
+                    self.lanes.before(batch.carry_from),
                     batch.valid_tokens,
                     mix_seed(self.config.seed, step),
                 )
                 rate = learning_rate(step, self.config.optimizer, last)
                 report = self.engine.step(rate)
-                self.carry = result.carry
+                self.lanes = self.lanes.after(result.carry, stream.carry_slots)
                 self.progress = dataclasses.replace(
                     self.progress,
                     step=step,
                     tokens=self.progress.tokens + batch.valid_tokens,
                     data=stream.state_dict(),
                 )
-                stop = distributed.all_max(requests.urgency)
+                stop, writing = distributed.all_max_each([requests.urgency, self.saver.writing])
+                if not writing:
+                    self.saver.settle()
                 metrics = self.measure(result, report, rate, batch.valid_tokens, started, data_seconds)
                 if report.applied:
                     self.consecutive_skips = 0
@@ -168,11 +176,13 @@ class Trainer:
                     self.save()
                 if stop and step < last:
                     return self.stopped(requests, stop)
+            self.settle_last()
         self.event("end", step=self.progress.step, tokens=self.progress.tokens)
         return 0
 
     def stopped(self, requests: StopRequests, urgency: int) -> int:
         """Says that the run leaves after having saved; returns the exit code."""
+        self.settle_last()
         LOG.info("stopped at step %d by %s; the same command goes on", self.progress.step, requests.reason())
         self.event("preemption", step=self.progress.step, reason=requests.reason())
         distributed.barrier()  # every process has looked at the stop file
@@ -199,7 +209,7 @@ class Trainer:
         }
         interval = self.config.training.diagnostics_interval
         if interval and (step == 1 or step % interval == 0):
-            metrics["memory"] = memory_diagnostics(self.engine.model, self.carry)
+            metrics["memory"] = memory_diagnostics(self.engine.model, self.lanes.carry)
         seconds = time.perf_counter() - started
         return {
             **metrics,
@@ -212,10 +222,11 @@ class Trainer:
 
     def skipped(self, metrics: dict[str, Any]) -> None:
         """After a step that was left out because its gradient was not finite: no lane keeps a broken memory."""
-        finite = self.carry.memory.isfinite().all(dim=2).all(dim=1)
-        initial = self.engine.initial_memory(len(finite)).to(self.carry.memory.dtype)
-        healed = torch.where(finite[:, None, None], self.carry.memory, initial)
-        self.carry = dataclasses.replace(self.carry, memory=healed)
+        memory = self.lanes.carry.memory
+        finite = memory.isfinite().all(dim=2).all(dim=1)
+        initial = self.engine.initial_memory(len(finite)).to(memory.dtype)
+        healed = torch.where(finite[:, None, None], memory, initial)
+        self.lanes = dataclasses.replace(self.lanes, carry=dataclasses.replace(self.lanes.carry, memory=healed))
         self.progress = dataclasses.replace(self.progress, skipped_steps=self.progress.skipped_steps + 1)
         self.consecutive_skips += 1
         metrics["skipped_steps"] = self.progress.skipped_steps
@@ -256,127 +267,41 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Writes a checkpoint."""
-        started = time.perf_counter()
-        directory = checkpoint.save(
-            self.run,
-            self.world,
-            self.engine,
-            self.carry,
-            self.progress,
-            self.identity,
-            self.data.tokenizer_file,
-            self.config.checkpoint.keep_last,
+        """Writes a checkpoint, or starts to."""
+        self.saver.start(self.lanes, self.progress)
+
+    def settle_last(self) -> None:
+        """Waits for the last checkpoint to be complete: leaving without it must not look like success."""
+        self.saver.settle()
+        if self.save_error is not None:
+            raise UserError(
+                f"checkpoint: step {self.progress.step} could not be saved ({self.save_error}): make room on the disk "
+                "of run_dir and start the run again, it goes on from the last checkpoint",
+                exit_code=1,
+            )
+
+    def saved(self, report: SaveReport) -> None:
+        """Says how a save ended; a disk that is full is no reason to end a run."""
+        self.save_error = report.error
+        if report.error is not None:
+            self.event("save_failed", step=report.step, reason=report.error)
+            LOG.warning(
+                "the checkpoint of step %d could not be written (%s); the run goes on, the older one stays",
+                report.step,
+                report.error,
+            )
+            return
+        rate = report.bytes / max(report.write_seconds, 1e-9) / 1e6
+        self.event("save", **{**vars(report), "directory": str(report.directory)}, megabytes_per_second=rate)
+        LOG.info(
+            "saved %s: %.1f MB at %.0f MB/s, training stood still for %.2f s",
+            report.directory,
+            report.bytes / 1e6,
+            rate,
+            report.pause_seconds,
         )
-        seconds = time.perf_counter() - started
-        self.event("save", step=self.progress.step, checkpoint=str(directory), seconds=round(seconds, 3))
-        LOG.info("saved %s in %.1f s", directory, seconds)
 
     def event(self, kind: str, **details: Any) -> None:
         """Writes an event once for all processes."""
         if self.world.is_main:
             self.run.event(kind, **details)
-
-
-@dataclasses.dataclass(frozen=True)
-class Costs:
-    """What the run's arithmetic costs, for its utilisation of the hardware.
-
-    Attributes:
-        model_flops: FLOPs a token of forward and backward, without anything computed twice.
-        hardware_flops: The same with what replay and activation checkpointing compute again.
-        peak: FLOP/s of all devices together; None where the device is not known.
-    """
-
-    model_flops: float
-    hardware_flops: float
-    peak: float | None
-
-    @classmethod
-    def of(cls, config: Config, model: MemformerConfig, world: World) -> "Costs":
-        """The costs of a run."""
-        length, segments = config.data.segment_length, config.data.num_segments
-        peak = None
-        if world.device.type == "cuda":
-            name = torch.cuda.get_device_name(world.device)
-            precision = resolve_precision(config.precision, world.device)
-            peak = peak_flops(name, torch.bfloat16 if precision == "bf16" else torch.float32)
-        return cls(
-            model_flops_per_token(model, length),
-            hardware_flops_per_token(
-                model, length, segments, config.training.replay, config.activation_checkpointing.mode
-            ),
-            None if peak is None else peak * world.size,
-        )
-
-    def utilisation(self, tokens_per_second: float) -> dict[str, float | None]:
-        """mfu and hfu, 0 to 1; None ("n/a") where the device's peak is not known."""
-        if self.peak is None:
-            return {"mfu": None, "hfu": None}
-        return {
-            "mfu": tokens_per_second * self.model_flops / self.peak,
-            "hfu": tokens_per_second * self.hardware_flops / self.peak,
-        }
-
-
-def check_world_size(config: Config, world_size: int) -> None:
-    """Refuses a number of processes that the lanes do not divide over.
-
-    Raises:
-        UserError: Names the settings and the mend.
-    """
-    lanes = config.data.num_lanes
-    if lanes % world_size:
-        raise UserError(
-            f"data.num_lanes is {lanes}, which {world_size} data-parallel processes cannot share equally "
-            f"(world size {world_size} = parallel.tensor {config.parallel.tensor} x parallel.pipeline "
-            f"{config.parallel.pipeline} x data): choose a multiple of {world_size}"
-        )
-
-
-def run_identity(
-    config: Config, model: MemformerConfig, data: TrainingData, world: World, precision: str
-) -> dict[str, Any]:
-    """What a checkpoint says of the run that wrote it."""
-    import deepspeed
-
-    return {
-        "model": model.to_dict(),
-        "tokenizer_sha256": data.train.tokenizer.sha256,
-        "data_fingerprint": data.train.fingerprint,
-        "num_lanes": config.data.num_lanes,
-        "zero_stage": config.parallel.zero_stage,
-        "world_size": world.size,
-        "precision": precision,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "deepspeed": deepspeed.__version__,
-        },
-    }
-
-
-def describe_run(config: Config, model: MemformerConfig, world: World, precision: str) -> None:
-    """Prints the numbers that follow from the settings."""
-    data = config.data
-    tokens = data.num_lanes * data.num_segments * data.segment_length
-    LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
-    LOG.info(
-        "model: %s, %d+%d layers, width %d, %d memory slots",
-        f"{count_parameters(model):,} parameters",
-        model.num_encoder_layers,
-        model.num_decoder_layers,
-        model.d_model,
-        model.num_memory_slots,
-    )
-    LOG.info(
-        "batch: %d lanes x %d segments x %d tokens = %s tokens a step; %s tokens in all",
-        data.num_lanes,
-        data.num_segments,
-        data.segment_length,
-        f"{tokens:,}",
-        f"{tokens * config.training.max_steps:,}",
-    )
-    LOG.info(
-        "%d process(es) on %s, ZeRO stage %d, %s", world.size, world.device.type, config.parallel.zero_stage, precision
-    )

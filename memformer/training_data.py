@@ -185,16 +185,20 @@ class Audit:
         run: The run.
         rank: This process.
         enabled: The setting `data.audit`.
-        last_step: The last step of the checkpoint that the run resumes from; later lines are dropped.
     """
 
-    def __init__(self, run: RunDirectory, rank: int, enabled: bool, last_step: int) -> None:
+    def __init__(self, run: RunDirectory, rank: int, enabled: bool) -> None:
         self._rank, self._file = rank, None
         if enabled:
             run.audit.mkdir(exist_ok=True)
             path = run.audit / f"rank-{rank:05d}.jsonl"
-            truncate_lines(path, last_step)
             self._file = path.open("a", encoding="utf-8")
+
+    @staticmethod
+    def truncate_all(run: RunDirectory, last_step: int) -> None:
+        """Drops what was read after the checkpoint that the run resumes from, by whatever number of processes."""
+        for path in sorted(run.audit.glob("rank-*.jsonl")):
+            truncate_lines(path, last_step)
 
     def delivered(self, batch: SegmentBatch) -> None:
         """One line a segment of the batch."""

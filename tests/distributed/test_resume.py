@@ -115,7 +115,8 @@ def test_export_of_any_stage_gives_the_trained_weights(runs: Path, tmp_path: Pat
 
 def trained_logits(world: World, root: str, stage: int) -> list[float]:
     """The last checkpoint's losses on a fixed input, by the engine that loads it."""
-    from memformer import Memformer, checkpoint
+    from memformer import Memformer
+    from memformer.checkpoint import load_parameters
     from memformer.probe import probe
     from memformer.training_data import TrainingData
 
@@ -123,7 +124,7 @@ def trained_logits(world: World, root: str, stage: int) -> list[float]:
     model = TrainingData.open(config.data).complete(config.model, config.data.segment_length)
     torch.manual_seed(99)
     engine = ReplayEngine(Memformer(model), config, world, "fp32")
-    checkpoint.load(checkpoint_files.locate(config.run_dir), world, engine)
+    load_parameters(checkpoint_files.locate(config.run_dir), engine)
     engine.model.eval()
     losses = probe(engine.model, world.device)
     engine.close()

@@ -83,8 +83,6 @@ REFUSALS = {
         "data.eval_path: {root}/bpe/data/validation was built with another tokenizer",
     ),
     "checkpoint of another model": (["--model.d_ff", "128"], "model.d_ff is 64 there and 128 here"),
-    "other lanes": (["--data.num_lanes", "8"], "was written with num_lanes 4, this run has 8"),
-    "other stage": (["--parallel.zero_stage", "2"], "was written with zero_stage 1, this run has 2"),
     "run exists": (["--resume", "never"], "holds a run: choose another directory, or --resume auto"),
     "no such checkpoint": (["--resume", "{root}/bytes"], "holds no complete checkpoint"),
     "tensor parallel": (["--parallel.tensor", "2"], "tensor is 2: this version shards by ZeRO alone"),
@@ -131,6 +129,17 @@ def test_refuses_a_damaged_named_checkpoint_and_skips_it_in_auto(workshop: Path,
     assert "skipped a checkpoint" in resumed.stdout
     assert "resumed from" in resumed.stdout and "step-00000002" in resumed.stdout
     assert memformer("checkpoint", "verify", str(run)).returncode == 0
+
+
+def test_goes_on_with_other_lanes_and_another_stage_and_says_so(workshop: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(workshop / "run", run)
+    changed = ["--data.num_lanes", "8", "--parallel.zero_stage", "2", "--training.max_steps", "5"]
+    result = memformer("train", str(workshop / "config.yaml"), "--run_dir", str(run), *changed)
+    assert result.returncode == 0, result.stderr
+    assert "carried over to ZeRO 1 -> 2, 4 -> 8 lanes; dropout draws other masks" in result.stdout
+    assert [row["step"] for row in rows_of(run)] == [1, 2, 3, 4, 5]
+    assert rows_of(run)[:3] == rows_of(workshop / "run")
 
 
 def test_a_finished_run_is_not_started_again(workshop: Path) -> None:

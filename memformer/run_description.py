@@ -1,0 +1,125 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What follows from a run's settings: its arithmetic costs, its identity in checkpoints, the lines it starts with."""
+
+import dataclasses
+import logging
+import platform
+from typing import Any
+
+import torch
+
+from data_pipeline import UserError
+from memformer.config import Config
+from memformer.distributed import World
+from memformer.engine import resolve_precision
+from memformer.model import MemformerConfig
+from memformer.model.flops import count_parameters, hardware_flops_per_token, model_flops_per_token, peak_flops
+from memformer.run_directory import RunDirectory
+from memformer.training_data import TrainingData
+
+LOG = logging.getLogger("memformer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What the run's arithmetic costs, for its utilisation of the hardware.
+
+    Attributes:
+        model_flops: FLOPs a token of forward and backward, without anything computed twice.
+        hardware_flops: The same with what replay and activation checkpointing compute again.
+        peak: FLOP/s of all devices together; None where the device is not known.
+    """
+
+    model_flops: float
+    hardware_flops: float
+    peak: float | None
+
+    @classmethod
+    def of(cls, config: Config, model: MemformerConfig, world: World) -> "Costs":
+        """The costs of a run."""
+        length, segments = config.data.segment_length, config.data.num_segments
+        peak = None
+        if world.device.type == "cuda":
+            name = torch.cuda.get_device_name(world.device)
+            precision = resolve_precision(config.precision, world.device)
+            peak = peak_flops(name, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return cls(
+            model_flops_per_token(model, length),
+            hardware_flops_per_token(
+                model, length, segments, config.training.replay, config.activation_checkpointing.mode
+            ),
+            None if peak is None else peak * world.size,
+        )
+
+    def utilisation(self, tokens_per_second: float) -> dict[str, float | None]:
+        """mfu and hfu, 0 to 1; None ("n/a") where the device's peak is not known."""
+        if self.peak is None:
+            return {"mfu": None, "hfu": None}
+        return {
+            "mfu": tokens_per_second * self.model_flops / self.peak,
+            "hfu": tokens_per_second * self.hardware_flops / self.peak,
+        }
+
+
+def check_world_size(config: Config, world_size: int) -> None:
+    """Refuses a number of processes that the lanes do not divide over.
+
+    Raises:
+        UserError: Names the settings and the mend.
+    """
+    lanes = config.data.num_lanes
+    if lanes % world_size:
+        raise UserError(
+            f"data.num_lanes is {lanes}, which {world_size} data-parallel processes cannot share equally "
+            f"(world size {world_size} = parallel.tensor {config.parallel.tensor} x parallel.pipeline "
+            f"{config.parallel.pipeline} x data): choose a multiple of {world_size}"
+        )
+
+
+def run_identity(
+    config: Config, model: MemformerConfig, data: TrainingData, world: World, precision: str
+) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it."""
+    import deepspeed
+
+    return {
+        "model": model.to_dict(),
+        "tokenizer_sha256": data.train.tokenizer.sha256,
+        "data_fingerprint": data.train.fingerprint,
+        "num_lanes": config.data.num_lanes,
+        "zero_stage": config.parallel.zero_stage,
+        "world_size": world.size,
+        "precision": precision,
+        "device": world.device.type,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+        },
+    }
+
+
+def describe_run(config: Config, model: MemformerConfig, world: World, precision: str) -> None:
+    """Prints the numbers that follow from the settings."""
+    data = config.data
+    tokens = data.num_lanes * data.num_segments * data.segment_length
+    LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
+    LOG.info(
+        "model: %s, %d+%d layers, width %d, %d memory slots",
+        f"{count_parameters(model):,} parameters",
+        model.num_encoder_layers,
+        model.num_decoder_layers,
+        model.d_model,
+        model.num_memory_slots,
+    )
+    LOG.info(
+        "batch: %d lanes x %d segments x %d tokens = %s tokens a step; %s tokens in all",
+        data.num_lanes,
+        data.num_segments,
+        data.segment_length,
+        f"{tokens:,}",
+        f"{tokens * config.training.max_steps:,}",
+    )
+    LOG.info(
+        "%d process(es) on %s, ZeRO stage %d, %s", world.size, world.device.type, config.parallel.zero_stage, precision
+    )

@@ -1,0 +1,140 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A run moves between numbers of processes, ZeRO stages and numbers of lanes: nothing but rounding may change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import memformer.engine
+from memformer import checkpoint_files
+from memformer.distributed import World
+from memformer.export import export
+from memformer.lane_states import LaneStates
+from memformer.replay import Carry
+from memformer.run_directory import RunDirectory
+from memformer.trainer import train
+from tests.books import small_dataset
+from tests.distributed.processes import run_distributed
+from tests.faults.lives import assert_every_token_once, audit_of, events_of, metrics_of, tiny_config
+
+PROCESSES = (2, 1, 4, 2)
+LAST_STEPS = (3, 6, 9, 14)
+STAGES = {"1-3-2-0": (1, 3, 2, 0), "0-2-1-3": (0, 2, 1, 3)}
+LANES = {"fewer and more": (8, 2, 8, 4)}
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+def live(world: World, root: str, life: int) -> None:
+    """One life of every run."""
+    for name, stages in STAGES.items():
+        training = {"max_steps": LAST_STEPS[life]}
+        train(tiny_config(Path(root), name, training=training, parallel={"zero_stage": stages[life]}))
+    for name, lanes in LANES.items():
+        frozen_life(world, Path(root), name, life, lanes[life])
+    if world.size == 1:
+        train(tiny_config(Path(root), "whole", training={"max_steps": LAST_STEPS[-1]}))
+        frozen_life(world, Path(root), "whole frozen", 3, 4, first=0)
+
+
+def frozen_life(world: World, root: Path, name: str, life: int, lanes: int, first: int | None = None) -> None:
+    """A life of a run whose weights stay as they are, with the loss of each segment of each lane written down."""
+    first = (0, *LAST_STEPS)[life] if first is None else first
+    own = lanes // world.size
+    lines: list[str] = []
+    original = memformer.engine.memory_replay_backward
+
+    def recording(*arguments: Any, **keywords: Any) -> Any:
+        result = original(*arguments, **keywords)
+        step, lane = first + 1 + len(lines) // own, world.rank * own + len(lines) % own
+        lines.append(json.dumps({"step": step, "lane": lane, "losses": result.segment_losses.tolist()}))
+        return result
+
+    memformer.engine.memory_replay_backward = recording
+    try:
+        train(
+            tiny_config(
+                root,
+                name,
+                data={"num_lanes": lanes},
+                training={"max_steps": LAST_STEPS[life], "lanes_per_micro_batch": 1},
+                optimizer={"learning_rate": 1e-30, "weight_decay": 0.0},
+            )
+        )
+    finally:
+        memformer.engine.memory_replay_backward = original
+    (root / name / f"losses-{life}-{world.rank}.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("elastic")
+    small_dataset(root, characters=3_000)
+    for life, processes in enumerate(PROCESSES):
+        run_distributed(live, processes, str(root), life)
+    return root
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_losses_equal_the_uninterrupted_run(runs: Path, name: str) -> None:
+    moved, whole = metrics_of(RunDirectory(runs / name)), metrics_of(RunDirectory(runs / "whole"))
+    assert [row["step"] for row in moved] == list(range(1, LAST_STEPS[-1] + 1))
+    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        assert [row[key] for row in moved] == pytest.approx([row[key] for row in whole], rel=tolerance)
+    assert [row["tokens"] for row in moved] == [row["tokens"] for row in whole]
+    changes = [event["changes"] for event in events_of(RunDirectory(runs / name), "resume")]
+    expected = [f"ZeRO {a} -> {b}" for a, b in zip(STAGES[name], STAGES[name][1:], strict=False)]
+    assert [change[1] for change in changes] == expected
+    assert [change[0] for change in changes] == ["2 -> 1 processes", "1 -> 4 processes", "4 -> 2 processes"]
+
+
+@pytest.mark.parametrize("name", [*STAGES, *LANES])
+def test_every_token_is_read_once(runs: Path, name: str) -> None:
+    assert_every_token_once(RunDirectory(runs / name))
+
+
+@pytest.mark.parametrize("name", LANES)
+def test_a_memory_follows_its_document_to_any_lane(runs: Path, name: str) -> None:
+    """With frozen weights a segment's loss depends on its memory and context alone: it is the same in any layout."""
+    moved, whole = losses_by_segment(runs / name), losses_by_segment(runs / "whole frozen")
+    common = moved.keys() & whole.keys()
+    assert len(common) > 60
+    carried = [key for key in common if key[2] > 0]
+    assert len(carried) > 40, "no segment depends on a carry: the test proves nothing"
+    assert [moved[key] for key in common] == pytest.approx([whole[key] for key in common], rel=1e-5)
+
+
+def losses_by_segment(run: Path) -> dict[tuple[int, int, int], float]:
+    """(epoch, document, start) -> sum of the segment's losses in nats."""
+    losses = {
+        (row["step"], row["lane"]): row["losses"]
+        for path in run.glob("losses-*.jsonl")
+        for row in map(json.loads, path.read_text().splitlines())
+    }
+    rows = audit_of(RunDirectory(run))
+    return {
+        (row["epoch"], row["document"], row["start"]): losses[row["step"], row["lane"]][row["segment"]] for row in rows
+    }
+
+
+def test_checkpoints_of_all_stages_export_the_same_model(runs: Path, tmp_path: Path) -> None:
+    for name in STAGES:
+        assert export(runs / name, tmp_path / name)["largest_loss_difference"] < 1e-5
+        checkpoint_files.verify(checkpoint_files.locate(runs / name))
+
+
+def test_a_waiting_carry_goes_to_the_lane_that_takes_it() -> None:
+    memory = torch.arange(2.0)[:, None, None].expand(2, 3, 4)
+    lanes = LaneStates(
+        Carry(memory, torch.zeros(2, 5, dtype=torch.int64), torch.tensor([5, 5]), ragged=False),
+        {7: (torch.full((3, 4), 7.0), torch.full((5,), 7), torch.tensor(3))},
+    )
+    carry = lanes.before(np.array([-1, 7]))
+    assert carry.memory[:, 0, 0].tolist() == [0.0, 7.0]
+    assert carry.tokens[:, 0].tolist() == [0, 7] and carry.length.tolist() == [5, 3] and carry.ragged
+    assert lanes.before(np.array([-1, -1])) is lanes.carry
+    assert list(lanes.after(carry, [0, 1, 7]).waiting) == [7] and not lanes.after(carry, [0, 1]).waiting
