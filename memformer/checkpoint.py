@@ -37,12 +37,18 @@ class Progress:
         tokens: Valid targets trained on.
         skipped_steps: Steps left out because the gradient was not finite.
         data: `SegmentStream.state_dict()`.
+        skips: Which steps they were, as far back as the budget counts.
+        recent_losses: Losses of the last steps, for the score of the next.
+        rollbacks: Returns to an earlier checkpoint's weights.
     """
 
     step: int = 0
     tokens: int = 0
     skipped_steps: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skips: list[int] = dataclasses.field(default_factory=list)
+    recent_losses: list[float] = dataclasses.field(default_factory=list)
+    rollbacks: int = 0
 
 
 def find(run: RunDirectory, world: World, resume: str) -> Path | None:

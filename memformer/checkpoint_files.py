@@ -71,6 +71,7 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
     """
     temporary, final = temporary_directory(run, step), step_directory(run, step)
     manifest = {"format": FORMAT, "step": step, "time": round(time.time(), 3), "files": files}
+    manifest["sha256"] = _own_checksum(manifest)
     write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for directory in {temporary, *((temporary / name).parent for name in files)}:
         _sync_directory(directory)
@@ -127,12 +128,19 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
     if version != FORMAT:
         raise CheckpointDamaged(f"{path}: format {version} is not {FORMAT}: use the version that wrote it")
+    if manifest.get("sha256") != _own_checksum(manifest):
+        raise CheckpointDamaged(f"{path}: its content changed (SHA-256 differs)")
     if step != step_of(directory):
         raise CheckpointDamaged(f"{path}: is the manifest of step {step}: the directory was renamed")
     for name, _, _ in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointDamaged(f"{path}: names {name!r}, outside the checkpoint")
     return manifest
+
+
+def _own_checksum(manifest: dict[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(directory: Path) -> dict[str, Any]:
@@ -145,6 +153,9 @@ def verify(directory: Path) -> dict[str, Any]:
         CheckpointDamaged: Names the first file that is missing or differs.
     """
     manifest = read_manifest(directory)
+    stranger = next((name for name in relative_files(directory) if name not in manifest["files"]), None)
+    if stranger is not None:
+        raise CheckpointDamaged(f"{directory / stranger}: is not in the manifest")
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file():

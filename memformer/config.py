@@ -88,6 +88,11 @@ class TrainingConfig(Section):
     """Lanes of a process that are replayed together; null: all of them. Fewer need less memory."""
     log_interval: int = Field(10, ge=1)
     """Steps between two lines of the log (metrics.jsonl has every step)."""
+    wall_clock_limit_seconds: float = Field(0, ge=0)
+    """Seconds after its start when a process saves and leaves with 75, to be started again; 0: no limit."""
+    finish_step_seconds: float = Field(10, ge=0)
+    """A run that is asked to stop finishes its step if steps take less than this; a longer one is abandoned at the
+    next segment and done again later."""
     diagnostics_interval: int = Field(50, ge=0)
     """Steps between two looks into the memory (slot norms, the writer's weight on itself); 0: never."""
 
@@ -176,6 +181,44 @@ class CheckpointConfig(Section):
     """Copy the state to host memory and write it while training goes on (needs that much host memory)."""
 
 
+class GuardsConfig(Section):
+    """What is watched, and what is done about it."""
+
+    max_skips: int = Field(20, ge=0)
+    """Steps among the last skip_window that may be skipped for a gradient that is not finite; one more ends the run."""
+    skip_window: int = Field(1000, ge=1)
+    """Steps over which skips are counted."""
+    memory_after_skip: Literal["reset", "keep"] = "reset"
+    """Lanes with a non-finite loss or memory in a skipped step: the initial memory, or what they have (or had)."""
+    spike_window: int = Field(64, ge=4)
+    """Steps whose losses a new loss is compared with."""
+    spike_threshold: float = Field(0, ge=0)
+    """Standard deviations above the mean of the window that make a loss a spike; 0: no spikes."""
+    spike_action: Literal["report", "rollback"] = "report"
+    """A spike is reported; or weights and optimizer return to the last checkpoint, and the data read since is left."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Rollbacks of a run; one more ends it."""
+    hang_timeout_seconds: float = Field(900, ge=0)
+    """Nothing moves for so long: stacks are written, the rank at fault is named, the run ends; 0: no watch."""
+    collective_timeout_seconds: float = Field(1800, gt=0)
+    """Time-out of the process group; must be longer than hang_timeout_seconds."""
+    straggler_interval: int = Field(100, ge=0)
+    """Steps between comparisons of the processes' own times; 0: never."""
+    straggler_factor: float = Field(1.5, gt=1)
+    """A process that is busy this many times as long as the median of the others is named as slow."""
+    checksum_interval: int = Field(500, ge=0)
+    """Steps between comparisons of the replicas' parameters (ZeRO 0-2), which must be equal; 0: never."""
+
+    @model_validator(mode="after")
+    def _report_before_time_out(self) -> "GuardsConfig":
+        if self.hang_timeout_seconds >= self.collective_timeout_seconds:
+            raise ValueError(
+                f"hang_timeout_seconds is {self.hang_timeout_seconds:g}: set it below collective_timeout_seconds = "
+                f"{self.collective_timeout_seconds:g}"
+            )
+        return self
+
+
 class Config(Section):
     """A training run."""
 
@@ -189,6 +232,8 @@ class Config(Section):
     """Where the model runs; auto: GPUs if there are any."""
     compile: bool = False
     """torch.compile each layer (worth it on GPUs; adds a minute to the start)."""
+    init_from: str | None = None
+    """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
     """Write TensorBoard events to run_dir/tensorboard."""
     model: MemformerConfig = Field(default_factory=MemformerConfig)
@@ -198,6 +243,7 @@ class Config(Section):
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    guards: GuardsConfig = Field(default_factory=GuardsConfig)
     deepspeed: dict[str, Any] = {}
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from memformer import rendezvous
+from memformer import collective_log, rendezvous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,7 @@ def initialise(device_setting: str = "auto", timeout_seconds: float = 1800) -> W
 def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     """Imports DeepSpeed for the device and initialises its communication (gloo on CPUs, NCCL on GPUs)."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    collective_log.install()
     # DeepSpeed compiles a shared-memory all-reduce here that only its inference engine calls: most of a minute, a
     # compiler needed, and a lock left behind by a killed build that hangs every later start.
     vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None

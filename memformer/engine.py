@@ -14,11 +14,13 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from memformer import collective_log
 from memformer.config import Config
 from memformer.distributed import World
 from memformer.model import Memformer, Segment
@@ -62,6 +64,9 @@ class ReplayEngine:
         self.config, self.world = config, world
         self.stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
+        self.at_segment: Callable[[], None] = lambda: None
+        self._clock = _RolloutClock(world.device)
+        self._gradient_norms: tuple[list[str], torch.Tensor] | None = None
         self.autocast = functools.partial(
             torch.autocast, world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
         )
@@ -153,7 +158,31 @@ class ReplayEngine:
         self.deepspeed.step()
         return StepReport(norm_value, applied=True)
 
+    def bad_parameters(self) -> list[str]:
+        """Parameters whose gradient, on this process and before the reduction, was not finite in the last rollout.
+
+        Empty where gradients are reduced by segment: none is whole then.
+        """
+        if self._gradient_norms is None:
+            return []
+        names, norms = self._gradient_norms
+        return [name for name, finite in zip(names, norms.isfinite().tolist(), strict=True) if not finite]
+
+    def rollout_seconds(self) -> float:
+        """What this process's last rollout took by itself, without the reduction that waits for the others."""
+        return self._clock.seconds()
+
+    def _look_at_gradients(self) -> None:
+        """Keeps the norm of each local gradient on the device; nothing waits for it unless a step is skipped."""
+        found = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        self._gradient_norms = None
+        if found and (self.stage == 0 or self._coalesced):
+            norms = torch._foreach_norm([gradient for _, gradient in found])
+            self._gradient_norms = [name for name, _ in found], torch.stack(list(norms))
+
     def _backward(self, objective: torch.Tensor, remaining: int, *, last_group: bool) -> None:
+        if remaining < self.config.data.num_segments - 1:
+            self.at_segment()
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(last_group and remaining == 0)
         # The objective is divided by the global count already.
@@ -173,7 +202,10 @@ class ReplayEngine:
                     stack.enter_context(_parameters_gathered(self.model))
             if self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
+            self._clock.start()
             yield
+            self._clock.stop()
+            self._look_at_gradients()
 
     def whole_model(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model's parameters can be read directly on every process (ZeRO-3 gathers them)."""
@@ -186,6 +218,31 @@ class ReplayEngine:
     def close(self) -> None:
         """Releases the engine's hooks and buffers."""
         self.deepspeed.destroy()
+
+
+class _RolloutClock:
+    """Times rollouts: by the device's events on a GPU, which works behind the host's back."""
+
+    def __init__(self, device: torch.device) -> None:
+        event: Any = torch.cuda.Event
+        self._events = [event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self._seconds = self._began = self._waited = 0.0
+
+    def start(self) -> None:
+        if self._events:
+            self._events[0].record()
+        self._began, self._waited = time.perf_counter(), collective_log.LOG.seconds
+
+    def stop(self) -> None:
+        if self._events:
+            self._events[1].record()
+        self._seconds = time.perf_counter() - self._began - (collective_log.LOG.seconds - self._waited)
+
+    def seconds(self) -> float:
+        if self._events:
+            self._events[1].synchronize()
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000
+        return self._seconds
 
 
 def _zero_gradient_partitions(optimizer: Any) -> None:

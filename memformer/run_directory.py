@@ -2,6 +2,7 @@
 """`RunDirectory`: where a run's files lie, and how its metrics and events are written.
 
 RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
+heartbeats/  hangs/
 """
 
 import datetime
@@ -31,6 +32,8 @@ class RunDirectory:
         self.tensorboard = self.root / "tensorboard"
         self.audit = self.root / "audit"
         self.checkpoints = self.root / "checkpoints"
+        self.heartbeats = self.root / "heartbeats"
+        self.hangs = self.root / "hangs"
         self.stop_file = self.root / "stop"
 
     def create(self) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Being asked to stop: signals and a file become a flag, which all processes agree on at a step's end.
+"""Being asked to stop: signals, a file and a time limit become a flag, which all processes agree on.
 
-SIGTERM, SIGUSR1, SIGUSR2 (a scheduler's warnings), SIGINT (Ctrl-C) and a file named `stop` in the run directory ask the
-run to save and leave. A second signal ends the process at once; a checkpoint that is being written stays incomplete
+SIGTERM, SIGUSR1, SIGUSR2 (a scheduler's warnings), SIGINT (Ctrl-C), a file named `stop` in the run directory and
+`training.wall_clock_limit_seconds` ask the run to save and leave: after the step, the evaluation or the checkpoint that
+it is in, or, where steps are long, after the segment; the step is then done again by the next life. A second signal ends the process at once; a checkpoint that is being written stays incomplete
 and is ignored by the next life. A scheduler may deliver one warning by two ways (to the task and through srun): what
 comes within moments of the first counts as the same.
 
@@ -12,6 +13,7 @@ while torch is still being imported, until the run listens.
 
 import os
 import signal
+import threading
 import time
 import types
 from pathlib import Path
@@ -39,22 +41,32 @@ def hold_back() -> None:
         signal.signal(number, lambda received, _: _held_back.append(received))
 
 
+class StepAbandoned(Exception):
+    """All processes have agreed to leave a rollout in the middle; nothing of it counts."""
+
+
 class StopRequests:
     """Context manager that listens while the run trains.
 
     Args:
         stop_file: File whose existence asks the run to stop; the run removes it when it does.
+        limit_seconds: Time after which the run stops by itself; 0: no limit.
     """
 
-    def __init__(self, stop_file: Path) -> None:
+    def __init__(self, stop_file: Path, limit_seconds: float = 0) -> None:
         self.stop_file = stop_file
+        self._deadline = time.monotonic() + limit_seconds if limit_seconds else float("inf")
         self._received: int | None = None
-        self._received_at = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequests":
+        readable, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        self._woken_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=_exit_at_the_second, args=(readable,), daemon=True)
+        self._listener.start()
         if _held_back:
             self._handle(_held_back.pop(), None)
             _held_back.clear()
@@ -63,22 +75,26 @@ class StopRequests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
+        signal.set_wakeup_fd(self._woken_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+        os.write(self._wake, b"\0")
+        self._listener.join()
+        os.close(self._wake)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        now = time.monotonic()
-        if self._received is None:
-            self._received, self._received_at = number, now
-        elif number == signal.SIGINT or now > self._received_at + ECHO_SECONDS:
-            os._exit(128 + number)
+        self._received = self._received or number
 
     @property
     def urgency(self) -> int:
         """0: go on; 1: stop and be started again; 2: stop for good. The largest of all processes decides."""
         if self._received == signal.SIGINT:
             return 2
-        return 1 if self._received is not None or self.stop_file.exists() else 0
+        return 1 if self._received is not None or self._late or self.stop_file.exists() else 0
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() >= self._deadline
 
     def exit_code(self, urgency: int) -> int:
         """The exit code for the urgency that was agreed on."""
@@ -88,4 +104,19 @@ class StopRequests:
         """What asked this process to stop, for the log."""
         if self._received is not None:
             return signal.Signals(self._received).name
+        if self._late:
+            return "training.wall_clock_limit_seconds"
         return f"the file {self.stop_file}" if self.stop_file.exists() else "another process"
+
+
+def _exit_at_the_second(readable: int) -> None:
+    """Ends the process at the second signal, also when the main thread waits in a collective and runs no handler."""
+    first = float("inf")
+    while number := os.read(readable, 1)[0]:
+        if number not in _SIGNALS:
+            continue
+        now = time.monotonic()
+        if first < now and (number == signal.SIGINT or now > first + ECHO_SECONDS):
+            os._exit(128 + number)
+        first = min(first, now)
+    os.close(readable)

@@ -7,12 +7,13 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_pipeline import SegmentStream, UserError
+from data_pipeline import SegmentBatch, SegmentStream, UserError
 from memformer import checkpoint, distributed
 from memformer.config import Config, save_config
 from memformer.deepspeed_config import deepspeed_config
@@ -20,20 +21,23 @@ from memformer.diagnostics import memory_diagnostics
 from memformer.distributed import World
 from memformer.engine import ReplayEngine, StepReport, resolve_precision
 from memformer.evaluation import evaluate
+from memformer.guards import Guards, Step
+from memformer.initial_weights import initial_model
 from memformer.lane_states import LaneStates
 from memformer.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
-from memformer.model import Memformer
 from memformer.optimizer import learning_rate
 from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
 from memformer.run_description import Costs, check_world_size, describe_run, run_identity
 from memformer.run_directory import RunDirectory, truncate_lines, write_atomically
 from memformer.saving import Saver, SaveReport
-from memformer.stop_requests import StopRequests
+from memformer.stop_requests import StepAbandoned, StopRequests
 from memformer.training_data import Audit, TrainingData, rollout_of
+from memformer.watchdog import Watchdog
 
 LOG = logging.getLogger("memformer")
-MAX_CONSECUTIVE_SKIPS = 20
+AGREE_EVERY = 8
+"""Batches of an evaluation between two looks at requests to stop."""
 
 
 def train(config: Config, resume: str = "auto") -> int:
@@ -59,11 +63,10 @@ def train(config: Config, resume: str = "auto") -> int:
     run = RunDirectory(config.run_dir)
     run.create()
 
-    world = distributed.initialise(config.device)
+    world = distributed.initialise(config.device, config.guards.collective_timeout_seconds)
     set_up_logging(world.rank)
     precision = resolve_precision(config.precision, world.device)
-    torch.manual_seed(config.seed)
-    engine = ReplayEngine(Memformer(model_config), config, world, precision)
+    engine = ReplayEngine(initial_model(config, model_config, data), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
     trainer = Trainer(config, run, world, data, engine, identity)
 
@@ -106,7 +109,10 @@ class Trainer:
         self.progress = checkpoint.Progress()
         lanes = config.data.num_lanes // world.size
         self.lanes = LaneStates(engine.empty_carry(lanes))
-        self.consecutive_skips = 0
+        self.guards = Guards(config, run, world, engine, self.event)
+        engine.at_segment = self.at_segment
+        self.urgency, self.step_seconds = 0, 0.0
+        self.saved_step, self.last_save = -1, time.monotonic()
         self.save_error: str | None = None
         self.saver = Saver(run, world, engine, identity, data.tokenizer_file, config.checkpoint, self.saved)
         self.costs = Costs.of(config, engine.model.config, world)
@@ -115,6 +121,7 @@ class Trainer:
         """Goes on from a verified checkpoint; what was logged after it is dropped, since it is trained again."""
         changes = checkpoint.check_fits(directory, self.identity)
         self.lanes, self.progress = checkpoint.load(directory, self.world, self.engine, stream)
+        self.saved_step = self.progress.step if directory.parent == self.run.checkpoints else -1
         if self.world.is_main:
             truncate_lines(self.run.metrics, self.progress.step)
             Audit.truncate_all(self.run, self.progress.step)
@@ -132,24 +139,28 @@ class Trainer:
             return 0
         audit = Audit(self.run, self.world.rank, self.config.data.audit)
         board = self.config.tensorboard
+        self.progress = dataclasses.replace(self.progress, data=stream.state_dict())
         self.event("start", step=self.progress.step, processes=self.world.size)
         with (
             MetricsWriter(self.run, self.world.is_main, board, self.progress.step + 1) as self.writer,
-            StopRequests(self.run.stop_file) as requests,
+            StopRequests(self.run.stop_file, settings.wall_clock_limit_seconds) as self.requests,
+            Watchdog(self.run, self.world, self.config.guards.hang_timeout_seconds) as self.watchdog,
         ):
             while self.progress.step < last:
-                started = time.perf_counter()
+                step, started = self.progress.step + 1, time.perf_counter()
+                self.watchdog.pulse("data", step)
                 batch = next(stream)
                 data_seconds = time.perf_counter() - started
                 audit.delivered(batch)
-                step = self.progress.step + 1
-                result = self.engine.rollout_backward(
-                    rollout_of(batch, self.world.device),
-                    self.lanes.before(batch.carry_from),
-                    batch.valid_tokens,
-                    mix_seed(self.config.seed, step),
-                )
+                rollout, before = rollout_of(batch, self.world.device), self.lanes.before(batch.carry_from)
+                parts = Step(batch, rollout, before, mix_seed(self.config.seed, step))
+                self.watchdog.pulse("rollout", step)
+                try:
+                    result = self.engine.rollout_backward(rollout, before, batch.valid_tokens, parts.seed)
+                except StepAbandoned:
+                    return self.stopped()
                 rate = learning_rate(step, self.config.optimizer, last)
+                self.watchdog.pulse("optimizer step", step)
                 report = self.engine.step(rate)
                 self.lanes = self.lanes.after(result.carry, stream.carry_slots)
                 self.progress = dataclasses.replace(
@@ -158,37 +169,61 @@ class Trainer:
                     tokens=self.progress.tokens + batch.valid_tokens,
                     data=stream.state_dict(),
                 )
-                stop, writing = distributed.all_max_each([requests.urgency, self.saver.writing])
-                if not writing:
-                    self.saver.settle()
                 metrics = self.measure(result, report, rate, batch.valid_tokens, started, data_seconds)
-                if report.applied:
-                    self.consecutive_skips = 0
-                else:
-                    self.skipped(metrics)
+                self.guard(parts, report.applied, metrics)
                 self.writer.step(metrics)
                 if step % settings.log_interval == 0 or step in (1, last):
                     LOG.info("%s", log_line(metrics, last, metrics["step_seconds"]))
+                save_due = self.agree(metrics["step_seconds"])
                 if settings.eval_interval and (step % settings.eval_interval == 0 or step == last):
                     self.evaluate()
                 interval = self.config.checkpoint.interval
-                if step == last or stop or (interval and step % interval == 0):
+                if step == last or save_due or (interval and step % interval == 0):
                     self.save()
-                if stop and step < last:
-                    return self.stopped(requests, stop)
+                if self.urgency and step < last:
+                    return self.stopped()
             self.settle_last()
         self.event("end", step=self.progress.step, tokens=self.progress.tokens)
         return 0
 
-    def stopped(self, requests: StopRequests, urgency: int) -> int:
-        """Says that the run leaves after having saved; returns the exit code."""
+    def guard(self, parts: Step, applied: bool, metrics: dict[str, Any]) -> None:
+        """Looks at the step that was just done."""
+        act = self.guards.scored if applied else self.guards.skipped
+        self.lanes, self.progress = act(parts, self.lanes, self.progress, metrics)
+        metrics["skipped_steps"] = self.progress.skipped_steps
+        self.guards.timed(self.progress.step, metrics["step_seconds"], metrics["data_seconds"])
+        self.guards.compared(self.progress.step)
+
+    def agree(self, step_seconds: float) -> bool:
+        """What all processes must know alike after a step, in one collective; returns whether a save is due by time."""
+        minutes = self.config.checkpoint.interval_minutes
+        due = minutes and time.monotonic() - self.last_save > 60 * minutes
+        self.urgency, writing, milliseconds, save_due = distributed.all_max_each(
+            [self.requests.urgency, self.saver.writing, int(1000 * step_seconds), int(bool(due))]
+        )
+        self.step_seconds = milliseconds / 1000
+        if not writing:
+            self.saver.settle()
+        return bool(save_due)
+
+    def at_segment(self) -> None:
+        """Between two segments of a rollout: where steps are long, a run that is asked to stop does not finish one."""
+        self.watchdog.pulse("rollout", self.progress.step + 1)
+        if self.step_seconds >= self.config.training.finish_step_seconds:
+            self.urgency = distributed.all_max(self.requests.urgency)
+            if self.urgency:
+                raise StepAbandoned
+
+    def stopped(self) -> int:
+        """Saves, says that the run leaves, and returns the exit code."""
+        self.save()
         self.settle_last()
-        LOG.info("stopped at step %d by %s; the same command goes on", self.progress.step, requests.reason())
-        self.event("preemption", step=self.progress.step, reason=requests.reason())
+        LOG.info("stopped after step %d by %s; the same command goes on", self.progress.step, self.requests.reason())
+        self.event("preemption", step=self.progress.step, reason=self.requests.reason())
         distributed.barrier()  # every process has looked at the stop file
         if self.world.is_main:
             self.run.stop_file.unlink(missing_ok=True)
-        return requests.exit_code(urgency)
+        return self.requests.exit_code(self.urgency)
 
     def measure(
         self, result: RolloutResult, report: StepReport, rate: float, tokens: int, started: float, data_seconds: float
@@ -220,37 +255,22 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(self.world.device),
         }
 
-    def skipped(self, metrics: dict[str, Any]) -> None:
-        """After a step that was left out because its gradient was not finite: no lane keeps a broken memory."""
-        memory = self.lanes.carry.memory
-        finite = memory.isfinite().all(dim=2).all(dim=1)
-        initial = self.engine.initial_memory(len(finite)).to(memory.dtype)
-        healed = torch.where(finite[:, None, None], memory, initial)
-        self.lanes = dataclasses.replace(self.lanes, carry=dataclasses.replace(self.lanes.carry, memory=healed))
-        self.progress = dataclasses.replace(self.progress, skipped_steps=self.progress.skipped_steps + 1)
-        self.consecutive_skips += 1
-        metrics["skipped_steps"] = self.progress.skipped_steps
-        self.event("skip", step=self.progress.step, loss=metrics["loss"], grad_norm=metrics["grad_norm"])
-        LOG.warning("step %d skipped: loss %s, gradient norm %s", *(metrics[k] for k in ("step", "loss", "grad_norm")))
-        if self.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
-            raise UserError(
-                f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite gradient up to step {self.progress.step}: "
-                "lower optimizer.learning_rate or resume from an earlier checkpoint",
-                exit_code=1,
-            )
-
     def evaluate(self) -> None:
         """Scores the held-out documents with the memory and with it reset at every segment."""
         if self.data.held_out is None:
             return
-        with self.data.held_out_stream(self.config, self.world) as stream:
-            scores = evaluate(
-                self.engine.model,
-                stream,
-                self.world.device,
-                max_segments=self.config.training.eval_segments,
-                autocast=self.engine.autocast(),
-            )
+        try:
+            with self.data.held_out_stream(self.config, self.world) as stream:
+                scores = evaluate(
+                    self.engine.model,
+                    self.attentive(stream),
+                    self.world.device,
+                    max_segments=self.config.training.eval_segments,
+                    autocast=self.engine.autocast(),
+                )
+        except StepAbandoned:
+            LOG.info("the evaluation of step %d was broken off: the run is asked to stop", self.progress.step)
+            return
         reports = {mode: score.report() for mode, score in scores.items()}
         self.event("evaluation", step=self.progress.step, **reports)
         self.writer.scalars(
@@ -266,9 +286,23 @@ class Trainer:
             reports["with_memory"]["tokens"],
         )
 
+    def attentive(self, batches: Iterable[SegmentBatch]) -> Iterator[SegmentBatch]:
+        """The batches of an evaluation, which ends early when the run is asked to stop."""
+        for number, batch in enumerate(batches):
+            self.watchdog.pulse("evaluation", self.progress.step)
+            if number % AGREE_EVERY == 0:
+                self.urgency = distributed.all_max(self.requests.urgency)
+                if self.urgency:
+                    raise StepAbandoned
+            yield batch
+
     def save(self) -> None:
-        """Writes a checkpoint, or starts to."""
-        self.saver.start(self.lanes, self.progress)
+        """Writes a checkpoint of this step, or starts to, unless there is one already."""
+        self.watchdog.pulse("save", self.progress.step)
+        if self.saved_step != self.progress.step:
+            self.saved_step, self.last_save = self.progress.step, time.monotonic()
+            self.saver.start(self.lanes, self.progress)
+        self.urgency = distributed.all_max(self.requests.urgency)
 
     def settle_last(self) -> None:
         """Waits for the last checkpoint to be complete: leaving without it must not look like success."""

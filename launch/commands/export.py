@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turn a sharded checkpoint of any ZeRO stage into single-GPU weights that torch and safetensors load.
 
-Writes OUT/model.safetensors, config.json and tokenizer.json, after a forward pass has given the losses that the
-checkpoint recorded.
+Writes OUT/model.safetensors, config.json, tokenizer.json and README.md, after a forward pass has given the losses that
+the checkpoint recorded.
 """
 
 import argparse
@@ -14,18 +14,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="RUN_OR_CHECKPOINT", help="a run (its newest checkpoint) or a checkpoint")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to make")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
+    parser.add_argument(
+        "--max-file-megabytes", type=int, default=5000, metavar="N", help="more than this goes into several files"
+    )
+    parser.add_argument(
+        "--no-verify", action="store_true", help="leave out the forward pass, which needs the whole model in memory"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Exports and says what was written."""
+    from data_pipeline import UserError
     from memformer.export import export
 
-    result = export(arguments.source, arguments.out, arguments.dtype)
+    if arguments.max_file_megabytes < 1:
+        raise UserError(f"--max-file-megabytes {arguments.max_file_megabytes}: give 1 or more")
+    result = export(
+        arguments.source,
+        arguments.out,
+        arguments.dtype,
+        max_file_bytes=arguments.max_file_megabytes * 10**6,
+        verify=not arguments.no_verify,
+    )
+    difference = result["largest_loss_difference"]
+    checked = (
+        "not verified" if difference is None else f"losses differ from the trained model's by {difference:.1e} nats"
+    )
     print(
         f"exported step {result['step']} of {result['checkpoint']} to {result['out']}: {result['parameters']:,} "
-        f"parameters in {arguments.dtype}, {result['bytes']:,} bytes; losses differ from the trained model's by "
-        f"{result['largest_loss_difference']:.1e} nats at most"
+        f"parameters in {arguments.dtype}, {result['bytes']:,} bytes; {checked}"
     )
     if arguments.json:
         print(json.dumps(result))

@@ -1,10 +1,16 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Runs a function in several real processes over gloo, bounded in time."""
+"""Runs a function in several real processes over gloo, bounded in time.
+
+The processes are forked from a server that has imported torch and DeepSpeed once: a start costs a tenth of a second
+instead of seven.
+"""
 
 import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +27,7 @@ def run_distributed(
     Raises:
         AssertionError: A process failed (its traceback is in the message) or did not end in time.
     """
-    context = multiprocessing.get_context("spawn")
+    context = fork_server()
     queue = context.Queue()
     port = distributed.free_port()
     processes = [
@@ -43,6 +49,16 @@ def run_distributed(
             if process.is_alive():
                 process.kill()
     return [results[rank] for rank in range(world_size)]
+
+
+def fork_server() -> ForkServerContext:
+    """Where test processes come from; started with the first of them."""
+    # Until Python 3.12 the server does not take over this process's sys.path.
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.preload"])
+    return context
 
 
 def _child(queue: Any, function: Callable[..., Any], rank: int, size: int, port: int, arguments: Any) -> None:

@@ -2,12 +2,25 @@
 """Tiny runs to be killed, damaged and moved, and what is counted afterwards."""
 
 import json
+import os
+import sys
+import time
+import traceback
 from collections import defaultdict
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from memformer import distributed
 from memformer.config import Config, parse_config
 from memformer.run_directory import TIMING_FIELDS, RunDirectory
+from memformer.trainer import train
+from tests.distributed.processes import fork_server
+
+PROCESSES = 2
 
 MODEL = {
     "num_encoder_layers": 1,
@@ -70,3 +83,58 @@ def assert_every_token_once(run: RunDirectory) -> None:
         at[key] += row["length"]
         tokens += row["length"]
     assert tokens == metrics_of(run)[-1]["tokens"]
+
+
+def start(root: Path, name: str, sections: dict[str, Any]) -> list[BaseProcess]:
+    """One life of a run, in two processes of its own that log to root/name-RANK.log."""
+    port = distributed.free_port()
+    context = fork_server()
+    processes: list[BaseProcess] = [
+        context.Process(target=_live, args=(rank, port, str(root), name, sections)) for rank in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _live(rank: int, port: int, root: str, name: str, sections: dict[str, Any]) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(PROCESSES), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    with (Path(root) / f"{name}-{rank}.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            code = train(tiny_config(Path(root), name, **sections))
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def wait_for(condition: Callable[[], bool], processes: list[BaseProcess], seconds: float = 120) -> None:
+    """Waits until the condition holds.
+
+    Raises:
+        AssertionError: The time is up, or all processes have ended.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        alive = any(process.is_alive() for process in processes)
+        assert time.monotonic() < deadline and (alive or condition()), "no progress"
+        time.sleep(0.005)
+
+
+def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Waits for the processes and kills what is left; their exit codes, None for those that had to be killed."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return codes

@@ -1,0 +1,121 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a checkpoint costs: the pause of training, synchronous and in the background, and the memory of an export.
+
+    python -m benchmarks.checkpoint            writes benchmarks/results/DATE-checkpoint.{json,md}
+
+Two runs on this machine, alike but for `checkpoint.background`, each saving at every second step. The export runs in
+a process of its own, without the verifying forward pass; its memory is the peak resident size above that of the same
+process before it reads a tensor.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from memformer.config import parse_config
+from memformer.run_directory import RunDirectory
+
+STEPS = 12
+
+
+def train_once(root: Path, data: Path, width: int, background: bool) -> dict[str, float]:
+    """Medians over the saves of a run, and over the steps between them."""
+    from memformer.trainer import train
+
+    run = RunDirectory(root / f"background-{background}")
+    values: dict[str, Any] = {
+        "run_dir": str(run.root),
+        "tensorboard": False,
+        "model": {"num_encoder_layers": 2, "num_decoder_layers": 4, "d_model": width, "num_heads": 8},
+        "data": {"path": str(data), "num_lanes": 4, "segment_length": 64, "num_segments": 2},
+        "training": {"max_steps": STEPS, "eval_interval": 0, "diagnostics_interval": 0},
+        "optimizer": {"warmup_steps": 2},
+        "checkpoint": {"interval": 2, "background": background, "keep_last": 1},
+    }
+    values["model"] |= {"d_ff": 4 * width, "num_memory_slots": 16}
+    train(parse_config(values, "benchmark"))
+    steps = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    saves = [row for row in map(json.loads, run.events.read_text().splitlines()) if row["event"] == "save"]
+    # The first step and the first save warm up; the last save has no step to hide behind.
+    return {
+        "step_seconds": statistics.median(row["step_seconds"] for row in steps[1:]),
+        "pause_seconds": statistics.median(row["pause_seconds"] for row in saves[1:-1]),
+        "write_seconds": statistics.median(row["write_seconds"] for row in saves[1:-1]),
+        "megabytes": saves[-1]["bytes"] / 1e6,
+    }
+
+
+def export_memory(run: Path, out: Path) -> dict[str, float]:
+    """Runs the export in a process of its own; peak resident memory above the start, in MB."""
+    words = [sys.executable, "-m", "benchmarks.checkpoint", "--export", str(run), str(out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def export_here(run: str, out: str) -> dict[str, float]:
+    from memformer.export import export
+    from memformer.tensor_file import write_tensors
+
+    # What the libraries need for their first read and write is there before the measurement.
+    write_tensors(Path(f"{out}-warm"), {"x": (torch.float32, (4,))}, lambda _: torch.zeros(4))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = export(run, out, verify=False)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"model_megabytes": result["bytes"] / 1e6, "added_megabytes": (after - before) * 1024 / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=512, help="d_model of the model that is saved")
+    parser.add_argument("--export", nargs=2, metavar=("RUN", "OUT"), help="only export, and print its memory")
+    arguments = parser.parse_args()
+    if arguments.export:
+        print(json.dumps(export_here(*arguments.export)))
+        return
+    from data_pipeline import build_dataset
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = provenance(device)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        build_dataset([ROOT / "corpora" / "books"], root / "data")
+        rows = {
+            background: train_once(root, root / "data", arguments.width, background) for background in (False, True)
+        }
+        exported = export_memory(root / "background-False", root / "exported")
+    columns = ("saving", "step (s)", "pause a save (s)", "pause / step", "until complete (s)", "checkpoint (MB)")
+    table = [
+        (
+            "in the background" if background else "synchronous",
+            row["step_seconds"],
+            row["pause_seconds"],
+            row["pause_seconds"] / row["step_seconds"],
+            row["write_seconds"],
+            row["megabytes"],
+        )
+        for background, row in rows.items()
+    ]
+    page = (
+        f"# Checkpoints: pause of training, memory of the export\n\n{where['date']}, {where['hardware']}, "
+        f"torch {where['torch']}, commit {where['commit']}\n\n    {where['command']}\n\n"
+        f"One process, ZeRO 1, a checkpoint at every second step of {STEPS}; medians, without the first save and the "
+        f"last.\n\n{markdown_table(columns, table)}\n\n"
+        f"Export of {exported['model_megabytes']:.1f} MB of weights: {exported['added_megabytes']:.1f} MB more "
+        "resident memory than before it (pages of the mapped checkpoint included).\n"
+    )
+    values = {**where, "synchronous": rows[False], "background": rows[True], "export": exported}
+    write_results(ROOT / "benchmarks" / "results" / f"{where['date']}-checkpoint", values, page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Exports in one file and in many, the card beside them, a run that starts from one, and files that mean harm."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline import UserError
+from memformer import load_model
+from memformer.distributed import World
+from memformer.export import export
+from memformer.run_directory import RunDirectory
+from memformer.trainer import train
+from tests.books import small_dataset
+from tests.distributed.processes import run_distributed
+from tests.faults.lives import metrics_of, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+def make(world: World, root: str) -> None:
+    training = {"max_steps": 4, "eval_interval": 2}
+    train(tiny_config(Path(root), "run", training=training, parallel={"zero_stage": 3}))
+
+
+def start_from(world: World, root: str) -> str:
+    """A run from the export; then one of another model, and what it is told."""
+    config = tiny_config(Path(root), "second", training={"max_steps": 2})
+    train(config.model_copy(update={"init_from": f"{root}/one"}))
+    other = tiny_config(Path(root), "third", model={"d_ff": 96})
+    with pytest.raises(UserError) as error:
+        train(other.model_copy(update={"init_from": f"{root}/one"}))
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    small_dataset(root, characters=3_000)
+    run_distributed(make, 2, str(root))
+    export(root / "run", root / "one")
+    return root
+
+
+def test_many_files_hold_the_same_model_as_one(exported: Path, tmp_path: Path) -> None:
+    result = export(exported / "run", tmp_path / "many", max_file_bytes=40_000)
+    assert len(result["files"]) > 2 and result["largest_loss_difference"] < 1e-5
+    assert not (tmp_path / "many" / "model.safetensors").exists()
+    one, many = load_model(exported / "one").state_dict(), load_model(tmp_path / "many").state_dict()
+    assert one.keys() == many.keys() and all(torch.equal(one[key], many[key]) for key in one)
+
+
+def test_bf16_and_unverified(exported: Path, tmp_path: Path) -> None:
+    result = export(exported / "run", tmp_path / "half", "bf16", verify=False)
+    assert result["largest_loss_difference"] is None
+    full, half = load_model(exported / "one").state_dict(), load_model(tmp_path / "half").state_dict()
+    assert all(torch.equal(full[key].bfloat16(), half[key]) for key in full)
+
+
+def test_the_card_has_the_runs_own_numbers(exported: Path) -> None:
+    card = (exported / "one" / "README.md").read_text()
+    loss = metrics_of(RunDirectory(exported / "run"))[-1]["loss"]
+    assert f"| training loss at this step | {loss:.4f} nats a token |" in card
+    assert "| optimizer steps | 4 |" in card and "held-out perplexity (step 4)" in card
+    assert "losses within" in card
+
+
+def test_a_run_starts_from_an_export(exported: Path) -> None:
+    """Its first loss is that of a trained model, not of a random one; another model is refused by its field."""
+    told = run_distributed(start_from, 2, str(exported))[0]
+    assert "init_from: model.d_ff is 64 in" in told and "set it to 64" in told
+    first = metrics_of(RunDirectory(exported / "second"))[0]["loss"]
+    rows = metrics_of(RunDirectory(exported / "run"))
+    assert first < rows[0]["loss"] - 0.5 * (rows[0]["loss"] - rows[-1]["loss"])
+
+
+def test_an_index_cannot_lead_out_of_the_directory(exported: Path, tmp_path: Path) -> None:
+    model = tmp_path / "hostile"
+    export(exported / "run", model, max_file_bytes=40_000)
+    shutil.copyfile(exported / "one" / "model.safetensors", tmp_path / "outside.safetensors")
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
+        index["weight_map"]["head.weight"] = name
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="outside the directory"):
+            load_model(model)
