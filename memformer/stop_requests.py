@@ -3,9 +3,10 @@
 
 SIGTERM, SIGUSR1, SIGUSR2 (a scheduler's warnings), SIGINT (Ctrl-C), a file named `stop` in the run directory and
 `training.wall_clock_limit_seconds` ask the run to save and leave: after the step, the evaluation or the checkpoint that
-it is in, or, where steps are long, after the segment; the step is then done again by the next life. A second signal ends the process at once; a checkpoint that is being written stays incomplete
-and is ignored by the next life. A scheduler may deliver one warning by two ways (to the task and through srun): what
-comes within moments of the first counts as the same.
+it is in, or, where steps are long, after the segment; the step is then done again by the next life. A second signal
+ends the process at once; a checkpoint that is being written stays incomplete and is ignored by the next life. A
+scheduler may deliver one warning by two ways (to the task and through srun): what comes within moments of the first
+counts as the same.
 
 SIGUSR1 and SIGUSR2 would end a process that does not listen yet. `hold_back` keeps such a warning, from a preemption
 while torch is still being imported, until the run listens.
@@ -68,7 +69,9 @@ class StopRequests:
         self._listener = threading.Thread(target=_exit_at_the_second, args=(readable,), daemon=True)
         self._listener.start()
         if _held_back:
-            self._handle(_held_back.pop(), None)
+            earlier = _held_back.pop()
+            self._handle(earlier, None)
+            os.write(self._wake, bytes([earlier]))  # it counts as the first
             _held_back.clear()
         return self
 

@@ -235,11 +235,11 @@ def test_a_second_signal_ends_a_process_that_waits_for_another(tmp_path: Path) -
     """Its Python handlers do not run then: it waits inside a collective."""
     small_dataset(tmp_path, characters=3_000)
     processes = stopped_run(tmp_path, timeout_seconds=200)
-    for _ in range(2):
+    for number in (signal.SIGTERM, signal.SIGINT):
         time.sleep(0.5)
-        os.kill(processes[0].pid, signal.SIGTERM)
+        os.kill(processes[0].pid, number)
     processes[0].join(30)
-    assert finish(processes, seconds=0)[0] == 128 + signal.SIGTERM
+    assert finish(processes, seconds=0)[0] == 128 + signal.SIGINT
 
 
 def test_the_rank_that_others_wait_for_is_the_culprit() -> None:
