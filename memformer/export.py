@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified, then published.
 
-The pieces are read and written one tensor at a time, so memory does not grow with the model; only the forward pass
-that verifies the result needs the whole model once.
+The pieces are mapped, read and written one tensor at a time: a process holds one tensor, and what the kernel keeps of
+the mapped files, which it can drop. Only the forward pass that verifies the result needs the whole model.
 """
 
 import json
