@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import sync
 
 _MARKER = ".building"
 _JOURNAL = ".journal.jsonl"
@@ -131,7 +132,7 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             yield journal
             journal.clear()
             (partial / _MARKER).unlink()
-            _sync_directory(partial)
+            sync(partial)
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -142,12 +143,4 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             shutil.rmtree(replaced)
         else:
             partial.rename(target)
-        _sync_directory(target.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(target.parent)

@@ -1,7 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Writes one data set, shard by shard, and goes on after the last whole shard when an earlier build was killed."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.build_journal import Journal
+from data_pipeline.files import sync
 from data_pipeline.manifest import (
     COLUMNS_FILE,
     MANIFEST_FILE,
@@ -125,12 +125,3 @@ class DatasetWriter:
         self._names += record["names"]
         self._shards.append(ShardInfo(**record["shard"]))
         self.through = int(record["through"])
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import sync
 from memformer.config import CheckpointConfig
 from memformer.run_directory import RunDirectory, write_atomically
 
@@ -74,21 +75,13 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
     manifest["sha256"] = _own_checksum(manifest)
     write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for directory in {temporary, *((temporary / name).parent for name in files)}:
-        _sync_directory(directory)
+        sync(directory)
     if final.exists():
         shutil.rmtree(final)  # an older life wrote this step, and it was found damaged or is being repeated
     os.rename(temporary, final)
-    _sync_directory(run.checkpoints)
+    sync(run.checkpoints)
     write_atomically(run.checkpoints / "latest", final.name + "\n")
     return final
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def step_of(directory: Path) -> int:

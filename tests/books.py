@@ -6,6 +6,16 @@ from pathlib import Path
 
 from data_pipeline import build_dataset
 
+TINY_MODEL = {
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "d_model": 32,
+    "num_heads": 2,
+    "d_ff": 64,
+    "num_memory_slots": 4,
+}
+"""A model of a few ten thousand parameters, as the section `model` of a configuration."""
+
 BOOKS = Path(__file__).parents[1] / "corpora" / "books"
 
 

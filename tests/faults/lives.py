@@ -18,18 +18,10 @@ from memformer import distributed
 from memformer.config import Config, parse_config
 from memformer.run_directory import TIMING_FIELDS, RunDirectory
 from memformer.trainer import train
+from tests.books import TINY_MODEL
 from tests.distributed.processes import fork_server
 
 PROCESSES = 2
-
-MODEL = {
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "d_model": 32,
-    "num_heads": 2,
-    "d_ff": 64,
-    "num_memory_slots": 4,
-}
 
 
 def tiny_config(root: Path, name: str, **sections: dict[str, Any]) -> Config:
@@ -38,7 +30,7 @@ def tiny_config(root: Path, name: str, **sections: dict[str, Any]) -> Config:
         "run_dir": str(root / name),
         "device": "cpu",
         "tensorboard": False,
-        "model": MODEL,
+        "model": TINY_MODEL,
         "data": {
             "path": str(root / "data"),
             "num_lanes": 4,

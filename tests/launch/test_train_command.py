@@ -14,17 +14,9 @@ import pytest
 import yaml
 
 from memformer.run_directory import TIMING_FIELDS
-from tests.books import small_dataset
+from tests.books import TINY_MODEL, small_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = {
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-    "d_model": 32,
-    "num_heads": 2,
-    "d_ff": 64,
-    "num_memory_slots": 4,
-}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +29,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run_dir": str(root / "run"),
         "device": "cpu",
         "tensorboard": False,
-        "model": MODEL,
+        "model": TINY_MODEL,
         "data": {
             "path": str(root / "bytes" / "data"),
             "num_lanes": 4,

@@ -3,10 +3,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.books import small_dataset
 from tests.slurm.cluster import Cluster, wait_until, why_not
+from tests.slurm.runs import write_config
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,13 @@ def slurm() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of the tiny model on a small data set, in a directory of each test file's own."""
+    root = tmp_path_factory.mktemp("runs")
+    return write_config(root / "config.yaml", small_dataset(root))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from memformer.run_directory import TIMING_FIELDS
+from tests.books import TINY_MODEL
 from tests.slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,14 +26,7 @@ def write_config(path: Path, data: Path, steps: int = STEPS) -> Path:
         "run_dir": str(path.parent / "run"),
         "device": "cpu",
         "tensorboard": False,
-        "model": {
-            "num_encoder_layers": 1,
-            "num_decoder_layers": 1,
-            "d_model": 32,
-            "num_heads": 2,
-            "d_ff": 64,
-            "num_memory_slots": 4,
-        },
+        "model": TINY_MODEL,
         "data": {"path": str(data), "num_lanes": 4, "segment_length": 32, "num_segments": 2, "audit": True},
         "training": {"max_steps": steps, "eval_interval": 0, "diagnostics_interval": 10},
         "optimizer": {"warmup_steps": 5},

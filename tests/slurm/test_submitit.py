@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.books import small_dataset
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.runs import (
     LIFE_SECONDS,
@@ -22,12 +21,6 @@ from tests.slurm.runs import (
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("submitit")
-    return write_config(root / "config.yaml", small_dataset(root))
 
 
 def submit(cluster: Cluster, *words: str, run: Path, code: int = 0) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.books import small_dataset
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.runs import (
     LIFE_SECONDS,
@@ -24,16 +23,9 @@ from tests.slurm.runs import (
     restarts,
     wait_for_end,
     wait_for_step,
-    write_config,
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("training")
-    return write_config(root / "config.yaml", small_dataset(root))
 
 
 @pytest.fixture(scope="module")
