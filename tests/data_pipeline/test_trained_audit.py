@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A real training run on two processes, killed and resumed: its audit is what `memformer data trace` says."""
+"""A real training run, killed and resumed, also on other hardware: its audit is what `memformer data trace` says."""
 
 import json
 import signal
@@ -15,16 +15,20 @@ from launch.cli import main
 from tests.data_pipeline.test_elastic import REPOSITORY, audit
 
 
-def rows_of(capsys: Any, data: Path, *options: object) -> list[dict[str, Any]]:
+def rows_of(capsys: Any, data: Path, *options: object, lanes: int = 4, world: int = 2) -> list[dict[str, Any]]:
     capsys.readouterr()
-    shape = "--lanes 4 --segment-length 16 --num-segments 2 --world-size 2 --seed 3".split()
+    shape = f"--lanes {lanes} --segment-length 16 --num-segments 2 --world-size {world} --seed 3".split()
     assert main(["data", "trace", str(data), *shape, *map(str, options)]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(dataset: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(("lanes", "world"), [(4, 2), (6, 3), (2, 1)], ids=["same", "more", "fewer"])
+def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(
+    dataset: Path, tmp_path: Path, capsys: Any, lanes: int, world: int
+) -> None:
+    """Two processes with four lanes are killed; `world` processes with `lanes` lanes go on."""
     run, steps = tmp_path / "run", 14
     settings = {
         "run_dir": str(run),
@@ -39,8 +43,9 @@ def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(dataset: Path, 
     }
     (tmp_path / "config.yaml").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "launch.cli", "launch", "local", str(tmp_path / "config.yaml")]
-    command += ["--nproc", "2"]
-    first = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [*command, "--nproc", "2"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     state = run / "checkpoints" / "step-00000003" / "state.json"
     deadline = time.monotonic() + 150
     while not state.exists() and first.poll() is None and time.monotonic() < deadline:
@@ -48,8 +53,12 @@ def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(dataset: Path, 
     assert state.exists() and first.poll() is None, "it is killed in the midst of its steps"
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=30)
-    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=200, capture_output=True)
+    again = [*command, "--nproc", str(world), "--data.num_lanes", str(lanes)]
+    subprocess.run(again, cwd=REPOSITORY, check=True, timeout=200, capture_output=True)
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    resumed = next(event["step"] for event in events if event["event"] == "resume")
     delivered = audit(run / "audit", range(1, steps + 1))
-    assert delivered == rows_of(capsys, dataset, "--steps", steps)
-    later = rows_of(capsys, dataset, "--steps", steps - 3, "--state-in", state.parent)
-    assert later == [row for row in delivered if row["step"] > 3]
+    before = rows_of(capsys, dataset, "--steps", resumed)
+    checkpoint = run / "checkpoints" / f"step-{resumed:08d}"
+    after = rows_of(capsys, dataset, "--steps", steps - resumed, "--state-in", checkpoint, lanes=lanes, world=world)
+    assert delivered == before + after
