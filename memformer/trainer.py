@@ -118,15 +118,11 @@ class Trainer:
         self.costs = Costs.of(config, engine.model.config, world)
 
     def resume(self, directory: Path, stream: SegmentStream) -> None:
-        """Goes on from a verified checkpoint; what was logged after it is dropped, since it is trained again."""
+        """Goes on from a verified checkpoint."""
         changes = checkpoint.check_fits(directory, self.identity)
         self.lanes, self.progress = checkpoint.load(directory, self.world, self.engine, stream)
         self.saved_step = self.progress.step if directory.parent == self.run.checkpoints else -1
-        if self.world.is_main:
-            truncate_lines(self.run.metrics, self.progress.step)
-            Audit.truncate_all(self.run, self.progress.step)
-            self.run.event("resume", step=self.progress.step, checkpoint=str(directory), changes=changes)
-        distributed.barrier()  # before a process appends to its audit
+        self.event("resume", step=self.progress.step, checkpoint=str(directory), changes=changes)
         LOG.info("resumed from %s (step %d)", directory, self.progress.step)
         if changes:
             LOG.info("carried over to %s; %s", ", ".join(changes), checkpoint.not_carried(changes))
@@ -137,6 +133,7 @@ class Trainer:
         if self.progress.step >= last:
             LOG.info("nothing to do: the run has finished its %d steps", last)
             return 0
+        self.drop_later_lines()
         audit = Audit(self.run, self.world.rank, self.config.data.audit)
         board = self.config.tensorboard
         self.progress = dataclasses.replace(self.progress, data=stream.state_dict())
@@ -185,6 +182,13 @@ class Trainer:
             self.settle_last()
         self.event("end", step=self.progress.step, tokens=self.progress.tokens)
         return 0
+
+    def drop_later_lines(self) -> None:
+        """Drops what an earlier life logged of steps that are trained again, be it all of them."""
+        if self.world.is_main:
+            truncate_lines(self.run.metrics, self.progress.step)
+            Audit.truncate_all(self.run, self.progress.step)
+        distributed.barrier()  # before a process appends to its audit
 
     def guard(self, parts: Step, applied: bool, metrics: dict[str, Any]) -> None:
         """Looks at the step that was just done."""

@@ -60,19 +60,22 @@ def crash_and_resume(world: World, root: str) -> None:
     """For each variant: one life, and two lives with a crash between checkpoints."""
     whole_step = Trainer.measure
 
-    def crashing(self: Trainer, *arguments: Any) -> Any:
-        if self.progress.step == CRASH_AT:
-            raise Crash
-        return whole_step(self, *arguments)
+    def two_lives(config: Config, crash_at: int) -> None:
+        def crashing(self: Trainer, *arguments: Any) -> Any:
+            if self.progress.step == crash_at:
+                raise Crash
+            return whole_step(self, *arguments)
+
+        Trainer.measure = crashing  # type: ignore[method-assign]
+        with pytest.raises(Crash):
+            train(config)
+        Trainer.measure = whole_step  # type: ignore[method-assign]
+        train(config)
 
     for stage, precision in VARIANTS:
         train(config_of(Path(root), "whole", stage, precision))
-        broken = config_of(Path(root), "broken", stage, precision)
-        Trainer.measure = crashing  # type: ignore[method-assign]
-        with pytest.raises(Crash):
-            train(broken)
-        Trainer.measure = whole_step  # type: ignore[method-assign]
-        train(broken)
+        two_lives(config_of(Path(root), "broken", stage, precision), CRASH_AT)
+    two_lives(config_of(Path(root), "early", 1, "fp32"), crash_at=2)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,13 @@ def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> Non
         assert (broken.audit / name).read_text() == (whole.audit / name).read_text()
     events = [json.loads(line) for line in broken.events.read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "resume"] == [6]
+
+
+def test_a_run_that_broke_off_before_its_first_checkpoint_starts_afresh(runs: Path) -> None:
+    """What the first life logged is trained again: it stands in the files once."""
+    whole, early = RunDirectory(runs / "whole-1-fp32"), RunDirectory(runs / "early-1-fp32")
+    assert metrics_of(early) == metrics_of(whole)
+    assert (early.audit / "rank-00001.jsonl").read_text() == (whole.audit / "rank-00001.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("stage", "precision"), VARIANTS)
