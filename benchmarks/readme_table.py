@@ -30,6 +30,7 @@ def rows() -> list[list[str]]:
     replay_path, replay = newest("cpu-replay")
     overhead_path, overhead = newest("cpu-overhead")
     start_path, start = newest("cpu-quickstart")
+    steps = sorted(overhead["rows"], key=lambda row: row["step_vs_bare"])
     figures = replay["summary"]
     case = "4_16_T8"
     return [
@@ -48,8 +49,8 @@ def rows() -> list[list[str]]:
         ],
         [
             "The whole training step",
-            f"{overhead['step_vs_bare']:.3f} of a bare torch loop's time",
-            "aim: at most 1.05",
+            f"{steps[0]['step_vs_bare']:.3f} to {steps[-1]['step_vs_bare']:.3f} of a bare torch loop's time",
+            "ZeRO 0 and 1, 1.7 M and 6.6 M parameters; aim: at most 1.05",
             link(overhead_path),
         ],
         [
