@@ -29,7 +29,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        # Relative to the checkout: `python -m` gives the whole path.
+        "command": shlex.join(["python", sys.argv[0].removeprefix(f"{ROOT}/"), *sys.argv[1:]]),
     }
 
 
