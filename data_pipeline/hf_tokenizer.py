@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.tokenizer import START_TOKEN, TO_BYTE, TOKENIZER_FILE, ByteLevelTokenizer, TokenIds
+from data_pipeline.tokenizer import START_TOKEN, TO_BYTE, ByteLevelTokenizer, TokenIds, read_tokenizer_file
 
 
 class HFTokenizer(ByteLevelTokenizer):
@@ -61,16 +61,7 @@ def import_tokenizer(path: str | Path) -> HFTokenizer:
     Raises:
         UserError: There is no such file, or it is not a byte-level tokenizer.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / TOKENIZER_FILE
-    try:
-        text = file.read_bytes().decode("utf-8")
-        content = json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"no tokenizer at {file}; give the path of a tokenizer.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the tokenizer {file}: {error}") from None
+    file, text, content = read_tokenizer_file(path, "give the path of a tokenizer.json")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{file} is not a tokenizer.json of Hugging Face's tokenizers; give another file")
     added = content.setdefault("added_tokens", [])

@@ -208,24 +208,32 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     return BPETokenizer(_file_text(table, merges), table)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
+def read_tokenizer_file(path: str | Path, mend: str) -> tuple[Path, str, Any]:
+    """A tokenizer's file (that of the directory, where one is given), its text, and the text as JSON.
 
     Raises:
-        UserError: There is no such file, or it is not a byte-level tokenizer with this project's start token.
+        UserError: There is no such file (`mend` says what to do), or it is not JSON.
     """
     file = Path(path)
     if file.is_dir():
         file = file / TOKENIZER_FILE
     try:
         text = file.read_bytes().decode("utf-8")
-        content = json.loads(text)
+        return file, text, json.loads(text)
     except FileNotFoundError:
-        raise UserError(
-            f"no tokenizer at {file}; train one with `memformer data build --tokenizer train-bpe:VOCAB`"
-        ) from None
+        raise UserError(f"no tokenizer at {file}; {mend}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the tokenizer {file}: {error}") from None
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
+
+    Raises:
+        UserError: There is no such file, or it is not a byte-level tokenizer with this project's start token.
+    """
+    mend = "train one with `memformer data build --tokenizer train-bpe:VOCAB`"
+    file, text, content = read_tokenizer_file(path, mend)
     if _is_foreign(content):
         from data_pipeline.hf_tokenizer import HFTokenizer
 
