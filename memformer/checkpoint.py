@@ -108,13 +108,13 @@ def load(directory: Path, world: World, engine: ReplayEngine, stream: SegmentStr
     lanes = load_lanes(
         directory / "lanes",
         state["num_lanes"],
-        state["world_size"],
+        state.get("replicas", state["world_size"]),
         stream.carry_sources,
         stream.lanes,
         engine.config.data.num_lanes,
         engine.empty_carry,
     )
-    if state["world_size"] == world.size:
+    if _sizes(state) == {"world_size": world.size, **world.mesh.sizes}:
         random = load_file(directory / "random" / f"rank-{world.rank:05d}.safetensors")
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and world.device.type == "cuda":
@@ -167,12 +167,25 @@ def check_fits(directory: Path, identity: dict[str, Any]) -> list[str]:
         )
     words = {
         "world_size": "{} -> {} processes",
+        "tensor": "tensor {} -> {}",
+        "pipeline": "pipeline {} -> {}",
         "zero_stage": "ZeRO {} -> {}",
         "num_lanes": "{} -> {} lanes",
         "precision": "{} -> {}",
         "device": "{} -> {}",
     }
+    state = {**state, **_sizes(state)}
     return [text.format(state[name], identity[name]) for name, text in words.items() if state[name] != identity[name]]
+
+
+def _sizes(state: dict[str, Any]) -> dict[str, int]:
+    """The topology that a checkpoint was saved from; those of format 2 know replicas alone."""
+    size = state["world_size"]
+    return {
+        "world_size": size,
+        **{name: state.get(name, 1) for name in ("pipeline", "tensor")},
+        "replicas": state.get("replicas", size),
+    }
 
 
 def not_carried(changes: list[str]) -> str:

@@ -1,6 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A look into the memory while training: is it used, does it collapse?"""
 
+from collections.abc import Callable
+
 import torch
 
 from memformer.distributed import all_sum
@@ -11,10 +13,13 @@ KEPT, OVERWRITTEN = 0.8, 0.2  # bounds of a slot's weight on itself
 
 
 @torch.no_grad()
-def memory_diagnostics(model: Memformer, carry: Carry) -> dict[str, float]:
+def memory_diagnostics(
+    model: Memformer, carry: Carry, total: Callable[[torch.Tensor], torch.Tensor] = all_sum
+) -> dict[str, float]:
     """How the writer treats the slots of the segment that comes next.
 
-    Called by all processes; the means are over all of their lanes that read a document.
+    Called by all processes; the means are over all of their lanes that read a document. `total` sums over the
+    replicas.
 
     Returns:
         slot_norm: mean L2 norm of a slot (1 by construction); slot_cosine: mean cosine between two slots of a lane
@@ -42,5 +47,5 @@ def memory_diagnostics(model: Memformer, carry: Carry) -> dict[str, float]:
         "overwritten_share": (own_BK < OVERWRITTEN).float().mean(1),
     }
     sums = torch.stack([*(torch.where(live, value, 0).sum() for value in per_lane.values()), live.sum()]).double()
-    *totals, lanes = all_sum(sums).tolist()
+    *totals, lanes = total(sums).tolist()
     return {name: total / max(1.0, lanes) for name, total in zip(per_lane, totals, strict=True)}

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 from memformer import collective_log, rendezvous
+from memformer.topology import Mesh, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +30,30 @@ class World:
         size: Number of processes.
         local_rank: Number of this process on its machine.
         device: Where its model lies.
+        mesh: Its place in pipeline x data x tensor; what is per replica asks `mesh.data`, not `rank` and `size`.
     """
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
+    mesh: Mesh
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
+
+    def arranged(self, tensor: int, pipeline: int, timeout_seconds: float = 1800) -> "World":
+        """The same process in a grid; called by all processes.
+
+        Args:
+            tensor: Tensor-parallel processes.
+            pipeline: Pipeline stages.
+            timeout_seconds: How long a collective of the new groups may wait.
+        """
+        mesh = make_mesh(self.rank, self.size, tensor, pipeline, timeout_seconds)
+        return dataclasses.replace(self, mesh=mesh)
 
 
 def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -106,7 +120,7 @@ def initialise(device_setting: str = "auto", timeout_seconds: float = 1800) -> W
     if not dist.is_initialized():
         rendezvous.check()
         join_deepspeed(device, timeout_seconds)
-    return World(rank, size, local_rank, device)
+    return World(rank, size, local_rank, device, Mesh.of_data(rank, size))
 
 
 def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:

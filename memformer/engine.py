@@ -7,7 +7,7 @@ What makes it exact (DeepSpeed 0.19.8):
   local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary.
 * Stage 3 never clears its gradient partitions: a parameter without a gradient in a rollout's first backward would add
   to the previous step's. They are zeroed before each rollout.
-* Gradients are averaged over the processes, so the loss is divided by (valid targets of all lanes / processes).
+* Gradients are averaged over the replicas, so the loss is divided by (valid targets of all lanes / replicas).
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class ReplayEngine:
 
     def parameter_state(self) -> ParameterState:
         """Weights and optimizer states as pieces that any topology can load."""
-        return ParameterState(self.deepspeed, self.stage, self.world.rank, self.world.size)
+        return ParameterState(self.deepspeed, self.stage, self.world.mesh.data.rank, self.world.mesh.data.size)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.
@@ -109,7 +109,7 @@ class ReplayEngine:
             rollout: This process's lanes.
             carry: Their state before it.
             valid_tokens: Valid targets of all lanes of all processes (known from the data).
-            seed: Seed of the rollout's random numbers; each process and group of lanes gets its own stream.
+            seed: Seed of the rollout's random numbers; each replica and group of lanes gets its own stream.
         """
         algorithm = memory_replay_backward if self.config.training.replay == "mrbp" else bptt_backward
         lanes = len(rollout.tokens)
@@ -126,8 +126,8 @@ class ReplayEngine:
                         rollout.lanes(start, stop),
                         part,
                         functools.partial(self._backward, last_group=stop == lanes),
-                        denominator=max(1, valid_tokens) / self.world.size,
-                        seed=mix_seed(seed, self.world.rank * lanes + start),
+                        denominator=max(1, valid_tokens) / self.world.mesh.data.size,
+                        seed=mix_seed(seed, self.world.mesh.data.rank * lanes + start),
                         buffer=ReplayBuffer(self.config.activation_checkpointing.cpu_checkpointing),
                     )
                 )
@@ -218,6 +218,9 @@ class ReplayEngine:
     def close(self) -> None:
         """Releases the engine's hooks and buffers."""
         self.deepspeed.destroy()
+        from deepspeed.utils import groups
+
+        groups.mpu = None  # it would take this engine's grid for the next one's
 
 
 class _RolloutClock:

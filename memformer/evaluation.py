@@ -7,7 +7,7 @@ Both figures see the previous segment; "reset" takes away only what the memory c
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ def evaluate(
     *,
     max_segments: int | None = None,
     autocast: contextlib.AbstractContextManager[Any] | None = None,
+    total: Callable[[torch.Tensor], torch.Tensor] = all_sum,
 ) -> dict[str, Score]:
     """Scores documents in both modes, in one pass at constant memory.
 
@@ -76,6 +77,7 @@ def evaluate(
         device: Where the model lies.
         max_segments: Segments a lane at most; None: all.
         autocast: The precision to compute in; None: the weights' own.
+        total: Sums a tensor over the replicas, in place.
     """
     training = model.training
     model.eval()
@@ -103,5 +105,5 @@ def evaluate(
                 if t == rollout.num_segments - 1:
                     carries[mode] = rollout.carry(memory)
     model.train(training)
-    totals = {mode: all_sum(each).cpu() for mode, each in sums.items()}
-    return {mode: Score(total[0], total[1], length) for mode, total in totals.items()}
+    totals = {mode: total(each).cpu() for mode, each in sums.items()}
+    return {mode: Score(each[0], each[1], length) for mode, each in totals.items()}

@@ -25,7 +25,7 @@ def lane_losses(engine: ReplayEngine, rollout: Rollout, carry: Carry, seed: int)
     """
     losses = []
     memory = carry.memory
-    seed = mix_seed(seed, engine.world.rank * len(carry.length))
+    seed = mix_seed(seed, engine.world.mesh.data.rank * len(carry.length))
     with segment_seeds(seed, memory.device) as seed_segment, engine.autocast():
         for t in range(rollout.num_segments):
             seed_segment(t)

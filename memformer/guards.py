@@ -70,7 +70,7 @@ class Guards:
         place = first_bad(losses, step.batch, self._world.rank)
         parameter = bad_parameter(self._engine.bad_parameters())
         carry, own = healed_carry(self._engine, step.before, lanes.carry, losses, settings.memory_after_skip)
-        concerned = sum(distributed.gather(own))
+        concerned = sum(distributed.gather(own if self._world.mesh.speaks else 0))
         recent = [*(each for each in progress.skips if each > number - settings.skip_window), number]
         progress = dataclasses.replace(progress, skipped_steps=progress.skipped_steps + 1, skips=recent)
         self._event(
@@ -166,7 +166,7 @@ class Guards:
         interval = self._settings.checksum_interval
         if not interval or step % interval or self._engine.stage == 3 or self._world.size == 1:
             return
-        wrong = different_replicas(self._engine.model)
+        wrong = different_replicas(self._engine.model, self._world.mesh)
         if wrong:
             self._event("desynchronised", step=step, ranks=wrong)
             raise UserError(

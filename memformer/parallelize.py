@@ -37,7 +37,8 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model, config.optimizer, world.device),
-        config=deepspeed_config(config, world.size, precision),
+        config=deepspeed_config(config, world.mesh.data.size, precision),
+        mpu=world.mesh.mpu,
     )
     return engine
 

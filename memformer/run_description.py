@@ -62,17 +62,24 @@ class Costs:
 
 
 def check_world_size(config: Config, world_size: int) -> None:
-    """Refuses a number of processes that the lanes do not divide over.
+    """Refuses a number of processes that do not make whole replicas, or that the lanes do not divide over.
 
     Raises:
         UserError: Names the settings and the mend.
     """
-    lanes = config.data.num_lanes
-    if lanes % world_size:
+    lanes, tensor, pipeline = config.data.num_lanes, config.parallel.tensor, config.parallel.pipeline
+    replicas, rest = divmod(world_size, tensor * pipeline)
+    if rest or not replicas:
         raise UserError(
-            f"data.num_lanes is {lanes}, which {world_size} data-parallel processes cannot share equally "
-            f"(world size {world_size} = parallel.tensor {config.parallel.tensor} x parallel.pipeline "
-            f"{config.parallel.pipeline} x data): choose a multiple of {world_size}"
+            f"world size {world_size} is not parallel.tensor {tensor} x parallel.pipeline {pipeline} x data for any "
+            f"number of data-parallel processes: start a multiple of {tensor * pipeline} processes, or lower "
+            "parallel.tensor or parallel.pipeline"
+        )
+    if lanes % replicas:
+        raise UserError(
+            f"data.num_lanes is {lanes}, which {replicas} data-parallel processes cannot share equally "
+            f"(world size {world_size} = parallel.tensor {tensor} x parallel.pipeline {pipeline} x data {replicas}): "
+            f"choose a multiple of {replicas}"
         )
 
 
@@ -89,6 +96,7 @@ def run_identity(
         "num_lanes": config.data.num_lanes,
         "zero_stage": config.parallel.zero_stage,
         "world_size": world.size,
+        **world.mesh.sizes,
         "precision": precision,
         "device": world.device.type,
         "versions": {
@@ -121,5 +129,10 @@ def describe_run(config: Config, model: MemformerConfig, world: World, precision
         f"{tokens * config.training.max_steps:,}",
     )
     LOG.info(
-        "%d process(es) on %s, ZeRO stage %d, %s", world.size, world.device.type, config.parallel.zero_stage, precision
+        "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
+        world.size,
+        world.device.type,
+        *world.mesh.sizes.values(),
+        config.parallel.zero_stage,
+        precision,
     )

@@ -204,9 +204,11 @@ class Saver:
         tensors, starts, steps = state.tensors()
         parts = [
             _File(f"parameters/{rank}", tensors, {"starts": json.dumps(starts), "steps": json.dumps(steps)}),
-            _File(f"lanes/{rank}", lanes.tensors()),
             _File(f"random/{rank}", checkpoint.random_states(self._world)),
         ]
+        mesh = self._world.mesh
+        if mesh.speaks:
+            parts.append(_File(f"lanes/rank-{mesh.data.rank:05d}.safetensors", lanes.tensors()))
         probe = checkpoint.probe_losses(self._engine)
         if self._world.is_main:
             if lanes.waiting:

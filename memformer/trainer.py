@@ -63,7 +63,8 @@ def train(config: Config, resume: str = "auto") -> int:
     run = RunDirectory(config.run_dir)
     run.create()
 
-    world = distributed.initialise(config.device, config.guards.collective_timeout_seconds)
+    timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
+    world = distributed.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
     set_up_logging(world.rank)
     precision = resolve_precision(config.precision, world.device)
     engine = ReplayEngine(initial_model(config, model_config, data), config, world, precision)
@@ -73,7 +74,8 @@ def train(config: Config, resume: str = "auto") -> int:
     start = checkpoint.find(run, world, resume)
     if world.is_main:
         save_config(config, run.config)
-        write_atomically(run.deepspeed, json.dumps(deepspeed_config(config, world.size, precision), indent=1) + "\n")
+        generated = deepspeed_config(config, world.mesh.data.size, precision)
+        write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
         describe_run(config, model_config, world, precision)
     with data.train_stream(config, world) as stream:
         if start is not None:
@@ -107,7 +109,7 @@ class Trainer:
         self.config, self.run, self.world, self.data = config, run, world, data
         self.engine, self.identity = engine, identity
         self.progress = checkpoint.Progress()
-        lanes = config.data.num_lanes // world.size
+        lanes = config.data.num_lanes // world.mesh.data.size
         self.lanes = LaneStates(engine.empty_carry(lanes))
         self.guards = Guards(config, run, world, engine, self.event)
         engine.at_segment = self.at_segment
@@ -134,7 +136,7 @@ class Trainer:
             LOG.info("nothing to do: the run has finished its %d steps", last)
             return 0
         self.drop_later_lines()
-        audit = Audit(self.run, self.world.rank, self.config.data.audit)
+        audit = Audit(self.run, self.world, self.config.data.audit)
         board = self.config.tensorboard
         self.progress = dataclasses.replace(self.progress, data=stream.state_dict())
         self.event("start", step=self.progress.step, processes=self.world.size)
@@ -234,7 +236,7 @@ class Trainer:
     ) -> dict[str, Any]:
         """The step's line of metrics.jsonl; one small all-reduce for the loss and the memory's gradient."""
         local = torch.cat([result.segment_losses.double().sum()[None], result.memory_gradient_norms.double().square()])
-        loss_sum, *squares = distributed.all_sum(local).tolist()
+        loss_sum, *squares = self.world.mesh.data.sum(local).tolist()
         step = self.progress.step
         metrics: dict[str, Any] = {
             "step": step,
@@ -248,7 +250,7 @@ class Trainer:
         }
         interval = self.config.training.diagnostics_interval
         if interval and (step == 1 or step % interval == 0):
-            metrics["memory"] = memory_diagnostics(self.engine.model, self.lanes.carry)
+            metrics["memory"] = memory_diagnostics(self.engine.model, self.lanes.carry, self.world.mesh.data.sum)
         seconds = time.perf_counter() - started
         return {
             **metrics,
@@ -271,6 +273,7 @@ class Trainer:
                     self.world.device,
                     max_segments=self.config.training.eval_segments,
                     autocast=self.engine.autocast(),
+                    total=self.world.mesh.data.sum,
                 )
         except StepAbandoned:
             LOG.info("the evaluation of step %d was broken off: the run is asked to stop", self.progress.step)

@@ -94,7 +94,7 @@ class TrainingData:
         )
 
     def train_stream(self, config: Config, world: World) -> SegmentStream:
-        """The endless stream of this process's lanes."""
+        """The endless stream of this process's lanes; all processes of a replica read the same."""
         data = config.data
         return SegmentStream(
             self.train,
@@ -102,8 +102,8 @@ class TrainingData:
             segment_length=data.segment_length,
             num_segments=data.num_segments,
             seed=config.seed,
-            rank=world.rank,
-            world_size=world.size,
+            rank=world.mesh.data.rank,
+            world_size=world.mesh.data.size,
             prefetch=data.prefetch,
             on_damage=data.on_damage,
             agree=agreement(world),
@@ -114,14 +114,14 @@ class TrainingData:
         """One epoch of the held-out documents, one segment a batch; as many lanes as documents, at most num_lanes."""
         if self.held_out is None:
             raise ValueError("there are no held-out documents")
-        lanes = min(config.data.num_lanes, max(len(self.held_out), world.size))
+        lanes = min(config.data.num_lanes, max(len(self.held_out), world.mesh.data.size))
         return SegmentStream(
             self.held_out,
             num_lanes=lanes,
             segment_length=config.data.segment_length,
             num_segments=1,
-            rank=world.rank,
-            world_size=world.size,
+            rank=world.mesh.data.rank,
+            world_size=world.mesh.data.size,
             epochs=1,
             order="longest_first",
             max_document_tokens=config.data.eval_max_document_tokens,
@@ -183,15 +183,15 @@ class Audit:
 
     Args:
         run: The run.
-        rank: This process.
+        world: This process among all; one of each replica writes, under the number of the replica.
         enabled: The setting `data.audit`.
     """
 
-    def __init__(self, run: RunDirectory, rank: int, enabled: bool) -> None:
-        self._rank, self._file = rank, None
-        if enabled:
+    def __init__(self, run: RunDirectory, world: World, enabled: bool) -> None:
+        self._rank, self._file = world.mesh.data.rank, None
+        if enabled and world.mesh.speaks:
             run.audit.mkdir(exist_ok=True)
-            path = run.audit / f"rank-{rank:05d}.jsonl"
+            path = run.audit / f"rank-{self._rank:05d}.jsonl"
             self._file = path.open("a", encoding="utf-8")
 
     @staticmethod

@@ -13,6 +13,7 @@ import torch
 from data_pipeline import Blend, DocumentIndex, UserError, build_dataset, trace_rows
 from memformer.config import load_config
 from memformer.distributed import World
+from memformer.topology import Mesh
 from memformer.training_data import TrainingData
 from tests.data_pipeline.faulty_server import serving
 from tests.data_pipeline.test_skipping import flip
@@ -49,7 +50,7 @@ def test_processes_skip_alike_and_tell_it_once(dataset: Path, tmp_path: Path) ->
         ("skip_document", 7),
     ]
     assert all("does not have its checksum" in event["reason"] for event in events)
-    single, _ = read(World(0, 1, 0, torch.device("cpu")), file, 25)
+    single, _ = read(World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1)), file, 25)
     together = sorted(results[0][0] + results[1][0], key=lambda r: (r["step"], r["lane"], r["segment"]))
     assert [{**row, "rank": 0} for row in together] == sorted(
         single, key=lambda r: (r["step"], r["lane"], r["segment"])

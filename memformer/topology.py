@@ -1,0 +1,153 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The processes of a run as a grid, pipeline x data x tensor, and this process's place in it.
+
+Tensor ranks are neighbours, since they talk in every layer; then come the data ranks; pipeline stages lie farthest
+apart, since they talk least. The processes of one data rank together hold one whole model, a **replica**: they read
+the same lanes, and only one of them, which speaks for the replica, writes what is written once a lane.
+
+    pipeline 2, data 2, tensor 2:     stage 0: (0 1) (2 3)   stage 1: (4 5) (6 7)     replica 0 is 0 1 4 5
+"""
+
+import dataclasses
+import functools
+import logging
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+LOG = logging.getLogger("memformer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """This process among those that share all coordinates with it but one.
+
+    Attributes:
+        rank: Its number among them, 0 .. size-1.
+        size: How many they are.
+        group: Their process group; None if it is alone, or if they are all processes of the run.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over these processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def first(self, values: torch.Tensor) -> torch.Tensor:
+        """The tensor of the first of these processes, in place."""
+        if self.size > 1:
+            dist.broadcast(values, group=self.group, group_src=0)
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """This process's place in the grid.
+
+    Attributes:
+        pipe: Among the stages of its pipeline.
+        data: Among the replicas; lanes, gradients and ZeRO partitions are spread over this axis.
+        tensor: Among those that share each layer of a stage.
+        replica: Among all that hold its replica together (pipe x tensor).
+    """
+
+    pipe: Axis
+    data: Axis
+    tensor: Axis
+    replica: Axis
+
+    @classmethod
+    def of_data(cls, rank: int, size: int) -> "Mesh":
+        """Every process is a replica."""
+        return cls(Axis(), Axis(rank, size), Axis(), Axis())
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process writes what is written once a replica: its lanes and their audit."""
+        return self.replica.rank == 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """pipeline, replicas and tensor, for checkpoints and logs."""
+        return {"pipeline": self.pipe.size, "replicas": self.data.size, "tensor": self.tensor.size}
+
+    @functools.cached_property
+    def mpu(self) -> "ModelParallelUnit | None":
+        """What DeepSpeed asks about the grid; None where every process is a replica."""
+        return ModelParallelUnit(self) if self.replica.size > 1 else None
+
+
+class ModelParallelUnit:
+    """The mesh under the names by which DeepSpeed asks for it (its argument `mpu`).
+
+    To DeepSpeed, "model parallel" are all processes of a replica: over them it sums the gradient's norm. "Tensor model
+    parallel" are those that its activation checkpointing partitions over.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        for name, axis in (
+            ("data_parallel", mesh.data),
+            ("model_parallel", mesh.replica),
+            ("tensor_model_parallel", mesh.tensor),
+            ("slice_parallel", mesh.tensor),
+            ("pipe_parallel", mesh.pipe),
+            ("pipeline_model_parallel", mesh.pipe),
+        ):
+            setattr(self, f"get_{name}_rank", functools.partial(getattr, axis, "rank"))
+            setattr(self, f"get_{name}_world_size", functools.partial(getattr, axis, "size"))
+            setattr(self, f"get_{name}_group", functools.partial(getattr, axis, "group"))
+
+
+@functools.cache
+def make_mesh(rank: int, size: int, tensor: int = 1, pipeline: int = 1, timeout_seconds: float = 1800) -> Mesh:
+    """Arranges the processes; called by all of them, after the process group has been initialised.
+
+    Args:
+        rank: This process.
+        size: All processes, a multiple of tensor * pipeline (`run_description.check_world_size`).
+        tensor: Tensor-parallel processes.
+        pipeline: Pipeline stages.
+        timeout_seconds: How long a collective of the new groups may wait.
+    """
+    if tensor * pipeline == 1:
+        return Mesh.of_data(rank, size)
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+    grid: Any = PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=size // (tensor * pipeline))
+    limit = timedelta(seconds=timeout_seconds)
+
+    def axis(lists: list[list[int]]) -> Axis:
+        # Every process makes every group, in the same order, as torch asks.
+        found = Axis()
+        for ranks in lists:
+            group = dist.new_group(ranks, timeout=limit)
+            if rank in ranks:
+                found = Axis(ranks.index(rank), len(ranks), group)
+        return found
+
+    mesh = Mesh(
+        pipe=axis(grid.get_axis_comm_lists("pipe")) if pipeline > 1 else Axis(),
+        # Even where there is one replica: DeepSpeed needs a group to partition over.
+        data=axis(grid.get_axis_comm_lists("data")),
+        tensor=axis(grid.get_axis_comm_lists("model")) if tensor > 1 else Axis(),
+        replica=axis([sorted(grid.get_axis_list("data", index)) for index in range(grid.get_dim("data"))]),
+    )
+    if tensor > 1:
+        hosts: list[Any] = [None] * tensor
+        dist.all_gather_object(hosts, socket.gethostname(), group=mesh.tensor.group)
+        if len(set(hosts)) > 1:
+            LOG.warning(
+                "parallel.tensor is %d, and the processes of a layer lie on several machines (%s): choose a divisor of "
+                "the processes a machine, since they talk in every layer",
+                tensor,
+                ", ".join(sorted(set(hosts))),
+            )
+    return mesh

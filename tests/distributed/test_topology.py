@@ -1,0 +1,70 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Four real processes as grids: who is next to whom, and what DeepSpeed is told."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from data_pipeline import UserError
+from memformer.config import parse_config
+from memformer.distributed import World
+from memformer.run_description import check_world_size
+from memformer.topology import Axis
+from tests.distributed.processes import run_distributed
+
+WORLD = 4
+GRIDS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2))  # (tensor, pipeline)
+
+
+def members(axis: Axis, rank: int) -> list[int]:
+    """The ranks along an axis, found by a collective over its group."""
+    own = torch.zeros(WORLD)
+    own[rank] = 1
+    return axis.sum(own).nonzero().flatten().tolist()
+
+
+def arrange(world: World) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for tensor, pipeline in GRIDS:
+        mesh = world.arranged(tensor, pipeline).mesh
+        axes = {name: getattr(mesh, name) for name in ("pipe", "data", "tensor", "replica")}
+        found[tensor, pipeline] = {name: members(axis, world.rank) for name, axis in axes.items()}
+        for axis in axes.values():
+            assert members(axis, world.rank)[axis.rank] == world.rank
+            assert axis.first(torch.tensor(world.rank)).item() == members(axis, world.rank)[0]
+        found[tensor, pipeline]["speaks"] = mesh.speaks
+        mpu: Any = mesh.mpu
+        assert (mpu is None) == (tensor * pipeline == 1)
+        if mpu is not None:
+            assert mpu.get_model_parallel_world_size() == tensor * pipeline
+            assert mpu.get_tensor_model_parallel_rank() == mesh.tensor.rank
+            assert mpu.get_data_parallel_group() is mesh.data.group
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_tensor_ranks_are_neighbours_then_data_then_stages() -> None:
+    ranks = run_distributed(arrange, WORLD)
+    first = ranks[0]
+    assert first[1, 1]["data"] == [0, 1, 2, 3] and first[1, 1]["replica"] == [0]
+    assert first[2, 1]["tensor"] == [0, 1] and first[2, 1]["data"] == [0, 2]
+    assert first[1, 2]["data"] == [0, 1] and first[1, 2]["pipe"] == [0, 2] and first[1, 2]["replica"] == [0, 2]
+    assert first[4, 1]["tensor"] == [0, 1, 2, 3] and first[4, 1]["data"] == [0]
+    assert first[2, 2]["tensor"] == [0, 1] and first[2, 2]["pipe"] == [0, 2] and first[2, 2]["data"] == [0]
+    for grid, replicas in (((1, 1), 4), ((2, 1), 2), ((1, 2), 2), ((4, 1), 1), ((2, 2), 1)):
+        assert sum(rank[grid]["speaks"] for rank in ranks) == replicas
+
+
+def test_a_world_that_is_no_product_is_refused_by_the_three_settings() -> None:
+    config = parse_config({"run_dir": "unused", "data": {"path": "unused", "num_lanes": 6}}, "test")
+    check_world_size(config, 3)
+    with pytest.raises(UserError, match=r"data\.num_lanes is 6, which 4 data-parallel"):
+        check_world_size(config, 4)
+    parallel = config.parallel.model_copy(update={"tensor": 2, "pipeline": 2})
+    config = config.model_copy(update={"parallel": parallel})
+    check_world_size(config, 12)
+    for size in (2, 6):
+        with pytest.raises(UserError, match=rf"world size {size} is not parallel\.tensor 2 x parallel\.pipeline 2"):
+            check_world_size(config, size)
