@@ -1,9 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Copies of far shards on local disk: whole or absent, checksummed, shared by all processes of a machine, bounded.
 
-Beside each copy lies a lock file. A process holds its lock shared while it has the copy open, and exclusive while it
-fetches, so that a shard is fetched once a machine; a copy whose lock is held is in use and never deleted. Locks are
-the system's (flock): a killed process holds none. A copy's time of modification is its last use.
+Beside each copy lie two lock files. `NAME.lock` is held shared while the copy is read, so that nobody deletes it, and
+exclusive only by who deletes it. `NAME.fetch.lock` is held while the shard is fetched, which happens once a machine.
+Whoever waits for a fetch may have other shards open and never waits for readers, so processes cannot wait for each
+other in a circle. Locks are the system's (flock): a killed process holds none. A copy's time of modification is its
+last use.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ from data_pipeline.manifest import ShardInfo
 from data_pipeline.transport import Transport, TryAgain, Unfit, with_retries
 
 SHARDS = "shards"  # the folder in a data set's own that is counted and cleared
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 LOG = logging.getLogger(__name__)
 
 
@@ -64,27 +67,18 @@ class ShardCache:
             Unfit: It is not at its address, or is there with other bytes than when it was built.
         """
         path = self._own / shard.name
-        while True:
-            lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH)
-                file = self._open_copy(path, shard)
-                if file is not None:
-                    return OpenShard(file, lock)
-                fcntl.flock(lock, fcntl.LOCK_EX)  # waits for whoever is fetching
-                if not self._is_whole(path, shard):
-                    self._fetch(path, shard, location)
-            except BaseException:
-                os.close(lock)
-                raise
-            # Not turned into a shared lock here: flock gives the old one up first, and the copy might go meanwhile.
+        lock = _lock_file(path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if not self._is_whole(path, shard):
+                with locked(path.with_name(path.name + ".fetch.lock")):
+                    if not self._is_whole(path, shard):
+                        self._fetch(path, shard, location)
+            os.utime(path)
+            return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), lock)
+        except BaseException:
             os.close(lock)
-
-    def _open_copy(self, path: Path, shard: ShardInfo) -> int | None:
-        if not self._is_whole(path, shard):
-            return None
-        os.utime(path)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            raise
 
     @staticmethod
     def _is_whole(path: Path, shard: ShardInfo) -> bool:
@@ -153,7 +147,7 @@ class ShardCache:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock file's lock for the block; waits for whoever else holds it, in this process or another."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(path, _LOCK_FLAGS, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -161,8 +155,13 @@ def locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _lock_file(path: Path) -> int:
+    """The open lock file of a copy, for `flock`."""
+    return os.open(path.with_name(path.name + ".lock"), _LOCK_FLAGS, 0o666)
+
+
 def _delete_unused(path: Path) -> bool:
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = _lock_file(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)

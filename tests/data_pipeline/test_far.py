@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from data_pipeline import DocumentIndex, FarSettings, SegmentStream, UserError, open_data
+from data_pipeline.background import Background
 from data_pipeline.far import RemoteMode
 from data_pipeline.opening import open_store
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.transport import open_transport
 from data_pipeline.verify import verify_dataset
 from tests.data_pipeline import faulty_server
 from tests.data_pipeline.faulty_server import FaultyServer, serving
@@ -198,6 +201,26 @@ def test_shards_in_use_stay(served: FaultyServer, tmp_path: Path, caplog: pytest
     with SegmentStream(far, **SHAPE, epochs=1) as stream:
         assert sum(batch.valid_tokens for batch in stream) == far.num_tokens
     assert "more than data.cache_gigabytes" in caplog.text
+
+
+def test_who_finds_a_shard_just_fetched_does_not_wait_for_its_readers(
+    served: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for them, two processes that read different shards would wait for each other for ever."""
+    far = open_data(f"{served.address}/set", settings(tmp_path))
+    assert isinstance(far, DocumentIndex)
+    shard, transport = far.manifest.shards[0], open_transport(far.location, settings(tmp_path))
+    first, second = (ShardCache(tmp_path / "cache", "set", transport, settings(tmp_path)) for _ in range(2))
+    read = first.open(shard, "shard")
+    answers = iter([False])  # what the second saw before the first was done
+    is_whole = second._is_whole
+    monkeypatch.setattr(second, "_is_whole", lambda *arguments: next(answers, None) is None and is_whole(*arguments))
+    opening = Background(1, "second").submit(lambda: second.open(shard, "shard"))
+    try:
+        opening.result(timeout=10).close()
+    finally:
+        read.close()
+    assert served.requests[f"set/{shard.name}"] == 1
 
 
 def _read_all(address: str, cache: Path, barrier: Any, results: Any) -> None:
