@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("launch.commands.train", "train a Memformer from a YAML configuration"),
     "evaluate": ("launch.commands.evaluate", "perplexity of a model on a data set, with memory and without"),
     "generate": ("launch.commands.generate", "continue a text at constant memory"),
+    "inspect-memory": (
+        "launch.commands.inspect_memory",
+        "what the memory keeps of a text, as numbers and pictures",
+    ),
     "checkpoint": ("launch.commands.checkpoint", "list and verify the checkpoints of a run"),
     "export": ("launch.commands.export", "turn a sharded checkpoint into single-GPU weights"),
     "doctor": ("launch.commands.doctor", "what on this machine, or on a job's nodes, would break a run"),

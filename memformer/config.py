@@ -95,6 +95,9 @@ class TrainingConfig(Section):
     next segment and done again later."""
     diagnostics_interval: int = Field(50, ge=0)
     """Steps between two looks into the memory (slot norms, the writer's weight on itself); 0: never."""
+    memory_pictures_interval: int = Field(1000, ge=0)
+    """Steps between two sets of pictures of the memory (those of `memformer inspect-memory`, on a held-out document) as
+    TensorBoard images; needs matplotlib, tensorboard and held-out documents; 0: never."""
 
 
 class OptimizerConfig(Section):

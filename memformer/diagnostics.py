@@ -1,15 +1,19 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A look into the memory while training: is it used, does it collapse?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import torch
 
-from memformer.distributed import all_sum
+from data_pipeline import SegmentBatch, Tokenizer
+from memformer.distributed import all_sum, from_main
+from memformer.inspection import KEPT, OVERWRITTEN, MemoryInspector
 from memformer.model import Memformer, Segment
 from memformer.replay import Carry
 
-KEPT, OVERWRITTEN = 0.8, 0.2  # bounds of a slot's weight on itself
+INSPECTED_SEGMENTS, INSPECTED_HORIZON = 48, 16
 
 
 @torch.no_grad()
@@ -49,3 +53,41 @@ def memory_diagnostics(
     sums = torch.stack([*(torch.where(live, value, 0).sum() for value in per_lane.values()), live.sum()]).double()
     *totals, lanes = total(sums).tolist()
     return {name: total / max(1.0, lanes) for name, total in zip(per_lane, totals, strict=True)}
+
+
+def inspected_memory(model: Memformer, batches: Iterable[SegmentBatch], tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """What `memformer inspect-memory` reports, on the beginning of the main process's first held-out document.
+
+    Called by all processes, which compute the same: under ZeRO-3 each holds a part of the parameters.
+
+    Args:
+        model: The model; put into evaluation mode for the time.
+        batches: Held-out segments, as for `evaluate`.
+        tokenizer: The data set's.
+
+    Returns:
+        The report; None for a model without memory.
+    """
+    if model.writer is None:
+        return None
+    found: list[np.ndarray[Any, Any]] = []
+    ended = False
+    for number, batch in enumerate(batches):
+        # Every process takes as many batches as the others, which agree on each; the first lane's document ends where
+        # the lane takes up another one, or idles.
+        if number == INSPECTED_SEGMENTS:
+            break
+        ended = ended or (number > 0 and bool(batch.resets[0, 0])) or not batch.lengths[0, 0]
+        if not ended:
+            found.append(np.asarray(batch.tokens[0, 0, : batch.lengths[0, 0]]))
+    tokens = from_main(np.concatenate(found) if found else None)
+    if tokens is None:
+        return None
+    training = model.training
+    model.eval()
+    length = int(batch.tokens.shape[2])
+    inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
+    inspector.read(tokens)
+    report = inspector.report()
+    model.train(training)
+    return report

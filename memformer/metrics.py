@@ -61,6 +61,14 @@ class MetricsWriter:
         self._file.flush()
         self.scalars("train", metrics["step"], metrics)
 
+    def figures(self, prefix: str, step: int, figures: dict[str, Any]) -> None:
+        """matplotlib figures as TensorBoard images."""
+        if self._board is None:
+            return
+        for name, figure in figures.items():
+            self._board.add_figure(f"{prefix}/{name}", figure, step, close=False)
+        self._board.flush()
+
     def scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
         """Numbers as TensorBoard scalars; lists become one scalar an entry, nested dictionaries one tag a level."""
         if self._board is None:

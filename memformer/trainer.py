@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from data_pipeline import SegmentBatch, SegmentStream, UserError
-from memformer import checkpoint, distributed
+from memformer import checkpoint, distributed, inspection_pictures
 from memformer.config import Config, save_config
 from memformer.deepspeed_config import deepspeed_config
-from memformer.diagnostics import memory_diagnostics
+from memformer.diagnostics import inspected_memory, memory_diagnostics
 from memformer.distributed import World
 from memformer.engine import ReplayEngine, StepReport, resolve_precision
 from memformer.evaluation import evaluate
@@ -176,6 +176,7 @@ class Trainer:
                 save_due = self.agree(metrics["step_seconds"])
                 if settings.eval_interval and (step % settings.eval_interval == 0 or step == last):
                     self.evaluate()
+                self.picture_memory()
                 interval = self.config.checkpoint.interval
                 if step == last or save_due or (interval and step % interval == 0):
                     self.save()
@@ -292,6 +293,22 @@ class Trainer:
             reports["memory_reset"]["perplexity"],
             reports["with_memory"]["tokens"],
         )
+
+    def picture_memory(self) -> None:
+        """Draws what the memory keeps of a held-out document, where and when pictures are wanted."""
+        step, interval = self.progress.step, self.config.training.memory_pictures_interval
+        due = interval and step % interval == 0
+        if not due or not self.config.tensorboard or self.data.held_out is None or self.urgency:
+            return
+        if not distributed.from_main(inspection_pictures.available()):
+            if step == interval:
+                LOG.info("no pictures of the memory: they need matplotlib (pip install 'memformer-train[plots]')")
+            return
+        self.watchdog.pulse("evaluation", step)
+        with self.data.held_out_stream(self.config, self.world) as stream, self.engine.autocast():
+            report = inspected_memory(self.engine.model, stream, self.data.train.tokenizer)
+        if report is not None and self.world.is_main:
+            self.writer.figures("memory", step, inspection_pictures.pictures(report))
 
     def attentive(self, batches: Iterable[SegmentBatch]) -> Iterator[SegmentBatch]:
         """The batches of an evaluation, which ends early when the run is asked to stop."""

@@ -47,7 +47,13 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
                 "num_segments": 3,
                 "audit": True,
             },
-            "training": {"max_steps": STEPS, "eval_interval": 4, "eval_segments": 4, "diagnostics_interval": 2},
+            "training": {
+                "max_steps": STEPS,
+                "eval_interval": 4,
+                "eval_segments": 4,
+                "diagnostics_interval": 2,
+                "memory_pictures_interval": 8 if stage == 3 else 0,
+            },
             "optimizer": {"warmup_steps": 2},
             "parallel": {"zero_stage": stage},
             "checkpoint": {"interval": 3, "keep_last": 5},
@@ -147,3 +153,17 @@ def test_exported_model_scores_like_the_engine(runs: Path, tmp_path: Path) -> No
     expected = run_distributed(trained_logits, 2, str(runs), 3)[0]
     export(runs / "whole-3-fp32", tmp_path / "model")
     assert probe(load_model(tmp_path / "model"), torch.device("cpu")) == pytest.approx(expected, abs=1e-5)
+
+
+def test_pictures_of_the_memory_are_images_of_tensorboard(runs: Path) -> None:
+    """Under ZeRO-3, where every process must take part and the bias is sharded."""
+    pytest.importorskip("matplotlib")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(RunDirectory(runs / "whole-3-fp32").tensorboard), size_guidance={"images": 0})
+    board.Reload()
+    names = {"self_weight", "kinds", "similarity", "tokens", "perturbation"}
+    assert set(board.Tags()["images"]) == {f"memory/{name}" for name in names}
+    images = board.Images("memory/self_weight")
+    assert [image.step for image in images] == [8]
+    assert images[0].width > 100 and images[0].encoded_image_string.startswith(b"\x89PNG")

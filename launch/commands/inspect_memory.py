@@ -1,0 +1,163 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What the memory keeps of a text: each slot's weight on itself by segment, the kinds of slots and their shares, what
+tokens a slot took and still holds, how alike the slots are, how long a moved slot stays moved.
+
+Writes DIR/memory.json with everything, definitions included, and pictures (PNG) of it. Memory use depends neither on
+the text's length nor on the number of segments.
+"""
+
+import argparse
+import gzip
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CHARACTERS = 1 << 20  # of the text read at once
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, the text, where to write, and what to measure."""
+    from launch.models import add_model_arguments
+
+    add_model_arguments(parser)
+    parser.add_argument("--text-file", required=True, metavar="FILE", help="UTF-8 text (.gz: gzipped), one document")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory for memory.json and the pictures")
+    parser.add_argument("--top", type=int, default=8, metavar="N", help="tokens named a slot")
+    parser.add_argument("--horizon", type=int, default=32, metavar="N", help="segments a perturbation is followed")
+    parser.add_argument("--perturbation", type=float, default=0.1, metavar="X", help="its size; a slot has norm 1")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the perturbation's direction")
+    parser.add_argument("--no-pictures", action="store_true", help="memory.json alone (pictures need matplotlib)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reads the text, writes the files and prints a summary."""
+    from data_pipeline import UserError
+    from launch.models import open_model
+    from memformer.inspection import MemoryInspector
+    from memformer.inspection_pictures import available, pictures
+
+    check(arguments)
+    if not arguments.no_pictures and not available():
+        raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
+    model, tokenizer = open_model(arguments)
+    path, out = Path(arguments.text_file), Path(arguments.out)
+    # Two passes, so that places in the document are known while it is read, without keeping it.
+    count = sum(map(len, token_pieces(path, tokenizer)))
+    if count == 0:
+        raise UserError(f"--text-file {path}: is empty: give a text of one segment at least")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file: name a directory")
+    inspector = MemoryInspector(
+        model,
+        tokenizer,
+        count,
+        horizon=arguments.horizon,
+        perturbation=arguments.perturbation,
+        top=arguments.top,
+        seed=arguments.seed,
+    )
+    for piece in token_pieces(path, tokenizer):
+        inspector.read(piece)
+    report = {"model_path": str(arguments.model), "text_file": str(path), **inspector.report()}
+    figures = {} if arguments.no_pictures else pictures(report)
+    files = write(out, report, figures)
+    show(report)
+    print(f"\n{out}: {', '.join(files)}")
+    if arguments.json:
+        print(json.dumps({**summary(report), "out": str(out), "files": files}))
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses values out of range."""
+    from data_pipeline import UserError
+
+    for name, fits, mend in (
+        ("top", arguments.top >= 1, "give 1 or more"),
+        ("horizon", arguments.horizon >= 0, "give 0 or more"),
+        ("perturbation", arguments.perturbation > 0, "give more than 0"),
+    ):
+        if not fits:
+            raise UserError(f"--{name} is {getattr(arguments, name)}: {mend}")
+
+
+def token_pieces(path: Path, tokenizer: Any) -> Iterator[Any]:
+    """The text's tokens, a piece at a time, the same as those of the whole text."""
+    from data_pipeline import UserError
+
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    text = ""
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            while part := file.read(CHARACTERS):
+                text += part
+                cut = tokenizer.safe_cut(text)
+                if cut:
+                    yield tokenizer.encode(text[:cut])
+                text = text[cut:]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"--text-file {path}: cannot be read as UTF-8 text ({error})") from None
+    if text:
+        yield tokenizer.encode(text)
+
+
+def write(out: Path, report: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    """Writes everything beside the place first, then moves it there; returns the files' names."""
+    from data_pipeline import UserError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=out, prefix=".inspect-"))
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another directory") from None
+    try:
+        for name, figure in figures.items():
+            figure.savefig(scratch / f"{name}.png")
+        (scratch / "memory.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+        names = sorted(file.name for file in scratch.iterdir())
+        for name in names:
+            (scratch / name).replace(out / name)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})", exit_code=1) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return names
+
+
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the report without its series."""
+    moved = report["perturbation"] or {}
+    return {
+        "document": report["document"],
+        "shares": report["shares"],
+        "bias_norm_by_kind": report["bias_norm_by_kind"],
+        "bias_norm_correlation": report["bias_norm_correlation"],
+        "mean_slot_cosine": report["similarity"]["mean"],
+        "half_life_all_slots": moved.get("half_life_all_slots"),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """The summary for people."""
+    from memformer.inspection_pictures import excerpt
+
+    document = report["document"]
+    print(f"{document['tokens']:,} tokens, {document['writes']} writes of {report['model']['num_memory_slots']} slots")
+    print(f"{'slots':>10}  {'kept':>6}  {'mixed':>6}  {'overwritten':>11}  {'weight on itself':>16}")
+    for phase, row in report["shares"].items():
+        cells = f"{row['kept']:>6.1%}  {row['mixed']:>6.1%}  {row['overwritten']:>11.1%}  {row['self_weight']:>16.3f}"
+        print(f"{phase:>10}  {cells}")
+    norms = report["bias_norm_by_kind"] or {}
+    means = (f"{kind} {row['mean']:.3f} ({row['slots']})" for kind, row in norms.items() if row["slots"])
+    print(f"mean norm of the bias by kind (slots): {', '.join(means)}")
+    print(f"mean cosine of two slots at the end: {report['similarity']['mean']:.3f}")
+    if moved := report["perturbation"]:
+        life = moved["half_life_all_slots"]
+        followed = len(moved["all_slots"]) - 1
+        print(f"moved memory: half of it is gone after {life or f'more than {followed}'} segments")
+    for slot in report["slots"][:8]:
+        print(f"slot {slot['slot']:>3} {slot['kind']:>11}  took {excerpt(slot['took'][0])}")
