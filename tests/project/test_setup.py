@@ -70,6 +70,13 @@ def test_everything_needed_is_pinned_and_nothing_brings_another_torch(metadata: 
     assert re.search(r"^torch==\d+\.\d+\.\d+$", (REPOSITORY / "requirements/torch.txt").read_text(), re.MULTILINE)
 
 
+def test_peers_are_pinned_once(metadata: Path) -> None:
+    extra = next(part for part in (metadata / "requires.txt").read_text().split("\n[") if part.startswith("peers]"))
+    pins = (REPOSITORY / "requirements/peers.txt").read_text().splitlines()
+    assert sorted(extra.split("\n")[1:]) == sorted(["", *(pin for pin in pins if not pin.startswith("#"))])
+    assert "torch" not in {requirement_name(pin) for pin in pins}
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
     copy = tmp_path / "copy"

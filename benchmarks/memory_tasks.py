@@ -1,0 +1,251 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What the memory keeps: accuracy by distance, trained on short documents and tested on long ones.
+
+    python benchmarks/memory_tasks.py                                about an hour on one CPU core
+    python benchmarks/memory_tasks.py --quick --json                 about 1 minute: one task, few steps
+    python benchmarks/memory_tasks.py --tasks copy --variants default no-forgetting --seeds 0 1 2
+    python benchmarks/memory_tasks.py --out benchmarks/results/DATE-cpu-memory-tasks
+
+Tasks (`benchmarks/tasks/`): copy after delay and key-value recall among noise; a needle in real text and counting
+facts inside books. Trained on documents of T segments, tested with the same questions at distances up to
+`--longest` tokens. Each trained model is also tested with its memory taken away at every segment, and a model without
+memory slots is trained beside it: both must come down to chance as soon as the facts are out of the segment before.
+
+Variants of the memory: `default` is the paper's; `no-forgetting` leaves the bias out of the update; `small-bias` starts
+from a bias a twentieth as long, so that forgetting begins slow and is learned; `no-slots` has no memory.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import markdown_table, provenance, write_results
+from benchmarks.peers.reader import MemformerReader, parameters
+from benchmarks.tasks.documents import Task, training_rollouts
+from benchmarks.tasks.probe import accuracy_by_distance
+from benchmarks.tasks.symbols import Copy, KeyValueRecall
+from benchmarks.tasks.text import Counting, Needle
+from benchmarks.training import Recipe, train
+from memformer import MemformerConfig
+
+PROBE_SEED = 1_000_000  # documents of the probe; training documents have the seeds 0, 1, ...
+SMALL_BIAS = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A task and the model and documents it is learned with."""
+
+    task: Task
+    model: MemformerConfig
+    segment_length: int
+    num_segments: int
+    documents: int
+    recipe: Recipe
+
+    @property
+    def training_length(self) -> int:
+        """Tokens of a training document."""
+        return self.segment_length * self.num_segments
+
+
+def tiny(encoder_layers: int, decoder_layers: int, width: int, slots: int) -> MemformerConfig:
+    """A model for the tasks; vocabulary and start token follow from the task."""
+    return MemformerConfig(
+        encoder_layers, decoder_layers, d_model=width, num_heads=4, d_ff=2 * width, num_memory_slots=slots
+    )
+
+
+SETUPS = {
+    "copy": Setup(Copy(), tiny(1, 1, 64, 8), 16, 4, 32, Recipe(1500, 3e-3, "wsd")),
+    "recall": Setup(KeyValueRecall(), tiny(1, 1, 64, 8), 16, 4, 32, Recipe(2000, 3e-3, "wsd")),
+    "needle": Setup(Needle(), tiny(1, 1, 64, 8), 32, 5, 16, Recipe(800, 3e-3, "wsd")),
+    "counting": Setup(Counting(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(1500, 3e-3, "wsd")),
+}
+VARIANTS = ("default", "no-forgetting", "small-bias", "no-slots")
+
+
+def make_reader(setup: Setup, variant: str, seed: int) -> MemformerReader:
+    """An untrained model of a variant."""
+    torch.manual_seed(seed)
+    config = dataclasses.replace(
+        setup.model,
+        vocab_size=setup.task.vocab_size,
+        start_token_id=setup.task.start_token_id,
+        segment_length=setup.segment_length,
+        memory_forgetting=variant != "no-forgetting",
+        **({"num_memory_slots": 0} if variant == "no-slots" else {}),
+    )
+    reader = MemformerReader(config, name=variant)
+    if variant == "small-bias":
+        # The initial memory is the bias's direction, which stays.
+        reader.module.forget.bias.data.mul_(SMALL_BIAS)
+    return reader
+
+
+def distances(setup: Setup, longest: int) -> list[int]:
+    """Powers of 2 from the question's length to `longest`, and the training length and 10 times that."""
+    least = len(setup.task.story(np.random.default_rng(0)).questions[0].tokens)
+    powers = {2**i for i in range(3, 18)}
+    wanted = powers | {setup.training_length * 10, 100_000}
+    return sorted(d for d in wanted if least <= d <= longest)
+
+
+def measure(name: str, variant: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trains one model; rows of accuracy by distance, with the memory and with it reset at every segment."""
+    setup = SETUPS[name]
+    recipe = dataclasses.replace(setup.recipe, **({"steps": options.steps} if options.steps else {}))
+    reader = make_reader(setup, variant, seed)
+    rollouts = training_rollouts(
+        setup.task, setup.documents, setup.num_segments, setup.segment_length, seed, curriculum=recipe.steps // 3
+    )
+    history = train(reader, rollouts, recipe, lambda line: print(f"{name} seed {seed} {line}", flush=True))
+    rows = []
+    for reset in (False, True) if variant != "no-slots" else (False,):
+        reader.memory_reset = reset
+        # Without memory every distance beyond the segment before is alike.
+        longest = options.longest if not reset and variant != "no-slots" else min(options.longest, 4096)
+        curve = accuracy_by_distance(
+            reader, setup.task, distances(setup, longest), setup.segment_length, options.documents, PROBE_SEED + seed
+        )
+        row = {
+            "task": name,
+            "variant": "memory reset" if reset else variant,
+            "trained_as": variant,
+            "seed": seed,
+            "chance": setup.task.chance,
+            "parameters": parameters(reader),
+            "training_length": setup.training_length,
+            "segment_length": setup.segment_length,
+            "training_tokens": recipe.steps * setup.documents * setup.training_length,
+            "recipe": dataclasses.asdict(recipe),
+            "model": reader.module.config.to_dict(),
+            "training_losses": history.losses,
+            "training_seconds": history.seconds,
+            "by_distance": [dataclasses.asdict(point) | {"accuracy": point.share} for point in curve],
+        }
+        if reader.module.writer is not None:
+            row["bias_norm"] = reader.module.forget.bias.norm(dim=-1).mean().item()
+        rows.append(row)
+        print(line(row), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """One line for people."""
+    curve = "  ".join(f"{point['distance']}:{point['accuracy']:.2f}" for point in row["by_distance"])
+    return f"{row['task']:>9} {row['variant']:<14} seed {row['seed']}  {curve}"
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean, least and largest accuracy over the seeds, by task, variant and distance."""
+    cells: dict[tuple[str, str, str, int], list[float]] = {}
+    for row in rows:
+        for point in row["by_distance"]:
+            key = (row["task"], row["trained_as"], row["variant"], point["distance"])
+            cells.setdefault(key, []).append(point["accuracy"])
+    return [
+        {
+            "task": task,
+            "trained_as": trained,
+            "variant": variant,
+            "distance": distance,
+            "accuracy": statistics.fmean(found),
+            "least": min(found),
+            "most": max(found),
+            "seeds": len(found),
+        }
+        for (task, trained, variant, distance), found in cells.items()
+    ]
+
+
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    parts = [
+        "# What the memory keeps",
+        "",
+        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
+        f"`{values['command']}`",
+        "",
+        "Share of right answer tokens by distance between the last fact and the answer, in tokens; mean over the "
+        "seeds. `memory reset` is the model of the line above it with its memory taken away at every segment.",
+    ]
+    for task in dict.fromkeys(row["task"] for row in values["rows"]):
+        rows = [row for row in values["rows"] if row["task"] == task]
+        cells = [cell for cell in values["summary"] if cell["task"] == task]
+        columns = sorted({cell["distance"] for cell in cells})
+        first = rows[0]
+        seeds = sorted({row["seed"] for row in rows})
+        table = []
+        for trained, variant in dict.fromkeys((cell["trained_as"], cell["variant"]) for cell in cells):
+            found = {
+                c["distance"]: c["accuracy"] for c in cells if (c["trained_as"], c["variant"]) == (trained, variant)
+            }
+            table.append([variant, *(f"{found[d]:.2f}" if d in found else "" for d in columns)])
+        parts += [
+            "",
+            f"## {task}",
+            "",
+            f"Trained on documents of {first['training_length']} tokens ({first['segment_length']} a segment), "
+            f"{first['training_tokens'] / 1e6:.1f} M tokens; {first['parameters']:,} parameters; chance "
+            f"{first['chance']:.3f}; seeds {', '.join(map(str, seeds))}.",
+            "",
+            markdown_table(["distance", *map(str, columns)], table),
+        ]
+    if values["notes"]:
+        parts += ["", values["notes"]]
+    return "\n".join(parts)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=SETUPS, default=list(SETUPS), help="default: all")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the task's)")
+    parser.add_argument("--longest", type=int, default=100_000, help="largest distance in tokens; default 100000")
+    parser.add_argument("--documents", type=int, default=128, help="documents of a probe; default 128")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
+    parser.add_argument("--quick", action="store_true", help="copy alone, 150 steps, distances up to 1024")
+    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
+    parser.add_argument("--notes", default="", help="a remark for the result files")
+    options = parser.parse_args(words)
+    if options.quick:
+        options.tasks, options.variants, options.seeds = ["copy"], ["default", "no-slots"], [0]
+        options.steps, options.longest = options.steps or 150, 1024
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parse(words)
+    torch.set_num_threads(options.threads)
+    values: dict[str, Any] = provenance(torch.device("cpu"))
+    values["sizes"] = {"longest": options.longest, "documents": options.documents, "threads": options.threads}
+    values["rows"] = [
+        row
+        for task in options.tasks
+        for variant in options.variants
+        for seed in options.seeds
+        for row in measure(task, variant, seed, options)
+    ]
+    values["summary"] = summary(values["rows"])
+    values["notes"] = options.notes
+    if options.out:
+        write_results(options.out, values, page(values))
+    if options.json:
+        print(json.dumps({"summary": values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
+
+
+if __name__ == "__main__":
+    main()

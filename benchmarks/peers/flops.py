@@ -1,0 +1,30 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Operations of reading a document, counted while it is read."""
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.peers.reader import Reader
+
+
+@torch.no_grad()
+def reading_flops(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) -> int:
+    """Floating-point operations of the matrix products of reading documents, a multiply-add as 2.
+
+    Attention runs in its written-out form and an LSTM without the CPU's fused kernel: the counter knows neither.
+
+    Args:
+        reader: Any reader.
+        tokens_BL: The documents; L is a multiple of the segment length.
+        segment_length: S.
+    """
+    state = None
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+        FlopCounterMode(display=False) as counter,
+    ):
+        for segment in tokens_BL.split(segment_length, dim=1):
+            state = reader.read(segment, state)[1]
+    return counter.get_total_flops()

@@ -1,0 +1,273 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The peers: libraries' models as readers, at the sizes of one specification.
+
+    Transformer-XL, windowed Transformer   x-transformers
+    Compressive Transformer                compressive-transformer-pytorch
+    Recurrent memory transformer           recurrent-memory-transformer-pytorch
+    LSTM                                   torch
+
+`make peers` installs the libraries (the extra `peers`); without them `available` says so. Each is used as its authors
+configure it: rotary positions and pre-norm layers for x-transformers, GRU gating off in the Compressive Transformer
+(it would be a third of its parameters), its auxiliary reconstruction loss on.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from benchmarks.peers.reader import (
+    MemformerReader,
+    Reader,
+    State,
+    TruncatedReader,
+    parameters,
+    shifted,
+)
+from memformer import MemformerConfig
+
+LIBRARIES = {
+    "transformer-xl": "x_transformers",
+    "windowed": "x_transformers",
+    "compressive": "compressive_transformer_pytorch",
+    "rmt": "recurrent_memory_transformer_pytorch",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What all readers of a comparison share.
+
+    Attributes:
+        vocab_size: Token ids, the start token's included.
+        start_token_id: Its id.
+        segment_length: S.
+        width: Width of the model.
+        heads: Attention heads.
+        layers: Decoder layers (LSTM layers).
+        ff: Hidden width of the feed-forward blocks.
+        memory: Tokens or slots that are carried from segment to segment.
+    """
+
+    vocab_size: int
+    start_token_id: int
+    segment_length: int
+    width: int
+    heads: int
+    layers: int
+    ff: int
+    memory: int
+
+
+def available(kind: str) -> bool:
+    """Whether the library behind a kind of reader is installed."""
+    return kind not in LIBRARIES or importlib.util.find_spec(LIBRARIES[kind]) is not None
+
+
+class XTransformer(TruncatedReader):
+    """Transformer-XL: each layer attends to its cached inputs of the last `memory` tokens; no gradient into them."""
+
+    def __init__(self, sizes: Sizes, name: str = "Transformer-XL") -> None:
+        from x_transformers import Decoder, TransformerWrapper
+
+        self.name, self.sizes = name, sizes
+        self.module = TransformerWrapper(
+            num_tokens=sizes.vocab_size,
+            max_seq_len=sizes.segment_length,
+            max_mem_len=sizes.memory,
+            use_abs_pos_emb=False,
+            tie_embedding=True,
+            attn_layers=Decoder(
+                dim=sizes.width,
+                depth=sizes.layers,
+                heads=sizes.heads,
+                attn_dim_head=sizes.width // sizes.heads,
+                ff_mult=sizes.ff / sizes.width,
+                rotary_pos_emb=True,
+                rotary_emb_dim=sizes.width // sizes.heads,  # of every dimension of a head, as in this project
+                attn_flash=True,
+            ),
+        )
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Reads one segment; the state is the last token and every layer's cache."""
+        previous, memories = (None, None) if state is None else state
+        inputs = shifted(tokens_BS, previous, self.sizes.start_token_id)
+        logits, memories = self.module(inputs, mems=memories, return_mems=True)
+        return logits, (tokens_BS[:, -1], memories)
+
+
+class Windowed(XTransformer):
+    """A plain Transformer over a window: each segment is read anew behind the tokens before it, nothing is cached.
+
+    The window is `memory` tokens and the segment.
+    """
+
+    def __init__(self, sizes: Sizes, name: str = "windowed Transformer") -> None:
+        super().__init__(dataclasses.replace(sizes, memory=0), name)
+        self.window = sizes.memory
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Reads one segment; the state is the window's tokens, the start token at the document's head."""
+        before = torch.full_like(tokens_BS[:, :1], self.sizes.start_token_id) if state is None else state
+        # The window is W tokens beside the one before the segment, which a cache of W would not hold either.
+        inputs = torch.cat([before, tokens_BS[:, :-1]], dim=1)
+        logits = self.module(inputs)[:, before.shape[1] - 1 :]
+        return logits, torch.cat([before, tokens_BS], dim=1)[:, -self.window - 1 :]
+
+
+class Compressive(TruncatedReader):
+    """Compressive Transformer: what leaves the cache is compressed 4 to 1 by a convolution instead of dropped."""
+
+    def __init__(self, sizes: Sizes, name: str = "Compressive Transformer") -> None:
+        from compressive_transformer_pytorch import CompressiveTransformer
+
+        self.name, self.sizes = name, sizes
+        self._auxiliary: torch.Tensor | None = None
+        self.module = CompressiveTransformer(
+            num_tokens=sizes.vocab_size,
+            dim=sizes.width,
+            depth=sizes.layers,
+            seq_len=sizes.segment_length,
+            mem_len=sizes.memory,
+            cmem_len=sizes.memory,
+            cmem_ratio=4,
+            heads=sizes.heads,
+            gru_gated_residual=False,
+        )
+        # The library has no argument for the hidden width of the feed-forward blocks.
+        for layer in self.module.ff_layers:
+            layer.fn.fn.w1 = nn.Linear(sizes.width, sizes.ff)
+            layer.fn.fn.w2 = nn.Linear(sizes.ff, sizes.width)
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Reads one segment; the state is the last token and both memories."""
+        # To keep the auxiliary loss from them, the library's forward detaches the key and value matrices in place, and
+        # so would end their training at the first segment.
+        self.module.requires_grad_()
+        previous, memories = (None, None) if state is None else state
+        inputs = shifted(tokens_BS, previous, self.sizes.start_token_id)
+        logits, memories, self._auxiliary = self.module(inputs, memories=memories)
+        return logits, (tokens_BS[:, -1], tuple(memories))
+
+    def auxiliary_loss(self) -> torch.Tensor | None:
+        """The attention-reconstruction loss that trains the compression."""
+        return None if self._auxiliary is None else self._auxiliary.squeeze()
+
+
+class RecurrentMemory(TruncatedReader):
+    """RMT: `memory` tokens beside the segment are read, written, and handed on with their gradient; no other cache."""
+
+    through_state = True
+
+    def __init__(self, sizes: Sizes, name: str = "RMT") -> None:
+        from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer
+
+        self.name, self.sizes = name, sizes
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.module = RecurrentMemoryTransformer(
+                dim=sizes.width,
+                num_tokens=sizes.vocab_size,
+                depth=sizes.layers,
+                num_memory_tokens=sizes.memory,
+                seq_len=sizes.segment_length,
+                dim_head=sizes.width // sizes.heads,
+                heads=sizes.heads,
+                ff_mult=sizes.ff / sizes.width,
+                use_flash_attn=False,
+                use_xl_memories=False,
+                add_write_to_next_write_mem=True,
+                next_write_mem_stop_grad=False,
+                emb_gradient_frac=1.0,
+                num_residual_streams=1,
+            )
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Reads one segment; the state is the last token and the memory tokens."""
+        previous, memories = (None, None) if state is None else state
+        inputs = shifted(tokens_BS, previous, self.sizes.start_token_id)
+        logits, memories, _ = self.module(inputs, memories)
+        return logits, (tokens_BS[:, -1], memories)
+
+
+class _LSTMModel(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(sizes.vocab_size, sizes.width)
+        self.lstm = nn.LSTM(sizes.width, sizes.width, sizes.layers, batch_first=True)
+        self.head = nn.Linear(sizes.width, sizes.vocab_size)
+
+    def forward(self, inputs: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        hidden, state = self.lstm(self.embedding(inputs), state)
+        return self.head(hidden), state
+
+
+class LSTM(TruncatedReader):
+    """An LSTM, back-propagated through time over the rollout."""
+
+    through_state = True
+
+    def __init__(self, sizes: Sizes, name: str = "LSTM") -> None:
+        self.name, self.sizes = name, sizes
+        self.module = _LSTMModel(sizes)
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Reads one segment; the state is the last token and the LSTM's."""
+        previous, hidden = (None, None) if state is None else state
+        logits, hidden = self.module(shifted(tokens_BS, previous, self.sizes.start_token_id), hidden)
+        return logits, (tokens_BS[:, -1], hidden)
+
+
+PEERS: dict[str, Callable[[Sizes], Reader]] = {
+    "transformer-xl": XTransformer,
+    "windowed": Windowed,
+    "compressive": Compressive,
+    "rmt": RecurrentMemory,
+    "lstm": LSTM,
+}
+KINDS = ("memformer", *PEERS)
+
+
+def make(kind: str, sizes: Sizes, memformer: MemformerConfig) -> Reader:
+    """A reader of a kind; `memformer` gives the sizes of this project's model, `sizes` of all others."""
+    return MemformerReader(memformer) if kind == "memformer" else PEERS[kind](sizes)
+
+
+def at_parameters(kind: str, sizes: Sizes, target: int, tolerance: float = 0.03) -> Reader:
+    """The peer with `target` parameters: at the nearest width, and the hidden width that makes up for the rest.
+
+    Args:
+        kind: One of `PEERS`.
+        sizes: Layers, heads and the like, which are kept; widths keep their ratio as nearly as they can.
+        target: Parameters.
+        tolerance: Largest relative difference.
+
+    Raises:
+        ValueError: No width comes within the tolerance.
+    """
+
+    def counted(width: int, ff: int) -> int:
+        return parameters(PEERS[kind](dataclasses.replace(sizes, width=width, ff=ff)))
+
+    # Heads of even size, so that rotary positions fit; an LSTM has none.
+    step = 1 if kind == "lstm" else 2 * sizes.heads
+    ratio = sizes.ff / sizes.width
+    guess = sizes.width * (target / counted(sizes.width, sizes.ff)) ** 0.5
+    around = {max(step, step * round(guess / step) + offset) for offset in (-step, 0, step)}
+    width = min(around, key=lambda width: abs(counted(width, round(width * ratio)) - target))
+    low, high = 1, 16 * width
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if counted(width, middle) < target else (low, middle)
+    reader = PEERS[kind](dataclasses.replace(sizes, width=width, ff=low))
+    found = parameters(reader)
+    if abs(found - target) > tolerance * target:
+        raise ValueError(
+            f"{kind}: the nearest to {target:,} parameters are {found:,} at width {width}, not within "
+            f"{tolerance:.0%}: change layers or heads"
+        )
+    return reader

@@ -1,0 +1,175 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Reader`: a language model that reads documents segment by segment, whatever it carries from one to the next.
+
+Every reader predicts every token of a document once, from the tokens before it that its architecture can still see,
+the first one from a start token. Shapes: B documents side by side, T segments of a rollout, S tokens a segment, V
+vocabulary.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from memformer import Memformer, MemformerConfig
+from memformer.model import Segment
+from memformer.replay import Carry, Rollout, memory_replay_backward
+
+State = Any
+"""What a reader carries from segment to segment; None before the first segment of a document."""
+
+
+class Reader(Protocol):
+    """One architecture.
+
+    Attributes:
+        name: For the tables.
+        module: Its parameters.
+    """
+
+    name: str
+    module: nn.Module
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """The logits of a segment's tokens [B, S, V], teacher-forced, and the state after it."""
+
+    def skip(self, tokens_BS: torch.Tensor, state: State) -> State:
+        """The state after a segment that need not be predicted."""
+
+    def backward(self, tokens_BTS: torch.Tensor, state: State, weights_BTS: torch.Tensor) -> tuple[torch.Tensor, State]:
+        """Accumulates the gradients of a rollout's weighted mean loss.
+
+        Returns:
+            The losses of all tokens in nats, [B, T, S], detached; the state after the rollout, detached.
+        """
+
+
+class MemformerReader:
+    """This project's model, trained by memory replay.
+
+    Args:
+        config: With `vocab_size` and `start_token_id`.
+        name: For the tables.
+        memory_reset: Take the memory away at every segment; the segment before stays in view.
+    """
+
+    def __init__(self, config: MemformerConfig, name: str = "Memformer", memory_reset: bool = False) -> None:
+        self.name, self.module, self.memory_reset = name, Memformer(config), memory_reset
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Encodes the segment before with the memory, decodes this one, writes."""
+        rollout, carry = self._rollout(tokens_BS[:, None], state)
+        logits, memory = self.module.logits(rollout.segment(0, carry), carry.memory)
+        return logits, rollout.carry(memory)
+
+    def skip(self, tokens_BS: torch.Tensor, state: State) -> State:
+        """Encoder and writer alone."""
+        rollout, carry = self._rollout(tokens_BS[:, None], state)
+        return rollout.carry(self.module.advance(rollout.segment(0, carry), carry.memory))
+
+    def backward(self, tokens_BTS: torch.Tensor, state: State, weights_BTS: torch.Tensor) -> tuple[torch.Tensor, State]:
+        """Memory replay over the rollout."""
+        cell = _WeightedCell(self.module, weights_BTS)
+        rollout, carry = self._rollout(tokens_BTS, state)
+        result = memory_replay_backward(cell, rollout, carry, denominator=float(weights_BTS.sum()))
+        return torch.stack(cell.losses[::-1], dim=1), result.carry
+
+    def _rollout(self, tokens_BTS: torch.Tensor, state: State) -> tuple[Rollout, Carry]:
+        lanes, segments, length = tokens_BTS.shape
+        resets = torch.zeros(lanes, segments, dtype=torch.bool)
+        resets[:, 0] = state is None
+        rollout = Rollout.of(tokens_BTS, torch.full((lanes, segments), length), resets, tokens_BTS.device)
+        if state is not None and not self.memory_reset:
+            return rollout, state
+        initial = self.module.initial_memory(lanes).detach()
+        if state is None:
+            return rollout, Carry.empty(initial, length)
+        return rollout, Carry(initial, state.tokens, state.length, state.ragged)
+
+
+class _WeightedCell:
+    """The model as a replay's cell whose tokens count by weight; keeps their losses, the last segment's first."""
+
+    def __init__(self, model: Memformer, weights_BTS: torch.Tensor) -> None:
+        self.model, self.advance = model, model.advance
+        self.weights = list(weights_BTS.unbind(1))  # the replay takes the last segment first
+        self.losses: list[torch.Tensor] = []
+
+    def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, memory = self.model.logits(segment, memory)
+        losses, weights = losses_of(logits, segment.target), self.weights.pop()
+        self.losses.append(losses.detach())
+        return (losses * weights).sum(), weights.sum(), memory
+
+
+class TruncatedReader:
+    """The backward of readers that autograd trains.
+
+    Attributes:
+        through_state: Back-propagate through the state over the whole rollout. Otherwise the gradient is cut at every
+            segment, which is how models that cache activations are trained.
+    """
+
+    name: str
+    module: nn.Module
+    through_state = False
+
+    def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """See `Reader`."""
+        raise NotImplementedError
+
+    def skip(self, tokens_BS: torch.Tensor, state: State) -> State:
+        """Reads and forgets the logits."""
+        return self.read(tokens_BS, state)[1]
+
+    def auxiliary_loss(self) -> torch.Tensor | None:
+        """A further loss of the segment read last, in the units of a mean over its tokens."""
+        return None
+
+    def backward(self, tokens_BTS: torch.Tensor, state: State, weights_BTS: torch.Tensor) -> tuple[torch.Tensor, State]:
+        """One backward a segment, or one for the rollout where the gradient goes through the state."""
+        losses: list[torch.Tensor] = []
+        pending: list[torch.Tensor] = []
+        for tokens_BS, weights_BS in zip(tokens_BTS.unbind(1), weights_BTS.unbind(1), strict=True):
+            logits, state = self.read(tokens_BS, state)
+            segment = losses_of(logits, tokens_BS)
+            losses.append(segment.detach())
+            objective = (segment * weights_BS).sum() / weights_BTS.sum()
+            further = self.auxiliary_loss()
+            if further is not None:
+                objective = objective + further / tokens_BTS.shape[1]
+            if self.through_state:
+                pending.append(objective)
+            else:
+                objective.backward()
+                state = detached(state)
+        if pending:
+            torch.stack(pending).sum().backward()
+        return torch.stack(losses, dim=1), detached(state)
+
+
+def detached(state: State) -> State:
+    """The same state without its graph."""
+    if isinstance(state, torch.Tensor):
+        return state.detach()
+    if isinstance(state, (list, tuple)):
+        return type(state)(detached(value) for value in state)
+    return state
+
+
+def shifted(tokens_BS: torch.Tensor, previous: torch.Tensor | None, start_token_id: int) -> torch.Tensor:
+    """A decoder's input: the token before each target, the start token before a document's first."""
+    if previous is None:
+        previous = torch.full_like(tokens_BS[:, 0], start_token_id)
+    return torch.cat([previous[:, None], tokens_BS[:, :-1]], dim=1)
+
+
+def losses_of(logits_BSV: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihoods in nats, [B, S]."""
+    flat = nn.functional.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS.flatten(), reduction="none")
+    return flat.view_as(tokens_BS)
+
+
+def parameters(reader: Reader) -> int:
+    """Trainable numbers, each counted once."""
+    return sum(parameter.numel() for parameter in reader.module.parameters())

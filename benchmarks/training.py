@@ -1,0 +1,113 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""One training loop for every reader: the same data, the same tokens, the same optimizer."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from benchmarks.peers.reader import Reader, State
+from memformer.config import OptimizerConfig
+from memformer.optimizer import learning_rate, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What one optimizer step reads.
+
+    Attributes:
+        tokens: int64 [B, T, S].
+        weights: Weight of each token's loss, [B, T, S]; None counts all alike.
+        starting: All documents begin with this rollout; otherwise they go on from the last.
+    """
+
+    tokens: torch.Tensor
+    weights: torch.Tensor | None = None
+    starting: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: Optimizer steps.
+        learning_rate: Its peak; warm-up over the first 5 %, then a cosine to 0, or constant and a fall to 0 over the
+            last 30 % ("wsd").
+        schedule: "cosine" or "wsd".
+        clip: Largest norm of the gradient.
+        weight_decay: On matrices.
+    """
+
+    steps: int
+    learning_rate: float
+    schedule: str = "cosine"
+    clip: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What training did: mean weighted loss in nats of each tenth of the steps, and the processor time it took."""
+
+    losses: tuple[float, ...]
+    seconds: float
+
+
+def train(
+    reader: Reader,
+    rollouts: Iterable[Rollout],
+    recipe: Recipe,
+    report: Callable[[str], object] = lambda line: None,
+) -> History:
+    """Trains a reader on the first `recipe.steps` rollouts.
+
+    Args:
+        reader: What is trained.
+        rollouts: The data, in order.
+        recipe: The schedule.
+        report: Given a line about ten times.
+    """
+    settings = OptimizerConfig(
+        learning_rate=recipe.learning_rate,
+        warmup_steps=max(1, recipe.steps // 20),
+        schedule=recipe.schedule,  # type: ignore[arg-type]
+        decay_fraction=0.3,
+        final_fraction=0.0,
+        weight_decay=recipe.weight_decay,
+        beta2=0.98,
+    )
+    device = next(reader.module.parameters()).device
+    optimizer = make_optimizer(reader.module, settings, device)
+    reader.module.train()
+    state: State = None
+    started, window, shown = time.process_time(), [], []
+    tenth = max(1, recipe.steps // 10)
+    for step, rollout in enumerate(itertools.islice(rollouts, recipe.steps), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings, recipe.steps)
+        weights = torch.ones(rollout.tokens.shape) if rollout.weights is None else rollout.weights
+        optimizer.zero_grad()
+        losses, state = reader.backward(
+            rollout.tokens.to(device), None if rollout.starting else state, weights.to(device)
+        )
+        torch.nn.utils.clip_grad_norm_(reader.module.parameters(), recipe.clip)
+        optimizer.step()
+        window.append(float((losses.cpu() * weights).sum() / weights.sum()))
+        if step % tenth == 0:
+            shown.append(sum(window) / len(window))
+            window.clear()
+            report(f"{reader.name}: step {step} of {recipe.steps}, loss {shown[-1]:.3f}")
+    reader.module.eval()
+    return History(tuple(shown), time.process_time() - started)
+
+
+def chunks(tokens_BL: torch.Tensor, num_segments: int, segment_length: int) -> Iterator[Rollout]:
+    """Documents of one length as rollouts; the last may have fewer segments, and a shorter last one is left out."""
+    length = num_segments * segment_length
+    for number, part in enumerate(tokens_BL.split(length, dim=1)):
+        whole = part.shape[1] // segment_length * segment_length
+        if whole:
+            yield Rollout(part[:, :whole].unflatten(1, (-1, segment_length)), starting=number == 0)
