@@ -131,7 +131,8 @@ class ParallelConfig(Section):
     """How the model is spread over the processes."""
 
     tensor: int = Field(1, ge=1)
-    """Tensor-parallel processes of a model replica. This version: 1."""
+    """Processes that share each layer of a model replica: heads, feed-forward, vocabulary. Must divide model.num_heads,
+    model.writer_heads and model.d_ff; best a divisor of the GPUs of a machine."""
     pipeline: int = Field(1, ge=1)
     """Pipeline stages. This version: 1."""
     zero_stage: int = Field(1, ge=0, le=3)
@@ -143,10 +144,9 @@ class ParallelConfig(Section):
     """ZeRO 3: gather the parameters once a rollout (one whole model resident), or layer by layer in every segment."""
 
     @model_validator(mode="after")
-    def _single_model_process(self) -> "ParallelConfig":
-        for name in ("tensor", "pipeline"):
-            if getattr(self, name) != 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: this version shards by ZeRO alone, set it to 1")
+    def _no_pipeline(self) -> "ParallelConfig":
+        if self.pipeline != 1:
+            raise ValueError(f"pipeline is {self.pipeline}: this version has no pipelines, set it to 1")
         return self
 
 
@@ -159,12 +159,6 @@ class ActivationCheckpointingConfig(Section):
     """Partition activations over tensor-parallel processes; needs parallel.tensor above 1."""
     cpu_checkpointing: bool = False
     """Keep the memories between segments in pinned host memory."""
-
-    @model_validator(mode="after")
-    def _nothing_to_partition_over(self) -> "ActivationCheckpointingConfig":
-        if self.partition_activations:
-            raise ValueError("partition_activations is true: it needs parallel.tensor above 1, set it to false")
-        return self
 
 
 class CheckpointConfig(Section):
@@ -262,7 +256,28 @@ class Config(Section):
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: set it to at most training.max_steps "
                 f"= {self.training.max_steps}"
             )
+        _check_tensor_parallel(self)
         return self
+
+
+def _check_tensor_parallel(config: Config) -> None:
+    """What tensor parallelism and activation partitioning ask of the model."""
+    tensor, model = config.parallel.tensor, config.model
+    if tensor == 1 and config.activation_checkpointing.partition_activations:
+        raise ValueError(
+            "activation_checkpointing.partition_activations is true: it needs parallel.tensor above 1, set it to false"
+        )
+    sizes = {
+        "num_heads": model.num_heads,
+        "writer_heads": model.effective_writer_heads if model.num_memory_slots else tensor,
+        "d_ff": model.d_ff,
+    }
+    for name, size in sizes.items():
+        if size % tensor:
+            raise ValueError(
+                f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
+                f"{tensor}, or set parallel.tensor to a divisor of {size}"
+            )
 
 
 class _Loader(yaml.SafeLoader):

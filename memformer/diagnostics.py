@@ -38,7 +38,7 @@ def memory_diagnostics(
     no_reset = torch.zeros_like(live)
     segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
     x_BSD, mask_BS, memory_BKD = model.encode(segment, carry.memory)
-    own_BK = model.writer.weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
+    own_BK = model.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS)
     model.train(training)
     unit_BKD = torch.nn.functional.normalize(memory_BKD.float(), dim=-1)
     slots = memory_BKD.shape[1]

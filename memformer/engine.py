@@ -35,6 +35,7 @@ from memformer.replay import (
     memory_replay_backward,
 )
 from memformer.replay.random_state import mix_seed
+from memformer.tensor_parallel import slice_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ class ReplayEngine:
     def _step_unsharded(self) -> StepReport:
         """Stage 0's optimizer is torch's own and knows no skipped steps, so norm, check and clipping are ours."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._gradient_norm(parameters)
         finite = math.isfinite(norm_value := float(norm))
         if not finite:
             self.deepspeed.zero_grad()
@@ -157,6 +158,14 @@ class ReplayEngine:
         self.deepspeed.set_gradient_accumulation_boundary(True)
         self.deepspeed.step()
         return StepReport(norm_value, applied=True)
+
+    def _gradient_norm(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+        """Of the whole model: slices count on every process of a replica, replicated parameters on one."""
+        mesh = self.world.mesh
+        if mesh.replica.size > 1:
+            parameters = [p for p in parameters if mesh.tensor.rank == 0 or slice_of(p) is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return norm if mesh.replica.size == 1 else mesh.replica.sum(norm.square()).sqrt()
 
     def bad_parameters(self) -> list[str]:
         """Parameters whose gradient, on this process and before the reduction, was not finite in the last rollout.

@@ -15,7 +15,7 @@ import torch
 from data_pipeline import SegmentBatch
 from memformer.distributed import all_sum
 from memformer.metrics import perplexity
-from memformer.model import Memformer, token_losses
+from memformer.model import Memformer
 from memformer.replay import Carry
 from memformer.training_data import rollout_of
 
@@ -98,9 +98,8 @@ def evaluate(
                     carries.setdefault(mode, Carry.empty(initial, length))
                     memory = carries[mode].memory
                 segment = rollout.segment(t, carries[mode])
-                logits, memory = model.logits(segment, memory if mode == "with_memory" else initial)
-                losses = token_losses(logits, segment).sum(1, dtype=torch.float64)
-                sums[mode][0].index_add_(0, buckets[:, t], losses)
+                losses, memory = model.losses(segment, memory if mode == "with_memory" else initial)
+                sums[mode][0].index_add_(0, buckets[:, t], losses.sum(1, dtype=torch.float64))
                 sums[mode][1].index_add_(0, buckets[:, t], segment.target_length.double())
                 if t == rollout.num_segments - 1:
                     carries[mode] = rollout.carry(memory)

@@ -12,7 +12,6 @@ import torch
 from data_pipeline import SegmentBatch
 from memformer import distributed
 from memformer.engine import ReplayEngine
-from memformer.model import token_losses
 from memformer.replay import Carry, Rollout
 from memformer.replay.random_state import mix_seed, segment_seeds
 
@@ -30,9 +29,8 @@ def lane_losses(engine: ReplayEngine, rollout: Rollout, carry: Carry, seed: int)
         for t in range(rollout.num_segments):
             seed_segment(t)
             segment = rollout.segment(t, carry)
-            logits, memory = engine.model.logits(segment, memory)
-            total = token_losses(logits, segment).sum(1)
-            losses.append(total / segment.target_length.clamp(min=1))
+            each, memory = engine.model.losses(segment, memory)
+            losses.append(each.sum(1) / segment.target_length.clamp(min=1))
     return torch.stack(losses, dim=1).float()
 
 

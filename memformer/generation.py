@@ -80,8 +80,7 @@ class Generator:
                 mask = torch.arange(keys.shape[2], device=self.device) <= rows
             y_BSD = y_BSD + layer.self_attention.attend(h, (keys, values), rotary, mask)
             y_BSD = layer.attend_context_and_feed(y_BSD, self._context[i], self._mask, rotary)
-        logits: torch.Tensor = model.head(model.decoder_norm(y_BSD[:, -1]))
-        return logits
+        return model.whole_logits(model.head(model.decoder_norm(y_BSD[:, -1])))
 
     @property
     def logits(self) -> torch.Tensor:

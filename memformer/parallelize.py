@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turns a plain model into a distributed one, in one fixed order.
 
-    activation checkpointing -> compile -> optimizer -> DeepSpeed engine (ZeRO 0-3)
+    tensor parallel -> activation checkpointing -> compile -> optimizer -> DeepSpeed engine (ZeRO 0-3)
 
 The model knows nothing of any of it.
 """
@@ -16,6 +16,7 @@ from memformer.deepspeed_config import deepspeed_config
 from memformer.distributed import World
 from memformer.model import Memformer
 from memformer.optimizer import make_optimizer
+from memformer.tensor_parallel import shard_model
 
 
 def parallelize(model: Memformer, config: Config, world: World, precision: str) -> Any:
@@ -27,6 +28,7 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
         world: This process among all.
         precision: fp32 or bf16 (resolved).
     """
+    shard_model(model, world.mesh.tensor)
     model.to(world.device)
     if config.activation_checkpointing.mode == "full":
         checkpoint_layers(model, reentrant=config.parallel.zero_stage == 3)

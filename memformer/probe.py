@@ -3,7 +3,7 @@
 
 import torch
 
-from memformer.model import Memformer, Segment, token_losses
+from memformer.model import Memformer, Segment
 
 SEGMENTS, LENGTH, LANES = 3, 16, 2
 
@@ -24,6 +24,6 @@ def probe(model: Memformer, device: torch.device) -> list[float]:
         for t in range(SEGMENTS):
             first = torch.full_like(full, t == 0, dtype=torch.bool)
             segment = Segment(tokens[max(t - 1, 0)], full, tokens[t], full, first)
-            logits, memory = model.logits(segment, memory)
-            losses.append(token_losses(logits, segment))
+            each, memory = model.losses(segment, memory)
+            losses.append(each)
     return [round(value, 6) for value in torch.stack(losses).flatten().tolist()]

@@ -5,6 +5,8 @@ Shapes: B lanes, S tokens a segment, K slots, D width, V vocabulary. One segment
 `advance` computes the next memory only (encoder and writer), `forward` also decodes and scores the targets.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -133,6 +135,9 @@ class Memformer(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight
+        # Replaced where the vocabulary is spread over several processes, which then have a part of the logits each.
+        self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
+        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = _unchanged
         initialise(self, config)
 
     def initial_memory(self, batch_size: int) -> torch.Tensor:
@@ -201,7 +206,14 @@ class Memformer(nn.Module):
     def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        return self.decode(segment, x_BSD, mask_BS), self.write(memory_BKD, x_BSD, mask_BS)
+        logits_BSV = self.whole_logits(self.decode(segment, x_BSD, mask_BS))
+        return logits_BSV, self.write(memory_BKD, x_BSD, mask_BS)
+
+    def losses(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`token_losses` of the segment, [B, S], and the next memory [B, K, D]."""
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        losses_BS = self.token_losses(self.decode(segment, x_BSD, mask_BS), segment)
+        return losses_BS, self.write(memory_BKD, x_BSD, mask_BS)
 
     def forward(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores a segment.
@@ -214,16 +226,25 @@ class Memformer(nn.Module):
             The sum of the valid targets' negative log-likelihoods in nats (float32 or wider, scalar); the number
             of valid targets (int64, scalar); the next memory [B, K, D].
         """
-        logits_BSV, memory_BKD = self.logits(segment, memory_BKD)
-        losses = token_losses(logits_BSV, segment)
-        return losses.sum(), segment.target_length.sum(), memory_BKD
+        losses_BS, memory_BKD = self.losses(segment, memory_BKD)
+        return losses_BS.sum(), segment.target_length.sum(), memory_BKD
 
 
 def token_losses(logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
     """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32."""
     if logits_BSV.dtype in (torch.bfloat16, torch.float16):
         logits_BSV = logits_BSV.float()
-    valid_BS = torch.arange(segment.target.shape[1], device=logits_BSV.device) < segment.target_length[:, None]
-    targets = segment.target.masked_fill(~valid_BS, IGNORE)
+    targets = scored_targets(segment)
     flat = F.cross_entropy(logits_BSV.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view_as(targets)
+
+
+def _unchanged(logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+def scored_targets(segment: Segment) -> torch.Tensor:
+    """The segment's targets, int64 [B, S], with `IGNORE` beyond the valid length."""
+    target_BS = segment.target
+    valid_BS = torch.arange(target_BS.shape[1], device=target_BS.device) < segment.target_length[:, None]
+    return target_BS.masked_fill(~valid_BS, IGNORE)

@@ -86,6 +86,16 @@ class MemoryWriter(nn.Module):
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
         return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
 
+    def weight_on_itself(
+        self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
+    ) -> torch.Tensor:
+        """How much of itself each slot keeps, 0 to 1, mean over the heads, [B, K]."""
+        return self.weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
+
+    def slots_of_heads(self, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """The columns of the slots that the heads of this module keep: all of them, where it has all heads."""
+        return memory_BKD
+
     def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """The written memory before forgetting, [B, K, D].
 
@@ -95,6 +105,6 @@ class MemoryWriter(nn.Module):
             mask_BS: True at valid tokens; None when all are.
         """
         a_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
-        kept_BHKE = a_BHKL[..., :1] * split_heads(memory_BKD, self.num_heads)
+        kept_BHKE = a_BHKL[..., :1] * split_heads(self.slots_of_heads(memory_BKD), self.num_heads)
         v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
         return merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE)

@@ -1,0 +1,138 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Turns a plain Memformer, in place, into this process's part of it.
+
+| part | sliced by | sums of [B, S, D] (forward + backward) |
+|---|---|---|
+| attention, reader, attention to the context | heads: query, key, value rows, output columns | 1 + 1 |
+| feed-forward | hidden width: up rows, down columns | 1 + 1 |
+| memory writer | its heads: query, key, value rows | a gather of [B, K, D] + 1 of [B, K, D] |
+| embedding, head, loss | vocabulary | 1 + 1, and 3 numbers a token |
+| norms, slot bias | not at all: replicated, with equal gradients | |
+
+The encoder's output, which the writer and every decoder layer read, sums its gradient once for all of them. The
+weights are slices of those that one process would have: what a run computes depends on the seed, not on the topology.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from memformer.model import Memformer
+from memformer.model.layers import Attention, FeedForward
+from memformer.model.memory import MemoryReader
+from memformer.tensor_parallel.modules import (
+    IdentityBeforeRanks,
+    NormBeforeRanks,
+    ParallelMemoryWriter,
+    RowParallelLinear,
+    become,
+)
+from memformer.tensor_parallel.vocabulary import ParallelScore, VocabularyParallelEmbedding, part_of
+from memformer.topology import Axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Which part of a whole parameter a process has.
+
+    Attributes:
+        shape: Of the whole.
+        dim: The dimension that is cut.
+        start: First index of the part.
+        stop: One past its last.
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    start: int
+    stop: int
+
+
+def slice_of(parameter: torch.Tensor) -> Slice | None:
+    """The part of a whole parameter that this is; None if it is whole."""
+    return getattr(parameter, "tensor_slice", None)
+
+
+def shard_model(model: Memformer, axis: Axis) -> None:
+    """Leaves this process its part of every layer; nothing happens where there is one process.
+
+    Args:
+        model: Whole, and equal on all processes of the axis.
+        axis: The tensor-parallel processes; their number divides num_heads, writer heads and d_ff
+            (the configuration sees to it).
+    """
+    if axis.size == 1:
+        return
+    for layer in (*model.encoder, *model.decoder):
+        for name, child in list(layer.named_children()):
+            if isinstance(child, Attention):
+                _shard_attention(child, axis)
+            elif isinstance(child, MemoryReader):
+                _shard_attention(child.attention, axis)
+                if isinstance(child.norm, nn.LayerNorm):
+                    become(child.norm, NormBeforeRanks, axis)
+                else:
+                    become(child.norm, IdentityBeforeRanks, axis)
+            elif isinstance(child, FeedForward):
+                _slice_weight(child.up, 0, axis)
+                _slice_weight(become(child.down, RowParallelLinear, axis), 1, axis)
+            elif name.endswith("norm"):
+                become(child, NormBeforeRanks, axis)
+    become(model.encoder_norm, NormBeforeRanks, axis)
+    if model.writer is not None:
+        writer = become(model.writer, ParallelMemoryWriter, axis)
+        writer.num_heads //= axis.size
+        for linear in (writer.query, writer.key, writer.value):
+            _slice_weight(linear, 0, axis)
+    become(model.decoder_norm, NormBeforeRanks, axis)
+    _shard_vocabulary(model, axis)
+
+
+def _shard_attention(attention: Attention, axis: Axis) -> None:
+    attention.num_heads //= axis.size
+    for linear in (attention.query, attention.key, attention.value):
+        _slice_weight(linear, 0, axis)
+    _slice_weight(become(attention.output, RowParallelLinear, axis), 1, axis)
+
+
+def _shard_vocabulary(model: Memformer, axis: Axis) -> None:
+    tied = model.head.weight is model.embedding.tokens.weight
+    embedding = become(model.embedding.tokens, VocabularyParallelEmbedding, axis)
+    score = ParallelScore(embedding.num_embeddings, axis)
+    embedding.first, embedding.num_embeddings = score.first, score.stop - score.first
+    _slice_weight(embedding, 0, axis)
+    if tied:
+        model.head.weight = embedding.weight
+    else:
+        _slice_weight(model.head, 0, axis)
+    model.head.out_features = score.stop - score.first
+    model.token_losses, model.whole_logits = score.losses, score.whole
+
+
+def _slice_weight(module: Any, dim: int, axis: Axis) -> None:
+    whole = module.weight
+    start, stop = part_of(whole.shape[dim], axis)
+    part = whole.detach().narrow(dim, start, stop - start).clone(memory_format=torch.contiguous_format)
+    parameter: Any = nn.Parameter(part, requires_grad=whole.requires_grad)
+    parameter.tensor_slice = Slice(tuple(whole.shape), dim, start, stop)
+    parameter.model_parallel = True  # by this name DeepSpeed counts it in the norm of the gradient on every process
+    module.weight = parameter
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = part.shape
+
+
+@torch.no_grad()
+def whole_tensor(parameter: torch.Tensor, axis: Axis, value: torch.Tensor | None = None) -> torch.Tensor:
+    """The whole of a parameter (or of something of its shape, e.g. its gradient); called by all processes of the axis.
+
+    For tests and small things: a checkpoint is never put together like this.
+    """
+    value, part = (parameter if value is None else value).detach(), slice_of(parameter)
+    if part is None:
+        return value.clone()
+    parts: list[Any] = [None] * axis.size
+    dist.all_gather_object(parts, value.cpu(), group=axis.group)
+    return torch.cat(parts, dim=part.dim).to(value.device)
