@@ -20,10 +20,10 @@ from data_pipeline.errors import UserError
 from memformer import checkpoint_files as files
 from memformer.distributed import World
 from memformer.engine import ReplayEngine
+from memformer.fragments import FragmentReader
 from memformer.lane_states import LaneStates, load_lanes
 from memformer.probe import probe
 from memformer.run_directory import RunDirectory
-from memformer.tensor_file import FragmentReader
 
 LOG = logging.getLogger("memformer")
 

@@ -23,7 +23,8 @@ from data_pipeline.files import sync
 from memformer.config import CheckpointConfig
 from memformer.run_directory import RunDirectory, write_atomically
 
-FORMAT = 2
+FORMAT = 3  # of what is written: parameters may be cut by rows and columns
+_READABLE = (2, 3)
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -119,8 +120,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointDamaged(f"{directory}: incomplete, no manifest.json ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
-    if version != FORMAT:
-        raise CheckpointDamaged(f"{path}: format {version} is not {FORMAT}: use the version that wrote it")
+    if version not in _READABLE:
+        raise CheckpointDamaged(f"{path}: format {version} is none of {_READABLE}: use the version that wrote it")
     if manifest.get("sha256") != _own_checksum(manifest):
         raise CheckpointDamaged(f"{path}: its content changed (SHA-256 differs)")
     if step != step_of(directory):

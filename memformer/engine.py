@@ -101,7 +101,7 @@ class ReplayEngine:
 
     def parameter_state(self) -> ParameterState:
         """Weights and optimizer states as pieces that any topology can load."""
-        return ParameterState(self.deepspeed, self.stage, self.world.mesh.data.rank, self.world.mesh.data.size)
+        return ParameterState(self.deepspeed, self.stage, self.world.mesh)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.

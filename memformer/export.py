@@ -16,11 +16,12 @@ import torch
 from data_pipeline.errors import UserError
 from memformer import checkpoint_files as files
 from memformer.checkpoint import parameter_reader
+from memformer.fragments import FragmentReader, Region
 from memformer.loading import FORMAT, INDEX, SINGLE, TIED, load_model
 from memformer.model_card import model_card
 from memformer.parameter_state import WEIGHT
 from memformer.probe import probe
-from memformer.tensor_file import FragmentReader, write_tensors
+from memformer.tensor_file import write_tensors
 
 PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -130,7 +131,7 @@ def _write(
 
     def tensor_of(name: str) -> torch.Tensor:
         shape = torch.Size(shapes[name])
-        return reader.read(WEIGHT, name, 0, shape.numel()).view(shape).to(dtype)
+        return reader.read(WEIGHT, name, Region.whole(shape)).view(shape).to(dtype)
 
     written = {}
     for file, group in zip(names, groups, strict=True):

@@ -201,9 +201,9 @@ class Saver:
         """What this process writes; the tensors are views of the live state."""
         rank = f"rank-{self._world.rank:05d}.safetensors"
         state = self._engine.parameter_state()
-        tensors, starts, steps = state.tensors()
+        tensors, metadata = state.tensors()
         parts = [
-            _File(f"parameters/{rank}", tensors, {"starts": json.dumps(starts), "steps": json.dumps(steps)}),
+            _File(f"parameters/{rank}", tensors, metadata),
             _File(f"random/{rank}", checkpoint.random_states(self._world)),
         ]
         mesh = self._world.mesh

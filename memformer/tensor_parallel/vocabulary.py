@@ -54,7 +54,8 @@ class _CrossEntropy(torch.autograd.Function):
         probabilities.div_(sums[:, None])
         ignored = targets_N == IGNORE
         ctx.save_for_backward(probabilities, ids, elsewhere, ignored)
-        return (sums.log() - scores).masked_fill(ignored, 0)
+        losses_N: torch.Tensor = (sums.log() - scores).masked_fill(ignored, 0)
+        return losses_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:

@@ -1,21 +1,26 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A run moves between numbers of processes, ZeRO stages and numbers of lanes: nothing but rounding may change."""
+"""A run moves between numbers of processes, tensor parallelism, ZeRO stages and lanes: only rounding may change."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import memformer.engine
 from memformer import checkpoint_files
+from memformer.checkpoint import check_fits
 from memformer.distributed import World
 from memformer.export import export
 from memformer.lane_states import LaneStates
 from memformer.replay import Carry
 from memformer.run_directory import RunDirectory
+from memformer.tensor_file import layout_of, write_tensors
 from memformer.trainer import train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
@@ -23,7 +28,13 @@ from tests.faults.lives import assert_every_token_once, audit_of, events_of, met
 
 PROCESSES = (2, 1, 4, 2)
 LAST_STEPS = (3, 6, 9, 14)
-STAGES = {"1-3-2-0": (1, 3, 2, 0), "0-2-1-3": (0, 2, 1, 3)}
+STAGES = {
+    "1-3-2-0": (1, 3, 2, 0),
+    "0-2-1-3": (0, 2, 1, 3),
+    "tensor 3-0-1-2": (3, 0, 1, 2),
+    "tensor 0-1-3-2": (0, 1, 3, 2),
+}
+TENSOR = {"tensor 3-0-1-2": (2, 1, 2, 2), "tensor 0-1-3-2": (2, 1, 2, 1)}
 LANES = {"fewer and more": (8, 2, 8, 4)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -33,7 +44,8 @@ def live(world: World, root: str, life: int) -> None:
     """One life of every run."""
     for name, stages in STAGES.items():
         training = {"max_steps": LAST_STEPS[life]}
-        train(tiny_config(Path(root), name, training=training, parallel={"zero_stage": stages[life]}))
+        parallel = {"zero_stage": stages[life], "tensor": TENSOR.get(name, (1, 1, 1, 1))[life]}
+        train(tiny_config(Path(root), name, training=training, parallel=parallel))
     for name, lanes in LANES.items():
         frozen_life(world, Path(root), name, life, lanes[life])
     if world.size == 1:
@@ -88,7 +100,9 @@ def test_losses_equal_the_uninterrupted_run(runs: Path, name: str) -> None:
     assert [row["tokens"] for row in moved] == [row["tokens"] for row in whole]
     changes = [event["changes"] for event in events_of(RunDirectory(runs / name), "resume")]
     expected = [f"ZeRO {a} -> {b}" for a, b in zip(STAGES[name], STAGES[name][1:], strict=False)]
-    assert [change[1] for change in changes] == expected
+    assert [change[-1] for change in changes] == expected
+    if name in TENSOR:
+        assert changes[0][1] == "tensor 2 -> 1" and changes[1][1] == "tensor 1 -> 2"
     assert [change[0] for change in changes] == ["2 -> 1 processes", "1 -> 4 processes", "4 -> 2 processes"]
 
 
@@ -125,6 +139,28 @@ def test_checkpoints_of_all_stages_export_the_same_model(runs: Path, tmp_path: P
     for name in STAGES:
         assert export(runs / name, tmp_path / name)["largest_loss_difference"] < 1e-5
         checkpoint_files.verify(checkpoint_files.locate(runs / name))
+
+
+def test_checkpoints_of_the_format_before_are_read(runs: Path, tmp_path: Path) -> None:
+    """Format 2 knew neither tensor parallelism nor blocks of rows and columns."""
+    new = checkpoint_files.locate(runs / "1-3-2-0")
+    old = tmp_path / "run" / "checkpoints" / new.name
+    shutil.copytree(new, old)
+    for path in (old / "parameters").iterdir():
+        with safe_open(str(path), framework="pt") as opened:
+            metadata = {name: text for name, text in opened.metadata().items() if name != "blocks"}
+        tensors = load_file(path)
+        write_tensors(path, layout_of(tensors), tensors.__getitem__, metadata)
+    state = checkpoint_files.read_state(old)
+    for name in ("pipeline", "tensor", "replicas"):
+        del state[name]
+    (old / "state.json").write_text(json.dumps({**state, "format": 2}))
+    manifest = {**checkpoint_files.read_manifest(old), "format": 2}
+    manifest["files"] = {name: checkpoint_files.describe_file(old, name) for name in manifest["files"]}
+    manifest["sha256"] = checkpoint_files._own_checksum(manifest)
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    assert check_fits(old, {**checkpoint_files.read_state(new), "world_size": 1}) == ["2 -> 1 processes"]
+    assert export(old, tmp_path / "old")["largest_loss_difference"] < 1e-5
 
 
 def test_a_waiting_carry_goes_to_the_lane_that_takes_it() -> None:

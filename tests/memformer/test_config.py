@@ -55,7 +55,9 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"data": {}}, ["data.path: is missing: set it in the file or with --data.path VALUE"]),
         ({"model": {"segment_length": 64}}, ["model.segment_length is 64 but data.segment_length is 128"]),
         ({"training": {"max_steps": 10}}, ["optimizer.warmup_steps is 100: set it to at most", "10"]),
-        ({"parallel": {"tensor": 2}}, ["parallel", "tensor is 2"]),
+        ({"parallel": {"tensor": 3}}, ["model.num_heads is 8, which parallel.tensor 3 does not divide: choose"]),
+        ({"parallel": {"tensor": 2}, "model": {"writer_heads": 1}}, ["model.writer_heads is 1", "a divisor of 1"]),
+        ({"parallel": {"tensor": 8}, "model": {"d_ff": 100}}, ["model.d_ff is 100, which parallel.tensor 8"]),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
     ],
 )
