@@ -92,14 +92,16 @@ class _Kept:
 class LiveTensors(TorchDispatchMode):
     """A context in which the storage of every tensor that an operation returns is counted until it is freed.
 
-    Tensors made before (parameters, their gradients, inputs) do not count. Backward passes must run in the calling
-    thread, as they do on the CPU.
+    Tensors made before (parameters, their gradients, inputs) do not count, but for those given as `also`. Backward
+    passes must run in the calling thread, as they do on the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.meter = Meter()
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        for tensor in also:
+            self._count(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = kwargs or {}
@@ -109,8 +111,12 @@ class LiveTensors(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 # A view shares its argument's storage: counted already, or older than this context.
-                if storage.data_ptr() not in given and storage not in self._known:
-                    self._known.add(storage)
-                    self.meter.add(storage.nbytes())
-                    weakref.finalize(storage, self.meter.add, -storage.nbytes())
+                if storage.data_ptr() not in given:
+                    self._count(storage)
         return result
+
+    def _count(self, storage: Any) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            self.meter.add(storage.nbytes())
+            weakref.finalize(storage, self.meter.add, -storage.nbytes())

@@ -1,0 +1,70 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The decoder-only peers of benchmarks/inference.py compute what they claim to, from the caches that are counted."""
+
+import pytest
+import torch
+
+from benchmarks.activations import LiveTensors
+from benchmarks.inference import MemformerReading, MemformerWriting, peak_bytes, storage_bytes
+from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
+from memformer import Memformer, MemformerConfig
+
+CONFIG = MemformerConfig(
+    1, 1, d_model=16, num_heads=2, d_ff=24, num_memory_slots=3, vocab_size=257, start_token_id=256, segment_length=64
+)
+
+
+@pytest.fixture(scope="module")
+def peer() -> CachedDecoder:
+    torch.manual_seed(0)
+    return CachedDecoder(CONFIG, 3).double()
+
+
+def read(reader: KeyValueReader | HiddenStateReader, tokens: torch.Tensor, block: int) -> torch.Tensor:
+    return torch.cat([reader.read(part) for part in tokens.split(block, dim=1)], dim=1)
+
+
+def test_caches_of_both_kinds_and_all_blocks_give_one_attention(peer: CachedDecoder) -> None:
+    """Token by token and in blocks; keys and values kept in a window that wraps, or computed anew.
+
+    Float64, 1e-12; 1e-6 where rotary positions, whose angles are float32, count from another token.
+    """
+    tokens = torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(1))
+    whole = read(KeyValueReader(peer, 2, 40, 0), tokens, 40)
+    for block in (1, 8):
+        torch.testing.assert_close(read(KeyValueReader(peer, 2, block, 40), tokens, block), whole, rtol=0, atol=1e-12)
+    windowed = read(KeyValueReader(peer, 2, 8, 12), tokens, 8)
+    assert not torch.allclose(windowed, whole)
+    torch.testing.assert_close(read(HiddenStateReader(peer, 2, 8, 12), tokens, 8), windowed, rtol=0, atol=1e-6)
+    torch.testing.assert_close(windowed[:, :8], whole[:, :8], rtol=0, atol=1e-12)
+
+
+def test_a_filled_cache_goes_on_where_a_read_one_would(peer: CachedDecoder) -> None:
+    """The random filling has the shape and the positions of what really reading leaves."""
+    tokens = torch.randint(256, (1, 21), generator=torch.Generator().manual_seed(1))
+    really, filled = KeyValueReader(peer, 1, 1, 6), KeyValueReader(peer, 1, 1, 6, seen=21)
+    read(really, tokens, 1)
+    assert torch.equal(really.positions, filled.positions) and really.seen == filled.seen
+    assert storage_bytes(really.tensors()) == storage_bytes(filled.tensors())
+
+
+def test_what_this_model_carries_does_not_grow() -> None:
+    """The same bytes after two segments and after forty, and after each step, reading and generating."""
+    model = Memformer(CONFIG).eval()
+    for reader in (MemformerReading(model, 2), MemformerWriting(model, 2)):
+        reader.step()
+        early = storage_bytes(reader.tensors()), peak_bytes(reader, torch.device("cpu"))
+        for _ in range(4):
+            reader.step()
+        assert (storage_bytes(reader.tensors()), peak_bytes(reader, torch.device("cpu"))) == early
+        assert early[1] > early[0] > 0
+
+
+def test_given_tensors_count_until_they_are_freed() -> None:
+    kept = [torch.zeros(100), torch.zeros(50)]
+    with LiveTensors(also=kept) as live:
+        assert live.meter.live_bytes == 600
+        kept[0] = kept[0] + 1
+        assert (live.meter.live_bytes, live.meter.peak_bytes) == (600, 1000)
+        kept.clear()
+        assert live.meter.live_bytes == 0
