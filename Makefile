@@ -36,6 +36,7 @@ checks: lint  ## lint, then the fast tests: before every commit
 peers: setup  ## install the architectures that benchmarks/ compares with (torch stays as it is)
 	@echo "peers: installing requirements/peers.txt"
 	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps -r requirements/peers.txt
+	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target .venv/namesake memformer==0.3.1
 
 lock:  ## resolve the pinned packages anew (requirements/lock.txt)
 	@scripts/lock.sh
