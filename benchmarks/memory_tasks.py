@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import markdown_table, provenance, write_results
 from benchmarks.peers.reader import MemformerReader, parameters
 from benchmarks.tasks.documents import Task, training_rollouts
-from benchmarks.tasks.probe import accuracy_by_distance
+from benchmarks.tasks.probe import accuracy_by_distance, until_chance
 from benchmarks.tasks.symbols import Copy, KeyValueRecall
 from benchmarks.tasks.text import Counting, Needle
 from benchmarks.training import Recipe, train
@@ -69,8 +69,8 @@ def tiny(encoder_layers: int, decoder_layers: int, width: int, slots: int) -> Me
 SETUPS = {
     "copy": Setup(Copy(), tiny(1, 1, 64, 8), 16, 4, 32, Recipe(1500, 3e-3, "wsd")),
     "recall": Setup(KeyValueRecall(), tiny(1, 1, 64, 8), 16, 4, 32, Recipe(2000, 3e-3, "wsd")),
-    "needle": Setup(Needle(), tiny(1, 1, 64, 8), 32, 5, 16, Recipe(800, 3e-3, "wsd")),
-    "counting": Setup(Counting(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(1500, 3e-3, "wsd")),
+    "needle": Setup(Needle(), tiny(1, 1, 64, 8), 32, 5, 16, Recipe(600, 3e-3, "wsd")),
+    "counting": Setup(Counting(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(1000, 3e-3, "wsd")),
 }
 VARIANTS = ("default", "no-forgetting", "small-bias", "no-slots")
 
@@ -113,11 +113,11 @@ def measure(name: str, variant: str, seed: int, options: argparse.Namespace) -> 
     rows = []
     for reset in (False, True) if variant != "no-slots" else (False,):
         reader.memory_reset = reset
-        # Without memory every distance beyond the segment before is alike.
-        longest = options.longest if not reset and variant != "no-slots" else min(options.longest, 4096)
-        curve = accuracy_by_distance(
-            reader, setup.task, distances(setup, longest), setup.segment_length, options.documents, PROBE_SEED + seed
+        asked = distances(setup, options.longest)
+        points = accuracy_by_distance(
+            reader, setup.task, asked, setup.segment_length, options.documents, PROBE_SEED + seed
         )
+        curve = until_chance(points, setup.task.chance)
         row = {
             "task": name,
             "variant": "memory reset" if reset else variant,
@@ -178,7 +178,8 @@ def page(values: dict[str, Any]) -> str:
         f"`{values['command']}`",
         "",
         "Share of right answer tokens by distance between the last fact and the answer, in tokens; mean over the "
-        "seeds. `memory reset` is the model of the line above it with its memory taken away at every segment.",
+        "seeds. A curve that has come down to chance is not followed further. "
+        "`memory reset` is the model of the line above it with its memory taken away at every segment.",
     ]
     for task in dict.fromkeys(row["task"] for row in values["rows"]):
         rows = [row for row in values["rows"] if row["task"] == task]
@@ -214,7 +215,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the task's)")
     parser.add_argument("--longest", type=int, default=100_000, help="largest distance in tokens; default 100000")
-    parser.add_argument("--documents", type=int, default=128, help="documents of a probe; default 128")
+    parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
     parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     parser.add_argument("--quick", action="store_true", help="copy alone, 150 steps, distances up to 1024")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")

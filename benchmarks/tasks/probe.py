@@ -7,7 +7,7 @@ from a copy of what the reader carries: the same answers as from separate docume
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,11 +36,21 @@ class Accuracy:
         return self.right / self.asked
 
 
+def until_chance(points: Iterator[Accuracy], chance: float) -> list[Accuracy]:
+    """The points up to the fourth in a row that is no better than guessing, by less than 0.05."""
+    found: list[Accuracy] = []
+    for point in points:
+        found.append(point)
+        if all(each.share < chance + 0.05 for each in found[-4:]) and len(found) >= 4:
+            break
+    return found
+
+
 @torch.no_grad()
 def accuracy_by_distance(
     reader: Reader, task: Task, distances: Sequence[int], segment_length: int, documents: int, seed: int
-) -> list[Accuracy]:
-    """Asks each document's first question at every distance.
+) -> Iterator[Accuracy]:
+    """Asks each document's first question at every distance, the nearest first; what is not asked for is not read.
 
     Args:
         reader: A trained reader, in evaluation mode.
@@ -62,7 +72,6 @@ def accuracy_by_distance(
     filler = np.stack([task.filler(random, max(distances) + tail) for _ in range(documents)])
     prefix = np.concatenate([heads, filler], axis=1)
 
-    found: list[Accuracy] = []
     state: State = None
     at = 0  # a multiple of the segment length: what has been read
     for distance in sorted(distances):
@@ -79,5 +88,4 @@ def accuracy_by_distance(
             logits, branch = reader.read(segment, branch)
             predicted.append(logits.argmax(-1))
         said = torch.cat(predicted, dim=1)[:, first - at : end - at].cpu().numpy()
-        found.append(Accuracy(distance, int((said == answers).sum()), answers.size))
-    return found
+        yield Accuracy(distance, int((said == answers).sum()), answers.size)

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.peers.reader import MemformerReader
 from benchmarks.tasks.documents import Task, lay_out, training_document, training_rollouts
-from benchmarks.tasks.probe import accuracy_by_distance
+from benchmarks.tasks.probe import Accuracy, accuracy_by_distance, until_chance
 from benchmarks.tasks.symbols import Copy, KeyValueRecall
 from benchmarks.tasks.text import NAMES, Counting, Needle, library
 from memformer import MemformerConfig
@@ -124,7 +124,8 @@ def test_probing_aside_equals_reading_each_document_alone() -> None:
     reader = MemformerReader(config)
     reader.module.eval()
     distances = [1, 5, 6, 7, 8, 9, 23, 24, 40]
-    found = accuracy_by_distance(reader, task, distances, length, documents=16, seed=3)
+    found = list(accuracy_by_distance(reader, task, distances, length, documents=16, seed=3))
+    assert [point.distance for point in found] == distances
 
     random = np.random.default_rng(3)
     stories = [task.story(random) for _ in range(16)]
@@ -142,3 +143,10 @@ def test_probing_aside_equals_reading_each_document_alone() -> None:
                 predicted += logits[0].argmax(-1).tolist()
             right += sum(predicted[at + i] == symbol for i, symbol in enumerate(question.answer))
         assert (point.right, point.asked) == (right, 48)
+
+
+def test_a_curve_is_followed_until_it_stays_at_chance() -> None:
+    shares = [100, 20, 90, 12, 14, 12, 13, 99, 99]
+    points = (Accuracy(distance, right, 100) for distance, right in enumerate(shares))
+    assert [point.right for point in until_chance(points, 0.125)] == shares[:7]
+    assert len(until_chance(iter([Accuracy(1, 0, 8)] * 3), 0.125)) == 3
