@@ -11,6 +11,7 @@ configure it: rotary positions and pre-norm layers for x-transformers, GRU gatin
 (it would be a third of its parameters), its auxiliary reconstruction loss on.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import importlib.util
@@ -72,8 +73,10 @@ class XTransformer(TruncatedReader):
     """Transformer-XL: each layer attends to its cached inputs of the last `memory` tokens; no gradient into them."""
 
     def __init__(self, sizes: Sizes, name: str = "Transformer-XL") -> None:
+        from loguru import logger
         from x_transformers import Decoder, TransformerWrapper
 
+        logger.disable("x_transformers")  # its advice on sizes, which are given here
         self.name, self.sizes = name, sizes
         self.module = TransformerWrapper(
             num_tokens=sizes.vocab_size,
@@ -253,17 +256,22 @@ def at_parameters(kind: str, sizes: Sizes, target: int, tolerance: float = 0.03)
     def counted(width: int, ff: int) -> int:
         return parameters(PEERS[kind](dataclasses.replace(sizes, width=width, ff=ff)))
 
+    def least(enough: Callable[[int], bool], most: int) -> int:
+        return bisect.bisect_left(range(1, most), True, key=enough) + 1
+
+    seed = torch.initial_seed()
     # Heads of even size, so that rotary positions fit; an LSTM has none.
     step = 1 if kind == "lstm" else 2 * sizes.heads
     ratio = sizes.ff / sizes.width
-    guess = sizes.width * (target / counted(sizes.width, sizes.ff)) ** 0.5
-    around = {max(step, step * round(guess / step) + offset) for offset in (-step, 0, step)}
-    width = min(around, key=lambda width: abs(counted(width, round(width * ratio)) - target))
-    low, high = 1, 16 * width
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if counted(width, middle) < target else (low, middle)
-    reader = PEERS[kind](dataclasses.replace(sizes, width=width, ff=low))
+    above = least(lambda steps: counted(step * steps, round(step * steps * ratio)) >= target, 4096 // step)
+    nearest = min(
+        (steps for steps in (above - 1, above) if steps),
+        key=lambda steps: abs(counted(step * steps, round(step * steps * ratio)) - target),
+    )
+    width = step * nearest
+    ff = sizes.ff if kind == "lstm" else least(lambda ff: counted(width, ff) >= target, 16 * width)
+    torch.manual_seed(seed)  # not moved on by the models that were only counted
+    reader = PEERS[kind](dataclasses.replace(sizes, width=width, ff=ff))
     found = parameters(reader)
     if abs(found - target) > tolerance * target:
         raise ValueError(
