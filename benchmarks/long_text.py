@@ -14,6 +14,7 @@ slots` is a model without memory. "Reset" is the same model with its memory rese
 
 import argparse
 import gzip
+import itertools
 import json
 import statistics
 import subprocess
@@ -207,14 +208,11 @@ def main(words: Sequence[str] | None = None) -> None:
             "data", "build", source, "--out", scratch / "data", "--tokenizer", "bytes", "--validation-fraction", 0.15
         )
         cases = [(options.horizons[0], 0), *((horizon, options.slots) for horizon in options.horizons)]
-        values["rows"] = [
-            measure(horizon, slots, seed, scratch / "data", scratch, options)
-            for seed in options.seeds
-            for horizon, slots in cases
-        ]
-    values["notes"] = options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+        values["notes"], values["rows"] = options.notes, []
+        for seed, (horizon, slots) in itertools.product(options.seeds, cases):
+            values["rows"].append(measure(horizon, slots, seed, scratch / "data", scratch, options))
+            if options.out:  # as far as it has come
+                write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps(values))
 

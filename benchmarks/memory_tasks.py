@@ -17,6 +17,7 @@ from a bias a twentieth as long, so that forgetting begins slow and is learned; 
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -233,17 +234,12 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     values: dict[str, Any] = provenance(torch.device("cpu"))
     values["sizes"] = {"longest": options.longest, "documents": options.documents, "threads": options.threads}
-    values["rows"] = [
-        row
-        for task in options.tasks
-        for variant in options.variants
-        for seed in options.seeds
-        for row in measure(task, variant, seed, options)
-    ]
-    values["summary"] = summary(values["rows"])
-    values["notes"] = options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+    values["notes"], values["rows"] = options.notes, []
+    for task, variant, seed in itertools.product(options.tasks, options.variants, options.seeds):
+        values["rows"] += measure(task, variant, seed, options)
+        values["summary"] = summary(values["rows"])
+        if options.out:  # as far as it has come
+            write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps({"summary": values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

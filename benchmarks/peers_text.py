@@ -228,15 +228,15 @@ def main(words: Sequence[str] | None = None) -> None:
     values["sizes"] = {
         name: value for name, value in vars(options).items() if isinstance(value, int) and name not in ("json", "quick")
     } | {"learning_rate": options.learning_rate}
-    values["rows"] = []
+    values["notes"], values["rows"] = options.notes, []
     for variant in options.variants:
         if not available(variant):
             print(f"{variant}: not run, its library is not installed (make peers)")
             continue
-        values["rows"] += [measure(variant, seed, options) for seed in options.seeds]
-    values["notes"] = options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+        for seed in options.seeds:
+            values["rows"].append(measure(variant, seed, options))
+            if options.out:  # as far as it has come
+                write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps(values))
 

@@ -19,6 +19,7 @@ Perplexity is per pixel, on images never trained on. Operations of reading one i
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -295,14 +296,11 @@ def main(words: Sequence[str] | None = None) -> None:
         "learning_rate": options.learning_rate,
         **dataclasses.asdict(scale),
     }
-    values["rows"] = [
-        measure(row, seed, scale, options.learning_rate, data, device)
-        for row in chosen(options.rows)
-        for seed in options.seeds
-    ]
-    values["notes"] = options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+    values["notes"], values["rows"] = options.notes, []
+    for row, seed in itertools.product(chosen(options.rows), options.seeds):
+        values["rows"].append(measure(row, seed, scale, options.learning_rate, data, device))
+        if options.out:  # as far as it has come
+            write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps(values))
 
