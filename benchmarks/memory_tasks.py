@@ -6,10 +6,11 @@
     python benchmarks/memory_tasks.py --tasks copy --variants default no-forgetting --seeds 0 1 2
     python benchmarks/memory_tasks.py --out benchmarks/results/DATE-cpu-memory-tasks
 
-Tasks (`benchmarks/tasks/`): copy after delay and key-value recall among noise; a needle in real text and counting
-facts inside books. Trained on documents of T segments, tested with the same questions at distances up to
-`--longest` tokens. Each trained model is also tested with its memory taken away at every segment, and a model without
-memory slots is trained beside it: both must come down to chance as soon as the facts are out of the segment before.
+Tasks (`benchmarks/tasks/`): copy after delay and key-value recall among noise; a needle in real text, as the
+document's first sentence or inside the text; counting facts inside books. Trained on documents of T segments, tested
+with the same questions at distances up to `--longest` tokens. Each trained model is also tested with its memory taken
+away at every segment, and a model without memory slots is trained beside it: both must come down to chance as soon as
+the facts are out of the segment before.
 
 Variants of the memory: `default` is the paper's; `no-forgetting` leaves the bias out of the update; `small-bias` starts
 from a bias a twentieth as long, so that forgetting begins slow and is learned; `no-slots` has no memory.
@@ -53,6 +54,8 @@ class Setup:
     num_segments: int
     documents: int
     recipe: Recipe
+    max_lead: int = 0
+    """Filler before the facts: uniform up to this in training, half of it in the probe."""
 
     @property
     def training_length(self) -> int:
@@ -71,6 +74,7 @@ SETUPS = {
     "copy": Setup(Copy(), tiny(1, 1, 64, 8), 16, 4, 32, Recipe(1500, 3e-3, "wsd")),
     "recall": Setup(KeyValueRecall(), tiny(1, 1, 64, 8), 16, 4, 32, Recipe(2000, 3e-3, "wsd")),
     "needle": Setup(Needle(), tiny(1, 1, 64, 8), 32, 5, 16, Recipe(600, 3e-3, "wsd")),
+    "needle-inside": Setup(Needle(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(600, 3e-3, "wsd"), max_lead=96),
     "counting": Setup(Counting(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(1000, 3e-3, "wsd")),
 }
 VARIANTS = ("default", "no-forgetting", "small-bias", "no-slots")
@@ -108,7 +112,13 @@ def measure(name: str, variant: str, seed: int, options: argparse.Namespace) -> 
     recipe = dataclasses.replace(setup.recipe, **({"steps": options.steps} if options.steps else {}))
     reader = make_reader(setup, variant, seed)
     rollouts = training_rollouts(
-        setup.task, setup.documents, setup.num_segments, setup.segment_length, seed, curriculum=recipe.steps // 3
+        setup.task,
+        setup.documents,
+        setup.num_segments,
+        setup.segment_length,
+        seed,
+        curriculum=recipe.steps // 3,
+        max_lead=setup.max_lead,
     )
     history = train(reader, rollouts, recipe, lambda line: print(f"{name} seed {seed} {line}", flush=True))
     rows = []
@@ -116,7 +126,13 @@ def measure(name: str, variant: str, seed: int, options: argparse.Namespace) -> 
         reader.memory_reset = reset
         asked = distances(setup, options.longest)
         points = accuracy_by_distance(
-            reader, setup.task, asked, setup.segment_length, options.documents, PROBE_SEED + seed
+            reader,
+            setup.task,
+            asked,
+            setup.segment_length,
+            options.documents,
+            PROBE_SEED + seed,
+            lead=setup.max_lead // 2,
         )
         curve = until_chance(points, setup.task.chance)
         row = {

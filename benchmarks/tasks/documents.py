@@ -1,13 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Documents that ask, far on, for something said at their beginning.
+"""Documents that ask, far on, for something said once.
 
 A document is
 
-    head  filler ... filler  question answer  filler ... filler  question answer  ...
+    lead  head  filler ... filler  question answer  filler ... filler  question answer  ...
 
-The head holds all facts. The filler holds none. An answer's **distance** is the number of tokens between the head's
-last token and the answer's first, the question's own tokens included. Only answers are scored. Everything follows
-from a `numpy.random.Generator`, so a seed names a document.
+The head holds all facts. The lead, which may be empty, and the filler hold none. An answer's **distance** is the
+number of tokens between the head's last token and the answer's first, the question's own tokens included. Only answers
+are scored. Everything follows from a `numpy.random.Generator`, so a seed names a document.
 """
 
 from collections.abc import Iterator
@@ -73,7 +73,9 @@ class Document:
     distances: tuple[int, ...]
 
 
-def lay_out(task: Task, story: Story, gaps: list[int], length: int, random: np.random.Generator) -> Document:
+def lay_out(
+    task: Task, story: Story, gaps: list[int], length: int, random: np.random.Generator, lead: int = 0
+) -> Document:
     """Writes a story as one document.
 
     Args:
@@ -82,14 +84,15 @@ def lay_out(task: Task, story: Story, gaps: list[int], length: int, random: np.r
         gaps: Tokens of filler before each question; a question that would end beyond the document is left out.
         length: Tokens of the document.
         random: Decides the filler.
+        lead: Tokens of filler before the head.
     """
     tokens = task.filler(random, length)
     answers = np.zeros(length, dtype=bool)
-    head = len(story.head)
-    if head > length:
-        raise ValueError(f"a document of {length} tokens cannot hold a head of {head}")
-    tokens[:head] = story.head
-    at, distances = head, []
+    told = lead + len(story.head)
+    if told > length:
+        raise ValueError(f"a document of {length} tokens cannot hold a head that ends at {told}")
+    tokens[lead:told] = story.head
+    at, distances = told, []
     for gap, question in zip(gaps, story.questions, strict=False):
         asked = at + gap
         answered = asked + len(question.tokens)
@@ -99,27 +102,36 @@ def lay_out(task: Task, story: Story, gaps: list[int], length: int, random: np.r
         tokens[asked:answered] = question.tokens
         tokens[answered:end] = question.answer
         answers[answered:end] = True
-        distances.append(answered - head)
+        distances.append(answered - told)
         at = end
     return Document(tokens, answers, tuple(distances))
 
 
-def training_document(task: Task, length: int, max_distance: int, random: np.random.Generator) -> Document:
+def training_document(
+    task: Task, length: int, max_distance: int, random: np.random.Generator, max_lead: int = 0
+) -> Document:
     """A document of `length` tokens whose first question comes at a distance of at most about `max_distance`.
 
-    The first gap is uniform, so that most questions need more than the segment before; the others are log-uniform and
-    short, so that most fit in.
+    The lead is uniform up to `max_lead`. The first gap is uniform, so that most questions need more than the segment
+    before; the others are log-uniform and short, so that most fit in.
     """
     story = task.story(random)
-    room = max(
-        1, min(max_distance, length - len(story.head) - len(story.questions[0].tokens + story.questions[0].answer))
-    )
+    lead = int(random.integers(max_lead + 1)) if max_lead else 0
+    first = story.questions[0]
+    left = length - lead - len(story.head) - len(first.tokens) - len(first.answer)
+    room = max(1, min(max_distance, left))
     gaps = [int(random.integers(room + 1)), *(int(16 ** random.random()) - 1 for _ in story.questions[1:])]
-    return lay_out(task, story, gaps, length, random)
+    return lay_out(task, story, gaps, length, random, lead)
 
 
 def training_rollouts(
-    task: Task, documents: int, num_segments: int, segment_length: int, seed: int, curriculum: int = 0
+    task: Task,
+    documents: int,
+    num_segments: int,
+    segment_length: int,
+    seed: int,
+    curriculum: int = 0,
+    max_lead: int = 0,
 ) -> Iterator[Rollout]:
     """Endless training documents of `num_segments * segment_length` tokens, one rollout each; only answers count.
 
@@ -130,13 +142,14 @@ def training_rollouts(
         segment_length: S.
         seed: Names the documents.
         curriculum: Rollouts over which the largest distance grows from a segment to the whole document.
+        max_lead: Largest lead.
     """
     random = np.random.default_rng(seed)
     length, rollout = num_segments * segment_length, 0
     while True:
         rollout += 1
         reach = max(segment_length, length * min(rollout, curriculum + 1) // (curriculum + 1))
-        made = [training_document(task, length, reach, random) for _ in range(documents)]
+        made = [training_document(task, length, reach, random, max_lead) for _ in range(documents)]
         tokens = torch.from_numpy(np.stack([each.tokens for each in made]))
         answers = torch.from_numpy(np.stack([each.answers for each in made])).float()
         shape = (num_segments, segment_length)

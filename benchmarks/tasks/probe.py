@@ -48,7 +48,13 @@ def until_chance(points: Iterator[Accuracy], chance: float) -> list[Accuracy]:
 
 @torch.no_grad()
 def accuracy_by_distance(
-    reader: Reader, task: Task, distances: Sequence[int], segment_length: int, documents: int, seed: int
+    reader: Reader,
+    task: Task,
+    distances: Sequence[int],
+    segment_length: int,
+    documents: int,
+    seed: int,
+    lead: int = 0,
 ) -> Iterator[Accuracy]:
     """Asks each document's first question at every distance, the nearest first; what is not asked for is not read.
 
@@ -59,6 +65,7 @@ def accuracy_by_distance(
         segment_length: S.
         documents: Documents, read side by side.
         seed: Names the documents.
+        lead: Tokens of filler before the head.
     """
     random = np.random.default_rng(seed)
     stories = [task.story(random) for _ in range(documents)]
@@ -69,13 +76,13 @@ def accuracy_by_distance(
     if min(distances) < asked:
         raise ValueError(f"distance {min(distances)} is shorter than the question's {asked} tokens")
     tail = asked + answered + 2 * segment_length
-    filler = np.stack([task.filler(random, max(distances) + tail) for _ in range(documents)])
-    prefix = np.concatenate([heads, filler], axis=1)
+    filler = np.stack([task.filler(random, lead + max(distances) + tail) for _ in range(documents)])
+    prefix = np.concatenate([filler[:, :lead], heads, filler[:, lead:]], axis=1)
 
     state: State = None
     at = 0  # a multiple of the segment length: what has been read
     for distance in sorted(distances):
-        begin = heads.shape[1] + distance - asked
+        begin = lead + heads.shape[1] + distance - asked
         while at + segment_length <= begin:
             state = reader.skip(torch.from_numpy(prefix[:, at : at + segment_length]), state)
             at += segment_length

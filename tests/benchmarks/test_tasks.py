@@ -52,11 +52,13 @@ def test_answers_are_right_and_distances_as_said(name: str) -> None:
     for _ in range(20):
         story = task.story(random)
         gaps = [int(gap) for gap in random.integers(0, 50, size=len(story.questions))]
-        document = lay_out(task, story, gaps, 600, random)
-        assert tuple(document.tokens[: len(story.head)]) == story.head
+        lead = int(random.integers(20))
+        document = lay_out(task, story, gaps, 600, random, lead)
+        told = lead + len(story.head)
+        assert tuple(document.tokens[lead:told]) == story.head
         assert len(document.distances) == len(story.questions)
         for distance, question in zip(document.distances, story.questions, strict=True):
-            at = len(story.head) + distance
+            at = told + distance
             said = tuple(document.tokens[at : at + len(question.answer)])
             before = tuple(document.tokens[at - len(question.tokens) : at])
             assert before == question.tokens
@@ -123,18 +125,19 @@ def test_probing_aside_equals_reading_each_document_alone() -> None:
     )  # fmt: skip
     reader = MemformerReader(config)
     reader.module.eval()
-    distances = [1, 5, 6, 7, 8, 9, 23, 24, 40]
-    found = list(accuracy_by_distance(reader, task, distances, length, documents=16, seed=3))
+    distances, lead = [1, 5, 6, 7, 8, 9, 23, 24, 40], 6
+    found = list(accuracy_by_distance(reader, task, distances, length, documents=16, seed=3, lead=lead))
     assert [point.distance for point in found] == distances
 
     random = np.random.default_rng(3)
     stories = [task.story(random) for _ in range(16)]
-    filler = [task.filler(random, 40 + 4 + 2 * length) for _ in range(16)]
+    filler = [task.filler(random, lead + 40 + 4 + 2 * length) for _ in range(16)]
     for point in found:
         right = 0
         for story, text in zip(stories, filler, strict=True):
             question = story.questions[0]
-            whole = [*story.head, *text[: point.distance - 1], *question.tokens, *question.answer]
+            before, text = text[:lead], text[lead:]
+            whole = [*before, *story.head, *text[: point.distance - 1], *question.tokens, *question.answer]
             at = len(whole) - len(question.answer)
             whole += [*text[point.distance - 1 :]][: -len(whole) % length]
             predicted, state = [], None
