@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a checkpoint costs: the pause of training, synchronous and in the background, and the memory of an export.
 
-    python -m benchmarks.checkpoint            writes benchmarks/results/DATE-checkpoint.{json,md}
+    python benchmarks/checkpoint.py            writes benchmarks/results/DATE-checkpoint.{json,md}
+    python benchmarks/checkpoint.py --quick --out STEM
 
 Two runs on this machine, alike but for `checkpoint.background`, each saving at every second step. The export runs in
 a process of its own, without the verifying forward pass; its memory is the peak above that of the same process before
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table, provenance, write_results
 from memformer.config import parse_config
@@ -99,11 +102,40 @@ def resident(field: str) -> float:
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:"))
 
 
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    exported = values["export"]
+    columns = ("saving", "step (s)", "pause a save (s)", "pause / step", "until complete (s)", "checkpoint (MB)")
+    table = [
+        (
+            name,
+            row["step_seconds"],
+            row["pause_seconds"],
+            row["pause_seconds"] / row["step_seconds"],
+            row["write_seconds"],
+            row["megabytes"],
+        )
+        for name, row in (("synchronous", values["synchronous"]), ("in the background", values["background"]))
+    ]
+    return (
+        f"# Checkpoints: pause of training, memory of the export\n\n{values['date']}, {values['hardware']}, "
+        f"torch {values['torch']}, commit {values['commit']}\n\n    {values['command']}\n\n"
+        f"One process, ZeRO 1, a checkpoint at every second step of {STEPS}; medians, without the first save and the "
+        f"last.\n\n{markdown_table(columns, table)}\n\n"
+        f"Export of {exported['model_megabytes']:.1f} MB of weights, the largest tensor "
+        f"{exported['largest_tensor_megabytes']:.1f} MB: {exported['allocated_megabytes']:.1f} MB more allocated than "
+        f"before it, {exported['resident_megabytes']:.1f} MB more resident with the mapped files' pages.\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512, help="d_model of the model that is saved")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md (default: the results)")
     parser.add_argument("--export", nargs=2, metavar=("RUN", "OUT"), help="only export, and print its memory")
+    parser.add_argument("--quick", action="store_true", help="width 64")
     arguments = parser.parse_args()
+    arguments.width = 64 if arguments.quick else arguments.width
     if arguments.export:
         print(json.dumps(export_here(*arguments.export)))
         return
@@ -118,30 +150,17 @@ def main() -> None:
             background: train_once(root, root / "data", arguments.width, background) for background in (False, True)
         }
         exported = export_memory(root / "background-False", root / "exported")
-    columns = ("saving", "step (s)", "pause a save (s)", "pause / step", "until complete (s)", "checkpoint (MB)")
-    table = [
-        (
-            "in the background" if background else "synchronous",
-            row["step_seconds"],
-            row["pause_seconds"],
-            row["pause_seconds"] / row["step_seconds"],
-            row["write_seconds"],
-            row["megabytes"],
-        )
-        for background, row in rows.items()
-    ]
-    page = (
-        f"# Checkpoints: pause of training, memory of the export\n\n{where['date']}, {where['hardware']}, "
-        f"torch {where['torch']}, commit {where['commit']}\n\n    {where['command']}\n\n"
-        f"One process, ZeRO 1, a checkpoint at every second step of {STEPS}; medians, without the first save and the "
-        f"last.\n\n{markdown_table(columns, table)}\n\n"
-        f"Export of {exported['model_megabytes']:.1f} MB of weights, the largest tensor "
-        f"{exported['largest_tensor_megabytes']:.1f} MB: {exported['allocated_megabytes']:.1f} MB more allocated than "
-        f"before it, {exported['resident_megabytes']:.1f} MB more resident with the mapped files' pages.\n"
+    values = {
+        **where,
+        "width": arguments.width,
+        "synchronous": rows[False],
+        "background": rows[True],
+        "export": exported,
+    }
+    write_results(
+        arguments.out or ROOT / "benchmarks" / "results" / f"{where['date']}-checkpoint", values, page(values)
     )
-    values = {**where, "synchronous": rows[False], "background": rows[True], "export": exported}
-    write_results(ROOT / "benchmarks" / "results" / f"{where['date']}-checkpoint", values, page)
-    print(page)
+    print(page(values))
 
 
 if __name__ == "__main__":

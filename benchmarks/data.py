@@ -271,7 +271,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="interleaved repetitions (default 5)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--quick", action="store_true", help="4 megatokens, 2 repetitions")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.megatokens, arguments.repetitions = 4, 2
     torch.set_num_threads(1)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     with tempfile.TemporaryDirectory() as directory:

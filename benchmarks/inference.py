@@ -39,9 +39,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.activations import LiveTensors
-from benchmarks.common import interleaved_seconds, provenance, synchronize, write_results
+from benchmarks.common import interleaved_seconds, markdown_table, provenance, synchronize, write_results
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
-from benchmarks.report import Plot, Report, Series, Table
 from memformer import Memformer, MemformerConfig
 from memformer.generation import Generator
 from memformer.model import Segment
@@ -62,7 +61,7 @@ class Case:
         return self.model.num_encoder_layers + self.model.num_decoder_layers
 
 
-SEGMENT = 64
+SEGMENT, MEBI = 64, 2**20
 # As many ids as grey values for the paper's model of images, a small vocabulary of words for its model of text.
 _BYTES: dict[str, Any] = {"vocab_size": 257, "start_token_id": 256, "segment_length": SEGMENT}
 _WORDS: dict[str, Any] = {"vocab_size": 8192, "start_token_id": 8191, "segment_length": SEGMENT}
@@ -351,97 +350,86 @@ def summary(values: dict[str, Any]) -> dict[str, float]:
     return named
 
 
-def report(values: dict[str, Any]) -> Report:
-    """The page of a result file."""
-    mebi = 2**20
-    tables, plots = [], []
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    written = values["generation"]
+    parts = [
+        "# Inference: memory and time against Transformer-XL and a KV cache",
+        "",
+        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
+        f"`{values['command']}`",
+        "",
+        f"Peers of equal layers and width, made of the same modules; segments of {values['sizes']['segment_length']} "
+        "tokens; fp32. *Peak* counts every tensor alive while reading or generating, parameters apart; *carried* is "
+        "what must be kept from token to token. *Transformer-XL* caches hidden states and computes keys and values "
+        "anew for each segment, as published; *keys and values kept* is a stronger form of it. Ratios are the peer's "
+        "over ours. `benchmarks/inference.py` begins with all definitions.",
+        "",
+        "The paper says 8.1 times less memory and 3.2 times faster, without a derivation; its plot of GPU memory reads "
+        "about 20.9 GB against 3.2 GB at a memory of 2048.",
+    ]
+    for note in values["notes"]:
+        parts += ["", note]
     for size in dict.fromkeys(row["size"] for row in values["rows"]):
         rows = [row for row in values["rows"] if row["size"] == size]
-        cells = [
-            [
-                row["task"] + (f" x {row['batch']}" if row["batch"] > 1 else ""),
-                row["model"],
-                "" if row["model"] == OURS else row["memory"],
-                f"{row['milliseconds_a_token']:.3f}",
-                f"{row['state_bytes'] / mebi:.2f}",
-                f"{row['peak_bytes'] / mebi:.2f}",
-                f"{row['memory_ratio']:.2f}",
-                f"{row['memory_ratio_with_parameters']:.2f}",
-                f"{row['time_ratio']:.2f}",
-            ]
-            for row in rows
-        ]
-        columns = [
-            "task", "model", "its memory", "ms a token", "carried (MiB)", "peak (MiB)", "peak / ours",
-            "with parameters", "time / ours",
-        ]  # fmt: skip
-        tables.append(Table(f"Against Transformer-XL at the paper's memory lengths: {size}", columns, cells))
-        series = []
-        for task, batch, model in dict.fromkeys((r["task"], r["batch"], r["model"]) for r in rows):
-            chosen = [r for r in rows if (r["task"], r["batch"], r["model"]) == (task, batch, model)]
-            label = f"{model}, {task}" + (f" x {batch}" if batch > 1 else "")
-            if model != OURS:
-                lengths = [r["memory"] for r in chosen]
-                series.append((Series(label, lengths, [r["memory_ratio"] for r in chosen]),
-                               Series(label, lengths, [r["time_ratio"] for r in chosen])))  # fmt: skip
-        for which, word in enumerate(("peak memory", "time a token")):
-            plots.append(
-                Plot(
-                    f"{word.capitalize()} of Transformer-XL / ours, {size}",
-                    "memory length of Transformer-XL",
-                    f"{word}, times ours",
-                    [pair[which] for pair in series],
-                    log_x=True,
-                    log_y=True,
-                )
-            )
+        parts += ["", f"## Against Transformer-XL at the paper's memory lengths: {size}", "", peers_table(rows)]
     for size in dict.fromkeys(row["size"] for row in values["contexts"]):
         rows = [row for row in values["contexts"] if row["size"] == size]
-        models = list(dict.fromkeys(row["model"] for row in rows))
-        lengths = sorted({row["context"] for row in rows})
-        cells = []
-        for length in lengths:
-            of = {row["model"]: row for row in rows if row["context"] == length}
-            line: list[Any] = [f"{length:,}"]
-            for model in models:
-                row = of[model]
-                fits = "peak_bytes" in row
-                line.append(
-                    f"{(row['peak_bytes'] if fits else row['state_bytes']) / mebi:.2f}" + ("" if fits else " *")
-                )
-                line.append(f"{row['milliseconds_a_token']:.3f}" if fits else "not run")
-            cells.append(line)
-        heads = [head for model in models for head in (f"{model} (MiB)", "ms a token")]
-        tables.append(Table(f"Reading by context: {size}", ["context", *heads], cells))
-        for key, word, scale in (("peak_bytes", "peak memory (MiB)", mebi), ("milliseconds_a_token", "ms a token", 1)):
-            lines = []
-            for model in models:
-                found = [row for row in rows if row["model"] == model and key in row]
-                lines.append(Series(model, [r["context"] for r in found], [r[key] / scale for r in found]))
-            plots.append(Plot(f"Reading, {size}", "tokens of context", word, lines, log_x=True, log_y=True))
-    written = values["generation"]
-    marks = [[f"{m['tokens']:,}", f"{m['megabytes']:.1f}", f"{m['seconds']:.0f}"] for m in written["marks"]]
-    tables.append(
-        Table("One generated document", ["tokens", "memory of the process (MB)", "seconds since its start"], marks)
-    )
-    return Report(
-        "Inference: memory and time against Transformer-XL and a KV cache",
+        parts += ["", f"## Reading by context: {size}", "", contexts_table(rows)]
+    parts += [
+        "",
+        "\\* by arithmetic: above the memory budget, not run.",
+        "",
+        "## One generated document",
+        "",
+        f"`memformer.generation.generate`, a model of {written['parameters']:,} parameters, in a fresh process.",
+        "",
+        markdown_table(
+            ["tokens", "memory of the process (MB)", "seconds since its start"],
+            [[f"{m['tokens']:,}", f"{m['megabytes']:.1f}", f"{m['seconds']:.0f}"] for m in written["marks"]],
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def peers_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Every reader of one size."""
+    columns = (
+        "task", "model", "its memory", "ms a token", "carried (MiB)", "peak (MiB)", "peak / ours", "with parameters",
+        "time / ours",
+    )  # fmt: skip
+    cells = [
         [
-            "Peers of equal layers and width, made of the same modules; segments of "
-            f"{values['sizes']['segment_length']} tokens; fp32. *Peak* counts every tensor alive while reading or "
-            "generating, parameters apart; *carried* is what must be kept from token to token. *Transformer-XL* caches "
-            "hidden states and computes keys and values anew for each segment, as published; *keys and values kept* is "
-            "a stronger form of it. Ratios are the peer's over ours. "
-            "`benchmarks/inference.py` begins with all definitions.",
-            "The paper says 8.1 times less memory and 3.2 times faster, without a derivation; its plot of GPU memory "
-            "reads about 20.9 GB against 3.2 GB at a memory of 2048.",
-            "\\* by arithmetic: above the memory budget, not run. One generated document: "
-            f"`memformer.generation.generate` with a model of {written['parameters']:,} parameters in a fresh process.",
-            *values["notes"],
-        ],
-        tables,
-        plots,
-    )
+            row["task"] + (f" x {row['batch']}" if row["batch"] > 1 else ""),
+            row["model"],
+            row["memory"] or "",
+            row["milliseconds_a_token"],
+            f"{row['state_bytes'] / MEBI:.2f}",
+            f"{row['peak_bytes'] / MEBI:.2f}",
+            f"{row['memory_ratio']:.2f}",
+            f"{row['memory_ratio_with_parameters']:.2f}",
+            f"{row['time_ratio']:.2f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(columns, cells)
+
+
+def contexts_table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a context, two columns a model."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    cells = []
+    for context in sorted({row["context"] for row in rows}):
+        line: list[Any] = [f"{context:,}"]
+        for model in models:
+            row = next(row for row in rows if (row["context"], row["model"]) == (context, model))
+            if "peak_bytes" in row:
+                line += [f"{row['peak_bytes'] / MEBI:.2f}", row["milliseconds_a_token"]]
+            else:
+                line += [f"{row['state_bytes'] / MEBI:.2f} \\*", "not run"]
+        cells.append(line)
+    heads = [head for model in models for head in (f"{model}, peak (MiB)", "ms a token")]
+    return markdown_table(["context", *heads], cells)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -486,7 +474,7 @@ def main(words: Sequence[str] | None = None) -> None:
     values["generation"] = generate_in_fresh_process(options.tokens, device)
     values["summary"], values["notes"] = summary(values), options.notes
     if options.out:
-        write_results(options.out, values, report(values).markdown(values))
+        write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps({**values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

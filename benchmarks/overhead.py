@@ -139,6 +139,18 @@ def measure(zero_stage: int, width: int, steps: int, warm_up: int) -> dict[str, 
         }
 
 
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    columns = ["width", "parameters", "zero_stage", "ours_seconds", "bare_seconds", "step_vs_bare"]
+    table = markdown_table(columns, [[row[column] for column in columns] for row in values["rows"]])
+    about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
+    remark = (
+        f"Aim: at most {values['aim']}. What ZeRO adds is mostly a Python hook of DeepSpeed for each parameter and "
+        "segment, a fixed time that weighs less the larger the model."
+    )
+    return f"# The training step against a bare torch loop\n\n{about}. `{values['command']}`\n\n{table}\n\n{remark}\n"
+
+
 def main() -> None:
     """Measures, prints, and writes the results where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,24 +160,17 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them (default 3)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--quick", action="store_true", help="width 128, ZeRO 1, 6 steps")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.width, arguments.zero_stage, arguments.steps = [128], [1], 6
     cases = itertools.product(arguments.width, arguments.zero_stage)
     rows = [measure(stage, width, arguments.steps, arguments.warm_up) for width, stage in cases]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     values = {**provenance(device), "rows": rows, "aim": 1.05}
-    columns = ["width", "parameters", "zero_stage", "ours_seconds", "bare_seconds", "step_vs_bare"]
-    table = markdown_table(columns, [[row[column] for column in columns] for row in rows])
-    print(table)
+    print(page(values))
     if arguments.out:
-        about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
-        remark = (
-            "Aim: at most 1.05. What ZeRO adds is mostly a Python hook of DeepSpeed for each parameter and segment, a "
-            "fixed time that weighs less the larger the model."
-        )
-        page = (
-            f"# The training step against a bare torch loop\n\n{about}. `{values['command']}`\n\n{table}\n\n{remark}\n"
-        )
-        write_results(arguments.out, values, page)
+        write_results(arguments.out, values, page(values))
     if arguments.json:
         print(json.dumps(values))
 

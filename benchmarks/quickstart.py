@@ -19,6 +19,8 @@ import torch
 
 from benchmarks.common import ROOT, markdown_table, provenance, write_results
 
+SHOWN = ("seconds", "steps", "tokens", "first_loss", "last_loss", "perplexity_with_memory", "perplexity_memory_reset")
+
 
 def measure(steps: int | None) -> dict[str, Any]:
     """Runs the quick start and reads what it wrote."""
@@ -48,29 +50,27 @@ def measure(steps: int | None) -> dict[str, Any]:
         }
 
 
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    table = markdown_table(["figure", "value"], [[name, values[name]] for name in SHOWN])
+    about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
+    return f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n"
+
+
 def main() -> None:
     """Measures, prints, and writes the results where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the configuration's)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--quick", action="store_true", help="20 steps")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps = 20
     values = measure(arguments.steps)
-    shown = (
-        "seconds",
-        "steps",
-        "tokens",
-        "first_loss",
-        "last_loss",
-        "perplexity_with_memory",
-        "perplexity_memory_reset",
-    )
-    table = markdown_table(["figure", "value"], [[name, values[name]] for name in shown])
-    print(table)
+    print(page(values))
     if arguments.out:
-        about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
-        page = f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n"
-        write_results(arguments.out, values, page)
+        write_results(arguments.out, values, page(values))
     if arguments.json:
         print(json.dumps(values))
 

@@ -39,11 +39,17 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.activations import LiveTensors
-from benchmarks.common import interleaved_seconds, keep_freed_memory, provenance, synchronize, write_results
+from benchmarks.common import (
+    interleaved_seconds,
+    keep_freed_memory,
+    markdown_table,
+    provenance,
+    synchronize,
+    write_results,
+)
 from benchmarks.peers import namesake
 from benchmarks.peers.models import available
 from benchmarks.replay import CheckpointedCell
-from benchmarks.report import Plot, Report, Series, Table
 from memformer import Memformer, MemformerConfig
 from memformer.replay import Carry, Rollout, bptt_backward, memory_replay_backward
 
@@ -233,11 +239,24 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return named
 
 
-def report(values: dict[str, Any]) -> Report:
-    """The page of a result file."""
-    tables, plots = [], []
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    sizes = values["sizes"]
+    parts = [
+        "# Training: replay by rollout length, beside other implementations",
+        "",
+        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
+        f"`{values['command']}`",
+        "",
+        f"{sizes['lanes']} lanes, {sizes['segment_length']} tokens a segment, fp32, medians of {sizes['repetitions']} "
+        "interleaved repetitions; *spread* is (slowest - fastest) / median. Forward and backward of one rollout. "
+        "`benchmarks/training_peers.py` begins with what each row is. *memformer (PyPI)* scores the last segment "
+        "alone, as it is published: no language model can be trained with it.",
+    ]
+    for note in values["notes"]:
+        parts += ["", note]
+    columns = ["T", "method", "parameters (M)", "tokens/s", "spread", "speed of MRBP / its", "peak memory (MiB)"]
     for size in dict.fromkeys(row["size"] for row in values["rows"]):
-        rows = [row for row in values["rows"] if row["size"] == size]
         cells = [
             [
                 row["num_segments"],
@@ -248,36 +267,18 @@ def report(values: dict[str, Any]) -> Report:
                 f"{row['our_speed_over_its']:.2f}",
                 f"{row['allocated_bytes'] / 2**20:.1f}",
             ]
-            for row in rows
+            for row in values["rows"]
+            if row["size"] == size
         ]
-        columns = ["T", "method", "parameters (M)", "tokens/s", "spread", "speed of MRBP / its", "peak memory (MiB)"]
-        tables.append(Table(size, columns, cells))
-        for key, word, scale in (("tokens_per_second", "tokens/s", 1), ("allocated_bytes", "peak memory (MiB)", 2**20)):
-            lines = []
-            for method in dict.fromkeys(row["method"] for row in rows):
-                found = [row for row in rows if row["method"] == method]
-                lines.append(Series(method, [r["num_segments"] for r in found], [r[key] / scale for r in found]))
-            plots.append(Plot(size, "T, segments a rollout", word, lines, log_x=True, log_y=key == "allocated_bytes"))
-    paper = [
-        [name.upper() if name != "checkpointing" else name, f"{PAPER[name]['megabytes']:,}", PAPER[name]["speed"]]  # type: ignore[index]
-        for name in ("bptt", "checkpointing", "mrbp")
+        parts += ["", f"## {size}", "", markdown_table(columns, cells)]
+    paper = values["paper"]
+    cells = [
+        [name, f"{paper[name]['megabytes']:,}", paper[name]["speed"]] for name in ("bptt", "checkpointing", "mrbp")
     ]
-    tables.append(Table("The paper's own figures (T = 4, 12 layers, width 512)", ["method", "MB", "speed"], paper))
-    sizes = values["sizes"]
-    return Report(
-        "Training: replay by rollout length, beside other implementations",
-        [
-            f"{sizes['lanes']} lanes, {sizes['segment_length']} tokens a segment, fp32, medians of "
-            f"{sizes['repetitions']} interleaved repetitions; *spread* is (slowest - fastest) / median. Forward and "
-            "backward of one rollout. `benchmarks/training_peers.py` begins with what each row is. *memformer (PyPI)* "
-            "scores the last segment alone, as it is published: no language model can be trained with it.",
-            "The paper: from 4 to 16 segments MRBP needs 62 MB more. Here it needs the memories of 12 more segments, "
-            "T·B·K·D numbers.",
-            *values["notes"],
-        ],
-        tables,
-        plots,
-    )
+    parts += ["", "## The paper's own figures (T = 4, 12 layers, width 512, GPU)", ""]
+    parts += [markdown_table(["method", "MB", "speed"], cells), ""]
+    parts += [f"From 4 to 16 segments MRBP needs {paper['megabytes_from_4_to_16_segments']} MB more there."]
+    return "\n".join(parts)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -315,12 +316,12 @@ def main(words: Sequence[str] | None = None) -> None:
     values["rows"] = [
         row
         for name in options.sizes
-        for segments in options.segments
+        for segments in options.segments or SEGMENTS[name]
         for row in measure(name, segments, options, device)
     ]
     values["paper"], values["summary"], values["notes"] = PAPER, summary(values["rows"]), options.notes
     if options.out:
-        write_results(options.out, values, report(values).markdown(values))
+        write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps({**values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

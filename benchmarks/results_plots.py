@@ -1,0 +1,128 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The plots of docs/results/, from the values of a result file. A script without an entry here has none."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.plots import Plot, Series
+
+MEBI = 2**20
+
+
+def plots_of(script: str, values: Mapping[str, Any]) -> Sequence[Plot]:
+    """The plots of a result file of benchmarks/SCRIPT.py."""
+    return PLOTS[script](values) if script in PLOTS else []
+
+
+def lines(
+    rows: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str], x: str, y: str, scale: float = 1
+) -> list[Series]:
+    """A series for each label; several rows of one x (seeds) become their mean."""
+    made = []
+    for name in dict.fromkeys(label(row) for row in rows):
+        found: dict[float, list[float]] = {}
+        for row in rows:
+            if label(row) == name and row.get(y) is not None:
+                found.setdefault(row[x], []).append(row[y] / scale)
+        made.append(Series(name, sorted(found), [statistics.fmean(found[each]) for each in sorted(found)]))
+    return made
+
+
+def replay(values: Mapping[str, Any]) -> list[Plot]:
+    """Speed and memory by rollout length."""
+    plots = []
+    for shape in dict.fromkeys(row["shape"] for row in values["rows"]):
+        rows = [row for row in values["rows"] if row["shape"] == shape]
+        steps = [row["num_segments"] for row in rows]
+        name = shape.replace("_", "+")
+        named = (
+            ("memory replay", "speed_mrbp"),
+            ("its limit", "speed_limit"),
+            ("checkpointing", "speed_checkpointing"),
+        )
+        speeds = [Series(label, steps, [row[key] for row in rows]) for label, key in named]
+        plots.append(Plot(f"{name}: speed", "T, segments a rollout", "speed, BPTT's is 1", speeds, log_x=True))
+        bytes_ = [
+            Series(label, steps, [row[f"allocated_bytes_{key}"] / MEBI for row in rows])
+            for label, key in (("memory replay", "mrbp"), ("BPTT", "bptt"), ("checkpointing", "checkpointing"))
+        ]
+        plots.append(Plot(f"{name}: all tensors", "T, segments a rollout", "MiB", bytes_, log_x=True, log_y=True))
+    return plots
+
+
+def training_peers(values: Mapping[str, Any]) -> list[Plot]:
+    """Tokens a second and memory by rollout length."""
+    plots = []
+    for size in dict.fromkeys(row["size"] for row in values["rows"]):
+        rows = [row for row in values["rows"] if row["size"] == size]
+        if len({row["num_segments"] for row in rows}) > 2:
+            for key, word, scale in (
+                ("tokens_per_second", "tokens/s", 1),
+                ("allocated_bytes", "peak memory, MiB", MEBI),
+            ):
+                series = lines(rows, lambda row: row["method"], "num_segments", key, scale)
+                plots.append(Plot(size, "T, segments a rollout", word, series, log_x=True, log_y=scale > 1))
+    return plots
+
+
+def inference(values: Mapping[str, Any]) -> list[Plot]:
+    """Against Transformer-XL by its memory, and by context."""
+    plots = []
+    for size in dict.fromkeys(row["size"] for row in values["rows"]):
+        rows = [row for row in values["rows"] if row["size"] == size and row["memory"]]
+
+        def label(row: Mapping[str, Any]) -> str:
+            several = f" x {row['batch']}" if row["batch"] > 1 else ""
+            return f"{row['model']}, {row['task']}{several}"
+
+        for key, word in (("memory_ratio", "peak memory"), ("time_ratio", "time a token")):
+            series = lines(rows, label, "memory", key)
+            about = f"{word}, times ours"
+            plots.append(Plot(size, "memory of Transformer-XL, tokens", about, series, log_x=True, log_y=True))
+    for size in dict.fromkeys(row["size"] for row in values["contexts"]):
+        rows = [row for row in values["contexts"] if row["size"] == size]
+        for key, word, scale in (("peak_bytes", "peak memory, MiB", MEBI), ("milliseconds_a_token", "ms a token", 1)):
+            series = lines(rows, lambda row: row["model"], "context", key, scale)
+            plots.append(Plot(f"{size}, reading", "tokens of context", word, series, log_x=True, log_y=True))
+    return plots
+
+
+def memory_tasks(values: Mapping[str, Any]) -> list[Plot]:
+    """Accuracy by distance."""
+    return [
+        Plot(
+            task,
+            "distance in tokens",
+            "share of right answers",
+            lines(
+                [row for row in values["summary"] if row["task"] == task],
+                lambda row: row["variant"],
+                "distance",
+                "accuracy",
+            ),
+            log_x=True,
+        )
+        for task in dict.fromkeys(row["task"] for row in values["summary"])
+    ]
+
+
+def memory_slots(values: Mapping[str, Any]) -> list[Plot]:
+    """Shares of the kinds by write, and how long a moved memory stays moved."""
+    columns, moved = values["inspection"]["columns"], values["inspection"]["perturbation"]
+    shares = [Series(kind, columns["first_write"], columns[kind]) for kind in ("kept", "mixed", "overwritten")]
+    left = [each / moved["all_slots"][0] for each in moved["all_slots"]]
+    kept = Series("all slots", list(range(len(left))), left)
+    return [
+        Plot("Kinds of slots", "write (segment of the document)", "share of slots", shares),
+        Plot("A moved memory", "writes since", "difference / its start", [kept], log_y=True),
+    ]
+
+
+PLOTS: dict[str, Callable[[Mapping[str, Any]], Sequence[Plot]]] = {
+    "replay": replay,
+    "training_peers": training_peers,
+    "inference": inference,
+    "memory_tasks": memory_tasks,
+    "memory_slots": memory_slots,
+}
