@@ -25,12 +25,16 @@ LANES = 16  # memories that are carried side by side after a perturbation
 AROUND = 24  # bytes of text shown on either side of a token
 PHASES = ("early", "middle", "all")
 KINDS = ("kept", "mixed", "overwritten")
+BY_HEAD = ("kept_by_head", "overwritten_by_head")
 
 DEFINITIONS = {
     "self_weight": "the writer's softmax weight of a slot on itself, mean over its heads; 1 is an exact copy",
     "kept": f"self_weight above {KEPT}",
     "overwritten": f"self_weight below {OVERWRITTEN}",
     "mixed": "in between",
+    "kept_by_head": "share of all heads of all slots whose own weight on itself is above 0.8; a slot is mixed where its "
+    "heads do different things, too",
+    "overwritten_by_head": "the same below 0.2",
     "early": "the first tenth of the writes, at least one",
     "middle": "the writes from the first quarter of the document to the third",
     "kind": "of a slot: by its mean self_weight over the middle writes",
@@ -103,7 +107,7 @@ class MemoryInspector:
         self._weight_CK = np.zeros((self.num_columns, self.slots))
         self._series = {name: np.zeros(self.num_columns) for name in (*KINDS, "slot_cosine", "change", "writes")}
         self._phase_K = {phase: np.zeros(self.slots) for phase in PHASES}
-        self._phase = {phase: dict.fromkeys((*KINDS, "writes"), 0.0) for phase in PHASES}
+        self._phase = {phase: dict.fromkeys((*KINDS, *BY_HEAD, "writes"), 0.0) for phase in PHASES}
         self._kept_K, self._overwritten_K = np.zeros(self.slots), np.zeros(self.slots)
         self._weight_KH: Any = 0.0  # under tensor parallelism a process sees its own heads
         self._histogram = np.zeros(BINS, dtype=np.int64)
@@ -158,9 +162,10 @@ class MemoryInspector:
         values = {**shares, "slot_cosine": mean_cosine(before), "change": change, "writes": 1.0}
         for name, value in values.items():
             self._series[name][column] += value
+        values["kept_by_head"], values["overwritten_by_head"] = (own_HK > KEPT).mean(), (own_HK < OVERWRITTEN).mean()
         for phase in self._phases():
             self._phase_K[phase] += own_K
-            for name in (*KINDS, "writes"):
+            for name in (*KINDS, *BY_HEAD, "writes"):
                 self._phase[phase][name] += values[name]
         self._kept_K += kept
         self._overwritten_K += overwritten
@@ -245,7 +250,10 @@ class MemoryInspector:
             },
             "shares": {
                 phase: {
-                    **{kind: self._phase[phase][kind] / max(1.0, self._phase[phase]["writes"]) for kind in KINDS},
+                    **{
+                        name: float(self._phase[phase][name]) / max(1.0, self._phase[phase]["writes"])
+                        for name in (*KINDS, *BY_HEAD)
+                    },
                     "self_weight": float(self._phase_K[phase].mean()) / max(1.0, self._phase[phase]["writes"]),
                     "writes": int(self._phase[phase]["writes"]),
                 }

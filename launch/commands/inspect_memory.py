@@ -147,10 +147,11 @@ def show(report: dict[str, Any]) -> None:
 
     document = report["document"]
     print(f"{document['tokens']:,} tokens, {document['writes']} writes of {report['model']['num_memory_slots']} slots")
-    print(f"{'slots':>10}  {'kept':>6}  {'mixed':>6}  {'overwritten':>11}  {'weight on itself':>16}")
+    print(f"{'slots':>10}  {'kept':>6}  {'mixed':>6}  {'overwritten':>11}  {'weight on itself':>16}  by head")
     for phase, row in report["shares"].items():
         cells = f"{row['kept']:>6.1%}  {row['mixed']:>6.1%}  {row['overwritten']:>11.1%}  {row['self_weight']:>16.3f}"
-        print(f"{phase:>10}  {cells}")
+        heads = f"{row['kept_by_head']:.1%} kept, {row['overwritten_by_head']:.1%} overwritten"
+        print(f"{phase:>10}  {cells}  {heads}")
     norms = report["bias_norm_by_kind"] or {}
     means = (f"{kind} {row['mean']:.3f} ({row['slots']})" for kind, row in norms.items() if row["slots"])
     print(f"mean norm of the bias by kind (slots): {', '.join(means)}")

@@ -66,12 +66,12 @@ def segments_of(document: np.ndarray[Any, Any]) -> list[torch.Tensor]:
 
 
 def write(model: Memformer, tokens: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One write by hand, without padding: the weights [K, 1 + S], mean over heads, and the next memory."""
+    """One write by hand, without padding: the weights [H, K, 1 + S], and the next memory."""
     count = torch.tensor([len(tokens)])
     segment = Segment(tokens[None], count, tokens[None], count, torch.tensor([False]), ragged=False)
     x, mask, memory = model.encode(segment, memory)
     assert model.writer is not None
-    return model.writer.weights(memory, x, mask)[0].mean(0), model.write(memory, x, mask)
+    return model.writer.weights(memory, x, mask)[0], model.write(memory, x, mask)
 
 
 def by_hand(model: Memformer, document: np.ndarray[Any, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -79,7 +79,7 @@ def by_hand(model: Memformer, document: np.ndarray[Any, Any]) -> tuple[list[torc
     weights, memories = [], [model.initial_memory(1)]
     for tokens in segments_of(document):
         found, memory = write(model, tokens, memories[-1])
-        weights.append(found)
+        weights.append(found.mean(0))
         memories.append(memory)
     return weights, memories
 
@@ -111,6 +111,11 @@ def test_weights_kinds_and_shares_are_those_of_a_plain_loop(model: Memformer, re
         near(shares["overwritten"], overwritten[part].mean())
         near(shares["kept"] + shares["mixed"] + shares["overwritten"], 1.0)
         near(shares["self_weight"], own[part].mean())
+        heads = np.stack(
+            [write(model, *each)[0][..., 0] for each in zip(segments_of(DOCUMENT), memories, strict=False)]
+        )
+        near(shares["kept_by_head"], (heads[part] > KEPT).mean())
+        near(shares["overwritten_by_head"], (heads[part] < OVERWRITTEN).mean())
     middle = own[count // 4 : 3 * count // 4].mean(0)
     kinds = ["kept" if each > KEPT else "overwritten" if each < OVERWRITTEN else "mixed" for each in middle]
     assert [slot["kind"] for slot in report["slots"]] == kinds
