@@ -1,14 +1,14 @@
 # `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slurm checks lint peers lock clean
+.PHONY: help setup train test slurm checks lint peers bench-quick results lock clean
 PYTHON ?= python3
 export PYTHON
 RUN := .venv/bin/python
 PYTEST_ARGS ?=
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup:  ## make the virtual environment .venv, or bring it up to date
 	@scripts/setup.sh
@@ -37,6 +37,13 @@ peers: setup  ## install the architectures that benchmarks/ compares with (torch
 	@echo "peers: installing requirements/peers.txt"
 	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps -r requirements/peers.txt
 	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target .venv/namesake memformer==0.3.1
+
+bench-quick: peers  ## a small version of every benchmark, in ten minutes at most; results in runs/bench-quick
+	@$(RUN) benchmarks/quick.py
+
+results:  ## write docs/results and the README's table anew from benchmarks/results
+	@$(RUN) benchmarks/results_pages.py
+	@$(RUN) benchmarks/readme_table.py
 
 lock:  ## resolve the pinned packages anew (requirements/lock.txt)
 	@scripts/lock.sh

@@ -32,8 +32,8 @@ DEFINITIONS = {
     "kept": f"self_weight above {KEPT}",
     "overwritten": f"self_weight below {OVERWRITTEN}",
     "mixed": "in between",
-    "kept_by_head": "share of all heads of all slots whose own weight on itself is above 0.8; a slot is mixed where its "
-    "heads do different things, too",
+    "kept_by_head": "share of all heads of all slots whose own weight on itself is above 0.8; a slot counts as mixed "
+    "where its heads do different things, too",
     "overwritten_by_head": "the same below 0.2",
     "early": "the first tenth of the writes, at least one",
     "middle": "the writes from the first quarter of the document to the third",

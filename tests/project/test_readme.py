@@ -43,7 +43,7 @@ def test_the_job_script_and_its_configuration_exist() -> None:
 
 def test_named_targets_and_files_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:^    |`)make (\w+)", TEXT, re.MULTILINE):
+    for target in re.findall(r"(?:^    |`)make ([\w-]+)", TEXT, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in re.findall(r"\]\(([^)#:]+)\)", TEXT):
         assert (ROOT / name).exists(), name
@@ -85,3 +85,8 @@ def test_the_sequence_on_your_own_text_runs(tmp_path: Path) -> None:
 
 def test_the_table_of_results_is_what_the_result_files_give() -> None:
     subprocess.run([sys.executable, "benchmarks/readme_table.py", "--check"], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_pages_of_results_are_what_the_result_files_give() -> None:
+    """Tables byte for byte; plots by the digest of the data they were drawn from."""
+    subprocess.run([sys.executable, "benchmarks/results_pages.py", "--check"], cwd=ROOT, check=True, timeout=120)

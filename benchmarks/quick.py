@@ -1,0 +1,72 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Runs a small version of every benchmark, one after another: `make bench-quick`, at most ten minutes.
+
+    python benchmarks/quick.py [--out runs/bench-quick] [--only WORD ...]
+
+Each writes OUT/NAME.json and NAME.md. The figures show that everything runs and what a result looks like; they are too
+small and too short to be quoted. A benchmark whose data or peer is not installed is not run, with the reason.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import ROOT
+
+SCRIPTS = (
+    "replay", "training_peers", "inference", "memory_tasks", "pixels", "long_text", "peers_text", "memory_slots",
+    "data", "overhead", "checkpoint", "quickstart",
+)  # fmt: skip
+NEEDS = {"data": "wids"}  # what a script cannot do without, beside the data it looks for itself
+BUDGET_SECONDS = 600
+
+
+def last_line(log: Path) -> str:
+    """What a script that failed said last."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing"
+
+
+def run(name: str, out: Path, seconds: float) -> str:
+    """Runs one script; returns "", or why there is no result."""
+    needed = NEEDS.get(name)
+    if needed and importlib.util.find_spec(needed) is None:
+        return f"not run: {needed} is not installed (make peers)"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--out", str(out / name)]
+    log = out / f"{name}.log"
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"failed: took more than the {seconds:.0f} s that were left"
+    if done.returncode:
+        return f"failed: {last_line(log)} ({log})"
+    return ""
+
+
+def main() -> int:
+    """Runs all, prints one line each; exit code 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-quick", help="default runs/bench-quick")
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="default: all")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    began, failed = time.monotonic(), 0
+    for name in arguments.only:
+        started = time.monotonic()
+        problem = run(name, out, BUDGET_SECONDS - (started - began))
+        failed += problem.startswith("failed")
+        seconds = time.monotonic() - started
+        print(f"{name:<16} {seconds:6.0f} s  {problem or out / name}{'' if problem else '.md'}", flush=True)
+    print(f"{'all':<16} {time.monotonic() - began:6.0f} s  of {BUDGET_SECONDS}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
