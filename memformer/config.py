@@ -156,9 +156,22 @@ class ActivationCheckpointingConfig(Section):
     mode: Literal["none", "full"] = "none"
     """none, or full: recompute each layer in its backward, inside the replayed segment."""
     partition_activations: bool = False
-    """Partition activations over tensor-parallel processes; needs parallel.tensor above 1."""
+    """Partition the memories between segments, and with mode full the input of each layer, over the tensor-parallel
+    processes; needs parallel.tensor above 1."""
     cpu_checkpointing: bool = False
-    """Keep the memories between segments in pinned host memory."""
+    """Keep the memories between segments, and with mode full the input of each layer, in host memory."""
+    contiguous_checkpointing: bool = False
+    """Keep the partitioned inputs of the layers in one buffer, against fragmentation; needs mode full and
+    partition_activations."""
+
+    @model_validator(mode="after")
+    def _contiguous_parts(self) -> "ActivationCheckpointingConfig":
+        if self.contiguous_checkpointing and not (self.partition_activations and self.mode == "full"):
+            raise ValueError(
+                "contiguous_checkpointing is true: set mode to full and partition_activations to true as well, or set "
+                "it to false"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

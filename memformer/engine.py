@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from memformer import collective_log
+from memformer.activation_checkpointing import replay_buffer
 from memformer.config import Config
 from memformer.distributed import World
 from memformer.model import Memformer, Segment
@@ -28,7 +29,6 @@ from memformer.parallelize import parallelize
 from memformer.parameter_state import ParameterState
 from memformer.replay import (
     Carry,
-    ReplayBuffer,
     Rollout,
     RolloutResult,
     bptt_backward,
@@ -66,6 +66,8 @@ class ReplayEngine:
         self.stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
         self.at_segment: Callable[[], None] = lambda: None
+        self.replay_buffer_bytes = 0
+        """Largest size of the last rollout's replay buffer on this process."""
         self._clock = _RolloutClock(world.device)
         self._gradient_norms: tuple[list[str], torch.Tensor] | None = None
         self.autocast = functools.partial(
@@ -117,9 +119,11 @@ class ReplayEngine:
         group = self.config.training.lanes_per_micro_batch or lanes
         starts = range(0, lanes, group)
         results = []
+        self.replay_buffer_bytes = 0
         with self._accumulation():
             for start in starts:
                 stop = min(start + group, lanes)
+                buffer = replay_buffer(self.config, self.world)
                 part = Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
                 results.append(
                     algorithm(
@@ -129,9 +133,10 @@ class ReplayEngine:
                         functools.partial(self._backward, last_group=stop == lanes),
                         denominator=max(1, valid_tokens) / self.world.mesh.data.size,
                         seed=mix_seed(seed, self.world.mesh.data.rank * lanes + start),
-                        buffer=ReplayBuffer(self.config.activation_checkpointing.cpu_checkpointing),
+                        buffer=buffer,
                     )
                 )
+                self.replay_buffer_bytes = max(self.replay_buffer_bytes, buffer.peak_bytes)
         return results[0] if len(results) == 1 else _joined(results)
 
     def step(self, learning_rate: float) -> StepReport:

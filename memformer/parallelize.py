@@ -6,11 +6,9 @@
 The model knows nothing of any of it.
 """
 
-import functools
 from typing import Any
 
-from torch.utils.checkpoint import checkpoint
-
+from memformer.activation_checkpointing import checkpoint_layers
 from memformer.config import Config
 from memformer.deepspeed_config import deepspeed_config
 from memformer.distributed import World
@@ -30,8 +28,7 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
     """
     shard_model(model, world.mesh.tensor)
     model.to(world.device)
-    if config.activation_checkpointing.mode == "full":
-        checkpoint_layers(model, reentrant=config.parallel.zero_stage == 3)
+    checkpoint_layers(model, config, world)
     if config.compile:
         compile_layers(model)
     import deepspeed
@@ -43,18 +40,6 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
         mpu=world.mesh.mpu,
     )
     return engine
-
-
-def checkpoint_layers(model: Memformer, reentrant: bool) -> None:
-    """Recomputes each layer in its backward instead of keeping its activations.
-
-    Args:
-        model: Changed in place; parameter names stay as they are.
-        reentrant: The older form, which ZeRO-3 needs: its hooks release a layer's parameters before the newer form
-            compares the shapes of what was saved.
-    """
-    for layer in (*model.encoder, *model.decoder):
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=reentrant)
 
 
 def compile_layers(model: Memformer) -> None:

@@ -247,6 +247,7 @@ class Trainer:
             "learning_rate": rate,
             "grad_norm": report.grad_norm,
             "skipped_steps": self.progress.skipped_steps,
+            "replay_buffer_bytes": self.engine.replay_buffer_bytes,
             "memory_gradient_norms": [math.sqrt(square) for square in squares],
         }
         interval = self.config.training.diagnostics_interval

@@ -114,6 +114,7 @@ def memory_replay_backward(
                 buffer.push(memory)
                 seed_segment(t)
                 memory = cell.advance(rollout.segment(t, carry), memory)
+        buffer.fetch()
         gradient: torch.Tensor | None = None
         for t in range(last, -1, -1):
             if t < last:

@@ -25,7 +25,7 @@ CHECKPOINTING: dict[str, dict[str, Any]] = {
 }
 CASES = [
     Case(stage, data=data, tensor=2, clipping=0.05 * (data - 1), **CHECKPOINTING[checkpointing])
-    for data, stage, checkpointing in itertools.product((1, 2), range(4), ("none",))
+    for data, stage, checkpointing in itertools.product((1, 2), range(4), CHECKPOINTING)
 ]
 SIZES = sorted({case.world_size for case in CASES})
 
