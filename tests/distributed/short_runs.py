@@ -48,6 +48,7 @@ class Case:
     mode: str = "none"
     partition_activations: bool = False
     cpu_checkpointing: bool = False
+    contiguous_checkpointing: bool = False
     lanes_per_micro_batch: int | None = None
     clipping: float = 0.0
     dropout: float = 0.0
@@ -74,7 +75,7 @@ class Case:
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
     model = {name: getattr(case, name) for name in ("dropout", "tie_embeddings", "memory_read_norm")}
-    checkpointing = ("mode", "partition_activations", "cpu_checkpointing")
+    checkpointing = ("mode", "partition_activations", "cpu_checkpointing", "contiguous_checkpointing")
     parallel = ("tensor", "pipeline", "zero_stage", "gradient_reduction", "zero3_gather")
     return parse_config(
         {

@@ -1,0 +1,105 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What partitioned activations and memories really occupy, counted on two tensor-parallel processes."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.activations import LiveTensors
+from memformer.activation_checkpointing import replay_buffer
+from memformer.distributed import World
+from memformer.engine import ReplayEngine
+from memformer.replay import ReplayBuffer
+from tests.distributed.processes import run_distributed
+from tests.distributed.short_runs import LANES, LENGTH, MODEL, SEGMENTS, STEPS, Case, config_of, model_of, rollout_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+WHOLE = LANES * (MODEL.num_memory_slots * MODEL.d_model) * 4
+"""Bytes of one memory."""
+INPUT = LANES * LENGTH * MODEL.d_model * 4
+"""Bytes of the input of one layer."""
+LAYERS = MODEL.num_encoder_layers + MODEL.num_decoder_layers
+PLAIN = Case(0, data=1, tensor=2, mode="full")
+CASES = {
+    "plain": PLAIN,
+    "partitioned": dataclasses.replace(PLAIN, partition_activations=True),
+    "contiguous": dataclasses.replace(PLAIN, partition_activations=True, contiguous_checkpointing=True),
+    "memories alone": dataclasses.replace(PLAIN, mode="none", partition_activations=True),
+}
+
+
+def measure(world: World) -> dict[str, dict[str, Any]]:
+    world = world.arranged(2, 1)
+    found: dict[str, dict[str, Any]] = {}
+    for name, case in CASES.items():
+        engine = ReplayEngine(model_of(case), config_of(case), world, "fp32")
+        carry, rollout = engine.empty_carry(LANES), rollout_of(0)
+        with LiveTensors() as live:
+            loss, _, _ = engine(rollout.segment(1, carry), carry.memory)
+            kept = live.meter.live_bytes
+            engine.deepspeed.backward(loss)
+        losses = []
+        for step in range(STEPS):
+            rollout = rollout_of(step)
+            result = engine.rollout_backward(rollout, carry, int(rollout.lengths.sum()), seed=step)
+            losses.append(float(result.segment_losses.sum()))
+            engine.step(1e-3)
+        found[name] = {"kept": kept, "buffer": engine.replay_buffer_bytes, "losses": losses}
+        engine.close()
+    found["order"] = {"buffer": keep_and_return(world)}
+    return found
+
+
+def keep_and_return(world: World) -> list[int]:
+    """Bytes after each push and pop of a partitioned buffer, which returns what it was given, newest first."""
+    buffer = replay_buffer(config_of(CASES["partitioned"]), world)
+    memories = [torch.full((LANES, 5, 32), float(i)) for i in range(4)]
+    sizes = []
+    for memory in memories:
+        buffer.push(memory)
+        sizes.append(buffer.stored_bytes)
+    buffer.fetch()
+    for memory in reversed(memories):
+        assert torch.equal(buffer.pop(), memory)
+        sizes.append(buffer.stored_bytes)
+    with pytest.raises(IndexError):
+        buffer.pop()
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[dict[str, dict[str, Any]]]:
+    return run_distributed(measure, 2)
+
+
+def test_the_replay_buffer_is_divided_by_the_tensor_parallel_processes(measured: list[dict[str, Any]]) -> None:
+    """T*B*K*D numbers divided by them, less the last segment's, whose memory is not kept; a whole one is in flight."""
+    for rank in measured:
+        assert rank["plain"]["buffer"] == (SEGMENTS - 1) * WHOLE
+        for name in ("partitioned", "contiguous", "memories alone"):
+            assert rank[name]["buffer"] == (SEGMENTS - 1) * WHOLE // 2
+        # Three stay while the fourth is on its way; each pop sends for the next.
+        assert rank["order"]["buffer"] == [n * WHOLE // 2 for n in (1, 2, 3, 4, 2, 1, 0, 0)]
+
+
+def test_a_layer_keeps_its_part_of_its_input(measured: list[dict[str, Any]]) -> None:
+    """Half of each layer's input is gone after the forward; nothing else was added."""
+    for rank in measured:
+        saved = rank["plain"]["kept"] - rank["partitioned"]["kept"]
+        assert saved == pytest.approx(LAYERS * INPUT / 2, abs=0.1 * INPUT), rank
+
+
+def test_partitioning_changes_no_bit(measured: list[dict[str, Any]]) -> None:
+    for name in CASES:
+        assert measured[0][name]["losses"] == measured[0]["plain"]["losses"], name
+
+
+def test_an_unpartitioned_buffer_returns_the_same_tensors() -> None:
+    buffer, memories = ReplayBuffer(), [torch.zeros(1), torch.ones(1)]
+    for memory in memories:
+        buffer.push(memory)
+    assert buffer.stored_bytes == buffer.peak_bytes == 8
+    assert buffer.pop() is memories[1] and buffer.pop() is memories[0] and buffer.stored_bytes == 0
