@@ -17,14 +17,19 @@ rest of it.
 Several sources. Each has a queue of its own; a free lane takes its next document from the source that has given the
 fewest tokens for its weight. Weights may change at a resume: the count begins anew there, and only the future changes.
 
+Rollouts are planned in stretches of one or more (`next_stretch`): many at once cost little more than one, and the
+states between them are the same. What is worked out one by one is the documents that end.
+
 Damage. `skip` takes documents out of the plan for good; the state lists them. A plan and its state stay the same on
 every rank as long as all ranks skip the same documents after the same rollout.
 """
 
+import functools
 import hashlib
+import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -33,44 +38,9 @@ from numpy.typing import ArrayLike, NDArray
 from data_pipeline.document_order import DocumentOrder, Order, Source, blocks_of
 from data_pipeline.errors import UserError
 from data_pipeline.rollout import Rollout
+from data_pipeline.stretch import PlanState, SourceState, Stretch, Waiting
 
 STATE_VERSION = 2
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A piece read up to `offset` that waits for a lane; its carry is in `slot`."""
-
-    piece: int
-    epoch: int
-    offset: int
-    slot: int
-
-
-@dataclass(frozen=True)
-class SourceState:
-    """Where the queue of one source stands; `dealt` counts its tokens given out since the weights were set."""
-
-    epoch: int = 0
-    cursor: int = 0
-    dealt: int = 0
-
-
-@dataclass(frozen=True)
-class PlanState:
-    """Where a plan stands between two rollouts. The arrays, `[num_lanes]`, are not changed once they are in here.
-
-    Lanes hold pieces: whole documents, unless `max_document_tokens` cuts them.
-    """
-
-    step: int
-    tokens: int
-    sources: tuple[SourceState, ...]
-    pieces: NDArray[np.int64]
-    epochs: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    waiting: tuple[_Waiting, ...]
-    skipped: tuple[int, ...]
 
 
 class LanePlan:
@@ -158,27 +128,18 @@ class LanePlan:
 
     def next_rollout(self, num_segments: int) -> Rollout | None:
         """What all lanes read in the next `num_segments` segments; None when the last epoch has ended."""
-        planner = _Planner(self, self.state)
-        taken = planner.take_waiting()
-        pieces, epochs, offsets, lengths = planner.segments(num_segments)
-        valid_tokens = int(lengths.sum())
-        if not valid_tokens:
+        stretch = self.next_stretch(num_segments, 1)
+        return None if stretch is None else Rollout(**stretch.fields(0))
+
+    def next_stretch(self, num_segments: int, rollouts: int) -> Stretch | None:
+        """The next rollouts, at most this many and fewer where an epoch is the last; None as in `next_rollout`."""
+        if self.state.waiting:
+            rollouts = 1  # documents that wait are given to lanes between rollouts
+        stretch = _Planner(self, self.state).stretch(num_segments, rollouts)
+        if not len(stretch):
             return None
-        live = lengths > 0
-        whole = self.max_document_tokens is None
-        rollout = Rollout(
-            step=self.state.step,
-            first_lane=0,
-            documents=pieces if whole else np.where(live, self.queue.documents[pieces], -1),
-            epochs=epochs,
-            starts=offsets if whole else np.where(live, self.queue.starts[pieces] + offsets, 0),
-            lengths=lengths.astype(np.int32),
-            resets=live & (offsets == 0),
-            carry_from=taken,
-            valid_tokens=valid_tokens,
-        )
-        self.state = planner.state_after(rollout)
-        return rollout
+        self.state = stretch.states[-1]
+        return stretch
 
     def document_order(self, epoch: int, source: int = 0) -> NDArray[np.int64]:
         """The order in which an epoch of a source queues its documents, `[documents with a token]` (or pieces)."""
@@ -237,7 +198,7 @@ class LanePlan:
         self._check_same_plan(saved)
         try:
             pieces, epochs, offsets = (_read(saved[f"lane_{name}"]) for name in ("pieces", "epochs", "offsets"))
-            waiting = [_Waiting(*_read(item).tolist()) for item in saved["waiting"]]
+            waiting = [Waiting(*_read(item).tolist()) for item in saved["waiting"]]
             sources = [SourceState(*_read(item).tolist()) for item in saved["sources"]]
             skipped = tuple(_read(saved["skipped"]).tolist())
             weights = [float(weight) for weight in saved["weights"].split()]
@@ -255,7 +216,7 @@ class LanePlan:
             sources = [replace(source, dealt=0) for source in sources]
         unfinished = (pieces >= 0) & (offsets < self.queue.lengths[pieces])
         waiting = [
-            _Waiting(int(pieces[lane]), int(epochs[lane]), int(offsets[lane]), lane)
+            Waiting(int(pieces[lane]), int(epochs[lane]), int(offsets[lane]), lane)
             for lane in range(self.num_lanes, len(pieces))
             if unfinished[lane]
         ] + waiting
@@ -309,7 +270,7 @@ class LanePlan:
 
 
 class _Planner:
-    """Moves a copy of a plan's state through one rollout."""
+    """Moves a copy of a plan's state through a stretch."""
 
     def __init__(self, plan: LanePlan, state: PlanState) -> None:
         self._plan = plan
@@ -318,92 +279,160 @@ class _Planner:
         self._pieces, self._epochs, self._offsets = (
             column.copy() for column in (state.pieces, state.epochs, state.offsets)
         )
-        self._skipped = frozenset(state.skipped)
-        self._waiting = list(state.waiting)
+        self._waiting = state.waiting
 
-    def take_waiting(self) -> NDArray[np.int64]:
-        """Gives waiting documents to free lanes, in order; returns the slots they come from, -1 elsewhere."""
-        taken = np.full(len(self._pieces), -1, np.int64)
-        for lane, item in zip(self._free_lanes(), list(self._waiting), strict=False):
-            self._pieces[lane], self._epochs[lane], self._offsets[lane] = item.piece, item.epoch, item.offset
-            taken[lane] = item.slot
-            self._waiting.pop(0)
-        return taken
+    def stretch(self, num_segments: int, most: int) -> Stretch:
+        """Up to `most` rollouts; fewer, or none, where the last epoch ends."""
+        plan, queue, size = self._plan, self._plan.queue, self._plan.segment_length
+        lanes, count = len(self._pieces), most * num_segments
+        carry_from = self._take_waiting()
+        (places, pieces, epochs, offsets), sources = self._rows(count, num_segments)
+        tokens = self._tokens(pieces)
+        documents, starts = queue.documents[pieces], queue.starts[pieces]
+        room = np.append(places[1:], lanes * count) - places
+        runs = np.stack([documents, starts + offsets, np.minimum(tokens - offsets, size * room), size * places], axis=1)
 
-    def segments(self, count: int) -> tuple[NDArray[np.int64], ...]:
-        """Pieces (-1 where idle), epochs, offsets and lengths of the next segments, `[B, count]` each."""
-        size = self._plan.segment_length
-        shape = (len(self._pieces), count)
-        pieces, epochs, offsets, lengths = (np.empty(shape, np.int64) for _ in range(4))
-        done = 0
-        while done < count:
-            free = self._free_lanes()
-            # As many free lanes as documents wait are kept for them until the next rollout.
-            for lane in free[: max(0, len(free) - len(self._waiting))]:
-                self._pieces[lane], self._epochs[lane] = self._next_piece()
-                self._offsets[lane] = 0
-            # Documents without a token are never queued, so tokens that are left mean that the lane reads.
-            left = self._plan.queue.lengths[self._pieces] - self._offsets
-            left[self._pieces < 0] = 0
-            live = left > 0
-            # Until a lane ends its document, lanes only move on: all those segments at once.
-            ends = -(-left[live] // size)
-            steps = min(count - done, int(ends.min())) if len(ends) else count - done
-            ahead = size * np.arange(steps)
-            now = slice(done, done + steps)
-            pieces[:, now] = np.where(live, self._pieces, -1)[:, None]
-            epochs[:, now] = np.where(live, self._epochs, 0)[:, None]
-            offsets[:, now] = np.where(live[:, None], self._offsets[:, None] + ahead, 0)
-            lengths[:, now] = np.clip(left[:, None] - ahead, 0, size)
-            self._offsets += np.minimum(left, size * steps)
-            done += steps
-        return pieces, epochs, offsets, lengths
+        # From rows to segments, `[rollouts, B, T]`. An idle lane stands at the end of its row's piece.
+        row = np.repeat(np.arange(len(places)), room).reshape(lanes, most, num_segments)
+        row = np.ascontiguousarray(row.swapaxes(0, 1))
+        left = tokens.take(row)
+        begins = (offsets - size * places).take(row)
+        begins += size * _places(lanes, most, num_segments)
+        np.minimum(begins, left, out=begins)
+        left -= begins
+        lengths = np.minimum(left, size)
+        columns = {
+            "documents": documents.take(row),
+            "epochs": epochs.take(row),
+            "starts": begins if plan.max_document_tokens is None else starts.take(row) + begins,
+            "lengths": lengths.astype(np.int32),
+            "resets": begins == 0,
+        }
+        idle = lengths == 0
+        if idle.any():
+            for name, nothing in (("documents", -1), ("epochs", 0), ("starts", 0), ("resets", False)):
+                columns[name] = np.where(idle, nothing, columns[name])
 
-    def state_after(self, rollout: Rollout) -> PlanState:
-        return PlanState(
-            step=rollout.step + 1,
-            tokens=self._state.tokens + rollout.valid_tokens,
-            sources=tuple(self._sources),
-            pieces=self._pieces,
-            epochs=self._epochs,
-            offsets=self._offsets,
-            waiting=tuple(self._waiting),
-            skipped=self._state.skipped,
+        valid = lengths.sum(axis=(1, 2)).tolist()
+        if not valid[-1]:
+            valid = valid[: valid.index(0)]
+        last = row[:, :, -1]
+        held = pieces.take(last), epochs.take(last), begins[:, :, -1] + lengths[:, :, -1]
+        states = [self._state]
+        for number, new in enumerate(valid):
+            states.append(
+                PlanState(
+                    step=states[-1].step + 1,
+                    tokens=states[-1].tokens + new,
+                    sources=sources[number],
+                    pieces=held[0][number],
+                    epochs=held[1][number],
+                    offsets=held[2][number],
+                    waiting=self._waiting,
+                    skipped=self._state.skipped,
+                )
+            )
+        return Stretch(
+            step=self._state.step,
+            first_lane=0,
+            columns=columns,
+            carry_from=carry_from,
+            valid_tokens=valid,
+            states=states,
+            runs=runs[runs[:, 2] > 0],
+            lane_tokens=size * count,
         )
 
-    def _free_lanes(self) -> list[int]:
-        unfinished = (self._pieces >= 0) & (self._offsets < self._plan.queue.lengths[self._pieces])
-        free: list[int] = np.flatnonzero(~unfinished).tolist()
-        return free
+    def _rows(self, count: int, every: int) -> tuple[NDArray[np.int64], list[tuple[SourceState, ...]]]:
+        """What lanes hold in the next `count` segments, and the states of the sources after each `every` of them.
 
-    def _next_piece(self) -> tuple[int, int]:
-        """The head of the queue that is furthest behind its share, and its epoch; (-1, 0) when all are used up."""
-        candidates = list(self._plan.live_sources)
-        while candidates:
-            weights = self._plan.sources
+        A row (place, piece or -1, epoch, offset) holds from its place on, where it stands at the offset, until the
+        next row's place; places count segments lane by lane.
+        """
+        lanes, size = len(self._pieces), self._plan.segment_length
+        ends = -(-(self._tokens(self._pieces) - self._offsets) // size)
+        ending = [(end, lane) for lane, end in enumerate(ends.tolist()) if end < count]
+        heapq.heapify(ending)
+        taken: list[int] = []
+        sources: list[tuple[SourceState, ...]] = []
+        free: list[int] = []
+        while ending:
+            now = ending[0][0]
+            sources += [tuple(self._sources)] * (now // every - len(sources))
+            while ending and ending[0][0] == now:
+                free.append(heapq.heappop(ending)[1])
+            free.sort()
+            # As many free lanes as documents wait are kept for them until the next rollout.
+            given = max(0, len(free) - len(self._waiting))
+            ready, free = free[:given], free[given:]
+            for lane, (piece, epoch, tokens) in zip(ready, self._next_pieces(len(ready)), strict=True):
+                taken += (count * lane + now, piece, epoch)
+                if tokens == 0:
+                    free.append(lane)
+                elif now + -(-tokens // size) < count:
+                    heapq.heappush(ending, (now + -(-tokens // size), lane))
+        sources += [tuple(self._sources)] * (count // every - len(sources))
+        rows = np.zeros((4, lanes + len(taken) // 3), np.int64)
+        rows[0, :lanes], rows[1, :lanes] = count * np.arange(lanes), self._pieces
+        rows[2, :lanes], rows[3, :lanes] = self._epochs, self._offsets
+        rows[:3, lanes:] = np.array(taken, np.int64).reshape(-1, 3).T
+        # Stable: a lane that is free from the first segment has two rows there, and the later one holds.
+        return rows[:, np.argsort(rows[0], kind="stable")], sources
+
+    def _take_waiting(self) -> NDArray[np.int64]:
+        """Gives waiting documents to free lanes, in order; returns the slots they come from, -1 elsewhere."""
+        taken = np.full(len(self._pieces), -1, np.int64)
+        if self._waiting:
+            free = np.flatnonzero(self._offsets == self._tokens(self._pieces)).tolist()
+            for lane, item in zip(free, self._waiting, strict=False):
+                self._pieces[lane], self._epochs[lane], self._offsets[lane] = item.piece, item.epoch, item.offset
+                taken[lane] = item.slot
+            self._waiting = self._waiting[len(free) :]
+        return taken
+
+    def _tokens(self, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of pieces; 0 for -1, no piece."""
+        tokens: NDArray[np.int64] = np.where(pieces < 0, 0, self._plan.queue.lengths[pieces])
+        return tokens
+
+    def _next_pieces(self, count: int) -> Iterator[tuple[int, int, int]]:
+        """The heads of the queues that are furthest behind their shares: piece, epoch, tokens; -1, 0, 0 if all end."""
+        candidates, weights = list(self._plan.live_sources), self._plan.sources
+        while count and candidates:
             source = min(candidates, key=lambda number: (self._sources[number].dealt / weights[number].weight, number))
-            piece = self._advance(source)
-            if piece >= 0:
-                return piece, self._sources[source].epoch
-            candidates.remove(source)
-        return -1, 0
+            found = self._advance(source, count if len(candidates) == 1 else 1)
+            if not found:
+                candidates.remove(source)
+            count -= len(found)
+            yield from found
+        yield from [(-1, 0, 0)] * count
 
-    def _advance(self, source: int) -> int:
-        """The next piece of a source, -1 when its last epoch is used up."""
+    def _advance(self, source: int, count: int) -> list[tuple[int, int, int]]:
+        """The next pieces of a source, up to `count`, each with its epoch and tokens; none when the last one ends."""
         queue, state = self._plan.queue, self._sources[source]
-        epoch, cursor, piece = state.epoch, state.cursor, -1
-        while piece < 0 and (self._plan.epochs is None or epoch < self._plan.epochs):
+        epoch, cursor, dealt = state.epoch, state.cursor, state.dealt
+        found: list[tuple[int, int, int]] = []
+        while len(found) < count and (self._plan.epochs is None or epoch < self._plan.epochs):
             order = queue.pieces(source, epoch)
             if cursor == len(order):
                 epoch, cursor = epoch + 1, 0
                 continue
-            candidate = int(order[cursor])
-            cursor += 1
-            if int(queue.documents[candidate]) not in self._skipped:
-                piece = candidate
-        dealt = state.dealt + (int(queue.lengths[piece]) if piece >= 0 else 0)
+            pieces = order[cursor : cursor + count - len(found)]
+            cursor += len(pieces)
+            if self._state.skipped:
+                pieces = pieces[~np.isin(queue.documents[pieces], self._state.skipped)]
+            tokens = queue.lengths[pieces].tolist()
+            dealt += sum(tokens)
+            found += [(piece, epoch, each) for piece, each in zip(pieces.tolist(), tokens, strict=True)]
         self._sources[source] = SourceState(epoch, cursor, dealt)
-        return piece
+        return found
+
+
+@functools.lru_cache(maxsize=4)
+def _places(lanes: int, rollouts: int, num_segments: int) -> NDArray[np.int64]:
+    """The places of segments, counted lane by lane, `[rollouts, B, T]`."""
+    places = np.arange(lanes * rollouts * num_segments).reshape(lanes, rollouts, num_segments)
+    return np.ascontiguousarray(places.swapaxes(0, 1))
 
 
 def _written(numbers: NDArray[np.int64]) -> str:

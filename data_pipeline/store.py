@@ -31,7 +31,7 @@ class Store(Protocol):
         """Rollouts ahead of the one being read that the store wants to be told of by `prepare`; 0 where all is near."""
 
     def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
-        """Says what rollout `step` will read, in the order of the steps, before it is read."""
+        """Says what the rollouts from `step` on will read at once, in the order of the steps, before it is read."""
 
     def read(self, document: int, start: int, length: int) -> NDArray[Any]:
         """Tokens `start .. start + length` of a document, `[length]`, unsigned integers.

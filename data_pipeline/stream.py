@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`SegmentStream`: the batches of one rank, read ahead in a thread, resumable after any batch.
 
-Data flow: `LanePlan` decides a rollout for all lanes → this rank's block of lanes is cut out → a `Store` reads the
-tokens → `SegmentBatch`. Beside every batch that waits in the queue waits the plan's state after it, so that
-`state_dict` speaks of the last batch that was delivered, however far the thread has read ahead.
+Data flow: `LanePlan` decides a stretch of rollouts for all lanes → this rank's block of lanes is cut out → a `Store`
+reads the stretch's tokens → one `SegmentBatch` a rollout. Beside every batch that waits in the queue waits the plan's
+state after it, so that `state_dict` speaks of the last batch that was delivered, however far the thread has read ahead.
 
 Damage is found by the rank that reads it. With `on_damage="skip"` every batch is delivered only after all ranks have
 told each other what they found in theirs; if anybody found something, all of them skip those documents, go back to the
@@ -28,14 +28,17 @@ from data_pipeline.document_order import Order
 from data_pipeline.errors import DamagedDocument, UserError
 from data_pipeline.index import DocumentIndex
 from data_pipeline.opening import open_data, open_store
-from data_pipeline.plan import LanePlan, PlanState
-from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of
+from data_pipeline.plan import LanePlan
+from data_pipeline.rollout import SegmentBatch, lanes_of
 from data_pipeline.store import Store
+from data_pipeline.stretch import PlanState, Stretch
 
 OnDamage = Literal["stop", "skip"]
 Damage = Mapping[int, str]
 """Damaged documents, each with the line that says what is wrong with it."""
 
+# Rollouts are planned and read in stretches of so many of a lane's tokens, and of at most so many rollouts.
+_STRETCH_TOKENS, _STRETCH_ROLLOUTS = 1 << 15, 64
 _POLL_SECONDS = 0.1  # how often a thread that waits for room in the queue looks whether it should end
 
 
@@ -270,10 +273,14 @@ class _Reader:
         self._lanes = lanes
         self._num_segments = num_segments
         self._collects_damage = collects_damage
-        self._planned: deque[tuple[Rollout, NDArray[np.int64], PlanState]] = deque()
+        self._most = max(1, min(_STRETCH_ROLLOUTS, _STRETCH_TOKENS // (num_segments * plan.segment_length)))
+        self._planned: deque[Stretch] = deque()
+        self._stretch: Stretch
+        self._unread: deque[int] = deque()  # rollouts of the stretch that are yet to be delivered
         self._ends = False
-        # As stored; kept from batch to batch, since new memory costs more than what is written into it.
-        self._stored = np.empty((lanes.stop - lanes.start, num_segments, plan.segment_length), dtype)
+        # As stored; kept from stretch to stretch, since new memory costs more than what is written into it.
+        shape = (lanes.stop - lanes.start, self._most * num_segments, plan.segment_length)
+        self._stored = np.empty(shape, dtype)
         self._stop = threading.Event()
         self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, prefetch))
         self._thread: threading.Thread | None = None
@@ -306,29 +313,57 @@ class _Reader:
 
     def _make(self) -> "_Item | BaseException":
         try:
-            self._plan_ahead()
-            if not self._planned:
-                return StopIteration()
-            rollout, runs, state = self._planned.popleft()
-            try:
-                return _Item(_fetch(rollout, runs, self._store, self._stored), state, {})
-            except DamagedDocument:
-                if not self._collects_damage:
-                    raise
-                return _Item(None, state, self._damage_in(runs))
+            while not self._unread:
+                if not self._plan_ahead():
+                    return StopIteration()
+                self._stretch = stretch = self._planned.popleft()
+                try:
+                    self._read(stretch)
+                except DamagedDocument:
+                    if len(stretch) > 1:
+                        # What comes before the damage is sound: from here on rollout by rollout.
+                        self._plan.state, self._most, self._ends = stretch.states[0], 1, False
+                        self._planned.clear()
+                        continue
+                    if not self._collects_damage:
+                        raise
+                    return _Item(None, stretch.states[1], self._damage_in(stretch.runs))
+                self._unread.extend(range(len(stretch)))
+            number = self._unread.popleft()
+            return _Item(self._batch(self._stretch, number), self._stretch.states[number + 1], {})
         except Exception as error:
             return error
 
-    def _plan_ahead(self) -> None:
-        while not self._ends and len(self._planned) <= self._store.look_ahead:
-            rollout = self._plan.next_rollout(self._num_segments)
-            if rollout is None:
+    def _plan_ahead(self) -> bool:
+        """Whether there is a stretch to read; those after it are planned as far as the store looks ahead."""
+        while not self._ends and sum(map(len, self._planned)) <= self._store.look_ahead:
+            whole = self._plan.next_stretch(self._num_segments, self._most)
+            if whole is None:
                 self._ends = True
-                return
-            block = rollout.block(self._lanes)
-            runs = runs_of(block, self._plan.segment_length)
-            self._store.prepare(rollout.step, runs)
-            self._planned.append((block, runs, self._plan.state))
+                break
+            stretch = whole.block(self._lanes)
+            self._store.prepare(stretch.step, stretch.runs)
+            self._planned.append(stretch)
+        return bool(self._planned)
+
+    def _read(self, stretch: Stretch) -> None:
+        """Puts a stretch's tokens, and zeros behind the ends of documents, where `_batch` takes them from."""
+        stored = self._room(stretch)
+        lengths = stretch.columns["lengths"]
+        for rollout, lane, segment in np.argwhere(lengths < stored.shape[2]).tolist():
+            stored[lane, rollout * self._num_segments + segment, lengths[rollout, lane, segment] :] = 0
+        if len(stretch.runs):
+            self._store.read_runs(stretch.runs, stored.reshape(-1))
+
+    def _batch(self, stretch: Stretch, number: int) -> SegmentBatch:
+        segments = slice(number * self._num_segments, (number + 1) * self._num_segments)
+        tokens = self._room(stretch)[:, segments].astype(np.int32)
+        return SegmentBatch(**stretch.fields(number), tokens=tokens)
+
+    def _room(self, stretch: Stretch) -> NDArray[Any]:
+        """The tokens of a stretch as stored, `[lanes, segments, S]`."""
+        lanes, _, size = self._stored.shape
+        return self._stored.reshape(-1)[: lanes * stretch.lane_tokens].reshape(lanes, -1, size)
 
     def _damage_in(self, runs: NDArray[np.int64]) -> Damage:
         damage: dict[int, str] = {}
@@ -338,44 +373,3 @@ class _Reader:
             except DamagedDocument as error:
                 damage[document] = str(error)
         return damage
-
-
-def runs_of(rollout: Rollout, segment_length: int) -> NDArray[np.int64]:
-    """What a rollout reads, in as few pieces as possible: rows of document, first token, tokens, place.
-
-    Segments of one document lie side by side, and only the last is ragged: one run serves them all. The place counts
-    tokens in `[B * T * S]`.
-    """
-    begins = rollout.resets.copy()
-    begins[:, 0] = True
-    first = np.flatnonzero(begins)
-    lengths = rollout.lengths.ravel()
-    runs = np.stack(
-        [
-            rollout.documents.ravel()[first],
-            rollout.starts.ravel()[first],
-            np.add.reduceat(lengths, first, dtype=np.int64),
-            first * segment_length,
-        ],
-        axis=1,
-    )
-    return runs[lengths[first] > 0]
-
-
-def _fetch(rollout: Rollout, runs: NDArray[np.int64], store: Store, stored: NDArray[Any]) -> SegmentBatch:
-    for lane, segment in np.argwhere(rollout.lengths < stored.shape[2]).tolist():
-        stored[lane, segment, rollout.lengths[lane, segment] :] = 0
-    if len(runs):
-        store.read_runs(runs, stored.reshape(-1))
-    return SegmentBatch(
-        step=rollout.step,
-        first_lane=rollout.first_lane,
-        documents=rollout.documents,
-        epochs=rollout.epochs,
-        starts=rollout.starts,
-        lengths=rollout.lengths,
-        resets=rollout.resets,
-        carry_from=rollout.carry_from,
-        valid_tokens=rollout.valid_tokens,
-        tokens=stored.astype(np.int32),
-    )

@@ -129,6 +129,67 @@ def test_resuming_changes_nothing_and_lanes_never_idle(
         stopped = resumed
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any),
+    num_lanes=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 4)),
+    most=st.integers(1, 9),
+    epochs=st.sampled_from([1, 2, None]),
+    cut=st.sampled_from([None, 13]),
+    data=st.data(),
+)
+def test_a_stretch_is_its_rollouts_one_by_one(
+    lengths: list[int],
+    num_lanes: tuple[int, int],
+    shape: tuple[int, int],
+    most: int,
+    epochs: int | None,
+    cut: int | None,
+    data: st.DataObject,
+) -> None:
+    """Also what a block of lanes reads, in its runs, is what its segments say."""
+
+    def fresh(lanes: int) -> LanePlan:
+        return LanePlan(lengths, num_lanes=lanes, segment_length=shape[0], epochs=epochs, max_document_tokens=cut)
+
+    before = fresh(num_lanes[0])
+    before.next_rollout(3)
+    many, single = fresh(num_lanes[1]), fresh(num_lanes[1])
+    for plan in (many, single):
+        plan.load_state_dict(before.state_dict())  # other lanes: documents may wait
+    first = data.draw(st.integers(0, num_lanes[1] - 1))
+    lanes = slice(first, data.draw(st.integers(first + 1, num_lanes[1])))
+    for _ in range(6):
+        stretch = many.next_stretch(shape[1], most)
+        if stretch is None:
+            assert single.next_rollout(shape[1]) is None
+            break
+        assert 1 <= len(stretch) <= most and len(stretch.states) == len(stretch) + 1
+        block, planned = stretch.block(lanes), {}
+        for number, state in enumerate(stretch.states[1:]):
+            whole = single.next_rollout(shape[1])
+            assert whole is not None
+            expected, found = whole.block(lanes), Rollout(**block.fields(number))
+            for name, value in vars(expected).items():
+                assert np.array_equal(value, getattr(found, name)), name
+            assert single.state_dict() == many.state_dict(state)
+            for lane, segment in np.argwhere(expected.lengths > 0).tolist():
+                place = lane * stretch.lane_tokens + (number * shape[1] + segment) * shape[0]
+                start, document = int(expected.starts[lane, segment]), int(expected.documents[lane, segment])
+                for token in range(int(expected.lengths[lane, segment])):
+                    planned[place + token] = (document, start + token)
+        read = {
+            place + token: (document, start + token)
+            for document, start, tokens, place in block.runs.tolist()
+            for token in range(tokens)
+        }
+        assert read == planned
+        for document, start, _, place in block.runs.tolist():
+            follows = place % stretch.lane_tokens > 0 and read.get(place - 1) == (document, start - 1)
+            assert not follows or (cut is not None and start % cut == 0), "one run would do for two"
+
+
 @given(st.integers(1, 40), st.data())
 def test_blocks_of_lanes_are_contiguous_and_even(num_lanes: int, data: st.DataObject) -> None:
     world_size = data.draw(st.integers(1, num_lanes))

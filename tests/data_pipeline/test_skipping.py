@@ -109,6 +109,24 @@ def test_everything_but_the_damaged_documents_is_read(dataset: Path, broken: Pat
             assert read == whole[document]
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_what_comes_before_the_damage_is_delivered(dataset: Path, broken: Path, prefetch: int) -> None:
+    """Although many rollouts are read at once."""
+    with SegmentStream(dataset, **SHAPE) as sound:
+        expected = list(itertools.islice(sound, 40))
+    firsts = {d: n for n, batch in reversed(list(enumerate(expected))) for d in batch.documents.ravel().tolist()}
+    last, first = max(firsts.items(), key=lambda item: item[1])
+    assert first > 3
+    flip(broken, last)
+    with SegmentStream(broken, **SHAPE, prefetch=prefetch) as stream:
+        for batch in expected[:first]:
+            assert_same(batch, next(stream))
+        state = stream.state_dict()
+        with pytest.raises(UserError, match=f"document {last} "):
+            next(stream)
+        assert stream.state_dict() == state and state["step"] == first
+
+
 def test_all_ranks_skip_alike_and_resume_on_another_world(broken: Path) -> None:
     flip(broken, 2, 4, 9)
     with SegmentStream(broken, **SHAPE, on_damage="skip") as single:
