@@ -129,7 +129,7 @@ def load_parameters(directory: Path, engine: ReplayEngine) -> None:
         CheckpointDamaged: A piece of a parameter is in no file.
     """
     try:
-        engine.parameter_state().load(parameter_reader(directory))
+        engine.load_parameters(parameter_reader(directory))
     except ValueError as error:
         raise files.CheckpointDamaged(f"{directory}: {error}") from None
 

@@ -4,10 +4,11 @@
 When a run hangs, the process that has entered fewer collectives than the others is the one they wait for.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class CollectiveLog:
         inside: Whether it has not returned yet.
         seconds: Time spent inside; on GPUs, where most return at once, a lower bound.
         moved_at: time.monotonic() of the last entry or return.
+        messages: Number and bytes of the messages sent to other pipeline stages, by kind.
     """
 
     count: int = 0
@@ -47,6 +49,7 @@ class CollectiveLog:
     inside: bool = False
     seconds: float = 0.0
     moved_at: float = 0.0
+    messages: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         """The collective, noted."""
@@ -67,6 +70,23 @@ class CollectiveLog:
 
         call.__dict__["watched"] = True
         return call
+
+    @contextlib.contextmanager
+    def waiting(self, words: str) -> Iterator[None]:
+        """Within the block the process waits for one other process; not a collective, but its time counts as one's."""
+        self.last, self.inside = words, True
+        self.moved_at = began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.moved_at = time.monotonic()
+            self.inside, self.seconds = False, self.seconds + self.moved_at - began
+
+    def sent(self, kind: str, payload: torch.Tensor) -> None:
+        """Counts a message to another pipeline stage."""
+        entry = self.messages.setdefault(kind, [0, 0])
+        entry[0] += 1
+        entry[1] += payload.numel() * payload.element_size()
 
     def describe(self) -> str:
         """One line for a report."""

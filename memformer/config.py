@@ -97,7 +97,7 @@ class TrainingConfig(Section):
     """Steps between two looks into the memory (slot norms, the writer's weight on itself); 0: never."""
     memory_pictures_interval: int = Field(1000, ge=0)
     """Steps between two sets of pictures of the memory (those of `memformer inspect-memory`, on a held-out document) as
-    TensorBoard images; needs matplotlib, tensorboard and held-out documents; 0: never."""
+    TensorBoard images; needs matplotlib, tensorboard, held-out documents and parallel.pipeline 1; 0: never."""
 
 
 class OptimizerConfig(Section):
@@ -134,7 +134,13 @@ class ParallelConfig(Section):
     """Processes that share each layer of a model replica: heads, feed-forward, vocabulary. Must divide model.num_heads,
     model.writer_heads and model.d_ff; best a divisor of the GPUs of a machine."""
     pipeline: int = Field(1, ge=1)
-    """Pipeline stages. This version: 1."""
+    """Pipeline stages that share the layers of a model replica; lanes are replayed in groups that follow each other
+    through the stages (training.lanes_per_micro_batch)."""
+    pipeline_layers: list[int] | None = None
+    """Layers of each stage, encoder before decoder, e.g. [8, 6, 6]; null: balanced by their FLOPs."""
+    segments_in_flight: int | None = Field(None, ge=1)
+    """Segments whose graph a pipeline stage holds at most; null: 2 * pipeline + 2. Fewer need less memory and leave
+    stages waiting."""
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     gradient_reduction: Literal["rollout", "segment"] = "rollout"
@@ -142,12 +148,6 @@ class ParallelConfig(Section):
     gradient during the rollout). Both are exact."""
     zero3_gather: Literal["rollout", "segment"] = "rollout"
     """ZeRO 3: gather the parameters once a rollout (one whole model resident), or layer by layer in every segment."""
-
-    @model_validator(mode="after")
-    def _no_pipeline(self) -> "ParallelConfig":
-        if self.pipeline != 1:
-            raise ValueError(f"pipeline is {self.pipeline}: this version has no pipelines, set it to 1")
-        return self
 
 
 class ActivationCheckpointingConfig(Section):
@@ -270,6 +270,7 @@ class Config(Section):
                 f"= {self.training.max_steps}"
             )
         _check_tensor_parallel(self)
+        _check_pipeline(self)
         return self
 
 
@@ -291,6 +292,37 @@ def _check_tensor_parallel(config: Config) -> None:
                 f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
                 f"{tensor}, or set parallel.tensor to a divisor of {size}"
             )
+
+
+def _check_pipeline(config: Config) -> None:
+    """What pipelines ask of the model and of the other settings."""
+    parallel, model = config.parallel, config.model
+    stages, layers = parallel.pipeline, model.num_encoder_layers + model.num_decoder_layers
+    if parallel.pipeline_layers is not None:
+        by_hand = parallel.pipeline_layers
+        if len(by_hand) != stages or min(by_hand, default=0) < 1 or sum(by_hand) != layers:
+            raise ValueError(
+                f"parallel.pipeline_layers is {by_hand}: give each of the {stages} stages of parallel.pipeline at "
+                f"least 1 layer, {layers} in all (model.num_encoder_layers + model.num_decoder_layers)"
+            )
+    if stages == 1:
+        return
+    if stages > layers:
+        raise ValueError(
+            f"parallel.pipeline is {stages}, but the model has {layers} layers, and each stage needs one: set it to at "
+            f"most {layers}"
+        )
+    if parallel.zero_stage > 1:
+        raise ValueError(
+            f"parallel.zero_stage is {parallel.zero_stage}: a pipeline stage keeps its gradients whole until all "
+            "segments of a rollout have added to them, so with parallel.pipeline above 1 set it to 0 or 1"
+        )
+    if parallel.gradient_reduction == "segment":
+        raise ValueError("parallel.gradient_reduction is segment: pipelines reduce once a rollout, set it to rollout")
+    if config.training.replay == "bptt":
+        raise ValueError(
+            "training.replay is bptt, which is for one stage: with parallel.pipeline above 1 set it to mrbp"
+        )
 
 
 class _Loader(yaml.SafeLoader):

@@ -30,15 +30,14 @@ def memory_diagnostics(
         (towards 1: collapsed); self_attention: the writer's mean weight of a slot on itself; kept_share and
         overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory.
     """
-    if model.writer is None:
+    if not model.config.num_memory_slots:
         return {}
     training = model.training
     model.eval()
     live = carry.length > 0
     no_reset = torch.zeros_like(live)
     segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
-    x_BSD, mask_BS, memory_BKD = model.encode(segment, carry.memory)
-    own_BK = model.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS)
+    own_BK, memory_BKD = model.slots_kept(segment, carry.memory)
     model.train(training)
     unit_BKD = torch.nn.functional.normalize(memory_BKD.float(), dim=-1)
     slots = memory_BKD.shape[1]

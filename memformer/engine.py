@@ -24,6 +24,7 @@ from memformer import collective_log
 from memformer.activation_checkpointing import replay_buffer
 from memformer.config import Config
 from memformer.distributed import World
+from memformer.fragments import FragmentReader
 from memformer.model import Memformer, Segment
 from memformer.parallelize import parallelize
 from memformer.parameter_state import ParameterState
@@ -104,6 +105,14 @@ class ReplayEngine:
     def parameter_state(self) -> ParameterState:
         """Weights and optimizer states as pieces that any topology can load."""
         return ParameterState(self.deepspeed, self.stage, self.world.mesh)
+
+    def load_parameters(self, saved: FragmentReader) -> None:
+        """Puts saved parameters and optimizer states in place, whatever topology they were saved from.
+
+        Raises:
+            ValueError: A parameter is missing or incomplete.
+        """
+        self.parameter_state().load(saved)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.

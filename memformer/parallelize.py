@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turns a plain model into a distributed one, in one fixed order.
 
-    tensor parallel -> activation checkpointing -> compile -> optimizer -> DeepSpeed engine (ZeRO 0-3)
+    tensor parallel -> pipeline split -> activation checkpointing -> compile -> optimizer -> DeepSpeed engine (ZeRO 0-3)
 
 The model knows nothing of any of it.
 """
@@ -14,6 +14,9 @@ from memformer.deepspeed_config import deepspeed_config
 from memformer.distributed import World
 from memformer.model import Memformer
 from memformer.optimizer import make_optimizer
+from memformer.pipeline.channels import Channels
+from memformer.pipeline.split import split_of
+from memformer.pipeline.stage import StageModel
 from memformer.tensor_parallel import shard_model
 
 
@@ -28,6 +31,8 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
     """
     shard_model(model, world.mesh.tensor)
     model.to(world.device)
+    if world.mesh.pipe.size > 1:
+        model = stage_of(model, config, world)
     checkpoint_layers(model, config, world)
     if config.compile:
         compile_layers(model)
@@ -40,6 +45,13 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
         mpu=world.mesh.mpu,
     )
     return engine
+
+
+def stage_of(model: Memformer, config: Config, world: World) -> StageModel:
+    """This process's part of the model; what belongs to other stages is not kept."""
+    split = split_of(config, model.config)
+    channels = Channels(world.mesh, world.device, next(model.parameters()).dtype)
+    return StageModel(model, split, world.mesh.pipe.rank, channels)
 
 
 def compile_layers(model: Memformer) -> None:

@@ -64,8 +64,9 @@ class ParameterState:
             raise UserError("deepspeed: optimizer states on NVMe cannot be saved: offload to cpu")
 
     def shapes(self) -> dict[str, list[int]]:
-        """Shape of each whole parameter, by name; a tied one stands once."""
-        return {name: list(_region(p, 0, 0).shape) for name, p in self._engine.module.named_parameters()}
+        """Shape of each whole parameter, by name; a tied one stands once. Called by all processes."""
+        own = {name: list(_region(p, 0, 0).shape) for name, p in self._engine.module.named_parameters()}
+        return {name: shape for stage in self._mesh.pipe.gather(own) for name, shape in stage.items()}
 
     def pieces(self) -> Iterator[Piece]:
         """This process's pieces; together those of all processes hold each element exactly once."""

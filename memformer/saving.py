@@ -209,7 +209,7 @@ class Saver:
         mesh = self._world.mesh
         if mesh.speaks:
             parts.append(_File(f"lanes/rank-{mesh.data.rank:05d}.safetensors", lanes.tensors()))
-        probe = checkpoint.probe_losses(self._engine)
+        probe, shapes = checkpoint.probe_losses(self._engine), state.shapes()
         if self._world.is_main:
             if lanes.waiting:
                 parts.append(_File(f"lanes/{WAITING}", lanes.waiting_tensors()))
@@ -217,7 +217,7 @@ class Saver:
                 "format": files.FORMAT,
                 **self._identity,
                 **dataclasses.asdict(progress),
-                "parameters": state.shapes(),
+                "parameters": shapes,
                 "probe_losses": probe,
             }
             parts.append(_File("state.json", text=(json.dumps(description, indent=1) + "\n").encode()))

@@ -47,6 +47,14 @@ class Axis:
             dist.broadcast(values, group=self.group, group_src=0)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """A small picklable object of each of these processes, by rank, on all of them."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
@@ -57,12 +65,14 @@ class Mesh:
         data: Among the replicas; lanes, gradients and ZeRO partitions are spread over this axis.
         tensor: Among those that share each layer of a stage.
         replica: Among all that hold its replica together (pipe x tensor).
+        pipe_back: A second group of the pipe axis, for messages from later to earlier stages.
     """
 
     pipe: Axis
     data: Axis
     tensor: Axis
     replica: Axis
+    pipe_back: Any = None
 
     @classmethod
     def of_data(cls, rank: int, size: int) -> "Mesh":
@@ -138,6 +148,7 @@ def make_mesh(rank: int, size: int, tensor: int = 1, pipeline: int = 1, timeout_
         # Even where there is one replica: DeepSpeed needs a group to partition over.
         data=axis(grid.get_axis_comm_lists("data")),
         tensor=axis(grid.get_axis_comm_lists("model")) if tensor > 1 else Axis(),
+        pipe_back=axis(grid.get_axis_comm_lists("pipe")).group if pipeline > 1 else None,
         replica=axis([sorted(grid.get_axis_list("data", index)) for index in range(grid.get_dim("data"))]),
     )
     if tensor > 1:

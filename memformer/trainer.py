@@ -26,6 +26,7 @@ from memformer.initial_weights import initial_model
 from memformer.lane_states import LaneStates
 from memformer.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
 from memformer.optimizer import learning_rate
+from memformer.pipeline.engine import PipelineReplayEngine
 from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
 from memformer.run_description import Costs, check_world_size, describe_run, run_identity
@@ -67,7 +68,8 @@ def train(config: Config, resume: str = "auto") -> int:
     world = distributed.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
     set_up_logging(world.rank)
     precision = resolve_precision(config.precision, world.device)
-    engine = ReplayEngine(initial_model(config, model_config, data), config, world, precision)
+    made = PipelineReplayEngine if parallel.pipeline > 1 else ReplayEngine
+    engine = made(initial_model(config, model_config, data), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
     trainer = Trainer(config, run, world, data, engine, identity)
 
@@ -300,6 +302,10 @@ class Trainer:
         step, interval = self.progress.step, self.config.training.memory_pictures_interval
         due = interval and step % interval == 0
         if not due or not self.config.tensorboard or self.data.held_out is None or self.urgency:
+            return
+        if self.world.mesh.pipe.size > 1:
+            if step == interval:
+                LOG.info("no pictures of the memory from a pipeline: memformer inspect-memory draws them of an export")
             return
         if not distributed.from_main(inspection_pictures.available()):
             if step == interval:

@@ -194,6 +194,12 @@ class Memformer(nn.Module):
             return memory_BKD
         return self.forget(self.writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
 
+    def slots_kept(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The writer's weight of each slot on itself, mean over its heads, 0 to 1, [B, K]; and the memory read with."""
+        assert self.writer is not None
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return self.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS), memory_BKD
+
     def advance(self, segment: Segment, memory_BKD: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, D] alone: encoder and writer, without decoder and head; nothing without memory."""
         if self.writer is None:

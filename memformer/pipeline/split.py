@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from memformer.config import Config
 from memformer.model import MemformerConfig
 from memformer.model.flops import segment_flops
 from memformer.pipeline.schedule import ReplaySchedule
@@ -98,6 +99,16 @@ def balanced_split(
     work += [flops.decoder / config.num_decoder_layers * layers] * config.num_decoder_layers
     work[-1] += flops.head * 3
     return Split(_partition(work, stages), config.num_encoder_layers)
+
+
+def split_of(config: Config, model: MemformerConfig) -> Split:
+    """The split of a run: `parallel.pipeline_layers`, or the balanced one."""
+    if config.parallel.pipeline_layers is not None:
+        return Split(tuple(config.parallel.pipeline_layers), model.num_encoder_layers)
+    recompute = config.activation_checkpointing.mode == "full"
+    return balanced_split(
+        model, config.parallel.pipeline, config.data.segment_length, config.data.num_segments, recompute
+    )
 
 
 def _partition(work: Sequence[float], parts: int) -> tuple[int, ...]:

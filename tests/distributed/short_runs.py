@@ -19,6 +19,7 @@ from memformer.config import Config, parse_config
 from memformer.distributed import World
 from memformer.engine import ReplayEngine
 from memformer.optimizer import make_optimizer
+from memformer.pipeline.engine import PipelineReplayEngine
 from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
 from memformer.tensor_parallel import whole_tensor
@@ -57,6 +58,9 @@ class Case:
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
+    segments: int = SEGMENTS
+    pipeline_layers: tuple[int, ...] | None = None
+    num_memory_slots: int = MODEL.num_memory_slots
 
     @property
     def world_size(self) -> int:
@@ -74,15 +78,16 @@ class Case:
 
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
-    model = {name: getattr(case, name) for name in ("dropout", "tie_embeddings", "memory_read_norm")}
+    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "num_memory_slots")
+    model = {name: getattr(case, name) for name in of_model}
     checkpointing = ("mode", "partition_activations", "cpu_checkpointing", "contiguous_checkpointing")
-    parallel = ("tensor", "pipeline", "zero_stage", "gradient_reduction", "zero3_gather")
+    parallel = ("tensor", "pipeline", "pipeline_layers", "zero_stage", "gradient_reduction", "zero3_gather")
     return parse_config(
         {
             "run_dir": "unused",
             "precision": case.precision,
             "model": MODEL.to_dict() | model,
-            "data": {"path": "unused", "num_lanes": LANES, "segment_length": LENGTH, "num_segments": SEGMENTS},
+            "data": {"path": "unused", "num_lanes": LANES, "segment_length": LENGTH, "num_segments": case.segments},
             "training": {"replay": case.replay, "lanes_per_micro_batch": case.lanes_per_micro_batch},
             "optimizer": {"epsilon": 1e-3, "gradient_clipping": case.clipping, "warmup_steps": 0},
             "parallel": {name: getattr(case, name) for name in parallel},
@@ -98,7 +103,7 @@ def rollout_of(step: int, segments: int = SEGMENTS) -> Rollout:
     tokens = torch.randint(0, 49, (LANES, segments, LENGTH), generator=generator)
     lengths = torch.full((LANES, segments), LENGTH)
     resets = torch.zeros(LANES, segments, dtype=torch.bool)
-    lengths[1, 0], resets[1, 1] = 3, True
+    lengths[1, 0], resets[1, min(1, segments - 1)] = 3, True
     lengths[3, segments - 1] = 0
     if step == 0:
         resets[:, 0] = True
@@ -128,7 +133,7 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     carries = [Carry.empty(model.initial_memory(own), LENGTH) for _ in range(case.data)]
     losses = []
     for step in range(STEPS):
-        rollout = rollout_of(step)
+        rollout = rollout_of(step, case.segments)
         optimizer.zero_grad()
         count = int(rollout.lengths.sum())
         total = 0.0
@@ -148,22 +153,25 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
 def train(world: World, case: Case) -> dict[str, Any]:
     """The same steps through the engine, on this process's lanes."""
     world = world.arranged(case.tensor, case.pipeline)
-    engine = ReplayEngine(model_of(case), config_of(case), world, case.precision)
-    own = LANES // case.data
-    start = world.mesh.data.rank * own
-    carry = Carry.empty(engine.initial_memory(own), LENGTH)
+    made = PipelineReplayEngine if case.pipeline > 1 else ReplayEngine
+    engine = made(model_of(case), config_of(case), world, case.precision)
+    lanes = LANES // case.data
+    start = world.mesh.data.rank * lanes
+    carry = Carry.empty(engine.initial_memory(lanes), LENGTH)
     losses, norms = [], []
     for step in range(STEPS):
-        rollout = rollout_of(step)
+        rollout = rollout_of(step, case.segments)
         count = int(rollout.lengths.sum())
-        result = engine.rollout_backward(rollout.lanes(start, start + own), carry, count, seed=step)
+        result = engine.rollout_backward(rollout.lanes(start, start + lanes), carry, count, seed=step)
         report = engine.step(config_of(case).optimizer.learning_rate)
         assert report.applied
         norms.append(report.grad_norm)
         carry = result.carry
         losses.append(float(result.segment_losses.sum()) / count)
     with engine.whole_model():
-        weights = torch.cat([whole_tensor(p, world.mesh.tensor).flatten() for p in engine.model.parameters()])
+        own = {name: whole_tensor(p, world.mesh.tensor) for name, p in engine.model.named_parameters()}
+    whole = {name: weight.detach() for stage in world.mesh.pipe.gather(own) for name, weight in stage.items()}
+    weights = torch.cat([whole[name].flatten() for name, _ in model_of(case).named_parameters()])
     engine.close()
     return {"losses": losses, "weights": weights.numpy(), "norms": norms, "replica": world.mesh.data.rank}
 

@@ -8,6 +8,11 @@ parallelism in one place each: dropout, bf16, untied embeddings, a norm on the m
 segment, and the reference algorithm with partitioned layers. tests/distributed/test_zero.py has data 2 without tensor
 parallelism. What is left out: tensor 4, which would only repeat.
 
+Pipelines come with ZeRO {0, 1}, activation checkpointing {none, full}, micro-batches {1, 2, 4} and segments {1, 4},
+thinned; with stages that end in the encoder, between encoder and decoder, and in the decoder; and with tensor
+parallelism. Left out: ZeRO 2 and 3, which the configuration refuses, and dropout, whose masks depend on the stages
+(tests/distributed/test_pipeline.py).
+
 Tolerances: tests/distributed/short_runs.py.
 """
 
@@ -42,7 +47,23 @@ SINGLE = [
     Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment"),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
-CASES = GRID + SINGLE
+PIPELINES = [
+    Case(0, data=1, pipeline=2),
+    Case(1, data=1, pipeline=2, mode="full", lanes_per_micro_batch=4),
+    Case(0, data=1, pipeline=2, mode="full", lanes_per_micro_batch=1, segments=1),
+    Case(1, data=1, pipeline=2, segments=1, tie_embeddings=False),
+    Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05),
+    Case(0, data=1, pipeline=2, pipeline_layers=(1, 3), lanes_per_micro_batch=3, clipping=0.05, tie_embeddings=False),
+    Case(1, data=1, pipeline=2, num_memory_slots=0),
+    Case(0, "bf16", data=1, pipeline=2),
+    Case(1, "bf16", data=1, pipeline=2),
+    Case(1, data=1, pipeline=3),
+    Case(1, data=1, pipeline=4),
+    Case(0, data=2, pipeline=2, mode="full"),
+    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05),
+    Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
+]
+CASES = GRID + SINGLE + PIPELINES
 SIZES = sorted({case.world_size for case in CASES})
 
 
