@@ -109,7 +109,7 @@ class MemoryInspector:
         self._phase_K = {phase: np.zeros(self.slots) for phase in PHASES}
         self._phase = {phase: dict.fromkeys((*KINDS, *BY_HEAD, "writes"), 0.0) for phase in PHASES}
         self._kept_K, self._overwritten_K = np.zeros(self.slots), np.zeros(self.slots)
-        self._weight_KH: Any = 0.0  # under tensor parallelism a process sees its own heads
+        self._weight_KH: Any = 0.0
         self._histogram = np.zeros(BINS, dtype=np.int64)
         self._took: list[list[Token]] = [[] for _ in range(self.slots)]
         self._holds: list[list[Token]] = [[] for _ in range(self.slots)]
@@ -135,7 +135,7 @@ class MemoryInspector:
         segment = self._segment(tokens)
         self._follow(segment)
         x_BSD, mask_BS, memory = self.model.encode(segment, self.memory_1KD)
-        weights = self.writer.weights(memory, x_BSD, mask_BS)[0].double().cpu()  # [H, K, 1 + S]
+        weights = self.writer.all_weights(memory, x_BSD, mask_BS)[0].double().cpu()  # [H, K, 1 + S]
         after = self.model.write(memory, x_BSD, mask_BS)
         own_HK = weights[..., 0].numpy()
         self._count(own_HK, memory[0], after[0])

@@ -86,11 +86,15 @@ class MemoryWriter(nn.Module):
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
         return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
 
+    def all_weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """`weights` of all heads, also where this module has some of them; to be looked at, without gradient."""
+        return self.weights(memory_BKD, x_BSD, mask_BS)
+
     def weight_on_itself(
         self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
     ) -> torch.Tensor:
-        """How much of itself each slot keeps, 0 to 1, mean over the heads, [B, K]."""
-        return self.weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
+        """How much of itself each slot keeps, 0 to 1, mean over all heads, [B, K]; without gradient."""
+        return self.all_weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
 
     def slots_of_heads(self, memory_BKD: torch.Tensor) -> torch.Tensor:
         """The columns of the slots that the heads of this module keep: all of them, where it has all heads."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from memformer.model.memory import MemoryWriter
-from memformer.tensor_parallel.collectives import from_ranks, joined, to_ranks
+from memformer.tensor_parallel.collectives import from_ranks, gather_last, joined, to_ranks
 from memformer.topology import Axis
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -68,12 +68,11 @@ class ParallelMemoryWriter(MemoryWriter):
         """The columns of the slots that this process's heads keep, [B, K, D/t]."""
         return memory_BKD.chunk(self.axis.size, dim=-1)[self.axis.rank]
 
-    def weight_on_itself(
-        self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Mean over all heads, [B, K]; without gradient."""
-        own_BK = super().weight_on_itself(memory_BKD, x_BSD, mask_BS)
-        return self.axis.sum(own_BK.contiguous()) / self.axis.size
+    @torch.no_grad()
+    def all_weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """[B, H, K, 1 + S], the heads of all processes."""
+        own_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
+        return gather_last(own_BHKL.movedim(1, -1), self.axis).movedim(-1, 1)
 
     def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """As the plain writer's."""

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import memformer.engine
-from memformer import checkpoint_files
+from memformer import Memformer, checkpoint_files, load_model
 from memformer.checkpoint import check_fits
 from memformer.distributed import World
 from memformer.export import export
@@ -35,6 +35,7 @@ STAGES = {
     "tensor 0-1-3-2": (0, 1, 3, 2),
 }
 TENSOR = {"tensor 3-0-1-2": (2, 1, 2, 2), "tensor 0-1-3-2": (2, 1, 2, 1)}
+LOOKS = {"eval_interval": 7, "eval_segments": 4, "diagnostics_interval": 7}
 LANES = {"fewer and more": (8, 2, 8, 4)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -43,13 +44,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 def live(world: World, root: str, life: int) -> None:
     """One life of every run."""
     for name, stages in STAGES.items():
-        training = {"max_steps": LAST_STEPS[life]}
+        training = {"max_steps": LAST_STEPS[life], **LOOKS}
         parallel = {"zero_stage": stages[life], "tensor": TENSOR.get(name, (1, 1, 1, 1))[life]}
         train(tiny_config(Path(root), name, training=training, parallel=parallel))
     for name, lanes in LANES.items():
         frozen_life(world, Path(root), name, life, lanes[life])
     if world.size == 1:
-        train(tiny_config(Path(root), "whole", training={"max_steps": LAST_STEPS[-1]}))
+        train(tiny_config(Path(root), "whole", training={"max_steps": LAST_STEPS[-1], **LOOKS}))
         frozen_life(world, Path(root), "whole frozen", 3, 4, first=0)
 
 
@@ -106,6 +107,19 @@ def test_losses_equal_the_uninterrupted_run(runs: Path, name: str) -> None:
     assert [change[0] for change in changes] == ["2 -> 1 processes", "1 -> 4 processes", "4 -> 2 processes"]
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_looked_at_on_the_way_equals_the_uninterrupted_run(runs: Path, name: str) -> None:
+    """Held-out losses, and how the writer treats the memory, at steps that other processes computed."""
+    moved, whole = RunDirectory(runs / name), RunDirectory(runs / "whole")
+    for step in (7, 14):
+        for mode in ("with_memory", "memory_reset"):
+            ours, theirs = (next(e for e in events_of(r, "evaluation") if e["step"] == step) for r in (moved, whole))
+            assert ours[mode]["tokens"] == theirs[mode]["tokens"] > 0
+            assert ours[mode]["loss"] == pytest.approx(theirs[mode]["loss"], rel=1e-5)
+        ours, theirs = (metrics_of(run)[step - 1]["memory"] for run in (moved, whole))
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", [*STAGES, *LANES])
 def test_every_token_is_read_once(runs: Path, name: str) -> None:
     assert_every_token_once(RunDirectory(runs / name))
@@ -136,8 +150,17 @@ def losses_by_segment(run: Path) -> dict[tuple[int, int, int], float]:
 
 
 def test_checkpoints_of_all_stages_export_the_same_model(runs: Path, tmp_path: Path) -> None:
-    for name in STAGES:
+    """To rounding, relative to what training has changed."""
+    weights = {}
+    for name in ("whole", *STAGES):
         assert export(runs / name, tmp_path / name)["largest_loss_difference"] < 1e-5
+        model = load_model(tmp_path / name)
+        weights[name] = torch.cat([p.flatten() for p in model.parameters()])
+    torch.manual_seed(0)
+    initial = torch.cat([p.detach().flatten() for p in Memformer(model.config).parameters()])
+    for name in STAGES:
+        error = (weights[name] - weights["whole"]).norm() / (weights["whole"] - initial).norm()
+        assert error < 1e-4, name
         checkpoint_files.verify(checkpoint_files.locate(runs / name))
 
 
