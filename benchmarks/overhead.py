@@ -28,11 +28,12 @@ from benchmarks.common import ROOT, markdown_table, provenance, synchronize, wri
 from data_pipeline import SegmentStream, build_dataset
 from memformer import Memformer, distributed
 from memformer.config import Config, load_config
-from memformer.engine import ReplayEngine, resolve_precision
+from memformer.engine import ReplayEngine
 from memformer.metrics import set_up_logging
 from memformer.model import MemformerConfig
 from memformer.model.flops import count_parameters
 from memformer.optimizer import make_optimizer
+from memformer.precision import resolve_precision
 from memformer.replay import Carry, Rollout, memory_replay_backward
 from memformer.run_directory import RunDirectory
 from memformer.trainer import Trainer, run_identity

@@ -40,6 +40,7 @@ class Progress:
         skips: Which steps they were, as far back as the budget counts.
         recent_losses: Losses of the last steps, for the score of the next.
         rollbacks: Returns to an earlier checkpoint's weights.
+        loss_scale: `LossScale.state()`; empty unless the precision is fp16.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Progress:
     skips: list[int] = dataclasses.field(default_factory=list)
     recent_losses: list[float] = dataclasses.field(default_factory=list)
     rollbacks: int = 0
+    loss_scale: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def find(run: RunDirectory, world: World, resume: str) -> Path | None:
@@ -102,7 +104,8 @@ def load(directory: Path, world: World, engine: ReplayEngine, stream: SegmentStr
         UserError: The data set, its order or the seed is not the saved run's.
     """
     state = files.read_state(directory)
-    progress = Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})
+    known = {field.name for field in dataclasses.fields(Progress)}
+    progress = Progress(**{name: value for name, value in state.items() if name in known})
     stream.load_state_dict(progress.data)
     load_parameters(directory, engine)
     lanes = load_lanes(
@@ -200,7 +203,8 @@ def probe_losses(engine: ReplayEngine) -> list[float]:
     """Losses of a fixed short text in float32: what an export of this checkpoint must reproduce."""
     training = engine.model.training
     engine.model.eval()
-    losses = probe(engine.model, engine.world.device)
+    with engine.master_weights():
+        losses = probe(engine.model, engine.world.device)
     engine.model.train(training)
     return losses
 

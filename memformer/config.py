@@ -148,6 +148,29 @@ class ParallelConfig(Section):
     gradient during the rollout). Both are exact."""
     zero3_gather: Literal["rollout", "segment"] = "rollout"
     """ZeRO 3: gather the parameters once a rollout (one whole model resident), or layer by layer in every segment."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """ZeRO 1-3: where optimizer states and fp32 master weights lie and AdamW runs; cpu: in host memory."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """ZeRO 3: where each process's part of the parameters lies between its uses; cpu: in host memory."""
+
+    @model_validator(mode="after")
+    def _something_to_offload(self) -> "ParallelConfig":
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError(
+                "offload_optimizer is cpu: at zero_stage 0 every process steps every parameter where it lies, set "
+                "zero_stage to 1, 2 or 3"
+            )
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_parameters is cpu: at zero_stage {self.zero_stage} every process needs the whole parameters "
+                "all the time, set zero_stage to 3"
+            )
+        if self.offload_parameters != "none" and self.offload_optimizer == "none":
+            raise ValueError(
+                "offload_parameters is cpu: the parameters are the optimizer's master weights, which then lie there "
+                "too, set offload_optimizer to cpu"
+            )
+        return self
 
 
 class ActivationCheckpointingConfig(Section):
@@ -171,6 +194,23 @@ class ActivationCheckpointingConfig(Section):
                 "contiguous_checkpointing is true: set mode to full and partition_activations to true as well, or set "
                 "it to false"
             )
+        return self
+
+
+class LossScaleConfig(Section):
+    """The scale of the objective under precision fp16 (memformer/precision.py)."""
+
+    initial: float = Field(65536.0, ge=1)
+    """Scale of the first step."""
+    minimum: float = Field(1.0, gt=0)
+    """It is halved no further; a gradient that is not finite at this scale is a fault (guards.max_skips)."""
+    growth_interval: int = Field(1000, ge=1)
+    """Steps without overflow after which it is doubled."""
+
+    @model_validator(mode="after")
+    def _minimum_below_initial(self) -> "LossScaleConfig":
+        if self.minimum > self.initial:
+            raise ValueError(f"minimum is {self.minimum:g}: set it to at most initial = {self.initial:g}")
         return self
 
 
@@ -236,8 +276,9 @@ class Config(Section):
     """Directory of the run: configuration, metrics, logs, checkpoints."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights, of dropout and of the order of documents."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """fp32; bf16: bfloat16 autocast over fp32 master weights; auto: bf16 on GPUs, fp32 elsewhere."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """fp32; bf16 or fp16: autocast over fp32 master weights, fp16 with a dynamic loss scale; auto: bf16 on GPUs, fp32
+    elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto: GPUs if there are any."""
     compile: bool = False
@@ -252,10 +293,23 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
+    loss_scale: LossScaleConfig = Field(default_factory=LossScaleConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
     deepspeed: dict[str, Any] = {}
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
+
+    @model_validator(mode="after")
+    def _no_nvme(self) -> "Config":
+        zero = self.deepspeed.get("zero_optimization")
+        for name in ("offload_optimizer", "offload_param"):
+            section = zero.get(name) if isinstance(zero, dict) else None
+            if isinstance(section, dict) and section.get("device") == "nvme":
+                raise ValueError(
+                    f"deepspeed.zero_optimization.{name}.device is nvme: states on NVMe cannot be put into checkpoints "
+                    "here, use parallel.offload_optimizer and parallel.offload_parameters: cpu"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -271,6 +325,7 @@ class Config(Section):
             )
         _check_tensor_parallel(self)
         _check_pipeline(self)
+        _check_precision_and_offload(self)
         return self
 
 
@@ -292,6 +347,17 @@ def _check_tensor_parallel(config: Config) -> None:
                 f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
                 f"{tensor}, or set parallel.tensor to a divisor of {size}"
             )
+
+
+def _check_precision_and_offload(config: Config) -> None:
+    """What of them pipelines do not have yet."""
+    parallel = config.parallel
+    if parallel.pipeline > 1 and config.precision == "fp16":
+        raise ValueError("precision is fp16: pipelines have no loss scale, set it to bf16 or fp32")
+    if parallel.pipeline > 1 and parallel.offload_optimizer != "none":
+        raise ValueError(
+            "parallel.offload_optimizer is cpu: it is not tested with parallel.pipeline above 1, set one of them back"
+        )
 
 
 def _check_pipeline(config: Config) -> None:

@@ -3,7 +3,10 @@
 
 from typing import Any
 
+import torch
+
 from memformer.config import Config
+from memformer.precision import AUTOCAST
 
 
 def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[str, Any]:
@@ -15,13 +18,19 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
     Args:
         config: The run.
         world_size: Data-parallel processes.
-        precision: fp32 or bf16 (resolved).
+        precision: fp32, bf16 or fp16 (resolved).
     """
     stage = config.parallel.zero_stage
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         # Every parameter is partitioned, small ones too: what is resident is then what the settings say.
         zero["stage3_param_persistence_threshold"] = 0
+    for section, setting in (
+        ("offload_optimizer", config.parallel.offload_optimizer),
+        ("offload_param", config.parallel.offload_parameters),
+    ):
+        if setting == "cpu":
+            zero[section] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     generated: dict[str, Any] = {
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
@@ -33,10 +42,10 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    if precision == "bf16":
-        # fp32 parameters under autocast rather than bf16 parameters with an fp32 copy: gradients of all segments
+    if precision in AUTOCAST:
+        # fp32 parameters under autocast rather than 16-bit parameters with an fp32 copy: gradients of all segments
         # accumulate in fp32, and every ZeRO stage uses the same optimizer class.
-        generated["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        generated["torch_autocast"] = {"enabled": True, "dtype": str(AUTOCAST[precision]).removeprefix("torch.")}
     return _merged(generated, config.deepspeed)
 
 

@@ -28,6 +28,7 @@ from memformer.fragments import FragmentReader
 from memformer.model import Memformer, Segment
 from memformer.parallelize import parallelize
 from memformer.parameter_state import ParameterState
+from memformer.precision import AUTOCAST, LossScale
 from memformer.replay import (
     Carry,
     Rollout,
@@ -46,10 +47,12 @@ class StepReport:
     Attributes:
         grad_norm: Global L2 norm of the gradient before clipping; inf or nan where it was not finite.
         applied: False when the step was skipped whole because the gradient was not finite.
+        loss_scale: What the objective was multiplied by; None unless the precision is fp16.
     """
 
     grad_norm: float
     applied: bool
+    loss_scale: float | None = None
 
 
 class ReplayEngine:
@@ -59,7 +62,7 @@ class ReplayEngine:
         model: The model, equal on all processes.
         config: The run.
         world: This process among all.
-        precision: fp32 or bf16 (resolved).
+        precision: fp32, bf16 or fp16 (resolved).
     """
 
     def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
@@ -72,8 +75,9 @@ class ReplayEngine:
         self._clock = _RolloutClock(world.device)
         self._gradient_norms: tuple[list[str], torch.Tensor] | None = None
         self.autocast = functools.partial(
-            torch.autocast, world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+            torch.autocast, world.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
         )
+        self.loss_scale = LossScale(config.loss_scale) if precision == "fp16" else None
 
     @property
     def model(self) -> Memformer:
@@ -146,14 +150,22 @@ class ReplayEngine:
                     )
                 )
                 self.replay_buffer_bytes = max(self.replay_buffer_bytes, buffer.peak_bytes)
-        return results[0] if len(results) == 1 else _joined(results)
+        result = results[0] if len(results) == 1 else _joined(results)
+        if self.loss_scale is None:
+            return result
+        return dataclasses.replace(result, memory_gradient_norms=result.memory_gradient_norms / self.loss_scale.value)
 
     def step(self, learning_rate: float) -> StepReport:
         """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.stage == 0:
-            return self._step_unsharded()
+        report = self._step_unsharded() if self.stage == 0 else self._step_sharded()
+        if self.loss_scale is not None:
+            report = dataclasses.replace(report, loss_scale=self.loss_scale.value)
+            self.loss_scale.update(report.applied)
+        return report
+
+    def _step_sharded(self) -> StepReport:
         self.deepspeed.set_gradient_accumulation_boundary(True)
         self.deepspeed.step()
         norm = float(self.deepspeed.get_global_grad_norm())
@@ -162,6 +174,8 @@ class ReplayEngine:
     def _step_unsharded(self) -> StepReport:
         """Stage 0's optimizer is torch's own and knows no skipped steps, so norm, check and clipping are ours."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self.loss_scale is not None:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.loss_scale.value)
         norm = self._gradient_norm(parameters)
         finite = math.isfinite(norm_value := float(norm))
         if not finite:
@@ -208,6 +222,8 @@ class ReplayEngine:
             self.at_segment()
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(last_group and remaining == 0)
+        if self.loss_scale is not None and self.stage == 0:
+            objective = objective * self.loss_scale.value
         # The objective is divided by the global count already.
         self.deepspeed.backward(objective, scale_wrt_gas=False)
 
@@ -218,6 +234,8 @@ class ReplayEngine:
     @contextlib.contextmanager
     def _accumulation(self) -> Iterator[None]:
         """Everything inside is one accumulation of gradients."""
+        if self.loss_scale is not None and self.stage > 0:
+            self.deepspeed.optimizer.override_loss_scale(self.loss_scale.value)
         with contextlib.ExitStack() as stack:
             if self.stage == 3:
                 _zero_gradient_partitions(self.deepspeed.optimizer)
@@ -237,6 +255,23 @@ class ReplayEngine:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(list(self.model.parameters()))  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def master_weights(self) -> Iterator[None]:
+        """Inside, the model computes with its float32 weights.
+
+        Under autocast ZeRO-3 gathers the weights of linear layers in 16 bits, as they are multiplied; here it does not.
+        """
+        from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME as NAME
+
+        marked = [(p, getattr(p, NAME)) for p in self.model.parameters() if self.stage == 3 and hasattr(p, NAME)]
+        for parameter, _ in marked:
+            delattr(parameter, NAME)
+        try:
+            yield
+        finally:
+            for parameter, dtype in marked:
+                setattr(parameter, NAME, dtype)
 
     def close(self) -> None:
         """Releases the engine's hooks and buffers."""
@@ -314,10 +349,3 @@ def _joined(results: list[RolloutResult]) -> RolloutResult:
             any(r.carry.ragged for r in results),
         ),
     )
-
-
-def resolve_precision(setting: str, device: torch.device) -> str:
-    """fp32 or bf16 for the setting `precision` (auto, fp32 or bf16)."""
-    if setting != "auto":
-        return setting
-    return "bf16" if device.type == "cuda" else "fp32"

@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,11 @@ class Guards:
             UserError: The budget of skips is used up.
         """
         settings, number = self._settings, progress.step
+        if self._is_overflow(lanes, metrics):
+            scale, smaller = metrics["loss_scale"], metrics["loss_scale"] / 2
+            self._event("overflow", step=number, loss=metrics["loss"], loss_scale=scale)
+            LOG.info("step %d left out: its gradient overflowed at loss scale %g, next is %g", number, scale, smaller)
+            return lanes, dataclasses.replace(progress, skipped_steps=progress.skipped_steps + 1)
         losses = lane_losses(self._engine, step.rollout, step.before, step.seed)
         place = first_bad(losses, step.batch, self._world.rank)
         parameter = bad_parameter(self._engine.bad_parameters())
@@ -102,6 +108,18 @@ class Guards:
                 exit_code=1,
             )
         return dataclasses.replace(lanes, carry=carry), progress
+
+    def _is_overflow(self, lanes: LaneStates, metrics: dict[str, Any]) -> bool:
+        """Whether a skipped step needs no more than a smaller loss scale (fp16).
+
+        So it is if the loss and all memories are finite, which no scale has touched, and the scale can still shrink:
+        then nothing is wrong with weights or data, and the search for the scale, at the start of every run, does not
+        use up the budget of skips. A gradient that is never finite does, once the scale has reached its minimum.
+        """
+        if metrics.get("loss_scale", 0.0) <= self._engine.config.loss_scale.minimum:
+            return False
+        memory_is_bad = distributed.all_max(int(not lanes.carry.memory.isfinite().all()))
+        return math.isfinite(metrics["loss"]) and not memory_is_bad
 
     def scored(
         self, step: Step, lanes: LaneStates, progress: checkpoint.Progress, metrics: dict[str, Any]

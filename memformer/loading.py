@@ -9,6 +9,7 @@ Nothing in these files is executed, and none outside the directory is read.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -35,12 +36,7 @@ def load_model(
         ValueError: The files do not fit each other, or are of another format; the message names the file.
     """
     directory = Path(path)
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: holds no config.json: give a directory made by memformer export")
-    description = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT or "model" not in description:
-        raise ValueError(f"{directory / 'config.json'}: is not a Memformer export of format {FORMAT}")
-    config = MemformerConfig.from_dict(description["model"])
+    config = MemformerConfig.from_dict(read_description(directory)["model"])
     weights = {}
     for file in weight_files(directory):
         weights.update(load_file(file, device=str(device)))
@@ -58,6 +54,21 @@ def load_model(
     if dtype is not None:
         model.to(dtype)
     return model.requires_grad_(False).eval()
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """What config.json says of an exported model.
+
+    Raises:
+        FileNotFoundError: The directory holds no exported model.
+        ValueError: It is of another format.
+    """
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(f"{directory}: holds no config.json: give a directory made by memformer export")
+    description: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if description.get("format") != FORMAT or "model" not in description:
+        raise ValueError(f"{directory / 'config.json'}: is not a Memformer export of format {FORMAT}")
+    return description
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -21,7 +21,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The AdamW that the settings ask for."""
+    """The AdamW that the settings ask for.
+
+    Args:
+        model: Its parameters.
+        config: The settings.
+        device: Where the optimizer steps: the model's device, or the CPU when it is offloaded.
+    """
     groups = parameter_groups(model, config.weight_decay)
     options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.implementation == "deepspeed":

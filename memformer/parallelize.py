@@ -8,6 +8,8 @@ The model knows nothing of any of it.
 
 from typing import Any
 
+import torch
+
 from memformer.activation_checkpointing import checkpoint_layers
 from memformer.config import Config
 from memformer.deepspeed_config import deepspeed_config
@@ -27,7 +29,7 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
         model: On any device; its parameters must be equal on all processes (same seed).
         config: The run.
         world: This process among all.
-        precision: fp32 or bf16 (resolved).
+        precision: fp32, bf16 or fp16 (resolved).
     """
     shard_model(model, world.mesh.tensor)
     model.to(world.device)
@@ -36,14 +38,20 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
     checkpoint_layers(model, config, world)
     if config.compile:
         compile_layers(model)
+    optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=make_optimizer(model, config.optimizer, world.device),
+        optimizer=make_optimizer(model, config.optimizer, optimizer_device),
         config=deepspeed_config(config, world.mesh.data.size, precision),
         mpu=world.mesh.mpu,
     )
+    # The loss scale is ours (memformer/precision.py). DeepSpeed makes others under float16 autocast and, since it keeps
+    # that setting in a global, for any later engine of this process too.
+    engine.torch_autocast_z0_gradscaler = None
+    if config.parallel.zero_stage:
+        engine.optimizer.torch_autocast_gradscaler = None
     return engine
 
 

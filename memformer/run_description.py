@@ -11,9 +11,9 @@ import torch
 from data_pipeline import UserError
 from memformer.config import Config
 from memformer.distributed import World
-from memformer.engine import resolve_precision
 from memformer.model import MemformerConfig
 from memformer.model.flops import count_parameters, hardware_flops_per_token, model_flops_per_token, peak_flops
+from memformer.precision import compute_dtype, resolve_precision
 from memformer.run_directory import RunDirectory
 from memformer.training_data import TrainingData
 
@@ -42,7 +42,7 @@ class Costs:
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
             precision = resolve_precision(config.precision, world.device)
-            peak = peak_flops(name, torch.bfloat16 if precision == "bf16" else torch.float32)
+            peak = peak_flops(name, compute_dtype(precision))
         return cls(
             model_flops_per_token(model, length),
             hardware_flops_per_token(

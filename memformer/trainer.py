@@ -19,7 +19,7 @@ from memformer.config import Config, save_config
 from memformer.deepspeed_config import deepspeed_config
 from memformer.diagnostics import inspected_memory, memory_diagnostics
 from memformer.distributed import World
-from memformer.engine import ReplayEngine, StepReport, resolve_precision
+from memformer.engine import ReplayEngine, StepReport
 from memformer.evaluation import evaluate
 from memformer.guards import Guards, Step
 from memformer.initial_weights import initial_model
@@ -27,6 +27,7 @@ from memformer.lane_states import LaneStates
 from memformer.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
 from memformer.optimizer import learning_rate
 from memformer.pipeline.engine import PipelineReplayEngine
+from memformer.precision import resolve_precision
 from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
 from memformer.run_description import Costs, check_world_size, describe_run, run_identity
@@ -125,6 +126,8 @@ class Trainer:
         """Goes on from a verified checkpoint."""
         changes = checkpoint.check_fits(directory, self.identity)
         self.lanes, self.progress = checkpoint.load(directory, self.world, self.engine, stream)
+        if self.engine.loss_scale is not None:
+            self.engine.loss_scale.load(self.progress.loss_scale)
         self.saved_step = self.progress.step if directory.parent == self.run.checkpoints else -1
         self.event("resume", step=self.progress.step, checkpoint=str(directory), changes=changes)
         LOG.info("resumed from %s (step %d)", directory, self.progress.step)
@@ -169,6 +172,7 @@ class Trainer:
                     step=step,
                     tokens=self.progress.tokens + batch.valid_tokens,
                     data=stream.state_dict(),
+                    loss_scale={} if self.engine.loss_scale is None else self.engine.loss_scale.state(),
                 )
                 metrics = self.measure(result, report, rate, batch.valid_tokens, started, data_seconds)
                 self.guard(parts, report.applied, metrics)
@@ -252,6 +256,8 @@ class Trainer:
             "replay_buffer_bytes": self.engine.replay_buffer_bytes,
             "memory_gradient_norms": [math.sqrt(square) for square in squares],
         }
+        if report.loss_scale is not None:
+            metrics["loss_scale"] = report.loss_scale
         interval = self.config.training.diagnostics_interval
         if interval and (step == 1 or step % interval == 0):
             metrics["memory"] = memory_diagnostics(self.engine.model, self.lanes.carry, self.world.mesh.data.sum)

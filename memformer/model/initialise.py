@@ -18,9 +18,12 @@ The last norm's weight: the stream into the tied head still holds the embedding 
 would be sqrt(D), and the loss of an untrained model far above log V.
 """
 
+import contextlib
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import nn
 
 from memformer.model.config import MemformerConfig
@@ -33,22 +36,63 @@ TYPICAL_SEGMENT_LENGTH = 256
 MAX_CORRELATION = 0.95
 
 
-def initialise(model: "Memformer", config: MemformerConfig) -> None:
-    """Draws every parameter from torch's default generator, in the order of `model.modules()`."""
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class Construction:
+    """How a model comes into being: here, whole and in this process's memory.
+
+    A model that is too large for one process is spread over many while it is built (memformer/initial_weights.py);
+    it draws the same random numbers in the same order, so its weights are the same.
+    """
+
+    def built(self, module: Part) -> Part:
+        """Called with each part of the model (a layer, an embedding) as soon as it is made; returns it."""
+        return module
+
+    def whole(self, parameters: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[object]:
+        """Inside, these parameters are whole; what is written to them lasts."""
+        return contextlib.nullcontext()
+
+
+def initialise(model: "Memformer", config: MemformerConfig, construction: Construction) -> None:
+    """Draws every parameter from torch's default CPU generator, in the order of `model.modules()`."""
+    factors = _residual_factors(model, config)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            with construction.whole([module.weight]):
+                _normal(module.weight, module.in_features**-0.5)
+                if id(module.weight) in factors:
+                    module.weight.data.mul_(factors[id(module.weight)])
+    with construction.whole([model.decoder_norm.weight]):
+        nn.init.constant_(model.decoder_norm.weight, config.d_model**-0.25)
+    with construction.whole([model.embedding.tokens.weight]):
+        _normal(model.embedding.tokens.weight, config.d_model**-0.5)
+    if model.writer is not None:
+        with construction.whole([model.writer.query.weight, model.writer.key.weight]):
+            _favour_themselves(model.writer, config)
+        with construction.whole([model.forget.bias]):
+            _normal(model.forget.bias, config.d_model**-0.5)
+
+
+def _residual_factors(model: "Memformer", config: MemformerConfig) -> dict[int, float]:
+    """What the last projection of each residual branch is multiplied by, by the parameter's id."""
     encoder_branches = (3 if config.num_memory_slots else 2) * config.num_encoder_layers
     decoder_branches = 3 * config.num_decoder_layers
-    for stack, branches in ((model.encoder, encoder_branches), (model.decoder, decoder_branches)):
-        for name, parameter in stack.named_parameters():
-            if name.endswith(("output.weight", "down.weight")):
-                parameter.data.mul_(branches**-0.5)
-    nn.init.constant_(model.decoder_norm.weight, config.d_model**-0.25)
-    nn.init.normal_(model.embedding.tokens.weight, std=config.d_model**-0.5)
-    if model.writer is not None:
-        _favour_themselves(model.writer, config)
-        nn.init.normal_(model.forget.bias, std=config.d_model**-0.5)
+    return {
+        id(parameter): branches**-0.5
+        for stack, branches in ((model.encoder, encoder_branches), (model.decoder, decoder_branches))
+        for name, parameter in stack.named_parameters()
+        if name.endswith(("output.weight", "down.weight"))
+    }
+
+
+def _normal(parameter: torch.Tensor, std: float) -> None:
+    """Normal numbers, drawn on the CPU wherever the parameter lies, so that they are the same everywhere."""
+    if parameter.device.type in ("cpu", "meta"):
+        nn.init.normal_(parameter, std=std)
+    else:
+        parameter.data.copy_(torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(std=std))
 
 
 def _favour_themselves(writer: "MemoryWriter", config: MemformerConfig) -> None:

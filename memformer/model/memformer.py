@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memformer.model.config import MemformerConfig
-from memformer.model.initialise import initialise
+from memformer.model.initialise import Construction, initialise
 from memformer.model.layers import Attention, FeedForward, Rotary
 from memformer.model.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
 from memformer.model.segment import Segment
@@ -112,33 +112,37 @@ class Memformer(nn.Module):
 
     Args:
         config: With `vocab_size` and `start_token_id` set.
+        construction: How the parts come into being; None: whole.
 
     Raises:
         ValueError: vocab_size or start_token_id is None.
     """
 
-    def __init__(self, config: MemformerConfig) -> None:
+    def __init__(self, config: MemformerConfig, construction: Construction | None = None) -> None:
         super().__init__()
+        construction = construction or Construction()
+        built = construction.built
         if config.vocab_size is None or config.start_token_id is None:
             raise ValueError("vocab_size and start_token_id are None: take them from the tokenizer")
         self.config = config
         self.start_token_id = config.start_token_id
-        self.embedding = Embedding(config, config.vocab_size)
-        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
-        self.encoder_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.embedding = built(Embedding(config, config.vocab_size))
+        self.encoder = nn.ModuleList(built(EncoderLayer(config)) for _ in range(config.num_encoder_layers))
+        self.encoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
         self.writer: MemoryWriter | None = None
         if config.num_memory_slots:
-            self.writer = MemoryWriter(config)
-            self.forget = BiasedMemoryNormalisation(config)
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
-        self.decoder_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+            self.writer = built(MemoryWriter(config))
+            self.forget = built(BiasedMemoryNormalisation(config))
+        self.decoder = nn.ModuleList(built(DecoderLayer(config)) for _ in range(config.num_decoder_layers))
+        self.decoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight
+        built(self.head)
         # Replaced where the vocabulary is spread over several processes, which then have a part of the logits each.
         self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
         self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = _unchanged
-        initialise(self, config)
+        initialise(self, config, construction)
 
     def initial_memory(self, batch_size: int) -> torch.Tensor:
         """m_0 = bias / ||bias|| of every slot for each lane, [B, K, D]; differentiable."""

@@ -19,7 +19,7 @@ from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 
 STEPS, CRASH_AT = 9, 7
-VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "tensor")]
+VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16"), (3, "fp16"), (3, "tensor")]
 
 
 class Crash(BaseException):
@@ -27,6 +27,8 @@ class Crash(BaseException):
 
 
 def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
+    """The variants in fp16 are also those with offload, and with a loss scale that overflows and grows."""
+    fp16 = precision == "fp16"
     return parse_config(
         {
             "run_dir": str(root / f"{name}-{stage}-{precision}"),
@@ -55,7 +57,13 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
                 "memory_pictures_interval": 8 if stage == 3 else 0,
             },
             "optimizer": {"warmup_steps": 2},
-            "parallel": {"zero_stage": stage, "tensor": 2 if precision == "tensor" else 1},
+            "parallel": {
+                "zero_stage": stage,
+                "tensor": 2 if precision == "tensor" else 1,
+                "offload_optimizer": "cpu" if fp16 else "none",
+                "offload_parameters": "cpu" if fp16 and stage == 3 else "none",
+            },
+            "loss_scale": {"initial": 2.0**22, "growth_interval": 2},
             "checkpoint": {"interval": 3, "keep_last": 5},
         },
         "test",
@@ -107,6 +115,9 @@ def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> Non
         name = f"rank-{rank:05d}.jsonl"
         assert (broken.audit / name).read_text() == (whole.audit / name).read_text()
     events = [json.loads(line) for line in broken.events.read_text().splitlines()]
+    if precision == "fp16":
+        scales = [row["loss_scale"] for row in metrics_of(whole)]
+        assert len(set(scales)) > 2 and scales != sorted(scales, reverse=True), scales
     assert [event["step"] for event in events if event["event"] == "resume"] == [6]
 
 

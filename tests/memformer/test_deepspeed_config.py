@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_pipeline import UserError
 from memformer.config import parse_config
 from memformer.deepspeed_config import deepspeed_config
 
@@ -41,3 +42,29 @@ def test_own_keys_go_over_the_generated_ones_and_leave_the_rest() -> None:
     assert made["zero_optimization"] == generated(3)["zero_optimization"] | {"overlap_comm": False}
     assert made["wall_clock_breakdown"] is True
     assert "overlap_comm" not in generated(3)["zero_optimization"]
+
+
+def test_offload_is_to_host_memory() -> None:
+    """With torch's AdamW: DeepSpeed must not insist on its own, which it compiles."""
+    made = generated(parallel={"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"})
+    assert made["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert made["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert made["zero_force_ds_cpu_optimizer"] is False
+    assert not {"offload_optimizer", "offload_param"} & set(generated(3)["zero_optimization"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"parallel": {"zero_stage": 0, "offload_optimizer": "cpu"}}, "set zero_stage to 1, 2 or 3"),
+        ({"parallel": {"zero_stage": 2, "offload_optimizer": "cpu", "offload_parameters": "cpu"}}, "zero_stage to 3"),
+        ({"parallel": {"zero_stage": 3, "offload_parameters": "cpu"}}, "set offload_optimizer to cpu"),
+        ({"parallel": {"pipeline": 2, "offload_optimizer": "cpu"}}, "not tested with parallel.pipeline"),
+        ({"parallel": {"pipeline": 2}, "precision": "fp16"}, "pipelines have no loss scale"),
+        ({"parallel": {"offload_optimizer": "nvme"}}, "parallel.offload_optimizer: is 'nvme'"),
+        ({"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}}, "cannot be put into"),
+    ],
+)
+def test_offload_that_does_not_fit_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_config({"run_dir": "r", "data": {"path": "d"}, **sections}, "test")

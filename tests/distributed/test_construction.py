@@ -1,0 +1,85 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A model that is spread while it is built has the plain construction's weights, and is never whole anywhere."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.activations import LiveTensors
+from memformer import Memformer, MemformerConfig
+from memformer.distributed import World
+from memformer.initial_weights import Partitioned
+from memformer.model.flops import count_parameters
+from tests.distributed.processes import run_distributed
+
+pytestmark = pytest.mark.distributed
+WORLD = 4
+MODEL = MemformerConfig(
+    num_encoder_layers=6,
+    num_decoder_layers=10,
+    d_model=64,
+    num_heads=4,
+    d_ff=256,
+    num_memory_slots=7,
+    vocab_size=301,
+    start_token_id=300,
+)
+VARIANTS = [
+    MODEL,
+    dataclasses.replace(MODEL, tie_embeddings=False),
+    dataclasses.replace(MODEL, num_memory_slots=0),
+    dataclasses.replace(MODEL, memory_read_norm=True),
+]
+
+
+def fingerprint(name: str, parameter: torch.Tensor) -> tuple[str, str]:
+    return name, hashlib.sha256(parameter.detach().cpu().numpy().tobytes()).hexdigest()
+
+
+def construct(world: World) -> list[dict[str, Any]]:
+    results = []
+    for offload, config in [(False, each) for each in VARIANTS] + [(True, MODEL)]:
+        construction = Partitioned(offload)
+        torch.manual_seed(5)
+        with LiveTensors() as live:
+            model = Memformer(config, construction)
+        next_number = float(torch.rand(()))
+        weights = []
+        for name, parameter in model.named_parameters():
+            with construction.whole([parameter]):
+                weights.append(fingerprint(name, parameter))
+        shares = sum(parameter.ds_tensor.numel() for parameter in model.parameters())
+        results.append({"weights": weights, "peak": live.meter.peak_bytes, "next": next_number, "shares": shares})
+    return results
+
+
+@pytest.fixture(scope="module")
+def constructed() -> list[list[dict[str, Any]]]:
+    """By rank, then by variant (the last one offloaded)."""
+    return run_distributed(construct, WORLD)
+
+
+@pytest.mark.parametrize("index", range(len(VARIANTS) + 1))
+def test_weights_are_those_of_the_plain_construction(constructed: list[list[dict[str, Any]]], index: int) -> None:
+    """Bit for bit, and the random stream goes on from the same place."""
+    torch.manual_seed(5)
+    model = Memformer([*VARIANTS, MODEL][index])
+    next_number = float(torch.rand(()))
+    expected = [fingerprint(name, parameter) for name, parameter in model.named_parameters()]
+    for rank in constructed:
+        assert rank[index]["weights"] == expected
+        assert rank[index]["next"] == next_number
+
+
+@pytest.mark.parametrize("index", range(len(VARIANTS) + 1))
+def test_no_process_ever_holds_the_whole_model(constructed: list[list[dict[str, Any]]], index: int) -> None:
+    """At most its share, and a few copies of the largest part (drawn, and on its way to the others)."""
+    config = [*VARIANTS, MODEL][index]
+    whole = 4 * count_parameters(config)
+    layer = 4 * (8 * config.d_model**2 + 2 * config.d_model * config.d_ff + 6 * config.d_model)
+    for rank in constructed:
+        assert rank[index]["shares"] < whole / 4 / WORLD + 4096
+        assert rank[index]["peak"] < whole / WORLD + 3 * layer < 0.6 * whole
