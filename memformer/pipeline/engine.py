@@ -28,11 +28,9 @@ from memformer.pipeline.executor import RolloutExecutor
 from memformer.pipeline.schedule import ReplaySchedule
 from memformer.pipeline.split import lanes_of_groups, replay_schedule
 from memformer.pipeline.stage import StageModel
+from memformer.pipeline.traffic import SHARED, SHARED_GRADIENT, sharing_stages
 from memformer.replay import Carry, Rollout, RolloutResult
 from memformer.replay.random_state import mix_seed, segment_seeds
-
-SHARED, SHARED_GRADIENT = "shared_weight", "shared_gradient"
-"""Kinds of the messages of the token embedding, [V, D], once a step for each copy."""
 
 
 class PipelineReplayEngine(ReplayEngine):
@@ -159,12 +157,13 @@ class PipelineReplayEngine(ReplayEngine):
             copy.grad = None
         elif self.model.first:
             owner = self.model.embedding.tokens.weight
-            received = [
-                self._channels.receive(SHARED_GRADIENT, owner.shape, stage) for stage in self.model.sharing_stages
-            ]
+            received = [self._channels.receive(SHARED_GRADIENT, owner.shape, stage) for stage in self._copies()]
             assert owner.grad is not None
             for transfer in received:
                 owner.grad.add_(transfer.wait())
+
+    def _copies(self) -> list[int]:
+        return sharing_stages(self.model.split, self.model.config)
 
     def _refresh_copies(self) -> None:
         """The owner's token embedding goes to the stages that have a copy."""
@@ -174,7 +173,7 @@ class PipelineReplayEngine(ReplayEngine):
                 copy.copy_(self._channels.receive(SHARED, copy.shape, 0).wait())
             elif self.model.first:
                 owner = self.model.embedding.tokens.weight
-                sent = [self._channels.send(SHARED, owner, stage) for stage in self.model.sharing_stages]
+                sent = [self._channels.send(SHARED, owner, stage) for stage in self._copies()]
                 for transfer in sent:
                     transfer.wait()
 

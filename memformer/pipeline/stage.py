@@ -66,12 +66,6 @@ class StageModel(Memformer):
                     module.register_buffer("weight", copy, persistent=False)
                     self.copy = copy
 
-    @property
-    def sharing_stages(self) -> list[int]:
-        """The stages that hold a copy of the shared matrix."""
-        tied = [self.split.stages - 1] if self.config.tie_embeddings else []
-        return sorted({self.split.decoder_stage, *tied} - {0})
-
     def encode_part(
         self,
         segment: Segment,

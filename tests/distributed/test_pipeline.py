@@ -1,0 +1,317 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Pipelines in real processes, beside test_equivalence.py: dropout, messages, skipped and given-up steps, runs."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memformer import Memformer, load_model
+from memformer.collective_log import LOG
+from memformer.distributed import World
+from memformer.export import export
+from memformer.faulty_steps import lane_losses
+from memformer.pipeline.engine import PipelineReplayEngine
+from memformer.pipeline.split import Split, lanes_of_groups, split_of
+from memformer.pipeline.stage import StageModel
+from memformer.pipeline.traffic import sent_by_stage
+from memformer.replay import Carry
+from memformer.replay.random_state import mix_seed, segment_seeds
+from memformer.run_directory import RunDirectory
+from memformer.stop_requests import StepAbandoned
+from memformer.trainer import Trainer, train
+from tests.books import small_dataset
+from tests.distributed.processes import run_distributed
+from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, model_of, rollout_of
+from tests.faults.lives import events_of, metrics_of, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+STAGES = 2
+DROPOUT = Case(0, data=1, pipeline=STAGES, pipeline_layers=(3, 1), dropout=0.3)
+COUNTED = [
+    Case(1, data=1, pipeline=STAGES),
+    Case(0, data=1, pipeline=STAGES, pipeline_layers=(1, 3), lanes_per_micro_batch=3, tie_embeddings=False),
+    Case(1, data=1, pipeline=STAGES, pipeline_layers=(3, 1), segments=1),
+    Case(1, data=1, pipeline=STAGES, num_memory_slots=0),
+]
+
+
+def engine_of(case: Case, world: World) -> PipelineReplayEngine:
+    return PipelineReplayEngine(model_of(case), config_of(case), world.arranged(1, case.pipeline), case.precision)
+
+
+def backward(engine: PipelineReplayEngine, case: Case, step: int, carry: Carry) -> Carry:
+    rollout = rollout_of(step, case.segments)
+    return engine.rollout_backward(rollout, carry, int(rollout.lengths.sum()), seed=7).carry
+
+
+def gradients_with_dropout(world: World, case: Case) -> dict[str, torch.Tensor]:
+    """Of all stages, by name."""
+    engine = engine_of(case, world)
+    backward(engine, case, 0, engine.empty_carry(LANES))
+    own = {name: p.grad.numpy() for name, p in engine.model.named_parameters() if p.grad is not None}
+    engine.close()
+    return {name: each for stage in engine.world.mesh.pipe.gather(own) for name, each in stage.items()}
+
+
+def reference_with_dropout(case: Case) -> dict[str, torch.Tensor]:
+    """The same in one process: the stages called in turn, one graph over the rollout, masks from the same streams."""
+    config, whole, channels = config_of(case), model_of(case), Any
+    split = split_of(config, whole.config)
+    stages = [StageModel(copy.deepcopy(whole), split, stage, channels) for stage in range(split.stages)]
+    for stage in stages[1:]:
+        if stage.copy is not None:
+            stage.copy.requires_grad_()
+    rollout = rollout_of(0, case.segments)
+    objective = torch.zeros(())
+    with segment_seeds(mix_seed(7, 0), torch.device("cpu")) as seed_stream:
+        for start, stop in lanes_of_groups(LANES, split.stages, case.lanes_per_micro_batch):
+            part, writer = rollout.lanes(start, stop), stages[split.writer_stage]
+            carry = Carry.empty(Memformer.initial_memory(writer, stop - start), LENGTH)
+            memory = writer.begin(part.resets[:, 0], carry.memory)
+            for t in range(case.segments):
+                segment = part.segment(t, carry)
+                reset = part.resets[:, t + 1] if t < case.segments - 1 else None
+                x = y = None
+                for number, stage in enumerate(stages):
+                    stream = (start * case.segments + t) * split.stages + number
+                    if stage.encoder:
+                        seed_stream(2 * stream)
+                        x, *after = stage.encode_part(segment, memory, x, reset)
+                        memory_after = after[0] if after else memory
+                    if stage.decoder:
+                        seed_stream(2 * stream + 1)
+                        (y,) = stage.decode_part(segment, x, y)
+                memory = memory_after
+                objective = objective + y.sum()
+    (objective / rollout.lengths.sum()).backward()
+    found = {name: p.grad for stage in stages for name, p in stage.named_parameters()}
+    for stage in stages[1:]:
+        if stage.copy is not None:
+            found["embedding.tokens.weight"] += stage.copy.grad
+    return found
+
+
+def messages_of_a_step(world: World, case: Case) -> tuple[Any, Any]:
+    """(counted, predicted) of this stage, in the second step."""
+    engine = engine_of(case, world)
+    carry = engine.empty_carry(LANES)
+    for step in range(2):
+        LOG.messages.clear()
+        carry = backward(engine, case, step, carry)
+        engine.step(1e-3)
+    counted = {kind: list(entry) for kind, entry in LOG.messages.items()}
+    model, groups = engine.model, lanes_of_groups(LANES, case.pipeline, case.lanes_per_micro_batch)
+    predicted = sent_by_stage(
+        engine.schedule(len(groups)),
+        model.split,
+        model.config,
+        LENGTH,
+        [stop - start for start, stop in groups],
+        model.config.vocab_size or 0,
+    )
+    engine.close()
+    return counted, predicted[engine.model.stage]
+
+
+def poisoned(world: World, zero_stage: int) -> tuple[list[bool], bool]:
+    """One stage's gradient is not finite: (was a step applied, by step), are all weights as they were."""
+    case = Case(zero_stage, data=1, pipeline=STAGES)
+    engine = engine_of(case, world)
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    carry, applied = engine.empty_carry(LANES), []
+    if engine.model.last:
+        hook = engine.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    backward(engine, case, 0, carry)
+    applied.append(engine.step(1e-3).applied)
+    same = all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
+    if engine.model.last:
+        hook.remove()
+    backward(engine, case, 0, carry)
+    applied.append(engine.step(1e-3).applied)
+    engine.close()
+    return applied, same
+
+
+def abandoned(world: World) -> list[torch.Tensor]:
+    """Losses by lane and segment, computed by all stages after a rollout was given up at each of its agreements."""
+    case = Case(1, data=1, pipeline=STAGES, pipeline_layers=(1, 3), lanes_per_micro_batch=1)
+    engine, found = engine_of(case, world), []
+    for at in range(case.segments - 1):
+        calls = iter(range(case.segments))
+
+        def give_up(at: int = at, calls: Any = calls) -> None:
+            if next(calls) == at:
+                raise StepAbandoned
+
+        engine.at_segment = give_up
+        with pytest.raises(StepAbandoned):
+            backward(engine, case, 0, engine.empty_carry(LANES))
+        found.append(lane_losses(engine, rollout_of(0), engine.empty_carry(LANES), seed=0).numpy())
+    engine.close()
+    return found
+
+
+def measured(world: World) -> dict[str, Any]:
+    return {
+        "gradients": gradients_with_dropout(world, DROPOUT),
+        "messages": [messages_of_a_step(world, case) for case in COUNTED],
+        "poisoned": [poisoned(world, zero_stage) for zero_stage in (0, 1)],
+        "abandoned": abandoned(world),
+    }
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, Any]]:
+    return run_distributed(measured, STAGES)
+
+
+def test_dropout_is_replayed(found: list[dict[str, Any]]) -> None:
+    """Gradients equal those of one graph with the same masks; rounding apart, 1e-5 of each gradient's norm."""
+    expected = reference_with_dropout(DROPOUT)
+    assert found[0]["gradients"].keys() == expected.keys() == dict(model_of(DROPOUT).named_parameters()).keys()
+    without = reference_with_dropout(dataclasses.replace(DROPOUT, dropout=0.0))
+    for name, gradient in found[0]["gradients"].items():
+        error = float((torch.from_numpy(gradient) - expected[name]).norm() / expected[name].norm())
+        assert error < 1e-5, name
+    name = "embedding.tokens.weight"
+    assert not torch.allclose(without[name], expected[name], rtol=0.1), "the masks matter"
+
+
+@pytest.mark.parametrize("number", range(len(COUNTED)), ids=lambda number: str(COUNTED[number]))
+def test_messages_are_those_predicted(found: list[dict[str, Any]], number: int) -> None:
+    for stage in found:
+        counted, predicted = stage["messages"][number]
+        assert counted == predicted
+
+
+def test_formulas_of_the_messages(found: list[dict[str, Any]]) -> None:
+    """The table in memformer/pipeline/traffic.py: E = 2 encoder stages, the decoder beginning on the second, P = 1."""
+    case = COUNTED[1]
+    counted = {kind: entry for stage in found for kind, entry in stage["messages"][1][0].items()}
+    b, t, s, k, d = LANES, case.segments, LENGTH, case.num_memory_slots, 32
+    assert counted["memory"] == counted["memory_gradient"] == [2 * t, 4 * b * t * k * d]
+    assert counted["stream"] == [2 * (2 * t - 1), 4 * b * (2 * t - 1) * s * d]
+    assert counted["stream_gradient"] == [2 * t, 4 * b * t * s * d]
+    assert counted["shared_weight"] == counted["shared_gradient"] == [1, 4 * 51 * d]
+    assert "context" not in counted
+
+
+def test_a_step_is_skipped_by_all_stages(found: list[dict[str, Any]]) -> None:
+    for stage in found:
+        assert stage["poisoned"] == [([False, True], True)] * 2
+
+
+def test_an_abandoned_step_leaves_no_message_behind(found: list[dict[str, Any]]) -> None:
+    """What is computed next is right, on every stage: no stale message was taken for one of its own."""
+    model, rollout = model_of(Case(1)), rollout_of(0)
+    carry, expected = Carry.empty(model.initial_memory(LANES), LENGTH), []
+    memory = carry.memory
+    with torch.no_grad():
+        for t in range(rollout.num_segments):
+            segment = rollout.segment(t, carry)
+            losses, memory = model.losses(segment, memory)
+            expected.append(losses.sum(1) / segment.target_length.clamp(min=1))
+    for stage in found:
+        for losses in stage["abandoned"]:
+            torch.testing.assert_close(torch.from_numpy(losses), torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+# Whole runs
+
+STEPS, MOVE_AT, CRASH_AT = 6, 3, 5
+PIPELINE = {"parallel": {"pipeline": STAGES}}
+MODEL = {"num_decoder_layers": 2}
+
+
+class Crash(BaseException):
+    """Breaks a run off between an optimizer step and its log line."""
+
+
+def life(root: str, name: str, steps: int, sections: dict[str, Any]) -> None:
+    training = {"max_steps": steps, "eval_interval": 3, "eval_segments": 4, "diagnostics_interval": 2}
+    model = {**MODEL, **sections.get("model", {})}
+    checkpoint = {"interval": 3, "keep_last": 5}
+    train(tiny_config(Path(root), name, **{**sections, "model": model, "training": training, "checkpoint": checkpoint}))
+
+
+def on_one(world: World, root: str) -> None:
+    life(root, "one", STEPS, {})
+    life(root, "to pipeline", MOVE_AT, {})
+
+
+def on_two(world: World, root: str) -> None:
+    life(root, "pipeline", STEPS, PIPELINE)
+    life(root, "to pipeline", STEPS, PIPELINE)
+    life(root, "from pipeline", MOVE_AT, PIPELINE)
+    dropout = {**PIPELINE, "model": {"dropout": 0.1}}
+    life(root, "whole", STEPS, dropout)
+    measure = Trainer.measure
+
+    def crashing(self: Trainer, *arguments: Any) -> Any:
+        if self.progress.step == CRASH_AT:
+            raise Crash
+        return measure(self, *arguments)
+
+    Trainer.measure = crashing  # type: ignore[method-assign]
+    with pytest.raises(Crash):
+        life(root, "broken", STEPS, dropout)
+    Trainer.measure = measure  # type: ignore[method-assign]
+    life(root, "broken", STEPS, dropout)
+
+
+def back_on_one(world: World, root: str) -> None:
+    life(root, "from pipeline", STEPS, {})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pipelines")
+    small_dataset(root, characters=6_000)
+    for function, processes in ((on_one, 1), (on_two, STAGES), (back_on_one, 1)):
+        run_distributed(function, processes, str(root))
+    return root
+
+
+def test_a_resumed_pipeline_is_bit_equal(runs: Path) -> None:
+    whole, broken = (metrics_of(RunDirectory(runs / name)) for name in ("whole", "broken"))
+    assert whole == broken
+    assert [row["step"] for row in whole] == list(range(1, STEPS + 1))
+    assert [event["step"] for event in events_of(RunDirectory(runs / "broken"), "resume")] == [MOVE_AT]
+
+
+@pytest.mark.parametrize("name", ["pipeline", "to pipeline", "from pipeline"])
+def test_runs_on_any_stages_equal_one_process(runs: Path, tmp_path: Path, name: str) -> None:
+    """Losses, norms, memory figures, evaluations and exported weights, to rounding: 1e-5."""
+    one, other = RunDirectory(runs / "one"), RunDirectory(runs / name)
+    for expected, row in zip(metrics_of(one), metrics_of(other), strict=True):
+        assert row.keys() == expected.keys()
+        for field in {"loss", "grad_norm", "memory_gradient_norms", "memory"} & row.keys():
+            assert row[field] == pytest.approx(expected[field], rel=1e-4, abs=1e-6), (row["step"], field)
+    for expected, event in zip(events_of(one, "evaluation"), events_of(other, "evaluation"), strict=True):
+        for mode in ("with_memory", "memory_reset"):
+            assert event[mode]["loss"] == pytest.approx(expected[mode]["loss"], rel=1e-5)
+            assert event[mode]["tokens"] == expected[mode]["tokens"]
+    for run in (one, other):
+        assert export(run.root, tmp_path / run.root.name)["largest_loss_difference"] < 1e-5
+    weights, exported = (load_model(tmp_path / run.root.name).state_dict() for run in (one, other))
+    assert list(weights) == list(exported)
+    for key, weight in weights.items():
+        torch.testing.assert_close(exported[key], weight, rtol=0, atol=1e-5)
+
+
+def test_layers_of_a_stage_keep_their_names() -> None:
+    whole = model_of(Case(1))
+    names = {name for name, _ in whole.named_parameters()}
+    split = Split((1, 2, 1), 2)
+    stages = [StageModel(model_of(Case(1)), split, stage, Any) for stage in range(3)]
+    held = [{name for name, _ in stage.named_parameters()} for stage in stages]
+    assert set.union(*held) == names
+    assert sum(map(len, held)) == len(names), "each parameter has one owner"
+    for stage in stages:
+        for name, parameter in stage.named_parameters():
+            assert torch.equal(parameter, whole.get_parameter(name)), "as one process draws them"
