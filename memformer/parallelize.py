@@ -19,7 +19,7 @@ from memformer.optimizer import make_optimizer
 from memformer.pipeline.channels import Channels
 from memformer.pipeline.split import split_of
 from memformer.pipeline.stage import StageModel
-from memformer.tensor_parallel import shard_model
+from memformer.tensor_parallel import leave_uncompiled, shard_model
 
 
 def parallelize(model: Memformer, config: Config, world: World, precision: str) -> Any:
@@ -63,12 +63,16 @@ def stage_of(model: Memformer, config: Config, world: World) -> StageModel:
 
 
 def compile_layers(model: Memformer) -> None:
-    """torch.compile of each layer: all layers of a stack share one graph, and ZeRO's hooks stay outside it."""
+    """torch.compile of each layer: all layers of a stack share one graph, and ZeRO's hooks stay outside it.
+
+    Under tensor parallelism a layer's graph breaks where the processes talk.
+    """
     if model.config.dropout:
         import torch._inductor.config
 
         # The replay must redraw the masks of the first pass; compiled random numbers differ between the graph with
         # gradients and the one without.
         torch._inductor.config.fallback_random = True
+    leave_uncompiled()
     for layer in (*model.encoder, *model.decoder):
         layer.compile()

@@ -52,19 +52,29 @@ class _Joined(torch.autograd.Function):
         return gradients[0].chunk(ctx.axis.size, dim=-1)[ctx.axis.rank].contiguous(), None
 
 
+def _apply(function: Any, x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    return function.apply(x, axis)  # type: ignore[no-any-return]
+
+
+def leave_uncompiled() -> None:
+    """torch.compile breaks its graphs at these functions from now on, instead of tracing into the collectives."""
+    global _apply
+    _apply = torch.compiler.disable(_apply)  # type: ignore[no-untyped-call]
+
+
 def to_ranks(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """A replicated tensor on its way into work that each process does a part of."""
-    return _ToRanks.apply(x, axis)  # type: ignore[no-any-return,no-untyped-call]
+    return _apply(_ToRanks, x, axis)
 
 
 def from_ranks(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """The sum of the processes' parts, replicated."""
-    return _FromRanks.apply(x, axis)  # type: ignore[no-any-return,no-untyped-call]
+    return _apply(_FromRanks, x, axis)
 
 
 def joined(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     """Slices [..., D/size] of the last dimension, equal in size, as the whole [..., D], replicated."""
-    return _Joined.apply(x, axis)  # type: ignore[no-any-return,no-untyped-call]
+    return _apply(_Joined, x, axis)
 
 
 def gather_last(x: torch.Tensor, axis: Axis) -> torch.Tensor:

@@ -4,11 +4,12 @@
 import dataclasses
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
 from benchmarks.activations import LiveTensors
-from memformer.activation_checkpointing import replay_buffer
+from memformer.activation_checkpointing import _partitioned, replay_buffer
 from memformer.distributed import World
 from memformer.engine import ReplayEngine
 from memformer.replay import ReplayBuffer
@@ -50,6 +51,24 @@ def measure(world: World) -> dict[str, dict[str, Any]]:
         found[name] = {"kept": kept, "buffer": engine.replay_buffer_bytes, "losses": losses}
         engine.close()
     found["order"] = {"buffer": keep_and_return(world)}
+    found["autocast"] = {"dtypes": dtypes_of_both_runs()}
+    return found
+
+
+def dtypes_of_both_runs() -> list[str]:
+    """What a partitioned layer computes in under autocast: at first, and again in its backward."""
+    found = []
+    linear = torch.nn.Linear(8, 8)
+
+    def layer(x: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        out = linear(x) + shared
+        found.append(str(linear(x).dtype))
+        return out
+
+    x = torch.ones(2, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = _partitioned(layer, deepspeed.checkpointing.checkpoint, x, torch.zeros(2, 8))
+    out.sum().backward()
     return found
 
 
@@ -90,6 +109,10 @@ def test_a_layer_keeps_its_part_of_its_input(measured: list[dict[str, Any]]) -> 
     for rank in measured:
         saved = rank["plain"]["kept"] - rank["partitioned"]["kept"]
         assert saved == pytest.approx(LAYERS * INPUT / 2, abs=0.1 * INPUT), rank
+
+
+def test_a_partitioned_layer_is_computed_again_in_the_same_precision(measured: list[dict[str, Any]]) -> None:
+    assert measured[0]["autocast"]["dtypes"] == ["torch.bfloat16"] * 2
 
 
 def test_partitioning_changes_no_bit(measured: list[dict[str, Any]]) -> None:
