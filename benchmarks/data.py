@@ -4,7 +4,8 @@
     python benchmarks/data.py [--megatokens 40] [--repetitions 5] [--json] [--out benchmarks/results/...]
 
 Every variant delivers the same thing: int32 tensors of `lanes x (segments * 512)` tokens in which a lane reads one
-document after another without a gap. Ours reads with prefetch off, so what is timed is all the work there is.
+document after another. Ours reads with prefetch off, so what is timed is all the work there is, the orders of the
+epochs included; and it alone begins every document with a segment of its own.
 
 - flat: one file, a slice a lane copied out of memory (mmap) or by a system call (pread); no documents, no plan, no
   checksums: the limit.
@@ -14,6 +15,13 @@ document after another without a gap. Ours reads with prefetch off, so what is t
   can neither stop within a document nor change the number of lanes or ranks.
 - by access: their random access `dataset[i]` (wids, StreamingDataset), a document fetched for each lane and batch:
   what resuming anywhere costs with them.
+
+Rates are per second of this process's processor time, all its threads together: the machine is shared. So they count
+what fetching over HTTP costs the client, not how long it waits; the table of steps shows the waiting.
+
+Documents are 20,000 to 400,000 tokens long. Short ones, of 20 to 500 tokens, follow in a table of their own: there a
+lane reads another document in each segment, "flat" copies a slice as long as a document for each lane, and tokens are
+counted without the padding.
 
 Then: the time of a step with 20 ms of latency a request and 10 ms of computing, against local shards; resuming early
 and late in a run; and the loader's share of a training step of the tiny model.
@@ -38,9 +46,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, interleaved_seconds, markdown_table, provenance, write_results
+from benchmarks.common import ROOT, markdown_table, provenance, write_results
 from benchmarks.data_peers import (
     flat_batches,
+    flat_slices,
     lanes_from,
     pread_batches,
     streaming_documents,
@@ -55,13 +64,14 @@ from tests.data_pipeline.faulty_server import serving
 LANES, SEGMENT = 64, 512
 
 
-def build(root: Path, megatokens: float) -> dict[str, Path]:
-    """The same documents (20,000 to 400,000 tokens) as tar, as MDS and as one flat file."""
+def build(root: Path, megatokens: float, shortest: int, longest: int) -> dict[str, Path]:
+    """The same documents, of so many tokens each, as tar, as MDS and as one flat file."""
+    root.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     left, source = int(megatokens * 1e6), root / "source.jsonl"
     with source.open("w") as file:
         while left > 0:
-            length = int(min(left, generator.integers(20_000, 400_000)))
+            length = int(min(left, generator.integers(shortest, longest)))
             text = generator.integers(97, 123, length, dtype=np.uint8).tobytes().decode()
             file.write(json.dumps({"text": text}) + "\n")
             left -= length
@@ -74,6 +84,7 @@ def build(root: Path, megatokens: float) -> dict[str, Path]:
         for document in range(len(index)):
             file.write(store.read(document, 0, int(index.lengths[document])).tobytes())
     source.unlink()
+    read_back(root)
     return paths
 
 
@@ -85,14 +96,51 @@ def tensors(batches: Iterator[Any]) -> Iterator[torch.Tensor]:
     return (torch.from_numpy(batch.tokens) for batch in batches)
 
 
-def take(make: Callable[[], Iterator[torch.Tensor]], count: int, tokens: int) -> Callable[[], None]:
-    """A run of `count` batches from a new iterator; each must hold about as many tokens as the others' do."""
+def read_once(index: Any) -> Any:
+    """A store in which every chunk has been summed, and shards from elsewhere are in the cache."""
+    store = open_store(index)
+    for _ in stream(index, 8, store=store, epochs=1, prefetch=0):
+        pass
+    return store
 
-    def run() -> None:
-        seen = sum(batch.numel() for batch in itertools.islice(make(), count))
-        assert seen == count * tokens
 
-    return run
+def rates(runs: dict[str, tuple[Callable[[], Iterator[torch.Tensor]], int, int]], repetitions: int) -> dict[str, Any]:
+    """Mtok/s of every variant, given what makes its iterator, batches a run and tokens a run; and its ratio to flat.
+
+    Runs are interleaved, and go on with one iterator; "first" begins with a new one each time. The first batch of an
+    iterator is not timed.
+    """
+    iterators: dict[str, Iterator[torch.Tensor]] = {}
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repetitions):
+        for name, (make, batches, tokens) in runs.items():
+            if name not in iterators or "first" in name:
+                iterators[name] = make()
+                next(iterators[name])
+            began = time.process_time()
+            assert sum(1 for _ in itertools.islice(iterators[name], batches)) == batches
+            found[name].append(tokens / (time.process_time() - began) / 1e6)
+    flat = found["flat file, mmap"]
+    return {
+        name: {
+            "mtok_per_second": round(statistics.median(rate), 1),
+            "lowest": round(min(rate), 1),
+            "highest": round(max(rate), 1),
+            "of_flat": round(statistics.median(a / b for a, b in zip(rate, flat, strict=True)), 3),
+        }
+        for name, rate in found.items()
+    }
+
+
+def read_back(directory: Path) -> None:
+    """Has the system forget what was just written and read it from disk, as it will be in a run."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                while file.read(1 << 20):
+                    pass
 
 
 def serve(root: str, latency_seconds: float, address: Any) -> None:
@@ -113,13 +161,12 @@ def server(root: Path, latency_seconds: float) -> tuple[Any, str]:
 
 def throughput(paths: dict[str, Path], root: Path, address: str, segments: int, repetitions: int) -> dict[str, Any]:
     """Mtok/s of every variant: median and spread, and the ratio to the flat file."""
-    width = segments * SEGMENT
-    count = max(20, 160 // segments)
+    width, count = segments * SEGMENT, 320 if segments == 1 else 160
     indexes = {name: DocumentIndex.load(paths[name]) for name in ("tar", "mds")}
-    warm = {name: ShardStore(index) for name, index in indexes.items()}
+    warm = {name: read_once(index) for name, index in indexes.items()}
     ranged = open_data(f"{address}/tar", FarSettings(cache_dir=root / "cache", mode="range"))
     spooled = open_data(f"{address}/tar", FarSettings(cache_dir=root / "cache"))
-    spool_store = open_store(spooled)
+    spool_store = read_once(spooled)
 
     def ours(data: Any, store: Any = None, **others: Any) -> Callable[[], Iterator[torch.Tensor]]:
         return lambda: tensors(stream(data, segments, store=store, prefetch=others.get("prefetch", 0)))
@@ -138,20 +185,34 @@ def throughput(paths: dict[str, Path], root: Path, address: str, segments: int, 
         "wids by access": lambda: wids_item(paths["tar"], LANES, width),
         "streaming by access": lambda: streaming_item(paths["mds"], LANES, width),
     }
-    counts = {name: 4 if "access" in name else count for name in makers}
-    runs = {name: take(make, counts[name], LANES * width) for name, make in makers.items()}
-    seconds = interleaved_seconds(runs, repetitions, torch.device("cpu"))
-    rates = {name: [counts[name] * LANES * width / each / 1e6 for each in times] for name, times in seconds.items()}
-    flat = rates["flat file, mmap"]
-    return {
-        name: {
-            "mtok_per_second": round(statistics.median(rate), 1),
-            "lowest": round(min(rate), 1),
-            "highest": round(max(rate), 1),
-            "of_flat": round(statistics.median(a / b for a, b in zip(rate, flat, strict=True)), 3),
-        }
-        for name, rate in rates.items()
-    }
+    slow = {"access": 4, "iterator": count // 4, "ranges": count // 4}
+    counts = {name: next((slow[word] for word in slow if word in name), count) for name in makers}
+    tokens = LANES * width
+    return rates({name: (make, counts[name], counts[name] * tokens) for name, make in makers.items()}, repetitions)
+
+
+def short_documents(root: Path, megatokens: float, repetitions: int) -> dict[str, Any]:
+    """Mtok/s from documents that are shorter than a segment, one segment a rollout."""
+    paths = build(root, megatokens, 20, 500)
+    index = DocumentIndex.load(paths["tar"])
+    warm, count = read_once(index), 160
+    ours = sum(batch.valid_tokens for batch in itertools.islice(stream(index, 1, prefetch=0), count))
+    lengths = index.lengths[: count * LANES].tolist()
+    packed = LANES * SEGMENT * (count // 8)  # without padding
+    return rates(
+        {
+            "flat file, mmap": (lambda: flat_slices(paths["flat"], lengths, LANES, SEGMENT), count, sum(lengths)),
+            "tar, first": (lambda: tensors(stream(index, 1, prefetch=0)), count, ours),
+            "tar, again": (lambda: tensors(stream(index, 1, store=warm, prefetch=0)), count, ours),
+            "webdataset iterator + lanes": (
+                lambda: lanes_from(wds_documents(paths["tar"]), LANES, SEGMENT), count // 8, packed
+            ),
+            "streaming iterator + lanes": (
+                lambda: lanes_from(streaming_documents(paths["mds"]), LANES, SEGMENT), count // 8, packed
+            ),
+        },
+        repetitions,
+    )  # fmt: skip
 
 
 def step_times(paths: dict[str, Path], root: Path, repetitions: int) -> dict[str, Any]:
@@ -206,12 +267,12 @@ def resume_times() -> dict[str, float]:
     for _ in range(5):
         for (name, measured), state in zip(times.items(), (early, late), strict=True):
             resumed = LanePlan(lengths, num_lanes=LANES, segment_length=SEGMENT)
-            began = time.perf_counter()
+            began = time.process_time()
             resumed.load_state_dict(state)
             # A lane near the end of its document asks for the order of the epoch: the costly part.
             resumed.document_order(epoch if name.endswith("000") else 0)
             resumed.next_rollout(8)
-            measured.append(time.perf_counter() - began)
+            measured.append(time.process_time() - began)
     return {name: round(statistics.median(measured) * 1e3, 1) for name, measured in times.items()}
 
 
@@ -234,17 +295,17 @@ def training_share(paths: dict[str, Path], root: Path) -> dict[str, float]:
 
     data = yaml.safe_load((root / "run" / "config.yaml").read_text())["data"]
     shape = {name: data[name] for name in ("num_lanes", "segment_length", "num_segments")}
-    times = []
+    rollouts = 1000  # reading is done for many rollouts at once
     with SegmentStream(paths["tar"], **shape, prefetch=0) as batches:
-        for _ in range(50):
-            began = time.perf_counter()
-            next(batches)
-            times.append(time.perf_counter() - began)
+        began = time.process_time()
+        for _ in itertools.islice(batches, rollouts):
+            pass
+        loader = (time.process_time() - began) / rollouts
     return {
         "step_milliseconds": round(step * 1e3, 1),
         "waiting_percent": round(100 * statistics.median(row["data_seconds"] / row["step_seconds"] for row in rows), 3),
-        "loader_milliseconds": round(statistics.median(times) * 1e3, 3),
-        "loader_percent": round(100 * statistics.median(times) / step, 3),
+        "loader_milliseconds": round(loader * 1e3, 3),
+        "loader_percent": round(100 * loader / step, 3),
     }
 
 
@@ -252,9 +313,16 @@ def page(values: dict[str, Any]) -> str:
     lines = ["# Filling lanes", "", "Made by `benchmarks/data.py`, whose first lines say what each row is.", ""]
     lines += [f"- {name}: {value}" for name, value in values["provenance"].items()]
     for segments, rows in values["throughput"].items():
-        lines += ["", f"## Mtok/s, {LANES} lanes x {segments} segments x {SEGMENT} tokens", ""]
+        lines += [
+            "",
+            f"## Mtok/s, {LANES} lanes x {segments} segment{'s' if int(segments) > 1 else ''} x {SEGMENT} tokens",
+            "",
+        ]
         cells = [[name, *row.values()] for name, row in rows.items()]
         lines.append(markdown_table(["", "median", "lowest", "highest", "of flat"], cells))
+    lines += ["", f"## Mtok/s, {LANES} lanes x 1 segment x {SEGMENT} tokens, documents of 20 to 500 tokens", ""]
+    cells = [[name, *row.values()] for name, row in values["short"].items()]
+    lines.append(markdown_table(["", "median", "lowest", "highest", "of flat"], cells))
     lines += ["", "## A step with 10 ms of computing; requests take 20 ms", ""]
     cells = [[name, *row.values()] for name, row in values["steps"].items()]
     lines.append(markdown_table(["", "ms", "of local"], cells))
@@ -279,19 +347,23 @@ def main() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        paths = build(root, arguments.megatokens)
+        paths = build(root, arguments.megatokens, 20_000, 400_000)
         process, address = server(root, 0.0)
         try:
-            rates = {segments: throughput(paths, root, address, segments, arguments.repetitions) for segments in (1, 8)}
+            throughputs = {
+                segments: throughput(paths, root, address, segments, arguments.repetitions) for segments in (1, 8)
+            }
         finally:
             process.kill()
-        steps = step_times(paths, root, 3)
+        short = short_documents(root / "short", arguments.megatokens / 4, arguments.repetitions)
+        steps = step_times(paths, root, 5)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             del os.environ[name]
         training = training_share(paths, root)
     values = {
         "provenance": provenance(torch.device("cpu")),
-        "throughput": rates,
+        "throughput": throughputs,
+        "short": short,
         "steps": steps,
         "resuming": resume_times(),
         "training": training,

@@ -4,12 +4,13 @@
 Lanes of the peers read documents in the order of the shards, without a shuffle, a plan, a state or a checksum.
 """
 
+import functools
 import itertools
 import json
 import logging
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ import torch
 
 from data_pipeline import DocumentIndex
 from tests.data_pipeline.streaming_library import import_streaming
-
-_streaming: Any = None
 
 
 def flat_batches(path: Path, lanes: int, width: int) -> Iterator[torch.Tensor]:
@@ -33,6 +32,19 @@ def flat_batches(path: Path, lanes: int, width: int) -> Iterator[torch.Tensor]:
         for lane in range(lanes):
             start = lane * share + at
             batch[lane] = tokens[start : start + width]
+        yield torch.from_numpy(batch)
+
+
+def flat_slices(path: Path, lengths: Sequence[int], lanes: int, width: int) -> Iterator[torch.Tensor]:
+    """Slices of one file in memory, each as long as a document, one copy and some padding a lane."""
+    with path.open("rb") as file:
+        tokens = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<u2")
+    places, at = itertools.cycle(lengths), 0
+    while True:
+        batch = np.zeros((lanes, width), np.int32)
+        for lane, length in zip(range(lanes), places, strict=False):
+            at = (at + 7919 * width) % (len(tokens) - width)  # the next document lies elsewhere
+            batch[lane, :length] = tokens[at : at + length]
         yield torch.from_numpy(batch)
 
 
@@ -77,12 +89,10 @@ def wds_documents(directory: Path) -> Iterator[np.ndarray]:
             yield np.frombuffer(sample["tokens"], "<u2")
 
 
+@functools.cache
 def _streaming_dataset(directory: Path) -> Any:
-    global _streaming
-    if _streaming is None:
-        logging.getLogger("streaming").setLevel(logging.ERROR)
-        _streaming = import_streaming().StreamingDataset(local=str(directory), shuffle=False, batch_size=1)
-    return _streaming
+    logging.getLogger("streaming").setLevel(logging.ERROR)
+    return import_streaming().StreamingDataset(local=str(directory), shuffle=False, batch_size=1)
 
 
 def streaming_documents(directory: Path) -> Iterator[np.ndarray]:
