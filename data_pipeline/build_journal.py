@@ -17,6 +17,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from data_pipeline.files import sync
+from data_pipeline.manifest import partial_of
 
 _MARKER = ".building"
 _JOURNAL = ".journal.jsonl"
@@ -115,7 +116,7 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
     Raises:
         UserError: Something else is in the way, or another build of this target runs.
     """
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_of(target)
     partial.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists() and not (partial / _MARKER).exists():
         raise UserError(f"{partial} is in the way and is not an unfinished build; move it away")

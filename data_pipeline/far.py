@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.errors import UserError
+
 RemoteMode = Literal["spool", "range"]
 ADDRESSES = ("http://", "https://", "s3://", "pipe:")
 
 
 def is_address(name: str | Path) -> bool:
-    """Whether a data set's name is an address rather than a directory."""
+    """Whether a data set's name is an address rather than a directory.
+
+    Raises:
+        UserError: It is an address of another kind.
+    """
+    if isinstance(name, str) and "://" in name and not name.startswith(ADDRESSES):
+        raise UserError(f"data set {name}: addresses begin with {', '.join(ADDRESSES[:-1])} or {ADDRESSES[-1]}")
     return isinstance(name, str) and name.startswith(ADDRESSES)
 
 

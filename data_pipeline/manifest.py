@@ -166,7 +166,16 @@ def fingerprint(tokenizer_sha256: str, token_dtype: str, columns: Columns) -> st
     return digest.hexdigest()[:32]
 
 
+def partial_of(directory: Path) -> Path:
+    """Where a data set lies while it is being built."""
+    return directory.with_name(f"{directory.name}.partial")
+
+
 def _why_no_manifest(directory: Path) -> str:
+    if not directory.is_dir() and partial_of(directory).is_dir():
+        return (
+            f"{directory} is not built yet; if the build was cut short, the same `memformer data build` goes on with it"
+        )
     if not directory.is_dir():
         return f"no data set at {directory}; build one with `memformer data build SOURCE... --out {directory}`"
     splits = [split for split in SPLITS if (directory / split / MANIFEST_FILE).is_file()]

@@ -230,6 +230,10 @@ def test_a_killed_build_goes_on_to_the_same_bytes(many_lines: Path, tmp_path: Pa
         done = subprocess.run([sys.executable, "-c", KILLED_BUILD, arguments], timeout=60)
         assert done.returncode == -signal.SIGKILL
         assert not (tmp_path / "killed").exists() and (tmp_path / "killed.partial" / ".journal.jsonl").exists()
+        with pytest.raises(
+            UserError, match=r"killed is not built yet; if the build was cut short, the same .* goes on"
+        ):
+            DocumentIndex.load(tmp_path / "killed")
         resumed.append((tmp_path / "killed.partial" / ".journal.jsonl").read_text().count("\n"))
     assert resumed[1] > resumed[0] > 1
     # The line that was being written when the build was killed, and a shard's beginning.

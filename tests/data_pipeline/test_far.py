@@ -118,6 +118,8 @@ def test_bad_addresses_and_settings_are_named(served: FaultyServer, tmp_path: Pa
         open_data("pipe:cat /etc/hostname", settings(tmp_path))
     with pytest.raises(UserError, match=r"whole files only; set data\.remote_mode to spool"):
         open_data("pipe:cat", settings(tmp_path, "range", allow_pipe=True))
+    with pytest.raises(UserError, match=r"ftp://host/set: addresses begin with http://, https://, s3:// or pipe:"):
+        open_data("ftp://host/set", settings(tmp_path))
     served.ranges = False
     far = open_data(f"{served.address}/set", settings(tmp_path, "range"))
     with pytest.raises(UserError, match=r"does not serve parts of files; set data\.remote_mode to spool"):
