@@ -189,14 +189,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     parts = [
-        "# What the memory keeps",
+        f"# What the memory keeps: {', '.join(dict.fromkeys(row['task'] for row in values['rows']))}",
         "",
         f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
         f"`{values['command']}`",
         "",
         "Share of right answer tokens by distance between the last fact and the answer, in tokens; mean over the "
         "seeds. A curve that has come down to chance is not followed further. "
-        "`memory reset` is the model of the line above it with its memory taken away at every segment.",
+        "*Memory reset*: the same model, its memory taken away at every segment.",
     ]
     for task in dict.fromkeys(row["task"] for row in values["rows"]):
         rows = [row for row in values["rows"] if row["task"] == task]
@@ -209,7 +209,8 @@ def page(values: dict[str, Any]) -> str:
             found = {
                 c["distance"]: c["accuracy"] for c in cells if (c["trained_as"], c["variant"]) == (trained, variant)
             }
-            table.append([variant, *(f"{found[d]:.2f}" if d in found else "" for d in columns)])
+            label = variant if variant == trained else f"{trained}, {variant}"
+            table.append([label, *(f"{found[d]:.2f}" if d in found else "" for d in columns)])
         parts += [
             "",
             f"## {task}",

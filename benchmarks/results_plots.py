@@ -97,7 +97,7 @@ def memory_tasks(values: Mapping[str, Any]) -> list[Plot]:
             "share of right answers",
             lines(
                 [row for row in values["summary"] if row["task"] == task],
-                lambda row: row["variant"],
+                _trained,
                 "distance",
                 "accuracy",
             ),
@@ -105,6 +105,11 @@ def memory_tasks(values: Mapping[str, Any]) -> list[Plot]:
         )
         for task in dict.fromkeys(row["task"] for row in values["summary"])
     ]
+
+
+def _trained(row: Mapping[str, Any]) -> str:
+    trained, variant = row["trained_as"], row["variant"]
+    return variant if variant == trained else f"{trained}, {variant}"
 
 
 def memory_slots(values: Mapping[str, Any]) -> list[Plot]:
