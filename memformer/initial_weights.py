@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The model that a new run starts with: drawn from the seed, or the weights of an export (`init_from`).
 
-Under ZeRO 3 no process ever holds all of it.
+Under ZeRO 3 or tensor parallelism no process ever holds all of it.
 """
 
 import contextlib
@@ -15,9 +15,11 @@ from safetensors import safe_open
 
 from data_pipeline import UserError
 from memformer.config import Config
+from memformer.distributed import World
 from memformer.loading import read_description, weight_files
 from memformer.model import Memformer, MemformerConfig
 from memformer.model.initialise import Construction, Part
+from memformer.tensor_parallel import SlicedConstruction
 from memformer.training_data import TrainingData
 
 LOG = logging.getLogger("memformer")
@@ -57,24 +59,26 @@ class Partitioned(Construction):
         return gathered
 
 
-def construction_of(config: Config) -> Construction:
-    """How the run's model comes into being: spread from the start at ZeRO 3, plain otherwise.
+def construction_of(config: Config, world: World) -> Construction:
+    """How the run's model comes into being: cut or spread from the start where it will be, plain otherwise.
 
-    Tensor parallelism cuts whole matrices, so it starts from the plain model.
+    With both tensor parallelism and ZeRO 3 it is cut at first; the engine spreads the parts.
     """
-    if config.parallel.zero_stage < 3 or config.parallel.tensor > 1:
+    if world.mesh.tensor.size > 1:
+        return SlicedConstruction(world.mesh.tensor)
+    if config.parallel.zero_stage < 3:
         return Construction()
     return Partitioned(offload=config.parallel.offload_parameters == "cpu")
 
 
-def initial_model(config: Config, model_config: MemformerConfig, data: TrainingData) -> Memformer:
-    """The model before the first step, equal on all processes.
+def initial_model(config: Config, model_config: MemformerConfig, data: TrainingData, world: World) -> Memformer:
+    """The model before the first step, equal on all processes, or each one's part of it.
 
     Raises:
         UserError: `init_from` is no export, or is one of another model or tokenizer.
     """
     torch.manual_seed(config.seed)
-    construction = construction_of(config)
+    construction = construction_of(config, world)
     model = Memformer(model_config, construction)
     if config.init_from is None:
         return model

@@ -70,7 +70,7 @@ def train(config: Config, resume: str = "auto") -> int:
     set_up_logging(world.rank)
     precision = resolve_precision(config.precision, world.device)
     made = PipelineReplayEngine if parallel.pipeline > 1 else ReplayEngine
-    engine = made(initial_model(config, model_config, data), config, world, precision)
+    engine = made(initial_model(config, model_config, data, world), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
     trainer = Trainer(config, run, world, data, engine, identity)
 

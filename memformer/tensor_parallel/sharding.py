@@ -13,7 +13,9 @@ The encoder's output, which the writer and every decoder layer read, sums its gr
 weights are slices of those that one process would have: what a run computes depends on the seed, not on the topology.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ import torch.distributed as dist
 from torch import nn
 
 from memformer.model import Memformer
+from memformer.model.initialise import Construction, Part
 from memformer.model.layers import Attention, FeedForward
+from memformer.model.memformer import DecoderLayer, Embedding, EncoderLayer
 from memformer.model.memory import MemoryReader
 from memformer.tensor_parallel.modules import (
     IdentityBeforeRanks,
@@ -67,20 +71,7 @@ def shard_model(model: Memformer, axis: Axis) -> None:
     if axis.size == 1:
         return
     for layer in (*model.encoder, *model.decoder):
-        for name, child in list(layer.named_children()):
-            if isinstance(child, Attention):
-                _shard_attention(child, axis)
-            elif isinstance(child, MemoryReader):
-                _shard_attention(child.attention, axis)
-                if isinstance(child.norm, nn.LayerNorm):
-                    become(child.norm, NormBeforeRanks, axis)
-                else:
-                    become(child.norm, IdentityBeforeRanks, axis)
-            elif isinstance(child, FeedForward):
-                _slice_weight(child.up, 0, axis)
-                _slice_weight(become(child.down, RowParallelLinear, axis), 1, axis)
-            elif name.endswith("norm"):
-                become(child, NormBeforeRanks, axis)
+        _shard_layer(layer, axis)
     become(model.encoder_norm, NormBeforeRanks, axis)
     if model.writer is not None:
         writer = become(model.writer, ParallelMemoryWriter, axis)
@@ -88,40 +79,103 @@ def shard_model(model: Memformer, axis: Axis) -> None:
         for linear in (writer.query, writer.key, writer.value):
             _slice_weight(linear, 0, axis)
     become(model.decoder_norm, NormBeforeRanks, axis)
-    _shard_vocabulary(model, axis)
+    tied = model.head.weight is model.embedding.tokens.weight
+    _shard_embedding(model.embedding.tokens, axis)
+    if tied:
+        model.head.weight = model.embedding.tokens.weight
+    else:
+        _slice_weight(model.head, 0, axis)
+    vocabulary = slice_of(model.head.weight)
+    if vocabulary is not None:
+        score = ParallelScore(vocabulary.shape[0], axis)
+        model.token_losses, model.whole_logits = score.losses, score.whole
+
+
+class SlicedConstruction(Construction):
+    """Cuts layers, embedding and head as soon as they are made, so that no process ever holds a whole model.
+
+    The small rest is cut by `shard_model`, to which the model goes next. The random numbers are those of the plain
+    construction: each process draws whole matrices, one at a time, and keeps its part.
+
+    Args:
+        axis: The tensor-parallel processes.
+    """
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+
+    def built(self, module: Part) -> Part:
+        """Cuts a part."""
+        if isinstance(module, (EncoderLayer, DecoderLayer)):
+            _shard_layer(module, self.axis)
+        elif isinstance(module, Embedding):
+            _shard_embedding(module.tokens, self.axis)
+        elif isinstance(module, nn.Linear):
+            _slice_weight(module, 0, self.axis)
+        return module
+
+    @contextlib.contextmanager
+    def whole(self, parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Whole matrices to be written to; what a part that was cut held before cannot be read."""
+        for parameter in parameters:
+            part = slice_of(parameter)
+            if part is not None:
+                parameter.data = parameter.new_empty(part.shape)
+        yield
+        for parameter in parameters:
+            part = slice_of(parameter)
+            if part is not None:
+                parameter.data = _cut(parameter.detach(), part)
+
+
+def _shard_layer(layer: nn.Module, axis: Axis) -> None:
+    for name, child in list(layer.named_children()):
+        if isinstance(child, Attention):
+            _shard_attention(child, axis)
+        elif isinstance(child, MemoryReader):
+            _shard_attention(child.attention, axis)
+            if isinstance(child.norm, nn.LayerNorm):
+                become(child.norm, NormBeforeRanks, axis)
+            else:
+                become(child.norm, IdentityBeforeRanks, axis)
+        elif isinstance(child, FeedForward):
+            _slice_weight(child.up, 0, axis)
+            _slice_weight(become(child.down, RowParallelLinear, axis), 1, axis)
+        elif name.endswith("norm"):
+            become(child, NormBeforeRanks, axis)
 
 
 def _shard_attention(attention: Attention, axis: Axis) -> None:
-    attention.num_heads //= axis.size
+    if slice_of(attention.query.weight) is None:
+        attention.num_heads //= axis.size
     for linear in (attention.query, attention.key, attention.value):
         _slice_weight(linear, 0, axis)
     _slice_weight(become(attention.output, RowParallelLinear, axis), 1, axis)
 
 
-def _shard_vocabulary(model: Memformer, axis: Axis) -> None:
-    tied = model.head.weight is model.embedding.tokens.weight
-    embedding = become(model.embedding.tokens, VocabularyParallelEmbedding, axis)
-    score = ParallelScore(embedding.num_embeddings, axis)
-    embedding.first, embedding.num_embeddings = score.first, score.stop - score.first
+def _shard_embedding(tokens: nn.Embedding, axis: Axis) -> None:
+    embedding = become(tokens, VocabularyParallelEmbedding, axis)
     _slice_weight(embedding, 0, axis)
-    if tied:
-        model.head.weight = embedding.weight
-    else:
-        _slice_weight(model.head, 0, axis)
-    model.head.out_features = score.stop - score.first
-    model.token_losses, model.whole_logits = score.losses, score.whole
+    part = slice_of(embedding.weight)
+    if part is not None:
+        embedding.first, embedding.num_embeddings = part.start, part.stop - part.start
 
 
 def _slice_weight(module: Any, dim: int, axis: Axis) -> None:
+    """Cuts a module's weight, unless it is a part already. `in_features` stays that of the whole: it is fan-in."""
     whole = module.weight
+    if slice_of(whole) is not None:
+        return
     start, stop = part_of(whole.shape[dim], axis)
-    part = whole.detach().narrow(dim, start, stop - start).clone(memory_format=torch.contiguous_format)
-    parameter: Any = nn.Parameter(part, requires_grad=whole.requires_grad)
-    parameter.tensor_slice = Slice(tuple(whole.shape), dim, start, stop)
+    part = Slice(tuple(whole.shape), dim, start, stop)
+    parameter: Any = nn.Parameter(_cut(whole.detach(), part), requires_grad=whole.requires_grad)
+    parameter.tensor_slice = part
     parameter.model_parallel = True  # by this name DeepSpeed counts it in the norm of the gradient on every process
     module.weight = parameter
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = part.shape
+
+
+def _cut(whole: torch.Tensor, part: Slice) -> torch.Tensor:
+    return whole.narrow(part.dim, part.start, part.stop - part.start).clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

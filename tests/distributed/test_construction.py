@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A model that is spread while it is built has the plain construction's weights, and is never whole anywhere."""
 
+import copy
 import dataclasses
 import hashlib
 from typing import Any
@@ -13,6 +14,8 @@ from memformer import Memformer, MemformerConfig
 from memformer.distributed import World
 from memformer.initial_weights import Partitioned
 from memformer.model.flops import count_parameters
+from memformer.tensor_parallel import SlicedConstruction, shard_model, slice_of
+from memformer.topology import Axis
 from tests.distributed.processes import run_distributed
 
 pytestmark = pytest.mark.distributed
@@ -83,3 +86,31 @@ def test_no_process_ever_holds_the_whole_model(constructed: list[list[dict[str, 
     for rank in constructed:
         assert rank[index]["shares"] < whole / 4 / WORLD + 4096
         assert rank[index]["peak"] < whole / WORLD + 3 * layer < 0.6 * whole
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_tensor_parallel_parts_are_cut_from_the_plain_weights(config: MemformerConfig) -> None:
+    """Bit for bit, and the random stream goes on from the same place; a process holds its part and a few layers."""
+    torch.manual_seed(5)
+    plain = Memformer(config)
+    next_number = float(torch.rand(()))
+    whole = dict(plain.named_parameters())
+    layer = 4 * (8 * config.d_model**2 + 2 * config.d_model * config.d_ff + 6 * config.d_model)
+    for rank in (0, 1):
+        axis = Axis(rank, 2)
+        torch.manual_seed(5)
+        with LiveTensors() as live:
+            model = Memformer(config, SlicedConstruction(axis))
+        assert float(torch.rand(())) == next_number
+        shard_model(model, axis)
+        again = copy.deepcopy(plain)
+        shard_model(again, axis)
+        for (name, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
+            part, expected = slice_of(ours), whole[name]
+            assert part == slice_of(theirs)
+            if part is not None:
+                expected = expected.narrow(part.dim, part.start, part.stop - part.start)
+            assert torch.equal(ours, expected) and torch.equal(theirs, expected), name
+        assert live.meter.peak_bytes < 4 * count_parameters(config) / 2 + 3 * layer
+        assert (model.head.weight is model.embedding.tokens.weight) == config.tie_embeddings
+        assert {type(m).__name__ for m in model.modules()} == {type(m).__name__ for m in again.modules()}

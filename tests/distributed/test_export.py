@@ -27,8 +27,8 @@ def make(world: World, root: str) -> None:
 
 
 def start_from(world: World, root: str) -> str:
-    """A run from the export; then one of another model, and what it is told."""
-    config = tiny_config(Path(root), "second", training={"max_steps": 2})
+    """A run from the export, each process with its part of it; then one of another model, and what it is told."""
+    config = tiny_config(Path(root), "second", training={"max_steps": 2}, parallel={"tensor": 2})
     train(config.model_copy(update={"init_from": f"{root}/one"}))
     other = tiny_config(Path(root), "third", model={"d_ff": 96})
     with pytest.raises(UserError) as error:
