@@ -8,7 +8,6 @@ file's own values go over them. On the command line `--section.field VALUE` goes
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_pipeline.errors import UserError
+from memformer.config_files import read_values
 from memformer.model.config import MemformerConfig
 
 
@@ -391,18 +391,6 @@ def _check_pipeline(config: Config) -> None:
         )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number, as everyone who writes it expects."""
-
-
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file, what it extends, and command-line overrides.
 
@@ -414,9 +402,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         UserError: A file that is missing or no mapping, a malformed override, or faulty settings: every fault is
             named with its field, value and mend.
     """
-    values = _read(Path(path), ())
-    _merge(values, _parse_overrides(overrides))
-    return parse_config(values, str(path))
+    return parse_config(read_values(Path(path), overrides), str(path))
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -453,58 +439,6 @@ def _fields() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
 
     return walk(schema, "")
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): give the path of a YAML configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds {type(values).__name__}, not sections: start it with 'run_dir: ...'")
-    bases = values.pop("extends", [])
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{path}: extends is {bases!r}: make it a list of YAML files")
-    merged: dict[str, Any] = {}
-    for base in bases:
-        file = (path.parent / base).resolve()
-        if file in seen or file == path.resolve():
-            raise UserError(f"{path}: extends {base}, which extends this file in turn: remove one of them")
-        _merge(merged, _read(file, (*seen, path.resolve())))
-    _merge(merged, values)
-    return merged
-
-
-def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    remaining = list(words)
-    while remaining:
-        word = remaining.pop(0)
-        name, equals, text = word.partition("=")
-        if not name.startswith("--") or len(name) == 2:
-            raise UserError(f"{word!r} is not a setting: write --section.field VALUE")
-        if not equals:
-            if not remaining:
-                raise UserError(f"{name} has no value: write {name} VALUE")
-            text = remaining.pop(0)
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
-            raise UserError(f"{name} {text!r}: is not a YAML value: put it in quotes") from None
-        for part in reversed(name[2:].split(".")):
-            value = {part: value}
-        _merge(merged, value)
-    return merged
 
 
 def _explain(error: Any) -> str:
