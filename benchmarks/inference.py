@@ -23,7 +23,6 @@ Definitions (the paper gives none for its 8.1 times less memory and 3.2 times fa
 
 import argparse
 import dataclasses
-import functools
 import json
 import statistics
 import subprocess
@@ -376,12 +375,10 @@ def page(values: dict[str, Any]) -> str:
     for size in dict.fromkeys(row["size"] for row in values["contexts"]):
         rows = [row for row in values["contexts"] if row["size"] == size]
         parts += ["", f"## Reading by context: {size}", "", contexts_table(rows)]
+    parts += ["", "\\* by arithmetic: above the memory budget, not run.", "", "## One generated document", ""]
+    if written is None:
+        return "\n".join([*parts, "Not run."])
     parts += [
-        "",
-        "\\* by arithmetic: above the memory budget, not run.",
-        "",
-        "## One generated document",
-        "",
         f"`memformer.generation.generate`, a model of {written['parameters']:,} parameters, in a fresh process.",
         "",
         markdown_table(
@@ -432,6 +429,13 @@ def contexts_table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table(["context", *heads], cells)
 
 
+def keep(values: dict[str, Any], out: Path | None) -> None:
+    """Writes what there is so far: the rest may take an hour on a busy machine."""
+    values["summary"] = summary(values)
+    if out:
+        write_results(out, values, page(values))
+
+
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
@@ -468,13 +472,13 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.quick:
         cases = {name: dataclasses.replace(case, contexts=case.contexts[:2]) for name, case in cases.items()}
     values["sizes"] = {"segment_length": SEGMENT, "repetitions": options.repetitions, "budget_gib": options.budget_gib}
-    run = functools.partial
+    values |= {"rows": [], "contexts": [], "generation": None, "notes": options.notes}
     for key, part in (("rows", against_transformer_xl), ("contexts", by_context)):
-        values[key] = [row for name, case in cases.items() for row in run(part, name, case)(options, device)]
+        for name, case in cases.items():
+            values[key] += part(name, case, options, device)
+            keep(values, options.out)
     values["generation"] = generate_in_fresh_process(options.tokens, device)
-    values["summary"], values["notes"] = summary(values), options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+    keep(values, options.out)
     if options.json:
         print(json.dumps({**values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

@@ -25,6 +25,11 @@ def newest(kind: str) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text())
 
 
+def exists(kind: str) -> bool:
+    """Whether there is a result of a kind."""
+    return any(RESULTS.glob(f"*-{kind}.json"))
+
+
 def rows() -> list[list[str]]:
     """What was measured, the figure, what it is compared with, the file."""
     replay_path, replay = newest("cpu-replay")
@@ -34,6 +39,7 @@ def rows() -> list[list[str]]:
     figures = replay["summary"]
     case = "4_16_T8"
     return [
+        *(inference_rows() if exists("cpu-inference") else []),
         [
             "Speed of memory replay, 4+16 layers, 8 segments",
             f"{figures[f'speed_vs_bptt_{case}']:.3f} of full BPTT's",
@@ -47,6 +53,7 @@ def rows() -> list[list[str]]:
             f"{figures[f'memory_vs_limit_{case}']:.3f} of the limit, one segment's graph + T·B·K·D",
             link(replay_path),
         ],
+        *(training_rows() if exists("cpu-training-peers") else []),
         [
             "The whole training step",
             f"{steps[0]['step_vs_bare']:.3f} to {steps[-1]['step_vs_bare']:.3f} of a bare torch loop's time",
@@ -63,10 +70,66 @@ def rows() -> list[list[str]]:
     ]
 
 
+def inference_rows() -> list[list[str]]:
+    """Against Transformer-XL with the longest memory of the paper, and one document of a million tokens."""
+    path, values = newest("cpu-inference")
+    figures, longest = values["summary"], "1600"
+    case, marks = "4_12_reading", values["generation"]["marks"]
+    return [
+        [
+            "Inference memory, Transformer-XL's over ours: 16 layers, width 512, its memory 1600 tokens",
+            f"{figures[f'memory_ratio_{case}_{longest}']:.1f}",
+            f"{figures[f'memory_ratio_{case}_kept_{longest}']:.1f} where it keeps keys and values; paper: 8.1",
+            link(path),
+        ],
+        [
+            "Inference time, the same",
+            f"{figures[f'time_ratio_{case}_{longest}']:.2f}",
+            f"{figures[f'time_ratio_{case}_kept_{longest}']:.2f} where it keeps keys and values; paper: 3.2",
+            link(path),
+        ],
+        [
+            f"One generated document of {marks[-1]['tokens']:,} tokens",
+            f"{marks[-1]['megabytes']:.0f} MB in the process at its end",
+            f"{marks[0]['megabytes']:.0f} MB after {marks[0]['tokens']:,} tokens",
+            link(path),
+        ],
+    ]
+
+
+def training_rows() -> list[list[str]]:
+    """Beside other implementations' replay."""
+    path, values = newest("cpu-training-peers")
+    figures = values["summary"]
+    least, most = figures["mebibytes_4_8_T1"], figures["mebibytes_4_8_T64"]
+    return [
+        [
+            "Tokens/s of memory replay over RMT's own replay, 4+8 layers, 16 segments",
+            f"{figures['speed_over_rmt_4_8_T16']:.2f} times",
+            f"{figures['speed_over_rmt_10_4_8_T16']:.2f} with 10 memory tokens; over PyPI's memformer, every segment "
+            f"scored, {figures['speed_over_pypi_every_4_8_T16']:.2f}",
+            link(path),
+        ],
+        [
+            "Memory of a rollout of 1 and of 64 segments",
+            f"{least:.1f} and {most:.1f} MiB",
+            f"full BPTT at 64: {bptt_mebibytes(values):.0f} MiB",
+            link(path),
+        ],
+    ]
+
+
+def bptt_mebibytes(values: dict[str, Any]) -> float:
+    """What BPTT needs for 64 segments of the small model."""
+    found = next(
+        row for row in values["rows"] if (row["method"], row["num_segments"], row["size"][:3]) == ("BPTT", 64, "4+8")
+    )
+    return float(found["allocated_bytes"]) / 2**20
+
+
 def link(path: Path) -> str:
     """A link to a result's page."""
-    page = path.with_suffix(".md").relative_to(ROOT).as_posix()
-    return f"[{path.stem[:10]}]({page})"
+    return f"[{path.stem[:10]}](docs/results/{path.stem[11:]}.md)"
 
 
 def drawn(readme: str) -> str:

@@ -313,15 +313,13 @@ def main(words: Sequence[str] | None = None) -> None:
     values: dict[str, Any] = provenance(device)
     print(f"{values['hardware']}; torch {values['torch']}; commit {values['commit']}")
     values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "repetitions", "threads")}
-    values["rows"] = [
-        row
-        for name in options.sizes
-        for segments in options.segments or SEGMENTS[name]
-        for row in measure(name, segments, options, device)
-    ]
-    values["paper"], values["summary"], values["notes"] = PAPER, summary(values["rows"]), options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+    values |= {"rows": [], "paper": PAPER, "notes": options.notes}
+    for name in options.sizes:
+        for segments in options.segments or SEGMENTS[name]:
+            values["rows"] += measure(name, segments, options, device)
+            values["summary"] = summary(values["rows"])
+            if options.out:  # after every length: the next may take long on a busy machine
+                write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps({**values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

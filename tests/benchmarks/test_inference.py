@@ -1,12 +1,17 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The decoder-only peers of benchmarks/inference.py compute what they claim to, from the caches that are counted."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from benchmarks import inference
 from benchmarks.activations import LiveTensors
 from benchmarks.inference import MemformerReading, MemformerWriting, peak_bytes, storage_bytes
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
+from benchmarks.results_plots import plots_of
 from memformer import Memformer, MemformerConfig
 
 CONFIG = MemformerConfig(
@@ -49,13 +54,12 @@ def test_a_filled_cache_goes_on_where_a_read_one_would(peer: CachedDecoder) -> N
 
 
 def test_what_this_model_carries_does_not_grow() -> None:
-    """The same bytes after two segments and after forty, and after each step, reading and generating."""
+    """The same bytes after three segments and after six, reading and generating."""
     model = Memformer(CONFIG).eval()
     for reader in (MemformerReading(model, 2), MemformerWriting(model, 2)):
         reader.step()
         early = storage_bytes(reader.tensors()), peak_bytes(reader, torch.device("cpu"))
-        for _ in range(4):
-            reader.step()
+        reader.step()
         assert (storage_bytes(reader.tensors()), peak_bytes(reader, torch.device("cpu"))) == early
         assert early[1] > early[0] > 0
 
@@ -68,3 +72,29 @@ def test_given_tensors_count_until_they_are_freed() -> None:
         assert (live.meter.live_bytes, live.meter.peak_bytes) == (600, 1000)
         kept.clear()
         assert live.meter.live_bytes == 0
+
+
+def test_the_script_measures_writes_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its smallest: every row is there, a cache above the budget is arithmetic, ratios are the peer's over ours."""
+    case = inference.Case(CONFIG, memories=(8, 64), contexts=(100, 400), batches=(2,))
+    monkeypatch.setattr(inference, "CASES", {"1+1, width 16": case})
+    monkeypatch.setattr(inference, "generate_in_fresh_process", inference.generate_here)
+    limit = inference.cache_bytes(case, 300) / 2**30
+    inference.main(["--repetitions", "1", "--tokens", "70", "--budget-gib", str(limit), "--out", str(tmp_path / "out")])
+    values = json.loads((tmp_path / "out.json").read_text())
+    rows = {(row["task"], row["model"], row["memory"]): row for row in values["rows"]}
+    assert len(rows) == len(values["rows"]) == 1 + 2 * 2 + 1 + 2
+    ours, longest = rows["reading", "Memformer", 0], rows["reading", "Transformer-XL", 64]
+    assert longest["memory_ratio"] == longest["peak_bytes"] / ours["peak_bytes"]
+    assert longest["time_ratio"] == longest["milliseconds_a_token"] / ours["milliseconds_a_token"]
+    assert longest["state_bytes"] == 2 * 64 * 16 * 4  # layers, tokens, width, float32
+    assert rows["generating", inference.XL, 64]["state_bytes"] > 2 * 2 * 2 * 65 * 16 * 4
+    whole = [row for row in values["contexts"] if row["model"] == "KV cache"]
+    assert ["peak_bytes" in row for row in whole] == [True, False] and whole[1]["does_not_fit"]
+    assert {row["peak_bytes"] for row in values["contexts"] if row["model"] == "Memformer"} == {
+        row["peak_bytes"] for row in values["contexts"] if row["context"] == 100 and row["model"] == "Memformer"
+    }
+    assert values["generation"]["marks"][-1]["tokens"] == 70
+    text = (tmp_path / "out.md").read_text()
+    assert "| 400 |" in text and "not run" in text and values["command"] in text
+    assert len(plots_of("inference", values)) == 4

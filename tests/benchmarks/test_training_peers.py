@@ -1,13 +1,17 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The peers of benchmarks/training_peers.py: their replay is what it is called, and this package stays itself."""
 
+import dataclasses
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import memformer
+from benchmarks import training_peers
 from benchmarks.peers import namesake
 from benchmarks.peers.models import available
 from benchmarks.training_peers import RMT, SIZES, methods, recurrent_memory
@@ -75,3 +79,19 @@ def test_all_that_is_installed_has_about_one_size() -> None:
         assert 0.75 < counts[RMT] / counts["MRBP"] < 1.25
     for name, count in counts.items():
         assert 0.7 < count / counts["MRBP"] < 1.3, name
+
+
+def test_the_script_measures_writes_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its smallest; replay keeps the memories of two segments more, BPTT their graphs."""
+    tiny = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1, d_model=16, num_heads=2, d_ff=64)
+    monkeypatch.setattr(training_peers, "SIZES", {"1+1, width 16": tiny})
+    words = ["--segments", "2", "4", "--sizes", "1+1, width 16", "--segment-length", "8", "--repetitions", "1"]
+    training_peers.main([*words, "--out", str(tmp_path / "out")])
+    values = json.loads((tmp_path / "out.json").read_text())
+    found = {(row["method"], row["num_segments"]): row["allocated_bytes"] for row in values["rows"]}
+    memories = 2 * 2 * tiny.num_memory_slots * tiny.d_model * 4
+    assert found["MRBP", 4] - found["MRBP", 2] < 2 * memories
+    assert found["BPTT", 4] > 1.6 * found["BPTT", 2]
+    assert all(row["our_speed_over_its"] > 0 for row in values["rows"])
+    text = (tmp_path / "out.md").read_text()
+    assert "16,177" in text and "| 4 | MRBP |" in text
