@@ -41,7 +41,7 @@ from benchmarks.activations import LiveTensors
 from benchmarks.common import interleaved_seconds, markdown_table, provenance, synchronize, write_results
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
 from memformer import Memformer, MemformerConfig
-from memformer.generation import Generator
+from memformer.generation import Generator, choose
 from memformer.model import Segment
 
 
@@ -307,31 +307,41 @@ def by_context(name: str, case: Case, options: argparse.Namespace, device: torch
 MILLION_MODEL = MemformerConfig(1, 1, d_model=64, num_heads=2, d_ff=128, num_memory_slots=16, **_BYTES)
 
 
-def generate_here(tokens: int, device: torch.device) -> dict[str, Any]:
-    """Generates one document in this process and watches its resident memory (the allocator's on a GPU)."""
+def generate_here(tokens: int, written: int, device: torch.device) -> dict[str, Any]:
+    """One document of `tokens` tokens, the last `written` of them generated, and this process's memory on the way.
+
+    The memory is what is resident in the process, on a GPU what its allocator has given out.
+    """
     from benchmarks.checkpoint import resident
-    from memformer.generation import generate
 
     torch.manual_seed(0)
     model = Memformer(MILLION_MODEL).to(device).eval()
+    reader, source = Generator(model), torch.Generator(device=device).manual_seed(0)
+    started, marks, done = time.perf_counter(), [], 0
+    places = [place for place in (1_000, 10_000, 100_000) if place < tokens - written]
+    for place in [*places, tokens - written, tokens]:
+        if place <= tokens - written:
+            while done < place:
+                piece = torch.randint(256, (1, min(10_000, place - done)), device=device)
+                reader.read(piece)
+                done += piece.shape[1]
+        else:
+            for _ in range(written):
+                reader.read(choose(reader.logits, generator=source)[:, None])
+        in_use = torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else resident("VmRSS")
+        marks.append({"tokens": place, "megabytes": in_use, "seconds": time.perf_counter() - started})
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"tokens": tokens, "written": written, "parameters": parameters, "marks": marks}
 
-    def in_use() -> float:
-        return torch.cuda.memory_allocated(device) / 1e6 if device.type == "cuda" else resident("VmRSS")
 
-    started, marks = time.perf_counter(), []
-    for number, _ in enumerate(generate(model, [], tokens, temperature=1.0), start=1):
-        if number in (1_000, 10_000, 100_000) or number == tokens:
-            marks.append({"tokens": number, "megabytes": in_use(), "seconds": time.perf_counter() - started})
-    return {"tokens": tokens, "parameters": sum(p.numel() for p in model.parameters()), "marks": marks}
-
-
-def generate_in_fresh_process(tokens: int, device: torch.device) -> dict[str, Any]:
+def generate_in_fresh_process(tokens: int, written: int, device: torch.device) -> dict[str, Any]:
     """The same, with nothing else in the process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--generate", str(tokens), "--device", device.type]
+    command += ["--written", str(written)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     marks = ", ".join(f"{mark['tokens']:,}: {mark['megabytes']:.1f} MB" for mark in result["marks"])
-    print(f"generating one document, memory of the process after tokens {marks}", flush=True)
+    print(f"one document read and generated, memory of the process after tokens {marks}", flush=True)
     return result
 
 
@@ -375,11 +385,13 @@ def page(values: dict[str, Any]) -> str:
     for size in dict.fromkeys(row["size"] for row in values["contexts"]):
         rows = [row for row in values["contexts"] if row["size"] == size]
         parts += ["", f"## Reading by context: {size}", "", contexts_table(rows)]
-    parts += ["", "\\* by arithmetic: above the memory budget, not run.", "", "## One generated document", ""]
+    parts += ["", "\\* by arithmetic: above the memory budget, not run.", "", "## One document, read and generated", ""]
     if written is None:
         return "\n".join([*parts, "Not run."])
     parts += [
-        f"`memformer.generation.generate`, a model of {written['parameters']:,} parameters, in a fresh process.",
+        f"A model of {written['parameters']:,} parameters in a fresh process: "
+        f"{written['tokens'] - written['written']:,} tokens are read and {written['written']:,} generated "
+        "by `memformer.generation`, one after another.",
         "",
         markdown_table(
             ["tokens", "memory of the process (MB)", "seconds since its start"],
@@ -442,13 +454,18 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each (default 3)")
     parser.add_argument("--budget-gib", type=float, help="largest cache that is built; default 2 on a CPU, 40 on a GPU")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the generated document (default 1,000,000)")
+    parser.add_argument(
+        "--tokens", type=int, default=1_000_000, help="of the document that is generated on (default 1,000,000)"
+    )
+    parser.add_argument("--written", type=int, default=100_000, help="how many of them are generated (default 100,000)")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
-    parser.add_argument("--quick", action="store_true", help="the small size, short contexts, 2,000 generated tokens")
+    parser.add_argument(
+        "--quick", action="store_true", help="the small size, short contexts, a document of 2,000 tokens"
+    )
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object with the ratios")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     parser.add_argument("--notes", nargs="*", default=[], help="remarks for the result files")
-    parser.add_argument("--generate", type=int, metavar="N", help="only generate N tokens, and print the memory")
+    parser.add_argument("--generate", type=int, metavar="N", help="only that document, of N tokens")
     options = parser.parse_args(words)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -456,6 +473,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         options.budget_gib = 2.0 if options.device == "cpu" else 40.0
     if options.quick:
         options.sizes, options.repetitions, options.tokens = list(CASES)[:1], 3, 2_000
+        options.written = 500
     return options
 
 
@@ -464,7 +482,7 @@ def main(words: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     if options.generate:
-        print(json.dumps(generate_here(options.generate, device)))
+        print(json.dumps(generate_here(options.generate, options.written, device)))
         return
     values: dict[str, Any] = provenance(device)
     print(f"{values['hardware']}; torch {values['torch']}; commit {values['commit']}")
@@ -477,7 +495,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for name, case in cases.items():
             values[key] += part(name, case, options, device)
             keep(values, options.out)
-    values["generation"] = generate_in_fresh_process(options.tokens, device)
+    values["generation"] = generate_in_fresh_process(options.tokens, options.written, device)
     keep(values, options.out)
     if options.json:
         print(json.dumps({**values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))

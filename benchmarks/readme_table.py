@@ -89,7 +89,7 @@ def inference_rows() -> list[list[str]]:
             link(path),
         ],
         [
-            f"One generated document of {marks[-1]['tokens']:,} tokens",
+            f"One document of {marks[-1]['tokens']:,} tokens, the last {values['generation']['written']:,} generated",
             f"{marks[-1]['megabytes']:.0f} MB in the process at its end",
             f"{marks[0]['megabytes']:.0f} MB after {marks[0]['tokens']:,} tokens",
             link(path),

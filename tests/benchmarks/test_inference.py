@@ -80,7 +80,20 @@ def test_the_script_measures_writes_and_explains(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(inference, "CASES", {"1+1, width 16": case})
     monkeypatch.setattr(inference, "generate_in_fresh_process", inference.generate_here)
     limit = inference.cache_bytes(case, 300) / 2**30
-    inference.main(["--repetitions", "1", "--tokens", "70", "--budget-gib", str(limit), "--out", str(tmp_path / "out")])
+    inference.main(
+        [
+            "--repetitions",
+            "1",
+            "--tokens",
+            "150",
+            "--written",
+            "70",
+            "--budget-gib",
+            str(limit),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     values = json.loads((tmp_path / "out.json").read_text())
     rows = {(row["task"], row["model"], row["memory"]): row for row in values["rows"]}
     assert len(rows) == len(values["rows"]) == 1 + 2 * 2 + 1 + 2
@@ -94,7 +107,7 @@ def test_the_script_measures_writes_and_explains(tmp_path: Path, monkeypatch: py
     assert {row["peak_bytes"] for row in values["contexts"] if row["model"] == "Memformer"} == {
         row["peak_bytes"] for row in values["contexts"] if row["context"] == 100 and row["model"] == "Memformer"
     }
-    assert values["generation"]["marks"][-1]["tokens"] == 70
+    assert values["generation"]["marks"][-1]["tokens"] == 150
     text = (tmp_path / "out.md").read_text()
     assert "| 400 |" in text and "not run" in text and values["command"] in text
     assert len(plots_of("inference", values)) == 4
