@@ -139,7 +139,8 @@ def poisoned(world: World, zero_stage: int) -> tuple[list[bool], bool]:
 
 def abandoned(world: World) -> list[torch.Tensor]:
     """Losses by lane and segment, computed by all stages after a rollout was given up at each of its agreements."""
-    case = Case(1, data=1, pipeline=STAGES, pipeline_layers=(1, 3), lanes_per_micro_batch=1)
+    # At its first agreement messages are under way of both sorts: sent and not posted, posted and not sent.
+    case = Case(1, data=1, pipeline=STAGES, pipeline_layers=(3, 1), lanes_per_micro_batch=4)
     engine, found = engine_of(case, world), []
     for at in range(case.segments - 1):
         calls = iter(range(case.segments))
