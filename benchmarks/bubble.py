@@ -1,0 +1,153 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""How long pipeline stages wait: the replay schedule against 1F1B, over p stages, m micro-batches, T segments.
+
+Times are those of the simulation that orders the schedule, so they hold for stages as fast as their FLOPs say and
+messages that cost nothing; the machine that this runs on does not matter.
+
+python benchmarks/bubble.py [--most-stages 8 --most-micro-batches 16 --most-segments 16] [--quick] [--out STEM] [--json]
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import markdown_table, provenance, write_results
+from memformer.model import MemformerConfig
+from memformer.pipeline.schedule import ReplaySchedule
+from memformer.pipeline.simulate import StageCost
+from memformer.pipeline.split import balanced_split, replay_schedule
+from memformer.pipeline.tasks import Layout
+
+SHOWN = [(p, m, t) for p in (2, 4, 8) for m in (1, 4, 16) for t in (1, 2, 4, 8, 16)]
+MODELS = {
+    "paper 4+16": {},
+    "1.3B, 4+14": {"num_decoder_layers": 14, "d_model": 2048, "num_heads": 16, "d_ff": 8192, "num_memory_slots": 128},
+    "70B, 20+70": {
+        "num_encoder_layers": 20, "num_decoder_layers": 70, "d_model": 8192, "num_heads": 64, "d_ff": 32768,
+        "num_memory_slots": 128,
+    },
+}  # fmt: skip
+LENGTH = 512
+
+
+def equal_stages(p: int, m: int, t: int) -> dict[str, Any]:
+    """The encoder on one stage, the decoder on the others, all with the same work for a rollout."""
+    forward = 3 * (4 * t - 1)  # of a decoder stage; the encoder stage's costs 4T - 1 forwards where others cost 3T
+    encoder = StageCost.of(forward * 3 * t // (4 * t - 1), 0)
+    schedule = ReplaySchedule(Layout(p, m, t, 0, 1), [encoder] + [StageCost.of(0, forward)] * (p - 1))
+    return {
+        "p": p,
+        "m": m,
+        "T": t,
+        "bubble": schedule.bubble,
+        "formula": (p - 1) / (m * t + p - 1),
+        "1f1b": (p - 1) / (m + p - 1),
+        "graphs": max(schedule.held_graphs(stage) for stage in range(p)),
+    }
+
+
+def real_model(name: str, stages: int, m: int, t: int) -> dict[str, Any]:
+    """A model split by FLOPs; what its layers do not divide into is part of the bubble."""
+    model = MemformerConfig(vocab_size=32_000, start_token_id=0, **MODELS[name])  # type: ignore[arg-type]
+    schedule = replay_schedule(balanced_split(model, stages, LENGTH, t), model, LENGTH, m, t)
+    busy = [sum(slot.end - slot.start for slot in slots) for slots in schedule.timeline.slots]
+    return {
+        "model": name,
+        "p": stages,
+        "m": m,
+        "T": t,
+        "bubble": schedule.bubble,
+        "imbalance": 1 - statistics.fmean(busy) / max(busy),
+        "1f1b": (stages - 1) / (m + stages - 1),
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the page claims, over the whole grid."""
+    recurrent = [row for row in rows if row["T"] > 1]
+    return {
+        "points": len(rows),
+        "points_with_T_above_1": len(recurrent),
+        "below_1f1b": sum(row["bubble"] < row["1f1b"] for row in recurrent),
+        "most_above_formula": max(row["bubble"] - row["formula"] for row in rows),
+        "median_of_1f1b": statistics.median(row["bubble"] / row["1f1b"] for row in recurrent),
+    }
+
+
+def page(values: dict[str, Any]) -> str:
+    """The result file for people."""
+    found = values["summary"]
+    shown = [row for row in values["rows"] if (row["p"], row["m"], row["T"]) in SHOWN]
+    columns = ["p", "m", "T", "bubble", "formula", "1f1b", "graphs"]
+    models = ["model", "p", "m", "T", "bubble", "imbalance", "1f1b"]
+    return "\n".join(
+        [
+            "# The pipeline's bubble against 1F1B",
+            "",
+            f"{values['date']}; simulated, so the machine does not matter; commit {values['commit']}.",
+            f"`{values['command']}`",
+            "",
+            "Part of the stages' time in which they wait. *formula*: (p-1)/(mT+p-1), what 1F1B would have if segments "
+            "were micro-batches. *1f1b*: (p-1)/(m+p-1), over whole rollouts. *graphs*: segments whose graph a stage "
+            "holds at most. The encoder is on one stage, all stages have equal work.",
+            "",
+            f"Of {found['points_with_T_above_1']} points with T > 1 (all p, m and T up to "
+            f"{values['sizes']['most_stages']}, {values['sizes']['most_micro_batches']} and "
+            f"{values['sizes']['most_segments']}), {found['below_1f1b']} lie below 1F1B; the median is "
+            f"{found['median_of_1f1b']:.3f} of its bubble. The largest excess over the formula is "
+            f"{found['most_above_formula']:.3f}.",
+            "",
+            markdown_table(columns, [[row[column] for column in columns] for row in shown]),
+            "",
+            f"Models split by the FLOPs of their layers ({LENGTH} tokens a segment, vocabulary 32,000). *imbalance*: "
+            "what the busiest stage has more than the mean; no schedule can take it away.",
+            "",
+            markdown_table(models, [[row[column] for column in models] for row in values["models"]]),
+        ]
+    )
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most-stages", type=int, default=8)
+    parser.add_argument("--most-micro-batches", type=int, default=16)
+    parser.add_argument("--most-segments", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="up to 3 stages, 4 micro-batches, 4 segments")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.add_argument("--out", type=Path, help="write STEM.json and STEM.md")
+    options = parser.parse_args(words)
+    if options.quick:
+        options.most_stages, options.most_micro_batches, options.most_segments = 3, 4, 4
+    values: dict[str, Any] = provenance(torch.device("cpu"))
+    values["sizes"] = {name: getattr(options, name) for name in ("most_stages", "most_micro_batches", "most_segments")}
+    grid = itertools.product(
+        range(2, options.most_stages + 1),
+        range(1, options.most_micro_batches + 1),
+        range(1, options.most_segments + 1),
+    )
+    values["rows"] = [equal_stages(p, m, t) for p, m, t in grid]
+    values["models"] = [
+        real_model(name, p, m, 8)
+        for name in MODELS
+        for p, m in ((2, 2), (4, 4), (4, 8), (8, 8), (8, 16))
+        if p <= options.most_stages and m <= options.most_micro_batches
+    ]
+    values["summary"] = summary(values["rows"])
+    print(page(values))
+    if options.out:
+        write_results(options.out, values, page(values))
+    if options.json:
+        print(json.dumps(values["summary"]))
+
+
+if __name__ == "__main__":
+    main()
