@@ -4,11 +4,13 @@
 import collections
 import itertools
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memformer.model import MemformerConfig
+from memformer.pipeline.picture import COLOURS, example, svg
 from memformer.pipeline.schedule import Agree, Compute, Receive, Release, ReplaySchedule, Send
 from memformer.pipeline.simulate import StageCost
 from memformer.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
@@ -18,6 +20,9 @@ from memformer.pipeline.tasks import Layout
 # benchmarks/bubble.py goes through all of it.
 CASES = [(p, m, (5 * p + 7 * m) % 8 + 1) for p in range(1, 9) for m in range(1, 17, 1 + p // 5)]
 CASES += [(p, (3 * p + 5 * t) % 8 + 1, t) for p in range(1, 9) for t in range(1, 17, 1 + p // 3)]
+
+
+PICTURE = Path(__file__).resolve().parents[2] / "docs/pipeline_schedule.svg"
 
 
 def layout_of(p: int, m: int, t: int, recurrent: bool = True) -> tuple[Layout, list[StageCost]]:
@@ -276,3 +281,11 @@ def test_groups_of_lanes() -> None:
     assert lanes_of_groups(8, 4, None) == [(0, 2), (2, 4), (4, 6), (6, 8)]
     assert lanes_of_groups(2, 4, None) == [(0, 1), (1, 2)]
     assert lanes_of_groups(5, 2, 3) == [(0, 3), (3, 5)]
+
+
+def test_the_picture_shows_the_schedule() -> None:
+    """docs/pipeline_schedule.svg is what `python -m memformer.pipeline.picture` draws now."""
+    drawn = svg(example())
+    assert PICTURE.read_text(encoding="utf-8") == drawn
+    boxes = sum(len(slots) for slots in example().timeline.slots) - 2 * example().layout.micro_batches
+    assert drawn.count("<rect x=") == boxes + example().layout.stages + len(COLOURS)
