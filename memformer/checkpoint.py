@@ -193,7 +193,7 @@ def _sizes(state: dict[str, Any]) -> dict[str, int]:
 
 def not_carried(changes: list[str]) -> str:
     """What a resume with these changes cannot carry over, in one clause."""
-    if any("processes" in change or "lanes" in change for change in changes):
+    if any(word in change for change in changes for word in ("processes", "lanes", "pipeline")):
         return "dropout draws other masks, since its random streams belong to the old layout"
     return "losses agree to rounding" if changes else "nothing is lost"
 

@@ -325,7 +325,6 @@ class Config(Section):
             )
         _check_tensor_parallel(self)
         _check_pipeline(self)
-        _check_precision_and_offload(self)
         return self
 
 
@@ -347,17 +346,6 @@ def _check_tensor_parallel(config: Config) -> None:
                 f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
                 f"{tensor}, or set parallel.tensor to a divisor of {size}"
             )
-
-
-def _check_precision_and_offload(config: Config) -> None:
-    """What of them pipelines do not have yet."""
-    parallel = config.parallel
-    if parallel.pipeline > 1 and config.precision == "fp16":
-        raise ValueError("precision is fp16: pipelines have no loss scale, set it to bf16 or fp32")
-    if parallel.pipeline > 1 and parallel.offload_optimizer != "none":
-        raise ValueError(
-            "parallel.offload_optimizer is cpu: it is not tested with parallel.pipeline above 1, set one of them back"
-        )
 
 
 def _check_pipeline(config: Config) -> None:

@@ -150,7 +150,9 @@ class ReplayEngine:
                     )
                 )
                 self.replay_buffer_bytes = max(self.replay_buffer_bytes, buffer.peak_bytes)
-        result = results[0] if len(results) == 1 else _joined(results)
+        return self._unscaled(results[0] if len(results) == 1 else _joined(results))
+
+    def _unscaled(self, result: RolloutResult) -> RolloutResult:
         if self.loss_scale is None:
             return result
         return dataclasses.replace(result, memory_gradient_norms=result.memory_gradient_norms / self.loss_scale.value)
@@ -222,6 +224,9 @@ class ReplayEngine:
             self.at_segment()
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(last_group and remaining == 0)
+        self._back_propagate(objective)
+
+    def _back_propagate(self, objective: torch.Tensor) -> None:
         if self.loss_scale is not None and self.stage == 0:
             objective = objective * self.loss_scale.value
         # The objective is divided by the global count already.

@@ -42,7 +42,7 @@ class PipelineReplayEngine(ReplayEngine):
         model: The whole model, equal on all processes; this stage's part of it is kept.
         config: The run, with parallel.pipeline above 1.
         world: This process among all.
-        precision: fp32 or bf16 (resolved).
+        precision: fp32, bf16 or fp16 (resolved).
     """
 
     def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
@@ -85,7 +85,7 @@ class PipelineReplayEngine(ReplayEngine):
         """Back-propagates a scalar into this stage's gradients, which accumulate until the rollout's end."""
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(False)
-        self.deepspeed.backward(objective, scale_wrt_gas=False)
+        self._back_propagate(objective)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients over all stages and reduces them over the replicas.
@@ -132,8 +132,10 @@ class PipelineReplayEngine(ReplayEngine):
             memory.copy_(torch.cat([executor.final_memories[i] for i in range(len(groups))]))
         if memory.numel():
             self._channels.broadcast(memory, model.split.writer_stage)
-        return RolloutResult(
-            figures[:segments], rollout.lengths.sum(dim=0), figures[segments:].sqrt(), rollout.carry(memory)
+        return self._unscaled(
+            RolloutResult(
+                figures[:segments], rollout.lengths.sum(dim=0), figures[segments:].sqrt(), rollout.carry(memory)
+            )
         )
 
     def step(self, learning_rate: float) -> StepReport:

@@ -57,6 +57,8 @@ PIPELINES = [
     Case(1, data=1, pipeline=2, num_memory_slots=0),
     Case(0, "bf16", data=1, pipeline=2),
     Case(1, "bf16", data=1, pipeline=2),
+    Case(0, "fp16", data=1, pipeline=2),
+    Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
     Case(1, data=1, pipeline=3),
     Case(1, data=1, pipeline=4),
     Case(0, data=2, pipeline=2, mode="full"),

@@ -58,6 +58,17 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"parallel": {"tensor": 3}}, ["model.num_heads is 8, which parallel.tensor 3 does not divide: choose"]),
         ({"parallel": {"tensor": 2}, "model": {"writer_heads": 1}}, ["model.writer_heads is 1", "a divisor of 1"]),
         ({"parallel": {"tensor": 8}, "model": {"d_ff": 100}}, ["model.d_ff is 100, which parallel.tensor 8"]),
+        ({"parallel": {"pipeline": 2, "zero_stage": 2}}, ["parallel.zero_stage is 2: a pipeline", "set it to 0 or 1"]),
+        ({"parallel": {"pipeline": 2, "zero_stage": 3}}, ["parallel.zero_stage is 3: a pipeline", "set it to 0 or 1"]),
+        ({"parallel": {"pipeline": 21}}, ["parallel.pipeline is 21, but the model has 20 layers", "at most 20"]),
+        (
+            {"parallel": {"pipeline": 2, "pipeline_layers": [19]}},
+            ["pipeline_layers is [19]: give each of the 2 stages"],
+        ),
+        ({"parallel": {"pipeline": 2, "pipeline_layers": [20, 0]}}, ["pipeline_layers is [20, 0]", "at least 1 layer"]),
+        ({"parallel": {"pipeline": 2, "pipeline_layers": [9, 9]}}, ["pipeline_layers is [9, 9]", "20 in all"]),
+        ({"parallel": {"pipeline": 2, "gradient_reduction": "segment"}}, ["gradient_reduction is segment", "rollout"]),
+        ({"parallel": {"pipeline": 2}, "training": {"replay": "bptt"}}, ["training.replay is bptt", "set it to mrbp"]),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
     ],
 )

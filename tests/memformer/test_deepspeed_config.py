@@ -59,8 +59,6 @@ def test_offload_is_to_host_memory() -> None:
         ({"parallel": {"zero_stage": 0, "offload_optimizer": "cpu"}}, "set zero_stage to 1, 2 or 3"),
         ({"parallel": {"zero_stage": 2, "offload_optimizer": "cpu", "offload_parameters": "cpu"}}, "zero_stage to 3"),
         ({"parallel": {"zero_stage": 3, "offload_parameters": "cpu"}}, "set offload_optimizer to cpu"),
-        ({"parallel": {"pipeline": 2, "offload_optimizer": "cpu"}}, "not tested with parallel.pipeline"),
-        ({"parallel": {"pipeline": 2}, "precision": "fp16"}, "pipelines have no loss scale"),
         ({"parallel": {"offload_optimizer": "nvme"}}, "parallel.offload_optimizer: is 'nvme'"),
         ({"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}}, "cannot be put into"),
     ],
