@@ -86,7 +86,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def page(values: dict[str, Any]) -> str:
     """The result file for people."""
     found = values["summary"]
-    shown = [row for row in values["rows"] if (row["p"], row["m"], row["T"]) in SHOWN]
     columns = ["p", "m", "T", "bubble", "formula", "1f1b", "graphs"]
     models = ["model", "p", "m", "T", "bubble", "imbalance", "1f1b"]
     return "\n".join(
@@ -106,7 +105,7 @@ def page(values: dict[str, Any]) -> str:
             f"{found['median_of_1f1b']:.3f} of its bubble. The largest excess over the formula is "
             f"{found['most_above_formula']:.3f}.",
             "",
-            markdown_table(columns, [[row[column] for column in columns] for row in shown]),
+            markdown_table(columns, [[row[column] for column in columns] for row in values["rows"]]),
             "",
             f"Models split by the FLOPs of their layers ({LENGTH} tokens a segment, vocabulary 32,000). *imbalance*: "
             "what the busiest stage has more than the mean; no schedule can take it away.",
@@ -134,14 +133,15 @@ def main(words: Sequence[str] | None = None) -> None:
         range(1, options.most_micro_batches + 1),
         range(1, options.most_segments + 1),
     )
-    values["rows"] = [equal_stages(p, m, t) for p, m, t in grid]
+    every = [equal_stages(p, m, t) for p, m, t in grid]
+    values["rows"] = [row for row in every if (row["p"], row["m"], row["T"]) in SHOWN]
     values["models"] = [
         real_model(name, p, m, 8)
         for name in MODELS
         for p, m in ((2, 2), (4, 4), (4, 8), (8, 8), (8, 16))
         if p <= options.most_stages and m <= options.most_micro_batches
     ]
-    values["summary"] = summary(values["rows"])
+    values["summary"] = summary(every)
     print(page(values))
     if options.out:
         write_results(options.out, values, page(values))
