@@ -6,7 +6,7 @@ are dealt out anew: to another process, to another lane, or into a waiting line 
 before (`data_pipeline.plan` decides; its slot numbers are used here). Waiting carries are few and short-lived, and
 every process keeps all of them, in host memory.
 
-    CHECKPOINT/lanes/rank-00000.safetensors   memory [B, K, D], tokens [B, S], length [B] of the process's lanes
+    CHECKPOINT/lanes/rank-00000.safetensors   memory [B, K, D], tokens [B, S], length [B] of a replica's lanes
     CHECKPOINT/lanes/waiting.safetensors      the same of waiting documents, and slots [W]; absent if none wait
 """
 
