@@ -34,10 +34,13 @@ def rows() -> list[list[str]]:
     """What was measured, the figure, what it is compared with, the file."""
     replay_path, replay = newest("cpu-replay")
     overhead_path, overhead = newest("cpu-overhead")
+    data_path, data = newest("cpu-data")
     start_path, start = newest("cpu-quickstart")
     steps = sorted(overhead["rows"], key=lambda row: row["step_vs_bare"])
     figures = replay["summary"]
     case = "4_16_T8"
+    filled, short = data["throughput"]["1"], data["short"]
+    library = "webdataset iterator + lanes"
     return [
         *(inference_rows() if exists("cpu-inference") else []),
         [
@@ -59,6 +62,14 @@ def rows() -> list[list[str]]:
             f"{steps[0]['step_vs_bare']:.3f} to {steps[-1]['step_vs_bare']:.3f} of a bare torch loop's time",
             "ZeRO 0 and 1, 1.7 M and 6.6 M parameters; aim: at most 1.05",
             link(overhead_path),
+        ],
+        [
+            "Filling 64 lanes x 512 tokens from tar shards",
+            f"{filled['tar, again']['mtok_per_second']:.0f} million tokens/s, "
+            f"{filled['tar, again']['of_flat']:.2f} of bare copying",
+            f"webdataset's own iterator {filled[library]['mtok_per_second']:.0f}; documents shorter than a segment: "
+            f"{short['tar, again']['mtok_per_second']:.0f} and {short[library]['mtok_per_second']:.0f}",
+            link(data_path),
         ],
         [
             "`make train`: 17 books as bytes, 2 CPU processes",
