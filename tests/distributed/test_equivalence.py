@@ -5,8 +5,8 @@ The grid is tensor 2 x data {1, 2} x ZeRO {0, 1, 2, 3} x activation checkpointin
 partitioned+cpu}. Of its 32 points every second one is run, so that each pair of settings occurs (on CPUs, where
 partitioned+cpu differs from partitioned only in DeepSpeed's bookkeeping). Then come settings that meet tensor
 parallelism in one place each: dropout, bf16, untied embeddings, a norm on the memory, lanes in groups, gathers by
-segment, and the reference algorithm with partitioned layers. tests/distributed/test_zero.py has data 2 without tensor
-parallelism. What is left out: tensor 4, which would only repeat.
+segment, four processes a layer, and the reference algorithm with partitioned layers. tests/distributed/test_zero.py has
+data 2 without tensor parallelism. What is left out: the grid at tensor 4, which would only repeat.
 
 Pipelines come with ZeRO {0, 1}, activation checkpointing {none, full}, micro-batches {1, 2, 4} and segments {1, 4},
 thinned; with stages that end in the encoder, between encoder and decoder, and in the decoder; and with tensor
@@ -45,6 +45,7 @@ SINGLE = [
     Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False),
     Case(2, data=1, tensor=2, memory_read_norm=True, lanes_per_micro_batch=2, clipping=0.05),
     Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment"),
+    Case(1, data=1, tensor=4, clipping=0.05, **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
 PIPELINES = [
