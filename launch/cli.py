@@ -18,6 +18,7 @@ from data_pipeline.errors import UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("launch.commands.data", "build, inspect and trace data sets of long documents"),
     "train": ("launch.commands.train", "train a Memformer from a YAML configuration"),
+    "plan": ("launch.commands.plan", "memory, traffic and time of a run, before a GPU is asked for"),
     "evaluate": ("launch.commands.evaluate", "perplexity of a model on a data set, with memory and without"),
     "generate": ("launch.commands.generate", "continue a text at constant memory"),
     "inspect-memory": (

@@ -34,6 +34,8 @@ def test_bf16_is_autocast() -> None:
     assert "torch_autocast" not in generated()
     assert generated(precision="bf16")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert "bf16" not in generated(precision="bf16")
+    spread = generated(precision="bf16", parallel={"tensor": 2})["torch_autocast"]["lower_precision_safe_modules"]
+    assert "torch.nn.Linear" in spread and len(spread) == 2
 
 
 def test_own_keys_go_over_the_generated_ones_and_leave_the_rest() -> None:

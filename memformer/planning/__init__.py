@@ -1,0 +1,6 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer plan`: what a run will cost in memory, traffic and time, before a GPU is asked for. Needs no processes."""
+
+from memformer.planning.cost_model import Plan, make_plan
+
+__all__ = ["Plan", "make_plan"]

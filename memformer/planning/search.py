@@ -1,0 +1,64 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Which settings fit the devices, and which of those are fastest: every combination, planned."""
+
+import itertools
+from typing import Any
+
+from data_pipeline.errors import UserError
+from memformer.config import Config, parse_config
+from memformer.model import MemformerConfig
+from memformer.planning.cost_model import Plan, make_plan
+
+Settings = dict[str, Any]
+MAX_PIPELINE = 16
+
+
+def search(
+    config: Config, model: MemformerConfig, nodes: int, gpus_per_node: int, device: str, keep: int = 8
+) -> list[tuple[Settings, Plan]]:
+    """The fastest plans that fit, the best first.
+
+    Tensor parallelism within a node, up to 16 stages, every ZeRO stage, with and without recomputation, all lanes of
+    a process at once or one by one. Combinations that the configuration refuses are left out.
+
+    Args:
+        config: The run; everything but these settings stays.
+        model: Its model, with vocab_size.
+        nodes: Machines.
+        gpus_per_node: Processes of each.
+        device: Short name of the device.
+        keep: How many to return.
+    """
+    world, layers = nodes * gpus_per_node, model.num_encoder_layers + model.num_decoder_layers
+    found = []
+    for tensor, pipeline in itertools.product(_powers(gpus_per_node), _powers(min(MAX_PIPELINE, layers, world))):
+        for stage, mode, group in itertools.product(range(4), ("none", "full"), (None, 1)):
+            settings = {
+                "parallel.tensor": tensor,
+                "parallel.pipeline": pipeline,
+                "parallel.zero_stage": stage,
+                "activation_checkpointing.mode": mode,
+                "training.lanes_per_micro_batch": group,
+            }
+            try:
+                plan = make_plan(_with(config, settings), model, nodes, gpus_per_node, device)
+            except UserError:
+                continue
+            if plan.fits:
+                found.append((settings, plan))
+    found.sort(key=lambda each: (each[1].step_seconds, each[1].device_memory["total"]))
+    return found[:keep]
+
+
+def _with(config: Config, settings: Settings) -> Config:
+    values = config.model_dump()
+    for name, value in settings.items():
+        section, field = name.split(".")
+        values[section][field] = value
+    if settings["parallel.pipeline"] == 1:
+        values["parallel"]["pipeline_layers"] = None
+    return parse_config(values, "search")
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**exponent for exponent in range(limit.bit_length()) if 2**exponent <= limit]
