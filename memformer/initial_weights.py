@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The model that a new run starts with: drawn from the seed, or the weights of an export (`init_from`).
 
-Under ZeRO 3 or tensor parallelism no process ever holds all of it.
+Under ZeRO 3, tensor parallelism or pipelines no process ever holds all of it.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from memformer.distributed import World
 from memformer.loading import read_description, weight_files
 from memformer.model import Memformer, MemformerConfig
 from memformer.model.initialise import Construction, Part
+from memformer.pipeline.construction import StagedConstruction
+from memformer.pipeline.split import split_of
 from memformer.tensor_parallel import SlicedConstruction
 from memformer.training_data import TrainingData
 
@@ -59,16 +61,21 @@ class Partitioned(Construction):
         return gathered
 
 
-def construction_of(config: Config, world: World) -> Construction:
+def construction_of(config: Config, model: MemformerConfig, world: World) -> Construction:
     """How the run's model comes into being: cut or spread from the start where it will be, plain otherwise.
 
     With both tensor parallelism and ZeRO 3 it is cut at first; the engine spreads the parts.
     """
+    made: Construction
     if world.mesh.tensor.size > 1:
-        return SlicedConstruction(world.mesh.tensor)
-    if config.parallel.zero_stage < 3:
-        return Construction()
-    return Partitioned(offload=config.parallel.offload_parameters == "cpu")
+        made = SlicedConstruction(world.mesh.tensor)
+    elif config.parallel.zero_stage < 3:
+        made = Construction()
+    else:
+        made = Partitioned(offload=config.parallel.offload_parameters == "cpu")
+    if world.mesh.pipe.size > 1:
+        made = StagedConstruction(split_of(config, model), world.mesh.pipe.rank, made)
+    return made
 
 
 def initial_model(config: Config, model_config: MemformerConfig, data: TrainingData, world: World) -> Memformer:
@@ -78,7 +85,7 @@ def initial_model(config: Config, model_config: MemformerConfig, data: TrainingD
         UserError: `init_from` is no export, or is one of another model or tokenizer.
     """
     torch.manual_seed(config.seed)
-    construction = construction_of(config, world)
+    construction = construction_of(config, model_config, world)
     model = Memformer(model_config, construction)
     if config.init_from is None:
         return model

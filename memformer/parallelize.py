@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turns a plain model into a distributed one, in one fixed order.
 
-    tensor parallel -> pipeline split -> activation checkpointing -> compile -> optimizer -> DeepSpeed engine (ZeRO 0-3)
+    layers of the stage -> tensor parallel -> stage -> activation checkpointing -> compile -> optimizer
+    -> DeepSpeed engine (ZeRO 0-3)
 
 The model knows nothing of any of it.
 """
@@ -18,7 +19,7 @@ from memformer.model import Memformer
 from memformer.optimizer import make_optimizer
 from memformer.pipeline.channels import Channels
 from memformer.pipeline.split import split_of
-from memformer.pipeline.stage import StageModel
+from memformer.pipeline.stage import StageModel, keep_layers
 from memformer.tensor_parallel import leave_uncompiled, shard_model
 
 
@@ -31,10 +32,15 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
         world: This process among all.
         precision: fp32, bf16 or fp16 (resolved).
     """
+    pipe = world.mesh.pipe
+    split = split_of(config, model.config) if pipe.size > 1 else None
+    if split is not None:
+        keep_layers(model, split, pipe.rank)
     shard_model(model, world.mesh.tensor)
     model.to(world.device)
-    if world.mesh.pipe.size > 1:
-        model = stage_of(model, config, world)
+    if split is not None:
+        channels = Channels(world.mesh, world.device, next(model.parameters()).dtype)
+        model = StageModel(model, split, pipe.rank, channels)
     checkpoint_layers(model, config, world)
     if config.compile:
         compile_layers(model)
@@ -53,13 +59,6 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
     if config.parallel.zero_stage:
         engine.optimizer.torch_autocast_gradscaler = None
     return engine
-
-
-def stage_of(model: Memformer, config: Config, world: World) -> StageModel:
-    """This process's part of the model; what belongs to other stages is not kept."""
-    split = split_of(config, model.config)
-    channels = Channels(world.mesh, world.device, next(model.parameters()).dtype)
-    return StageModel(model, split, world.mesh.pipe.rank, channels)
 
 
 def compile_layers(model: Memformer) -> None:

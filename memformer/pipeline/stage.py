@@ -29,7 +29,8 @@ class StageModel(Memformer):
     stands once in a checkpoint.
 
     Args:
-        whole: The model, which is taken apart: what this stage does not hold is not kept.
+        whole: The model, or what `keep_layers` left of it; it is taken apart, and what this stage does not hold is
+            not kept.
         split: Layers by stage.
         stage: Number of this stage.
         channels: To the other stages.
@@ -44,8 +45,8 @@ class StageModel(Memformer):
         self.split, self.stage, self.channels = split, stage, channels
         self.first, self.last = stage == 0, stage == split.stages - 1
         self.writes, self.responds_first = stage == split.writer_stage, stage == split.decoder_stage
-        self.encoder = _numbered(whole.encoder, split.encoder(stage))
-        self.decoder = _numbered(whole.decoder, split.decoder(stage))
+        keep_layers(whole, split, stage)
+        self.encoder, self.decoder = whole.encoder, whole.decoder
         if self.first or self.responds_first:
             self.embedding = whole.embedding
         self.writer = whole.writer if self.writes else None
@@ -202,11 +203,16 @@ class StageModel(Memformer):
         return self.channels.broadcast(shared, self.split.writer_stage) if shared.numel() else shared
 
 
+def keep_layers(model: Memformer, split: Split, stage: int) -> None:
+    """Drops the layers of other stages; the numbers of those that stay remain part of their names."""
+    model.encoder = _numbered(model.encoder, split.encoder(stage))
+    model.decoder = _numbered(model.decoder, split.decoder(stage))
+
+
 def _numbered(layers: nn.ModuleList, numbers: range) -> nn.ModuleList:
-    """The layers of these numbers, which stay part of their names."""
-    kept = nn.ModuleList()
+    kept, found = nn.ModuleList(), dict(layers.named_children())
     for number in numbers:
-        kept.add_module(str(number), layers[number])
+        kept.add_module(str(number), found[str(number)])
     return kept
 
 

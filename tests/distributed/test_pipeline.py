@@ -9,19 +9,24 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.activations import LiveTensors
 from memformer import Memformer, load_model
 from memformer.collective_log import LOG
 from memformer.distributed import World
 from memformer.export import export
 from memformer.faulty_steps import lane_losses
+from memformer.model.initialise import Construction
+from memformer.pipeline.construction import StagedConstruction
 from memformer.pipeline.engine import PipelineReplayEngine
 from memformer.pipeline.split import Split, lanes_of_groups, split_of
-from memformer.pipeline.stage import StageModel
+from memformer.pipeline.stage import StageModel, keep_layers
 from memformer.pipeline.traffic import sent_by_stage
 from memformer.replay import Carry
 from memformer.replay.random_state import mix_seed, segment_seeds
 from memformer.run_directory import RunDirectory
 from memformer.stop_requests import StepAbandoned
+from memformer.tensor_parallel import SlicedConstruction
+from memformer.topology import Axis
 from memformer.trainer import Trainer, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
@@ -316,3 +321,25 @@ def test_layers_of_a_stage_keep_their_names() -> None:
     for stage in stages:
         for name, parameter in stage.named_parameters():
             assert torch.equal(parameter, whole.get_parameter(name)), "as one process draws them"
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_a_stage_draws_what_one_process_draws_and_keeps_its_layers(tensor: int) -> None:
+    """Bit for bit; of another stage's layer it holds one matrix at a time."""
+    config = dataclasses.replace(model_of(Case(1)).config, num_encoder_layers=3, num_decoder_layers=5)
+    split, axis = Split((3, 2, 3), 3), Axis(0, tensor)
+    torch.manual_seed(3)
+    with LiveTensors() as whole_model:
+        whole = Memformer(config, SlicedConstruction(axis) if tensor > 1 else None)
+    for stage in range(3):
+        torch.manual_seed(3)
+        inner = SlicedConstruction(axis) if tensor > 1 else Construction()
+        with LiveTensors() as live:
+            model = Memformer(config, StagedConstruction(split, stage, inner))
+        keep_layers(model, split, stage)
+        kept = dict(model.named_parameters())
+        assert {name.split(".")[1] for name in kept if name.startswith("encoder.")} == set(
+            map(str, split.encoder(stage))
+        )
+        assert all(torch.equal(parameter, whole.get_parameter(name)) for name, parameter in kept.items())
+        assert live.meter.peak_bytes < 0.7 * whole_model.meter.peak_bytes
