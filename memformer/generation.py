@@ -48,6 +48,9 @@ class Generator:
     def _begin(self, reset: bool) -> None:
         """Makes the tokens read so far the context, advances the memory, and starts an empty segment."""
         model, length = self.model, self.segment_length
+        # Given up before the next context's are made: otherwise the peak would hold three segments' keys and values.
+        self._context: list[KeysValues] = []
+        self._own: list[KeysValues | None] = [None] * len(self._layers)
         full = torch.full((self.batch_size,), length, device=self.device)
         flags = torch.full((self.batch_size,), reset, device=self.device)
         segment = Segment(self._tokens, full, self._tokens, full, flags, ragged=reset)
@@ -55,8 +58,7 @@ class Generator:
         self._memory = model.write(memory, x_BSD, mask_BS)
         self._mask = None if mask_BS is None else mask_BS[:, None, None, :]
         rows = self._rotary.rows(0, length)
-        self._context: list[KeysValues] = [layer.context_keys_values(x_BSD, rows) for layer in self._layers]
-        self._own: list[KeysValues | None] = [None] * len(self._layers)
+        self._context = [layer.context_keys_values(x_BSD, rows) for layer in self._layers]
         self._tokens = torch.zeros_like(self._tokens)
         self._count = 0
         start = torch.full((self.batch_size, 1), model.start_token_id, device=self.device)
