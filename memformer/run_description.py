@@ -13,6 +13,7 @@ from memformer.config import Config
 from memformer.distributed import World
 from memformer.model import MemformerConfig
 from memformer.model.flops import count_parameters, hardware_flops_per_token, model_flops_per_token, peak_flops
+from memformer.pipeline.split import schedule_of, split_of
 from memformer.precision import compute_dtype, resolve_precision
 from memformer.run_directory import RunDirectory
 from memformer.training_data import TrainingData
@@ -135,4 +136,19 @@ def describe_run(config: Config, model: MemformerConfig, world: World, precision
         *world.mesh.sizes.values(),
         config.parallel.zero_stage,
         precision,
+    )
+    if world.mesh.pipe.size > 1:
+        _describe_pipeline(config, model, world)
+
+
+def _describe_pipeline(config: Config, model: MemformerConfig, world: World) -> None:
+    own_lanes = config.data.num_lanes // world.mesh.data.size
+    schedule = schedule_of(config, model, own_lanes)
+    stages, groups = schedule.layout.stages, schedule.layout.micro_batches
+    LOG.info(
+        "stages of %s layers, %d micro-batch(es): stages wait %.1f %% of a rollout by their FLOPs (1F1B: %.1f %%)",
+        "+".join(map(str, split_of(config, model).layers)),
+        groups,
+        100 * schedule.bubble,
+        100 * (stages - 1) / (groups + stages - 1),
     )

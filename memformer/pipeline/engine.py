@@ -26,7 +26,7 @@ from memformer.fragments import FragmentReader
 from memformer.model import Memformer
 from memformer.pipeline.executor import RolloutExecutor
 from memformer.pipeline.schedule import ReplaySchedule
-from memformer.pipeline.split import lanes_of_groups, replay_schedule
+from memformer.pipeline.split import lanes_of_groups, schedule_of
 from memformer.pipeline.stage import StageModel
 from memformer.pipeline.traffic import SHARED, SHARED_GRADIENT, sharing_stages
 from memformer.replay import Carry, Rollout, RolloutResult
@@ -57,20 +57,11 @@ class PipelineReplayEngine(ReplayEngine):
         """This stage's part of the model; asked as a whole model, all stages answer together."""
         return cast(StageModel, self.deepspeed.module)
 
-    def schedule(self, micro_batches: int) -> ReplaySchedule:
-        """The schedule of a rollout of that many groups of lanes."""
-        if micro_batches not in self._schedules:
-            data, model = self.config.data, self.model
-            self._schedules[micro_batches] = replay_schedule(
-                model.split,
-                model.config,
-                data.segment_length,
-                micro_batches,
-                data.num_segments,
-                self.config.activation_checkpointing.mode == "full",
-                self.config.parallel.segments_in_flight,
-            )
-        return self._schedules[micro_batches]
+    def schedule(self, lanes: int) -> ReplaySchedule:
+        """The schedule of a rollout of that many lanes."""
+        if lanes not in self._schedules:
+            self._schedules[lanes] = schedule_of(self.config, self.model.config, lanes)
+        return self._schedules[lanes]
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """A part of the stage (`StageModel.forward`) with a graph, in the run's precision."""
@@ -102,7 +93,7 @@ class PipelineReplayEngine(ReplayEngine):
         lanes, segments = len(rollout.tokens), rollout.num_segments
         spans = lanes_of_groups(lanes, mesh.pipe.size, self.config.training.lanes_per_micro_batch)
         groups = [(rollout.lanes(*span), _lanes(carry, *span)) for span in spans]
-        schedule = self.schedule(len(groups))
+        schedule = self.schedule(lanes)
         with segment_seeds(mix_seed(seed, mesh.data.rank * lanes), self.world.device) as seed_stream:
 
             def seed_task(micro_batch: int, segment: int, decoder: bool) -> None:

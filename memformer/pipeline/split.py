@@ -149,3 +149,17 @@ def replay_schedule(
     """The schedule of a rollout, ordered by the stages' FLOPs."""
     layout = split.layout(micro_batches, num_segments, bool(config.num_memory_slots))
     return ReplaySchedule(layout, split.costs(config, segment_length, recompute), window)
+
+
+def schedule_of(config: Config, model: MemformerConfig, lanes: int) -> ReplaySchedule:
+    """The schedule of a run's rollouts, for that many lanes of a replica."""
+    groups = lanes_of_groups(lanes, config.parallel.pipeline, config.training.lanes_per_micro_batch)
+    return replay_schedule(
+        split_of(config, model),
+        model,
+        config.data.segment_length,
+        len(groups),
+        config.data.num_segments,
+        config.activation_checkpointing.mode == "full",
+        config.parallel.segments_in_flight,
+    )

@@ -112,7 +112,7 @@ def messages_of_a_step(world: World, case: Case) -> tuple[Any, Any]:
     counted = {kind: list(entry) for kind, entry in LOG.messages.items()}
     model, groups = engine.model, lanes_of_groups(LANES, case.pipeline, case.lanes_per_micro_batch)
     predicted = sent_by_stage(
-        engine.schedule(len(groups)),
+        engine.schedule(LANES),
         model.split,
         model.config,
         LENGTH,
@@ -268,6 +268,25 @@ def on_two(world: World, root: str) -> None:
         life(root, "broken", STEPS, dropout)
     Trainer.measure = measure  # type: ignore[method-assign]
     life(root, "broken", STEPS, dropout)
+    skip_a_step(root)
+
+
+def skip_a_step(root: str) -> None:
+    """A run in which the last stage's head gives nan in step 2."""
+    original, calls = PipelineReplayEngine.rollout_backward, iter(range(1, STEPS + 1))
+
+    def poisoning(self: PipelineReplayEngine, *arguments: Any, **keywords: Any) -> Any:
+        handles = []
+        if next(calls) == 2 and self.model.last:
+            handles.append(self.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan")))
+        result = original(self, *arguments, **keywords)
+        for handle in handles:
+            handle.remove()
+        return result
+
+    PipelineReplayEngine.rollout_backward = poisoning  # type: ignore[method-assign]
+    life(root, "skipping", MOVE_AT, PIPELINE)
+    PipelineReplayEngine.rollout_backward = original  # type: ignore[method-assign]
 
 
 def back_on_one(world: World, root: str) -> None:
@@ -288,6 +307,16 @@ def test_a_resumed_pipeline_is_bit_equal(runs: Path) -> None:
     assert whole == broken
     assert [row["step"] for row in whole] == list(range(1, STEPS + 1))
     assert [event["step"] for event in events_of(RunDirectory(runs / "broken"), "resume")] == [MOVE_AT]
+
+
+def test_a_skipped_step_is_named_and_the_run_goes_on(runs: Path) -> None:
+    run = RunDirectory(runs / "skipping")
+    (event,) = events_of(run, "skip")
+    assert event["step"] == 2 and event["first_bad"] is None, "computed again, all losses are finite"
+    assert event["parameter"] is not None
+    rows = metrics_of(run)
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1]
+    assert rows[2]["loss"] < 6
 
 
 @pytest.mark.parametrize("name", ["pipeline", "to pipeline", "from pipeline"])
