@@ -84,11 +84,10 @@ def rows() -> list[list[str]]:
 def inference_rows() -> list[list[str]]:
     """Against Transformer-XL with the longest memory of the paper, and one document of a million tokens."""
     path, values = newest("cpu-inference")
-    figures, longest = values["summary"], "1600"
-    case, marks = "4_12_reading", values["generation"]["marks"]
-    return [
+    figures, case, longest = values["summary"], "4_12_reading", 1600
+    made = [
         [
-            "Inference memory, Transformer-XL's over ours: 16 layers, width 512, its memory 1600 tokens",
+            f"Inference memory, Transformer-XL's over ours: 16 layers, width 512, its memory {longest} tokens",
             f"{figures[f'memory_ratio_{case}_{longest}']:.1f}",
             f"{figures[f'memory_ratio_{case}_kept_{longest}']:.1f} where it keeps keys and values; paper: 8.1",
             link(path),
@@ -99,13 +98,34 @@ def inference_rows() -> list[list[str]]:
             f"{figures[f'time_ratio_{case}_kept_{longest}']:.2f} where it keeps keys and values; paper: 3.2",
             link(path),
         ],
-        [
-            f"One document of {marks[-1]['tokens']:,} tokens, the last {values['generation']['written']:,} generated",
-            f"{marks[-1]['megabytes']:.0f} MB in the process at its end",
-            f"{marks[0]['megabytes']:.0f} MB after {marks[0]['tokens']:,} tokens",
-            link(path),
-        ],
     ]
+    contexts = sorted((row["context"], row["peak_bytes"]) for row in values["contexts"] if row["model"] == "Memformer")
+    (least, first), (most, last) = contexts[0], contexts[-1]
+    made.append(
+        [
+            f"Reading after {least:,} and after {most:,} tokens, 4+8 layers, width 128",
+            f"{first / 2**20:.2f} and {last / 2**20:.2f} MiB beside the parameters",
+            f"a KV cache of 12 layers: {cache_mebibytes(values, most):,.0f} MiB",
+            link(path),
+        ]
+    )
+    if values["generation"]:
+        marks, written = values["generation"]["marks"], values["generation"]["written"]
+        made.append(
+            [
+                f"One document of {marks[-1]['tokens']:,} tokens, the last {written:,} generated",
+                f"{marks[-1]['megabytes']:.0f} MB in the process at its end",
+                f"{marks[0]['megabytes']:.0f} MB after {marks[0]['tokens']:,} tokens",
+                link(path),
+            ]
+        )
+    return made
+
+
+def cache_mebibytes(values: dict[str, Any], context: int) -> float:
+    """Size of a KV cache."""
+    rows = (row for row in values["contexts"] if (row["model"], row["context"]) == ("KV cache", context))
+    return float(next(rows)["state_bytes"]) / 2**20
 
 
 def training_rows() -> list[list[str]]:
