@@ -77,7 +77,10 @@ REFUSALS = {
     "checkpoint of another model": (["--model.d_ff", "128"], "model.d_ff is 64 there and 128 here"),
     "run exists": (["--resume", "never"], "holds a run: choose another directory, or --resume auto"),
     "no such checkpoint": (["--resume", "{root}/bytes"], "holds no complete checkpoint"),
-    "tensor parallel": (["--parallel.tensor", "2"], "tensor is 2: this version shards by ZeRO alone"),
+    "half a replica": (
+        ["--parallel.tensor", "2"],
+        "world size 1 is not parallel.tensor 2 x parallel.pipeline 1 x data",
+    ),
     "no GPU": (["--device", "cuda"], "set --device cpu"),
     "value left out": (["--data.num_lanes"], "--data.num_lanes has no value"),
 }
