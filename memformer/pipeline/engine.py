@@ -156,7 +156,7 @@ class PipelineReplayEngine(ReplayEngine):
                 owner.grad.add_(transfer.wait())
 
     def _copies(self) -> list[int]:
-        return sharing_stages(self.model.split, self.model.config)
+        return sharing_stages(self.model.split.layout(1, 1), self.model.config.tie_embeddings)
 
     def _refresh_copies(self) -> None:
         """The owner's token embedding goes to the stages that have a copy."""

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 
 from memformer.model import MemformerConfig
 from memformer.pipeline.schedule import ReplaySchedule
-from memformer.pipeline.split import Split
-from memformer.pipeline.tasks import MEMORY, MEMORY_GRADIENT
+from memformer.pipeline.tasks import MEMORY, MEMORY_GRADIENT, Layout
 
 SHARED, SHARED_GRADIENT = "shared_weight", "shared_gradient"
 """Kinds of the messages of the token embedding."""
@@ -31,33 +30,31 @@ Traffic = dict[str, list[int]]
 """[messages, bytes] by kind."""
 
 
-def sharing_stages(split: Split, model: MemformerConfig) -> list[int]:
+def sharing_stages(layout: Layout, tied: bool) -> list[int]:
     """The stages that hold a copy of stage 0's token embedding: the decoder's first, and the head's if it is tied."""
-    tied = [split.stages - 1] if model.tie_embeddings else []
-    return sorted({split.decoder_stage, *tied} - {0})
+    head = [layout.stages - 1] if tied else []
+    return sorted({layout.decoder_stage, *head} - {0})
 
 
 def sent_by_stage(
     schedule: ReplaySchedule,
-    split: Split,
     model: MemformerConfig,
     segment_length: int,
     lanes: Sequence[int],
-    vocabulary_rows: int,
+    embedding: int,
     number_bytes: int = 4,
 ) -> list[Traffic]:
     """What each stage sends in one step that is applied.
 
     Args:
         schedule: Of the rollout.
-        split: Layers by stage.
         model: The model.
         segment_length: S.
         lanes: b of each micro-batch.
-        vocabulary_rows: Of the token embedding on this tensor-parallel rank.
+        embedding: Elements of the token embedding that a process has, of V D / tensor.
         number_bytes: Of the weights' dtype.
     """
-    found: list[Traffic] = [{} for _ in range(split.stages)]
+    found: list[Traffic] = [{} for _ in range(schedule.layout.stages)]
 
     def count(stage: int, kind: str, numbers: int) -> None:
         entry = found[stage].setdefault(kind, [0, 0])
@@ -67,7 +64,7 @@ def sent_by_stage(
     for message in schedule.messages():
         rows = model.num_memory_slots if message.kind in (MEMORY, MEMORY_GRADIENT) else segment_length
         count(message.source, message.kind, lanes[message.task.micro_batch] * rows * model.d_model)
-    for stage in sharing_stages(split, model):
-        count(stage, SHARED_GRADIENT, vocabulary_rows * model.d_model)
-        count(0, SHARED, vocabulary_rows * model.d_model)
+    for stage in sharing_stages(schedule.layout, model.tie_embeddings):
+        count(stage, SHARED_GRADIENT, embedding)
+        count(0, SHARED, embedding)
     return found

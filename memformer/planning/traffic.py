@@ -19,7 +19,7 @@ from collections import Counter
 from memformer.config import Config
 from memformer.model import MemformerConfig
 from memformer.pipeline.schedule import ReplaySchedule
-from memformer.pipeline.tasks import MEMORY, MEMORY_GRADIENT
+from memformer.pipeline.traffic import sent_by_stage
 from memformer.planning.segment_trace import SegmentTrace, Shape
 from memformer.precision import AUTOCAST
 
@@ -103,15 +103,9 @@ def pipeline_traffic(
         segment_length: S.
         embedding: Elements of the token embedding that a process has; it goes to the stages with a copy of it.
     """
-    sent: list[Counter[str]] = [Counter() for _ in range(schedule.layout.stages)]
-    for message in schedule.messages():
-        rows = model.num_memory_slots if message.kind in (MEMORY, MEMORY_GRADIENT) else segment_length
-        sent[message.source][message.kind] += 4 * lanes * rows * model.d_model
-    last = schedule.layout.stages - 1
-    for stage in {schedule.layout.decoder_stage, *([last] if model.tie_embeddings else [])} - {0}:
-        sent[0]["shared_weight"] += 4 * embedding
-        sent[stage]["shared_gradient"] += 4 * embedding
-    return sent
+    groups = [lanes] * schedule.layout.micro_batches
+    sent = sent_by_stage(schedule, model, segment_length, groups, embedding)
+    return [Counter({kind: size for kind, (_, size) in stage.items()}) for stage in sent]
 
 
 def _width(shape: Shape, precision: str) -> int:

@@ -113,11 +113,10 @@ def messages_of_a_step(world: World, case: Case) -> tuple[Any, Any]:
     model, groups = engine.model, lanes_of_groups(LANES, case.pipeline, case.lanes_per_micro_batch)
     predicted = sent_by_stage(
         engine.schedule(LANES),
-        model.split,
         model.config,
         LENGTH,
         [stop - start for start, stop in groups],
-        model.config.vocab_size or 0,
+        (model.config.vocab_size or 0) * model.config.d_model,
     )
     engine.close()
     return counted, predicted[engine.model.stage]
