@@ -65,6 +65,7 @@ SIZES = {
 }
 MRBP, BPTT, CHECKPOINTING = "MRBP", "BPTT", "checkpointing"
 RMT, RMT_10, LAST, EVERY = "RMT", "RMT, 10 memory tokens", "memformer (PyPI)", "memformer (PyPI), every segment"
+METHODS = (MRBP, BPTT, CHECKPOINTING, RMT, RMT_10, LAST, EVERY)
 PAPER = {
     "bptt": {"megabytes": 16177, "speed": 1.0},
     "checkpointing": {"megabytes": 9885, "speed": 0.48},
@@ -185,7 +186,7 @@ def measure(name: str, segments: int, options: argparse.Namespace, device: torch
     generator = torch.Generator().manual_seed(1)
     shape = (options.lanes, segments + 1, options.segment_length)
     tokens = torch.randint(1, VOCABULARY, shape, generator=generator).to(device)
-    chosen = methods(config, tokens)
+    chosen = {method: each for method, each in methods(config, tokens).items() if method in options.methods}
     count = options.lanes * segments * options.segment_length
     clock = time.perf_counter if device.type == "cuda" or options.threads > 1 else time.process_time
     seconds = interleaved_seconds(
@@ -285,6 +286,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all; MRBP is always in"
+    )
     parser.add_argument("--segments", nargs="+", type=int, help="T; default 1 to 64, of the larger size 1 and 4")
     parser.add_argument("--lanes", type=int, help="B; default 2 on a CPU, 32 on a GPU")
     parser.add_argument("--segment-length", type=int, help="S in tokens; default 64 on a CPU, 512 on a GPU")
@@ -299,6 +303,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.quick:
         options.sizes, options.segments = list(SIZES)[:1], [1, 4]
+    options.methods = {MRBP, *options.methods}
     options.lanes = options.lanes or (2 if options.device == "cpu" else 32)
     options.segment_length = options.segment_length or (64 if options.device == "cpu" else 512)
     return options
