@@ -61,6 +61,7 @@ class Case:
     pipeline: int = 1
     segments: int = SEGMENTS
     pipeline_layers: tuple[int, ...] | None = None
+    segments_in_flight: int | None = None
     num_memory_slots: int = MODEL.num_memory_slots
 
     @property
@@ -82,7 +83,15 @@ def config_of(case: Case) -> Config:
     of_model = ("dropout", "tie_embeddings", "memory_read_norm", "num_memory_slots")
     model = {name: getattr(case, name) for name in of_model}
     checkpointing = ("mode", "partition_activations", "cpu_checkpointing", "contiguous_checkpointing")
-    parallel = ("tensor", "pipeline", "pipeline_layers", "zero_stage", "gradient_reduction", "zero3_gather")
+    parallel = (
+        "tensor",
+        "pipeline",
+        "pipeline_layers",
+        "segments_in_flight",
+        "zero_stage",
+        "gradient_reduction",
+        "zero3_gather",
+    )
     offload = {
         "offload_optimizer": "none" if case.offload == "none" else "cpu",
         "offload_parameters": "cpu" if case.offload == "parameters" else "none",

@@ -60,7 +60,7 @@ PIPELINES = [
     Case(1, "bf16", data=1, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
-    Case(1, data=1, pipeline=3),
+    Case(1, data=1, pipeline=3, segments_in_flight=1),
     Case(1, data=1, pipeline=4),
     Case(0, data=2, pipeline=2, mode="full"),
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05),
