@@ -68,38 +68,43 @@ def config_of(way: dict[str, Any], segments: int) -> Config:
     )
 
 
-def second_step(world: World, config: Config) -> tuple[dict[str, int], int]:
-    """(bytes of each kind of call in the second step, most bytes that the replay buffer held) on this process."""
+def count(world: World, way: dict[str, Any], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """For each rollout length, the bytes of the calls of a later step, and the most that the replay buffer held."""
+    config = config_of(way, max(lengths))
     world = world.arranged(config.parallel.tensor, 1)
     torch.manual_seed(0)
     engine = ReplayEngine(Memformer(MODEL), config, world, config.precision)
-    lanes, segments = LANES // world.mesh.data.size, config.data.num_segments
+    lanes, rows = LANES // world.mesh.data.size, []
     carry = Carry.empty(engine.initial_memory(lanes), LENGTH)
-    tokens = torch.randint(0, 256, (lanes, segments, LENGTH))
-    rollout = Rollout.of(tokens, torch.full(tokens.shape[:2], LENGTH), torch.zeros(tokens.shape[:2], dtype=torch.bool))
-    for _ in range(2):
-        with counted() as calls:
-            carry = engine.rollout_backward(rollout, carry, LANES * segments * LENGTH, seed=0).carry
-            engine.step(1e-3)
-    held = engine.replay_buffer_bytes
+    for segments in lengths:
+        tokens = torch.randint(0, 256, (lanes, segments, LENGTH))
+        resets = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+        rollout = Rollout.of(tokens, torch.full(tokens.shape[:2], LENGTH), resets)
+        for _ in range(2):
+            engine.replay_buffer_bytes = 0
+            with counted() as calls:
+                carry = engine.rollout_backward(rollout, carry, LANES * segments * LENGTH, seed=0).carry
+                engine.step(1e-3)
+        sizes = {kind: size for kind, (_, size) in calls.items()}
+        rows.append(
+            {
+                **way,
+                "T": segments,
+                "gradient_bytes": sizes.get("all_reduce", 0) + sizes.get("reduce_scatter_tensor", 0),
+                "parameter_bytes": sizes.get("all_gather_into_tensor", 0),
+                "buffer_bytes": engine.replay_buffer_bytes,
+            }
+        )
     engine.close()
-    return {kind: size for kind, (_, size) in calls.items()}, held
+    return rows
 
 
 def count_all(world: World, lengths: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
     """All settings at all lengths."""
-    traffic, buffers = [], []
-    for way in WAYS:
-        for segments in lengths:
-            calls, _ = second_step(world, config_of(way, segments))
-            reduced = sum(size for kind, size in calls.items() if kind in ("all_reduce", "reduce_scatter_tensor"))
-            gathered = calls.get("all_gather_into_tensor", 0)
-            traffic.append({**way, "T": segments, "gradient_bytes": reduced, "parameter_bytes": gathered})
-    for way in BUFFERS:
-        for segments in lengths:
-            _, held = second_step(world, config_of(way, segments))
-            buffers.append({**way, "T": segments, "bytes": held})
-    return {"traffic": traffic, "buffers": buffers}
+    return {
+        "traffic": [row for way in WAYS for row in count(world, way, lengths)],
+        "buffers": [row for way in BUFFERS for row in count(world, way, lengths)],
+    }
 
 
 def limit_bytes(way: dict[str, Any]) -> int:
@@ -114,13 +119,13 @@ def limit_bytes(way: dict[str, Any]) -> int:
 
 def measure(lengths: Sequence[int]) -> dict[str, Any]:
     """Runs the processes and sets what they counted beside the limits."""
-    found: dict[str, Any] = run_distributed(count_all, PROCESSES, list(lengths))[0]
+    found: dict[str, Any] = run_distributed(count_all, PROCESSES, list(lengths), timeout_seconds=1800)[0]
     for row in found["traffic"]:
         row["gradient_over_limit"] = row["gradient_bytes"] / limit_bytes(row)
     for row in found["buffers"]:
         lanes = LANES if row["tensor"] == 2 else LANES // PROCESSES
         row["whole_bytes"] = 4 * (row["T"] - 1) * lanes * MODEL.num_memory_slots * MODEL.d_model
-        row["of_whole"] = row["bytes"] / row["whole_bytes"] if row["whole_bytes"] else None
+        row["of_whole"] = row["buffer_bytes"] / row["whole_bytes"] if row["whole_bytes"] else None
     once = [row["gradient_over_limit"] for row in found["traffic"] if "gradient_reduction" not in row]
     parts = [row["of_whole"] for row in found["buffers"] if row["partition_activations"] and row["of_whole"]]
     found["summary"] = {
@@ -154,8 +159,8 @@ def page(values: dict[str, Any]) -> str:
             f"{count_parameters(MODEL):,} parameters, {LANES} lanes. T segments a rollout. Nothing here depends on the "
             "machine's speed.",
             "",
-            "**Gradients: bytes over those of sending each gradient once.** What is above 1 are the norm's sums, 8 to 16 "
-            f"bytes. Largest over all T with one reduction a rollout: "
+            "**Gradients: bytes over those of sending each gradient once.** Above 1 are the norm's sums, 8 to 16 B. "
+            "Largest over all T with one reduction a rollout: "
             f"**{found['largest_gradient_over_limit']:.5f}**. The last two rows reduce once a segment, for comparison.",
             "",
             table(values["traffic"], ("zero_stage", "precision", "gradient_reduction"), "gradient_over_limit"),
@@ -168,7 +173,7 @@ def page(values: dict[str, Any]) -> str:
             f"{found['partitioned_buffer_of_whole']:.3f} of what one would keep (T = {longest} and below; the last "
             "segment's memory is not kept):",
             "",
-            table(values["buffers"], ("tensor", "partition_activations"), "bytes"),
+            table(values["buffers"], ("tensor", "partition_activations"), "buffer_bytes"),
         ]
     )
 
