@@ -21,7 +21,7 @@ from benchmarks.common import ROOT
 
 SCRIPTS = (
     "replay", "training_peers", "inference", "memory_tasks", "pixels", "long_text", "peers_text", "memory_slots",
-    "data", "overhead", "checkpoint", "bubble", "quickstart", "bubble",
+    "data", "overhead", "checkpoint", "quickstart", "bubble", "communication",
 )  # fmt: skip
 NEEDS = {"data": "wids"}  # what a script cannot do without, beside the data it looks for itself
 BUDGET_SECONDS = 600

@@ -1,0 +1,66 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer plan` on the command line: no data, no GPU, no process group; exit codes; one line for a mistake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+import yaml
+
+from launch.cli import main
+from tests.books import TINY_MODEL
+
+MODEL = {**TINY_MODEL, "vocab_size": 257}
+
+
+def plan(tmp_path: Path, *words: str, model: dict[str, Any] = MODEL) -> int:
+    config = tmp_path / "run.yaml"
+    data = {"path": str(tmp_path / "nowhere"), "num_lanes": 8, "segment_length": 32, "num_segments": 4}
+    config.write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), "model": model, "data": data}))
+    return main(["plan", str(config), *words])
+
+
+def test_json_has_everything_and_nothing_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "--gpus-per-node", "4", "--parallel.tensor", "2", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["topology"] == {"nodes": 1, "gpus_per_node": 4, "pipeline": 1, "data": 2, "tensor": 2}
+    assert found["fits"] and found["parameters"] > 0 and found["traffic"]["tensor"]["all_reduce"] > 0
+    assert not dist.is_initialized() and not (tmp_path / "run").exists()
+
+
+def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "--gpus-per-node", "2", "--search") == 0
+    text = capsys.readouterr().out
+    for words in ("parameters on 1 x 2 h100", "optimizer states", "data, all_reduce", "bubble 0.0%", "MFU", "fastest"):
+        assert words in text
+
+
+def test_too_large_a_model_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = {"num_decoder_layers": 40, "d_model": 8192, "num_heads": 64, "d_ff": 32768, "vocab_size": 32768}
+    assert plan(tmp_path, "--gpus-per-node", "8", model=large) == 1
+    assert "does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--device", "tpu"), "--device is 'tpu'"),
+        (("--nodes", "0"), "--nodes is 0"),
+        (("--efficiency", "2"), "--efficiency is 2"),
+        (("--gpus-per-node", "3"), "3 data-parallel processes cannot share"),
+        (("--parallel.tensors", "2"), "did you mean tensor?"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    assert plan(tmp_path, *words) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_without_a_vocabulary_it_needs_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, model=TINY_MODEL) == 2
+    assert "or set model.vocab_size" in capsys.readouterr().err
