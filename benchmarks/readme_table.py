@@ -131,31 +131,32 @@ def cache_mebibytes(values: dict[str, Any], context: int) -> float:
 def training_rows() -> list[list[str]]:
     """Beside other implementations' replay."""
     path, values = newest("cpu-training-peers")
-    figures = values["summary"]
-    least, most = figures["mebibytes_4_8_T1"], figures["mebibytes_4_8_T64"]
+    rows = [row for row in values["rows"] if row["size"].startswith("4+8")]
+
+    def range_of(method: str) -> str:
+        found = [row["our_speed_over_its"] for row in rows if row["method"] == method]
+        return f"{min(found):.1f} to {max(found):.1f}"
+
+    def mebibytes(method: str) -> dict[int, float]:
+        return {row["num_segments"]: row["allocated_bytes"] / 2**20 for row in rows if row["method"] == method}
+
+    ours, bptt = mebibytes("MRBP"), mebibytes("BPTT")
+    longest = max(set(ours) & set(bptt))
     return [
         [
-            "Tokens/s of memory replay over RMT's own replay, 4+8 layers, 16 segments",
-            f"{figures['speed_over_rmt_4_8_T16']:.2f} times",
-            f"{figures['speed_over_rmt_10_4_8_T16']:.2f} with 10 memory tokens; over PyPI's memformer, every segment "
-            f"scored, {figures['speed_over_pypi_every_4_8_T16']:.2f}",
+            "Tokens/s of memory replay over RMT's own replay, 4+8 layers, width 128",
+            f"{range_of('RMT')} times",
+            f"{range_of('RMT, 10 memory tokens')} where it has 10 memory tokens; over PyPI's memformer, every segment "
+            f"scored, {range_of('memformer (PyPI), every segment')}; aim: 2",
             link(path),
         ],
         [
-            "Memory of a rollout of 1 and of 64 segments",
-            f"{least:.1f} and {most:.1f} MiB",
-            f"full BPTT at 64: {bptt_mebibytes(values):.0f} MiB",
+            f"Memory of a rollout of 1 and of {longest} segments",
+            f"{ours[1]:.1f} and {ours[longest]:.1f} MiB",
+            f"full BPTT: {bptt[1]:.1f} and {bptt[longest]:.0f} MiB",
             link(path),
         ],
     ]
-
-
-def bptt_mebibytes(values: dict[str, Any]) -> float:
-    """What BPTT needs for 64 segments of the small model."""
-    found = next(
-        row for row in values["rows"] if (row["method"], row["num_segments"], row["size"][:3]) == ("BPTT", 64, "4+8")
-    )
-    return float(found["allocated_bytes"]) / 2**20
 
 
 def link(path: Path) -> str:
