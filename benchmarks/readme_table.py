@@ -71,6 +71,7 @@ def rows() -> list[list[str]]:
             f"{short['tar, again']['mtok_per_second']:.0f} and {short[library]['mtok_per_second']:.0f}",
             link(data_path),
         ],
+        *(communication_rows() if exists("communication") else []),
         [
             "`make train`: 17 books as bytes, 2 CPU processes",
             f"loss {start['first_loss']:.2f} → {start['last_loss']:.2f} nats in {start['seconds']:.0f} s",
@@ -78,6 +79,20 @@ def rows() -> list[list[str]]:
             f"{start['perplexity_memory_reset']:.3f} with it reset at every segment",
             link(start_path),
         ],
+    ]
+
+
+def communication_rows() -> list[list[str]]:
+    """What crosses the network, whatever the rollout's length."""
+    path, values = newest("communication")
+    figures = values["summary"]
+    return [
+        [
+            f"Gradient bytes a step, 1 to {max(figures['segments'])} segments, ZeRO 0-3",
+            f"{figures['largest_gradient_over_limit']:.2f} of sending each gradient once",
+            f"replay buffer of 2 tensor-parallel processes: {figures['partitioned_buffer_of_whole']:.2f} of the whole",
+            link(path),
+        ]
     ]
 
 

@@ -88,11 +88,11 @@ def describe(plan: dict[str, Any], device: str) -> list[str]:
     lines += ["", "bytes that a process sends in a step"]
     for axis, kinds in plan["traffic"].items():
         lines += [f"  {axis + ', ' + kind:<24}{_gigabytes(size):>12}" for kind, size in sorted(kinds.items())]
-    lines += ["", f"time a step: {plan['step_seconds']:.3f} s (an estimate)"]
-    lines.append(f"  {'computation':<24}{plan['compute_seconds']:>10.3f} s  bubble {plan['bubble']:.1%}")
+    lines += ["", f"time a step: {plan['step_seconds']:.4g} s (an estimate)"]
+    lines.append(f"  {'computation':<24}{plan['compute_seconds']:>10.4g} s  bubble {plan['bubble']:.1%}")
     for axis, seconds in plan["communication_seconds"].items():
         if seconds:
-            lines.append(f"  {axis + ' traffic':<24}{seconds:>10.3f} s")
+            lines.append(f"  {axis + ' traffic':<24}{seconds:>10.4g} s")
     lines.append(f"{plan['tokens_per_second']:,.0f} tokens/s, MFU {plan['mfu']:.1%}")
     for number, each in enumerate(plan.get("search", []), start=1):
         if number == 1:
@@ -100,7 +100,7 @@ def describe(plan: dict[str, Any], device: str) -> list[str]:
         settings = "  ".join(
             f"--{name} {'null' if value is None else value}" for name, value in each["settings"].items()
         )
-        lines.append(f"  {each['step_seconds']:8.3f} s  {_gigabytes(each['device_memory']['total']):>9}  {settings}")
+        lines.append(f"  {each['step_seconds']:10.4g} s  {_gigabytes(each['device_memory']['total']):>9}  {settings}")
     return lines
 
 

@@ -117,6 +117,8 @@ def _vocabulary(config: MemformerConfig) -> int:
 
 # Dense peaks in TFLOP/s from the makers' data sheets (which often print twice this, "with sparsity"), by a part of
 # torch.cuda.get_device_name(); the first match counts, so that special forms stand before general ones.
+# Compared in November 2026 with public copies: A100 and H100 (glennklockwood.com/garden/processors), H100 PCIe
+# (archive-lib.hpctech.co.jp), A40, L40 and B200 (hmc-tech.com). The other rows were not.
 # (name, bf16 tensor cores, fp16 tensor cores, fp32 outside the tensor cores: torch leaves TF32 off by default)
 _PEAK_TFLOPS: tuple[tuple[str, float | None, float | None, float | None], ...] = (
     ("B200", 2250.0, 2250.0, None),

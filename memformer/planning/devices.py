@@ -3,8 +3,9 @@
 
 Peak FLOP/s are those of `memformer.model.flops.peak_flops`. NVLink is given there for both directions together; a ring
 uses one, so it is halved. Between nodes: one adapter a GPU, as in NVIDIA's DGX systems of the generation (HDR 200 Gb/s,
-NDR 400 Gb/s). Sources: NVIDIA's data sheets of A100 (80 GB, 600 GB/s), H100 SXM (80 GB, 900 GB/s), H200 (141 GB,
-900 GB/s) and of DGX A100, DGX H100 and DGX H200 (adapters).
+NDR 400 Gb/s). A100: 80 GB, 600 GB/s; H100 SXM: 80 GB, 900 GB/s; H200: 141 GB, 900 GB/s; compared in November 2026 with
+public copies of the data sheets (glennklockwood.com/garden/processors, archive-lib.hpctech.co.jp,
+alpha-one-index.github.io/ai-infra-index).
 """
 
 import dataclasses
