@@ -150,7 +150,8 @@ def training_rows() -> list[list[str]]:
 
     def range_of(method: str) -> str:
         found = [row["our_speed_over_its"] for row in rows if row["method"] == method]
-        return f"{min(found):.1f} to {max(found):.1f}"
+        low, high = f"{min(found):.1f}", f"{max(found):.1f}"
+        return low if low == high else f"{low} to {high}"
 
     def mebibytes(method: str) -> dict[int, float]:
         return {row["num_segments"]: row["allocated_bytes"] / 2**20 for row in rows if row["method"] == method}
