@@ -5,8 +5,8 @@ What makes it exact (DeepSpeed 0.19.8):
 
 * Stages 1-3 must not see several backward passes as several micro-batches. `coalesce_grad_reduction` keeps gradients
   local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary.
-* Stage 3 never clears its gradient partitions: a parameter without a gradient in a rollout's first backward would add
-  to the previous step's. They are zeroed before each rollout.
+* Stage 3 never clears its gradient partitions, nor any stage those it offloads: a parameter without a gradient in a
+  rollout would be given the previous step's again. They are zeroed before each rollout.
 * Gradients are averaged over the replicas, so the loss is divided by (valid targets of all lanes / replicas).
 """
 
@@ -242,10 +242,9 @@ class ReplayEngine:
         if self.loss_scale is not None and self.stage > 0:
             self.deepspeed.optimizer.override_loss_scale(self.loss_scale.value)
         with contextlib.ExitStack() as stack:
-            if self.stage == 3:
-                _zero_gradient_partitions(self.deepspeed.optimizer)
-                if self.config.parallel.zero3_gather == "rollout":
-                    stack.enter_context(_parameters_gathered(self.model))
+            _zero_kept_gradients(self.deepspeed.optimizer, self.stage)
+            if self.stage == 3 and self.config.parallel.zero3_gather == "rollout":
+                stack.enter_context(_parameters_gathered(self.model))
             if self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
             self._clock.start()
@@ -311,10 +310,23 @@ class _RolloutClock:
         return self._seconds
 
 
-def _zero_gradient_partitions(optimizer: Any) -> None:
-    """Clears ZeRO-3's gradient partitions; a private attribute, hence the pinned version and a test."""
-    for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
-        partition.zero_()
+def _zero_kept_gradients(optimizer: Any, stage: int) -> None:
+    """Clears gradients that DeepSpeed keeps from one step to the next and would apply again.
+
+    Of parameters that a step does not use: stage 3's partitions, and with offload the copies in host memory that are
+    stepped. Private attributes, hence the pinned version and a test.
+    """
+    stepped: list[Any] = []
+    if stage == 3:
+        for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+            partition.zero_()
+        if optimizer.offload_optimizer:
+            stepped = optimizer.fp32_partitioned_groups_flat
+    elif stage and optimizer.cpu_offload:
+        stepped = optimizer.single_partition_of_fp32_groups
+    for flat in stepped:
+        if flat.grad is not None:
+            flat.grad.zero_()
 
 
 @contextlib.contextmanager

@@ -8,10 +8,13 @@ import itertools
 from typing import Any
 
 import pytest
+import torch
 
 from memformer.distributed import World
 from memformer.engine import ReplayEngine
-from memformer.replay import Carry
+from memformer.model import Memformer, MemformerConfig, Segment
+from memformer.optimizer import make_optimizer
+from memformer.replay import Carry, bptt_backward
 from tests.distributed.collectives import counted
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import (
@@ -82,3 +85,69 @@ def test_one_reduction_a_rollout_whatever_its_length() -> None:
         reduced = sum(size for kind, (_, size) in counts[stage, 8].items() if "reduce" in kind)
         # Norms and flags are a few bytes; ZeRO-3 pads each partition to the number of processes.
         assert model_bytes <= reduced < 1.02 * model_bytes + 256, (stage, counts[stage, 8])
+
+
+class SometimesMore(Memformer):
+    """With a parameter that takes part in the loss of some steps only."""
+
+    weight_of_extra = 0.0
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__(config)
+        self.extra = torch.nn.Parameter(torch.arange(1.0, 5.0))
+
+    def forward(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss, count, memory_BKD = super().forward(segment, memory_BKD)
+        if self.weight_of_extra:
+            loss = loss + self.weight_of_extra * self.extra.square().sum()
+        return loss, count, memory_BKD
+
+
+def extra_after_two_steps(world: World | None, stage: int, offload: str, reduction: str) -> list[float]:
+    """The parameter after a step with it and one without; without a world, by plain AdamW in one process."""
+    case = Case(stage, offload=offload, gradient_reduction=reduction)
+    config = config_of(case)
+    torch.manual_seed(0)
+    model = SometimesMore(config.model)
+    size, rank = (world.size, world.rank) if world else (1, 0)
+    own = LANES // size
+    engine = ReplayEngine(model, config, world, "fp32") if world else None
+    optimizer = make_optimizer(model, config.optimizer, torch.device("cpu"))
+    carry = Carry.empty(engine.initial_memory(own) if engine else model.initial_memory(own), LENGTH)
+    for step, weight in enumerate((3.0, 0.0)):
+        rollout = rollout_of(step)
+        count = int(rollout.lengths.sum())
+        if engine:
+            engine.model.weight_of_extra = weight
+            lanes = rollout.lanes(rank * own, (rank + 1) * own)
+            carry = engine.rollout_backward(lanes, carry, count, seed=step).carry
+            engine.step(config.optimizer.learning_rate)
+        else:
+            model.weight_of_extra = WORLD * weight  # each process has its own copy of the term
+            optimizer.zero_grad()
+            carry = bptt_backward(model, rollout, carry, denominator=count).carry
+            if model.extra.grad is None:
+                model.extra.grad = torch.zeros_like(model.extra)
+            optimizer.step()
+    if not engine:
+        return list(model.extra.tolist())
+    with engine.whole_model():
+        found = list(engine.model.extra.tolist())
+    engine.close()
+    return found
+
+
+def extra_all(world: World) -> list[list[float]]:
+    return [extra_after_two_steps(world, *each) for each in EXTRA]
+
+
+EXTRA = [(3, *each) for each in itertools.product(("none", "optimizer", "parameters"), ("rollout", "segment"))]
+EXTRA += [(1, "none", "rollout"), (1, "optimizer", "rollout"), (2, "optimizer", "rollout"), (2, "optimizer", "segment")]
+
+
+def test_a_gradient_is_not_applied_twice() -> None:
+    """DeepSpeed keeps those of parameters that a step does not use, at stage 3 and with offload: they are zeroed."""
+    expected = extra_after_two_steps(None, 0, "none", "rollout")
+    for found in run_distributed(extra_all, WORLD):
+        for settings, values in zip(EXTRA, found, strict=True):
+            assert values == pytest.approx(expected, rel=1e-6), settings
