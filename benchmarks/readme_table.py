@@ -25,6 +25,9 @@ def newest(kind: str) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text())
 
 
+KEPT = {"copy": "Copying 4 symbols", "recall": "Recalling one of 4 pairs", "needle": "A digit told once in a book"}
+
+
 def exists(kind: str) -> bool:
     """Whether there is a result of a kind."""
     return any(RESULTS.glob(f"*-{kind}.json"))
@@ -72,6 +75,7 @@ def rows() -> list[list[str]]:
             link(data_path),
         ],
         *(communication_rows() if exists("communication") else []),
+        *(row for task in KEPT if exists(f"cpu-memory-{task}") for row in memory_rows(task)),
         [
             "`make train`: 17 books as bytes, 2 CPU processes",
             f"loss {start['first_loss']:.2f} → {start['last_loss']:.2f} nats in {start['seconds']:.0f} s",
@@ -91,6 +95,30 @@ def communication_rows() -> list[list[str]]:
             f"Gradient bytes a step, 1 to {max(figures['segments'])} segments, ZeRO 0-3",
             f"{figures['largest_gradient_over_limit']:.2f} of sending each gradient once",
             f"replay buffer of 2 tensor-parallel processes: {figures['partitioned_buffer_of_whole']:.2f} of the whole",
+            link(path),
+        ]
+    ]
+
+
+def memory_rows(task: str) -> list[list[str]]:
+    """What the memory keeps at 10 times the training length and at the longest distance tested."""
+    path, values = newest(f"cpu-memory-{task}")
+    trained = values["rows"][0]["training_length"]
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for cell in values["summary"]:
+        curves.setdefault((cell["trained_as"], cell["variant"]), {})[cell["distance"]] = cell["accuracy"]
+    # A curve that has come down to chance ends there.
+    last = {key: curve[max(curve)] for key, curve in curves.items()}
+    kept = curves["no-forgetting", "no-forgetting"]
+    lost = last.get(("default", "default"))
+    reset = last["no-forgetting", "memory reset"]
+    longest = max(kept)
+    beside = "" if lost is None else f"; with the paper's forgetting down to {lost:.0%}"
+    return [
+        [
+            f"{KEPT[task]}, trained on {trained} tokens, without forgetting",
+            f"{kept[10 * trained]:.1%} right {10 * trained:,} tokens on, {kept[longest]:.1%} after {longest:,}",
+            f"memory reset: {reset:.0%}, chance {values['rows'][0]['chance']:.0%}{beside}",
             link(path),
         ]
     ]
