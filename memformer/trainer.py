@@ -254,7 +254,8 @@ class Trainer:
             "grad_norm": report.grad_norm,
             "skipped_steps": self.progress.skipped_steps,
             "replay_buffer_bytes": self.engine.replay_buffer_bytes,
-            "memory_gradient_norms": [math.sqrt(square) for square in squares],
+            # Each replica's objective is scaled by their number, for the average of the gradients.
+            "memory_gradient_norms": [math.sqrt(square) / self.world.mesh.data.size for square in squares],
         }
         if report.loss_scale is not None:
             metrics["loss_scale"] = report.loss_scale

@@ -98,6 +98,8 @@ def test_losses_equal_the_uninterrupted_run(runs: Path, name: str) -> None:
     assert [row["step"] for row in moved] == list(range(1, LAST_STEPS[-1] + 1))
     for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4)):
         assert [row[key] for row in moved] == pytest.approx([row[key] for row in whole], rel=tolerance)
+    for ours, theirs in zip(moved, whole, strict=True):
+        assert ours["memory_gradient_norms"] == pytest.approx(theirs["memory_gradient_norms"], rel=1e-4)
     assert [row["tokens"] for row in moved] == [row["tokens"] for row in whole]
     changes = [event["changes"] for event in events_of(RunDirectory(runs / name), "resume")]
     expected = [f"ZeRO {a} -> {b}" for a, b in zip(STAGES[name], STAGES[name][1:], strict=False)]
