@@ -454,14 +454,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each (default 3)")
     parser.add_argument("--budget-gib", type=float, help="largest cache that is built; default 2 on a CPU, 40 on a GPU")
-    parser.add_argument(
-        "--tokens", type=int, default=1_000_000, help="of the document that is generated on (default 1,000,000)"
-    )
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the document written on (default 1,000,000)")
     parser.add_argument("--written", type=int, default=100_000, help="how many of them are generated (default 100,000)")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
-    parser.add_argument(
-        "--quick", action="store_true", help="the small size, short contexts, a document of 2,000 tokens"
-    )
+    parser.add_argument("--quick", action="store_true", help="small size, short contexts, a document of 2,000 tokens")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object with the ratios")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     parser.add_argument("--notes", nargs="*", default=[], help="remarks for the result files")
@@ -472,8 +468,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     if options.budget_gib is None:
         options.budget_gib = 2.0 if options.device == "cpu" else 40.0
     if options.quick:
-        options.sizes, options.repetitions, options.tokens = list(CASES)[:1], 3, 2_000
-        options.written = 500
+        options.sizes, options.repetitions, options.tokens, options.written = list(CASES)[:1], 3, 2_000, 500
     return options
 
 
