@@ -195,13 +195,22 @@ def test_asked_to_stop_it_saves_and_goes_on_later(workshop: Path, tmp_path: Path
     run = tmp_path / "run"
     steps = ["--training.max_steps", "100000", "--optimizer.schedule", "constant", "--checkpoint.interval", "0"]
     command = [sys.executable, "-m", "launch.cli", "launch", "local", str(workshop / "config.yaml"), "--nproc", "2"]
-    with subprocess.Popen([*command, "--run_dir", str(run), *steps], cwd=ROOT, stdout=subprocess.DEVNULL) as launcher:
-        wait_for_steps(run / "metrics.jsonl", 5)
-        if ask == "stop file":
-            (run / "stop").touch()
-        else:
-            launcher.send_signal(getattr(signal, ask))
-        assert launcher.wait(timeout=60) == code
+    with subprocess.Popen(
+        [*command, "--run_dir", str(run), *steps],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        # A shell starts background jobs with SIGINT ignored, which the launcher would respect.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as launcher:
+        try:
+            wait_for_steps(run / "metrics.jsonl", 5)
+            if ask == "stop file":
+                (run / "stop").touch()
+            else:
+                launcher.send_signal(getattr(signal, ask))
+            assert launcher.wait(timeout=60) == code
+        finally:
+            launcher.terminate()
     done = len(rows_of(run))
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [f"step-{done:08d}"]
     assert not (run / "stop").exists()
