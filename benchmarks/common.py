@@ -127,6 +127,17 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "\n".join(lines)
 
 
+def page_head(title: str, values: Mapping[str, Any]) -> list[str]:
+    """The first lines of a result page: what it is, and `provenance`."""
+    return [
+        f"# {title}",
+        "",
+        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
+        f"`{values['command']}`",
+        "",
+    ]
+
+
 def write_results(stem: Path, values: Mapping[str, Any], page: str) -> None:
     """Writes STEM.json and, made from the same values, STEM.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)

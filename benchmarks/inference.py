@@ -38,7 +38,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.activations import LiveTensors
-from benchmarks.common import interleaved_seconds, markdown_table, provenance, synchronize, write_results
+from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, synchronize, write_results
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
 from memformer import Memformer, MemformerConfig
 from memformer.generation import Generator, choose
@@ -363,11 +363,7 @@ def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     written = values["generation"]
     parts = [
-        "# Inference: memory and time against Transformer-XL and a KV cache",
-        "",
-        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-        f"`{values['command']}`",
-        "",
+        *page_head("Inference: memory and time against Transformer-XL and a KV cache", values),
         f"Peers of equal layers and width, made of the same modules; segments of {values['sizes']['segment_length']} "
         "tokens; fp32. *Peak* counts every tensor alive while reading or generating, parameters apart; *carried* is "
         "what must be kept from token to token. *Transformer-XL* caches hidden states and computes keys and values "

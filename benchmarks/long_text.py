@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from benchmarks.common import ROOT, markdown_table, page_head, provenance, write_results
 
 BOOKS = ROOT / "corpora" / "books"
 CODE_SUFFIX = ".py"
@@ -145,11 +145,7 @@ def page(values: dict[str, Any]) -> str:
             places.append((name, f"{place['from']:,} to {place['to'] - 1:,}", with_memory, without))
     return "\n".join(
         [
-            "# Long text: horizon, memory, position",
-            "",
-            f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-            f"`{values['command']}`",
-            "",
+            *page_head("Long text: horizon, memory, position", values),
             f"{values['source']}, bytes; 2+2 layers, width {sizes['width']}, {sizes['slots']} slots, forgetting "
             f"{'on' if sizes['forgetting'] else 'off'}; segments of {sizes['segment_length']}; "
             f"{rows[0]['training_tokens'] / 1e6:.2f} M tokens in {sizes['steps']} steps for every row; "

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from benchmarks.common import ROOT, markdown_table, page_head, provenance, write_results
 
 PAPER = {"kept": "60 to 80 %", "mixed": "", "overwritten": "5 to 10 %"}
 BY_HEAD = {"kept_by_head": "kept, by head", "overwritten_by_head": "overwritten, by head"}
@@ -78,11 +78,7 @@ def page(values: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "# What the slots keep",
-            "",
-            f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-            f"`{values['command']}`",
-            "",
+            *page_head("What the slots keep", values),
             f"{values['about']}; {document['tokens']:,} tokens, {document['writes']:,} writes of "
             f"{report['model']['num_memory_slots']} slots. *Kept*: {report['definitions']['kept']}, where self_weight "
             f"is {report['definitions']['self_weight']}; *overwritten*: {report['definitions']['overwritten']}; "

@@ -31,7 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import markdown_table, provenance, write_results
+from benchmarks.common import markdown_table, page_head, provenance, write_results
 from benchmarks.peers.reader import MemformerReader, parameters
 from benchmarks.tasks.documents import Task, training_rollouts
 from benchmarks.tasks.probe import accuracy_by_distance, until_chance
@@ -189,11 +189,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     parts = [
-        f"# What the memory keeps: {', '.join(dict.fromkeys(row['task'] for row in values['rows']))}",
-        "",
-        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-        f"`{values['command']}`",
-        "",
+        *page_head(f"What the memory keeps: {', '.join(dict.fromkeys(row['task'] for row in values['rows']))}", values),
         "Share of right answer tokens by distance between the last fact and the answer, in tokens; mean over the "
         "seeds. A curve that has come down to chance is not followed further. "
         "*Memory reset*: the same model, its memory taken away at every segment.",

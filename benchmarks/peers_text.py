@@ -32,7 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import markdown_table, provenance, write_results
+from benchmarks.common import markdown_table, page_head, provenance, write_results
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import KINDS, Sizes, at_parameters, available
 from benchmarks.peers.reader import MemformerReader, Reader, State, losses_of, parameters
@@ -175,11 +175,7 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            "# Peers on books",
-            "",
-            f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-            f"`{values['command']}`",
-            "",
+            *page_head("Peers on books", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
             f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT)} other "

@@ -34,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import markdown_table, provenance, write_results
+from benchmarks.common import markdown_table, page_head, provenance, write_results
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import PEERS, Sizes, available
 from benchmarks.peers.reader import MemformerReader, Reader, losses_of, parameters
@@ -231,11 +231,7 @@ def page(values: dict[str, Any]) -> str:
         )  # fmt: skip
     return "\n".join(
         [
-            "# Images as sequences of pixels",
-            "",
-            f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-            f"`{values['command']}`",
-            "",
+            *page_head("Images as sequences of pixels", values),
             f"Fashion-MNIST at scale `{sizes['scale']}`: {sizes['length']} pixels of {sizes['levels']} greys an image, "
             f"{sizes['segment_length']} a segment, width {sizes['width']}, slots and caches divided by "
             f"{sizes['divisor']}; trained on {sizes['images']:,} images, tested on {sizes['test_images']:,} others; "

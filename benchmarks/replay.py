@@ -38,6 +38,7 @@ from benchmarks.common import (
     keep_freed_memory,
     markdown_table,
     median_ratio,
+    page_head,
     provenance,
     synchronize,
     write_results,
@@ -262,11 +263,7 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            "# Memory replay against BPTT and gradient checkpointing",
-            "",
-            f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-            f"`{values['command']}`",
-            "",
+            *page_head("Memory replay against BPTT and gradient checkpointing", values),
             f"{sizes['lanes']} lanes, {sizes['segment_length']} tokens a segment, width at most {sizes['width']}, "
             f"fp32, medians of {sizes['repetitions']} interleaved repetitions, {sizes['clock']}. Speeds are fractions "
             "of BPTT's at the same T; the limit is 1 / (1 + f/3 * (T-1)/T), for checkpointing 0.750. *Graph* is the "

@@ -43,6 +43,7 @@ from benchmarks.common import (
     interleaved_seconds,
     keep_freed_memory,
     markdown_table,
+    page_head,
     provenance,
     synchronize,
     write_results,
@@ -244,11 +245,7 @@ def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     sizes = values["sizes"]
     parts = [
-        "# Training: replay by rollout length, beside other implementations",
-        "",
-        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-        f"`{values['command']}`",
-        "",
+        *page_head("Training: replay by rollout length, beside other implementations", values),
         f"{sizes['lanes']} lanes, {sizes['segment_length']} tokens a segment, fp32, medians of {sizes['repetitions']} "
         "interleaved repetitions; *spread* is (slowest - fastest) / median. Forward and backward of one rollout. "
         "`benchmarks/training_peers.py` begins with what each row is. *memformer (PyPI)* scores the last segment "

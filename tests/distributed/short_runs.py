@@ -164,11 +164,16 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     return losses, initial, flat(model)
 
 
+def engine_of(world: World, case: Case) -> ReplayEngine:
+    """The case's engine on these processes, arranged as it asks; `engine.world` is where this one stands."""
+    made = PipelineReplayEngine if case.pipeline > 1 else ReplayEngine
+    return made(model_of(case), config_of(case), world.arranged(case.tensor, case.pipeline), case.precision)
+
+
 def train(world: World, case: Case) -> dict[str, Any]:
     """The same steps through the engine, on this process's lanes."""
-    world = world.arranged(case.tensor, case.pipeline)
-    made = PipelineReplayEngine if case.pipeline > 1 else ReplayEngine
-    engine = made(model_of(case), config_of(case), world, case.precision)
+    engine = engine_of(world, case)
+    world = engine.world
     lanes = LANES // case.data
     start = world.mesh.data.rank * lanes
     carry = Carry.empty(engine.initial_memory(lanes), LENGTH)

@@ -8,13 +8,11 @@ import pytest
 
 from memformer.collective_log import LOG
 from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.pipeline.engine import PipelineReplayEngine
 from memformer.planning.cost_model import traffic_by_stage
 from memformer.replay import Carry
 from tests.distributed.collectives import counted
 from tests.distributed.processes import run_distributed
-from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, model_of, rollout_of
+from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, engine_of, rollout_of
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 WORLD = 2
@@ -28,9 +26,8 @@ CASES += [Case(1, "bf16", data=1, pipeline=2, pipeline_layers=[1, 3], tie_embedd
 
 def count_step(world: World, case: Case) -> dict[str, Any]:
     """Bytes by kind of the third step, in which nothing is set up any more."""
-    world = world.arranged(case.tensor, case.pipeline)
-    made = PipelineReplayEngine if case.pipeline > 1 else ReplayEngine
-    engine = made(model_of(case), config_of(case), world, case.precision)
+    engine = engine_of(world, case)
+    world = engine.world
     own = LANES // case.data
     start = world.mesh.data.rank * own
     carry = Carry.empty(engine.initial_memory(own), LENGTH)
