@@ -128,12 +128,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def page_head(title: str, values: Mapping[str, Any]) -> list[str]:
-    """The first lines of a result page: what it is, and `provenance`."""
+    """The first lines of a result page: what it is, and `provenance`, of rows that were added later too."""
+    commits = dict.fromkeys([*(row["commit"] for row in values.get("rows", ()) if "commit" in row), values["commit"]])
     return [
         f"# {title}",
         "",
-        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {values['commit']}.",
-        f"`{values['command']}`",
+        f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {', '.join(commits)}.",
+        *(f"`{command}`  " for command in values.get("commands", [values["command"]])),
         "",
     ]
 

@@ -18,6 +18,7 @@ from a bias a twentieth as long, so that forgetting begins slow and is learned; 
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -31,7 +32,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import markdown_table, page_head, provenance, write_results
+from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of
+from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.reader import MemformerReader, parameters
 from benchmarks.tasks.documents import Task, training_rollouts
 from benchmarks.tasks.probe import accuracy_by_distance, until_chance
@@ -106,8 +108,9 @@ def distances(setup: Setup, longest: int) -> list[int]:
     return sorted(d for d in wanted if least <= d <= longest)
 
 
-def measure(name: str, variant: str, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """Trains one model; rows of accuracy by distance, with the memory and with it reset at every segment."""
+    name, variant, seed = case["task"], case["trained_as"], case["seed"]
     setup = SETUPS[name]
     recipe = dataclasses.replace(setup.recipe, **({"steps": options.steps} if options.steps else {}))
     reader = make_reader(setup, variant, seed)
@@ -136,10 +139,8 @@ def measure(name: str, variant: str, seed: int, options: argparse.Namespace) -> 
         )
         curve = until_chance(points, setup.task.chance)
         row = {
-            "task": name,
+            **case,
             "variant": "memory reset" if reset else variant,
-            "trained_as": variant,
-            "seed": seed,
             "chance": setup.task.chance,
             "parameters": parameters(reader),
             "training_length": setup.training_length,
@@ -187,7 +188,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def page(values: dict[str, Any]) -> str:
-    """The result page in Markdown."""
+    """Sums the rows up in the values, and the result page in Markdown."""
+    values["summary"] = summary(values["rows"])
     parts = [
         *page_head(f"What the memory keeps: {', '.join(dict.fromkeys(row['task'] for row in values['rows']))}", values),
         "Share of right answer tokens by distance between the last fact and the answer, in tokens; mean over the "
@@ -199,7 +201,6 @@ def page(values: dict[str, Any]) -> str:
         cells = [cell for cell in values["summary"] if cell["task"] == task]
         columns = sorted({cell["distance"] for cell in cells})
         first = rows[0]
-        seeds = sorted({row["seed"] for row in rows})
         table = []
         for trained, variant in dict.fromkeys((cell["trained_as"], cell["variant"]) for cell in cells):
             found = {
@@ -213,7 +214,7 @@ def page(values: dict[str, Any]) -> str:
             "",
             f"Trained on documents of {first['training_length']} tokens ({first['segment_length']} a segment), "
             f"{first['training_tokens'] / 1e6:.1f} M tokens; {first['parameters']:,} parameters; chance "
-            f"{first['chance']:.3f}; seeds {', '.join(map(str, seeds))}.",
+            f"{first['chance']:.3f}; seeds {seeds_of(rows)}.",
             "",
             markdown_table(["distance", *map(str, columns)], table),
         ]
@@ -226,15 +227,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=SETUPS, default=list(SETUPS), help="default: all")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the task's)")
     parser.add_argument("--longest", type=int, default=100_000, help="largest distance in tokens; default 100000")
     parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
-    parser.add_argument("--quick", action="store_true", help="copy alone, 150 steps, distances up to 1024")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
-    parser.add_argument("--notes", default="", help="a remark for the result files")
+    add_options(parser, "copy alone, 150 steps, distances up to 1024")
     options = parser.parse_args(words)
     if options.quick:
         options.tasks, options.variants, options.seeds = ["copy"], ["default", "no-slots"], [0]
@@ -244,15 +240,12 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    torch.set_num_threads(options.threads)
-    values: dict[str, Any] = provenance(torch.device("cpu"))
-    values["sizes"] = {"longest": options.longest, "documents": options.documents, "threads": options.threads}
-    values["notes"], values["rows"] = options.notes, []
-    for task, variant, seed in itertools.product(options.tasks, options.variants, options.seeds):
-        values["rows"] += measure(task, variant, seed, options)
-        values["summary"] = summary(values["rows"])
-        if options.out:  # as far as it has come
-            write_results(options.out, values, page(values))
+    cases = [
+        {"task": task, "trained_as": variant, "seed": seed}
+        for task, variant, seed in itertools.product(options.tasks, options.variants, options.seeds)
+    ]
+    sizes = {"longest": options.longest, "documents": options.documents}
+    values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:
         print(json.dumps({"summary": values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

@@ -18,12 +18,13 @@ memory between two segments, in numbers (token ids left out).
 
 import argparse
 import dataclasses
-import gzip
+import functools
+import itertools
 import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +33,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import markdown_table, page_head, provenance, write_results
+from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of, spread
+from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import KINDS, Sizes, at_parameters, available
-from benchmarks.peers.reader import MemformerReader, Reader, State, losses_of, parameters
-from benchmarks.tasks.text import BOOKS, START
-from benchmarks.training import Recipe, Rollout, chunks, train
+from benchmarks.peers.reader import MemformerReader, Reader, State, parameters
+from benchmarks.tasks.text import START
+from benchmarks.texts import HELD_OUT_BOOKS, excerpts, losses_by_segment, rollouts, texts
+from benchmarks.training import Recipe, train
 from memformer import MemformerConfig
 
+TEST_SEED = 1_000_000  # of the excerpts that are tested
 VARIANTS = ("memformer", "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:])
-HELD_OUT = ("austen_persuasion", "shakespeare_winters_tale", "shakespeare_hamlet")
-
-
-def books(held_out: bool) -> list[np.ndarray]:
-    """The books that are trained on, or the others, as bytes."""
-    chosen = [path for path in sorted(BOOKS.glob("*.txt.gz")) if path.name.startswith(HELD_OUT) == held_out]
-    return [np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8) for path in chosen]
-
-
-def excerpts(texts: list[np.ndarray], count: int, length: int, random: np.random.Generator) -> torch.Tensor:
-    """Excerpts of `length` bytes from random places, longer books more often, int64 [count, length]."""
-    sizes = np.array([len(text) - length for text in texts])
-    chosen = random.choice(len(texts), size=count, p=sizes / sizes.sum())
-    parts = [texts[i][at : at + length] for i, at in ((i, int(random.integers(sizes[i]))) for i in chosen)]
-    return torch.from_numpy(np.stack(parts).astype(np.int64))
-
-
-def rollouts(options: argparse.Namespace, seed: int) -> Iterator[Rollout]:
-    """Endless rollouts of T segments; a batch of excerpts is read to its end."""
-    texts, random = books(held_out=False), np.random.default_rng(seed)
-    while True:
-        batch = excerpts(texts, options.lanes, options.length, random)
-        yield from chunks(batch, options.num_segments, options.segment_length)
 
 
 def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
@@ -108,27 +89,21 @@ def carried(state: State) -> int:
     return 0
 
 
-@torch.no_grad()
-def losses_by_position(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) -> tuple[torch.Tensor, State]:
-    """Mean loss of each segment in nats, [segments], and the last state."""
-    state, means = None, []
-    for segment in tokens_BL.split(segment_length, dim=1):
-        logits, state = reader.read(segment, state)
-        means.append(losses_of(logits, segment).mean())
-    return torch.stack(means), state
-
-
-def measure(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """Trains and scores one model."""
-    reader = make_reader(variant, options, seed)
+    variant = case["variant"]
+    reader = make_reader(variant, options, case["seed"])
+    documents = texts("books")
+    data = rollouts(
+        documents.trained, options.lanes, options.length, options.num_segments, options.segment_length, case["seed"]
+    )
     recipe = Recipe(options.steps, options.learning_rate, "wsd")
-    history = train(reader, rollouts(options, seed), recipe, lambda line: print(line, flush=True))
-    test = excerpts(books(held_out=True), options.documents, options.test_length, np.random.default_rng(10**6))
-    means, _ = losses_by_position(reader, test, options.segment_length)
-    first = losses_by_position(reader, test[:1], options.segment_length)[1]
+    history = train(reader, data, recipe, lambda line: print(line, flush=True))
+    test = excerpts(documents.held_out, options.documents, options.test_length, np.random.default_rng(TEST_SEED))
+    means, _ = losses_by_segment(reader, test, options.segment_length)
+    first = losses_by_segment(reader, test[:1], options.segment_length)[1]
     row = {
-        "variant": variant,
-        "seed": seed,
+        **case,
         "parameters": parameters(reader),
         "training_tokens": options.steps * options.lanes * options.num_segments * options.segment_length,
         "perplexity": math.exp(float(means.mean())),
@@ -141,16 +116,15 @@ def measure(variant: str, seed: int, options: argparse.Namespace) -> dict[str, A
     if variant.startswith("memformer") and variant != "memformer-no-slots":
         reader.memory_reset = True  # type: ignore[attr-defined]
         row["perplexity_memory_reset"] = math.exp(
-            float(losses_by_position(reader, test, options.segment_length)[0].mean())
+            float(losses_by_segment(reader, test, options.segment_length)[0].mean())
         )
-    print(f"{variant} seed {seed}: perplexity {row['perplexity']:.3f}, {row['parameters']:,} parameters", flush=True)
-    return row
+    print(f"{variant} seed {row['seed']}: perplexity {row['perplexity']:.3f}, {row['parameters']:,} parameters")
+    return [row]
 
 
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     sizes, rows = values["sizes"], values["rows"]
-    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     table = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         found = [row for row in rows if row["variant"] == variant]
@@ -162,7 +136,7 @@ def page(values: dict[str, Any]) -> str:
                 variant,
                 f"{first['parameters']:,}",
                 statistics.fmean(each),
-                f"{min(each):.3f} to {max(each):.3f}" if len(each) > 1 else "",
+                spread(each),
                 f"{statistics.fmean(reset):.3f}" if reset else "",
                 f"{first['flops_per_token'] / 1e6:.2f}",
                 f"{first['carried_numbers']:,}",
@@ -178,8 +152,8 @@ def page(values: dict[str, Any]) -> str:
             *page_head("Peers on books", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
-            f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT)} other "
-            f"books; seeds {seeds}. All parameters within 3 % of Memformer's; "
+            f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "
+            f"books; seeds {seeds_of(rows)}. All parameters within 3 % of Memformer's; "
             "its own variants keep its sizes.",
             "",
             markdown_table(columns, table),
@@ -191,7 +165,6 @@ def page(values: dict[str, Any]) -> str:
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--steps", type=int, help="optimizer steps; default 400")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, of all; default 2e-3")
     parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
@@ -205,11 +178,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="of Memformer; default 64")
     parser.add_argument("--heads", type=int, default=4, help="default 4")
     parser.add_argument("--slots", type=int, default=16, help="slots K, and RMT's memory tokens; default 16")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; default 1")
-    parser.add_argument("--quick", action="store_true", help="10 steps, 4 test excerpts of 512 bytes")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
-    parser.add_argument("--notes", default="", help="a remark for the result files")
+    add_options(parser, "10 steps, 4 test excerpts of 512 bytes")
     options = parser.parse_args(words)
     if options.quick:
         options.documents, options.test_length = 4, 512
@@ -219,20 +188,19 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    torch.set_num_threads(options.threads)
-    values: dict[str, Any] = provenance(torch.device("cpu"))
-    values["sizes"] = {
-        name: value for name, value in vars(options).items() if isinstance(value, int) and name not in ("json", "quick")
-    } | {"learning_rate": options.learning_rate}
-    values["notes"], values["rows"] = options.notes, []
+    names = (
+        "steps", "learning_rate", "lanes", "num_segments", "segment_length", "length", "documents", "test_length",
+        "encoder_layers", "decoder_layers", "width", "heads", "slots",
+    )  # fmt: skip
     for variant in options.variants:
         if not available(variant):
             print(f"{variant}: not run, its library is not installed (make peers)")
-            continue
-        for seed in options.seeds:
-            values["rows"].append(measure(variant, seed, options))
-            if options.out:  # as far as it has come
-                write_results(options.out, values, page(values))
+    cases = [
+        {"variant": variant, "seed": seed}
+        for variant, seed in itertools.product(filter(available, options.variants), options.seeds)
+    ]
+    sizes = {name: getattr(options, name) for name in names}
+    values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:
         print(json.dumps(values))
 

@@ -2,7 +2,7 @@
 """Images as sequences of pixels: the paper's Table 1 in kind, on Fashion-MNIST.
 
     apt-get install dataset-fashion-mnist                 Debian's package of the images (no other download)
-    python benchmarks/pixels.py                           a quarter of every length: under 30 minutes on 2 idle cores
+    python benchmarks/pixels.py --jobs 2                  a quarter of every length: under 30 minutes on 2 idle cores
     python benchmarks/pixels.py --quick --json            about a minute
     python benchmarks/pixels.py --scale full --device cuda     784 tokens an image, the paper's sizes, 20 epochs
     python benchmarks/pixels.py --out benchmarks/results/DATE-cpu-pixels
@@ -19,6 +19,7 @@ Perplexity is per pixel, on images never trained on. Operations of reading one i
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -34,7 +35,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import markdown_table, page_head, provenance, write_results
+from benchmarks.cases import Case, add_options, run_cases, seeds_of, spread
+from benchmarks.cases import Row as Result
+from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import PEERS, Sizes, available
 from benchmarks.peers.reader import MemformerReader, Reader, losses_of, parameters
@@ -193,16 +196,16 @@ def perplexity(reader: Reader, pixels: torch.Tensor, scale: Scale, device: torch
 
 
 def measure(
-    row: Row, seed: int, scale: Scale, learning: float, data: dict[str, torch.Tensor], device: torch.device
-) -> dict[str, Any]:
+    scale: Scale, learning: float, data: dict[str, torch.Tensor], device: torch.device, case: Case
+) -> list[Result]:
     """Trains and scores one row."""
+    row, seed = next(row for row in TABLE if row.name == case["name"]), case["seed"]
     reader = make_reader(row, scale, seed)
     reader.module.to(device)
     steps = scale.images // scale.batch * -(-scale.length // (scale.num_segments * scale.segment_length))
     history = train(reader, batches(data["train"], scale, seed), Recipe(steps, learning), print)
     values = {
-        "name": row.name,
-        "seed": seed,
+        **case,
         "parameters": parameters(reader),
         "gflops_per_image": reading_flops(reader, data["test"][:1].to(device), scale.segment_length) / 1e9,
         "perplexity": perplexity(reader, data["test"], scale, device),
@@ -212,21 +215,20 @@ def measure(
         "paper_perplexity": row.paper[1] if row.paper else None,
     }
     print(f"{row.name} seed {seed}: perplexity {values['perplexity']:.3f}, {values['gflops_per_image']:.4f} GFLOPs")
-    return values
+    return [values]
 
 
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
-    sizes, seeds = values["sizes"], sorted({row["seed"] for row in values["rows"]})
+    sizes = values["sizes"]
     columns = ("model", "parameters", "GFLOPs an image", "perplexity", "spread", "paper's GFLOPs", "paper's perplexity")
     rows = []
     for name in dict.fromkeys(row["name"] for row in values["rows"]):
         found = [row for row in values["rows"] if row["name"] == name]
         each = [row["perplexity"] for row in found]
-        spread = f"{min(each):.3f} to {max(each):.3f}" if len(each) > 1 else ""
         first = found[0]
         rows.append(
-            (name, f"{first['parameters']:,}", f"{first['gflops_per_image']:.4f}", statistics.fmean(each), spread,
+            (name, f"{first['parameters']:,}", f"{first['gflops_per_image']:.4f}", statistics.fmean(each), spread(each),
              first["paper_gflops"], first["paper_perplexity"])
         )  # fmt: skip
     return "\n".join(
@@ -235,7 +237,7 @@ def page(values: dict[str, Any]) -> str:
             f"Fashion-MNIST at scale `{sizes['scale']}`: {sizes['length']} pixels of {sizes['levels']} greys an image, "
             f"{sizes['segment_length']} a segment, width {sizes['width']}, slots and caches divided by "
             f"{sizes['divisor']}; trained on {sizes['images']:,} images, tested on {sizes['test_images']:,} others; "
-            f"seeds {', '.join(map(str, seeds))}. The paper's figures are of MNIST at full length and training: only "
+            f"seeds {seeds_of(values['rows'])}. The paper's figures are of MNIST at full length and training: only "
             "the order of the rows can be compared.",
             "",
             markdown_table(columns, rows),
@@ -249,15 +251,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="quarter", help="default quarter")
     parser.add_argument("--images", type=Path, default=PACKAGE, metavar="DIR", help=f"idx files; default {PACKAGE}")
     parser.add_argument("--rows", nargs="+", default=[], metavar="WORD", help="only rows whose name contains a word")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak; default 2e-3")
     parser.add_argument("--training-images", type=int, help="images trained on (default: the scale's)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1")
-    parser.add_argument("--quick", action="store_true", help="three rows at scale tiny")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
-    parser.add_argument("--notes", default="", help="a remark for the result files")
+    add_options(parser, "three rows at scale tiny")
     options = parser.parse_args(words)
     if options.quick:
         options.scale, options.rows = "tiny", ["2+6, memory 64", "2+6 without memory", "LSTM"]
@@ -275,7 +272,6 @@ def chosen(words: Sequence[str]) -> list[Row]:
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     scale = SCALES[options.scale]
     if options.training_images:
@@ -284,19 +280,16 @@ def main(words: Sequence[str] | None = None) -> None:
         "train": images(options.images, "train", scale, scale.images),
         "test": images(options.images, "test", scale, scale.test_images),
     }
-    values: dict[str, Any] = provenance(device)
-    values["sizes"] = {
+    sizes = {
         "scale": options.scale,
         "length": scale.length,
         "segment_length": scale.segment_length,
         "learning_rate": options.learning_rate,
         **dataclasses.asdict(scale),
     }
-    values["notes"], values["rows"] = options.notes, []
-    for row, seed in itertools.product(chosen(options.rows), options.seeds):
-        values["rows"].append(measure(row, seed, scale, options.learning_rate, data, device))
-        if options.out:  # as far as it has come
-            write_results(options.out, values, page(values))
+    cases = [{"name": row.name, "seed": seed} for row, seed in itertools.product(chosen(options.rows), options.seeds)]
+    of_case = functools.partial(measure, scale, options.learning_rate, data, device)
+    values = run_cases(options, sizes, cases, of_case, page, device)
     if options.json:
         print(json.dumps(values))
 

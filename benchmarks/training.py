@@ -39,6 +39,8 @@ class Recipe:
         schedule: "cosine" or "wsd".
         clip: Largest norm of the gradient.
         weight_decay: On matrices.
+        horizon: Segments through which the gradient goes back. A rollout is cut into parts of so many; the state is
+            carried from part to part, the gradient is not. None: the whole rollout.
     """
 
     steps: int
@@ -46,6 +48,7 @@ class Recipe:
     schedule: str = "cosine"
     clip: float = 1.0
     weight_decay: float = 0.0
+    horizon: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +92,31 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings, recipe.steps)
         weights = torch.ones(rollout.tokens.shape) if rollout.weights is None else rollout.weights
+        weights = weights / weights.sum()
         optimizer.zero_grad()
-        losses, state = reader.backward(
-            rollout.tokens.to(device), None if rollout.starting else state, weights.to(device)
+        losses, state = _backward(
+            reader, rollout.tokens.to(device), None if rollout.starting else state, weights.to(device), recipe.horizon
         )
         torch.nn.utils.clip_grad_norm_(reader.module.parameters(), recipe.clip)
         optimizer.step()
-        window.append(float((losses.cpu() * weights).sum() / weights.sum()))
+        window.append(float((losses.cpu() * weights).sum()))
         if step % tenth == 0:
             shown.append(sum(window) / len(window))
             window.clear()
             report(f"{reader.name}: step {step} of {recipe.steps}, loss {shown[-1]:.3f}")
     reader.module.eval()
     return History(tuple(shown), time.process_time() - started)
+
+
+def _backward(
+    reader: Reader, tokens_BTS: torch.Tensor, state: State, weights_BTS: torch.Tensor, horizon: int | None
+) -> tuple[torch.Tensor, State]:
+    """`Reader.backward`, part by part of `horizon` segments."""
+    horizon, losses = horizon or tokens_BTS.shape[1], []
+    for tokens, weights in zip(tokens_BTS.split(horizon, dim=1), weights_BTS.split(horizon, dim=1), strict=True):
+        loss, state = reader.backward(tokens, state, weights)
+        losses.append(loss)
+    return torch.cat(losses, dim=1), state
 
 
 def chunks(tokens_BL: torch.Tensor, num_segments: int, segment_length: int) -> Iterator[Rollout]:

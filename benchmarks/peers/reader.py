@@ -37,7 +37,7 @@ class Reader(Protocol):
         """The state after a segment that need not be predicted."""
 
     def backward(self, tokens_BTS: torch.Tensor, state: State, weights_BTS: torch.Tensor) -> tuple[torch.Tensor, State]:
-        """Accumulates the gradients of a rollout's weighted mean loss.
+        """Accumulates the gradients of a rollout's weighted loss; over an optimizer step the weights sum to 1.
 
         Returns:
             The losses of all tokens in nats, [B, T, S], detached; the state after the rollout, detached.
@@ -71,7 +71,7 @@ class MemformerReader:
         """Memory replay over the rollout."""
         cell = _WeightedCell(self.module, weights_BTS)
         rollout, carry = self._rollout(tokens_BTS, state)
-        result = memory_replay_backward(cell, rollout, carry, denominator=float(weights_BTS.sum()))
+        result = memory_replay_backward(cell, rollout, carry, denominator=1.0)
         return torch.stack(cell.losses[::-1], dim=1), result.carry
 
     def _rollout(self, tokens_BTS: torch.Tensor, state: State) -> tuple[Rollout, Carry]:
@@ -134,10 +134,10 @@ class TruncatedReader:
             logits, state = self.read(tokens_BS, state)
             segment = losses_of(logits, tokens_BS)
             losses.append(segment.detach())
-            objective = (segment * weights_BS).sum() / weights_BTS.sum()
+            objective = (segment * weights_BS).sum()
             further = self.auxiliary_loss()
             if further is not None:
-                objective = objective + further / tokens_BTS.shape[1]
+                objective = objective + further * weights_BS.sum()
             if self.through_state:
                 pending.append(objective)
             else:

@@ -84,7 +84,7 @@ def test_a_rollout_trains_every_parameter_and_leaves_the_state_of_reading(kind: 
     reader = reader_of(kind)
     tokens = random_tokens(2, SEGMENTS, LENGTH)
     reader.module.zero_grad()
-    found, state = reader.backward(tokens, None, torch.ones(tokens.shape))
+    found, state = reader.backward(tokens, None, torch.full(tokens.shape, 1 / tokens.numel()))
     torch.testing.assert_close(found.flatten(1), losses(reader, tokens.flatten(1)), rtol=1e-4, atol=1e-5)
     without = {name for name, parameter in reader.module.named_parameters() if parameter.grad is None}
     # The Compressive Transformer's compression learns from its reconstruction loss, which it has in training mode only.

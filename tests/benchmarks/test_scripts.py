@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import long_text, memory_tasks, peers_text, pixels
+from benchmarks import long_text, memory_tasks, peers_text, pixels, texts
+from benchmarks.training import Recipe, train
 
 
 def idx_file(path: Path, images: np.ndarray) -> None:
@@ -101,22 +103,75 @@ def test_peers_on_text(tmp_path: Path) -> None:
 
 
 def test_books_are_held_out_whole() -> None:
-    trained, tested = peers_text.books(held_out=False), peers_text.books(held_out=True)
-    assert len(tested) == len(peers_text.HELD_OUT)
-    assert {len(text) for text in trained}.isdisjoint(len(text) for text in tested)
+    books = texts.texts("books")
+    assert len(books.held_out) == len(texts.HELD_OUT_BOOKS)
+    assert {len(text) for text in books.trained}.isdisjoint(len(text) for text in books.held_out)
+
+
+def write_packages(directory: Path, count: int) -> None:
+    for number in range(count):
+        package = directory / f"package_{number}"
+        (package / "inner").mkdir(parents=True)
+        (package / "__init__.py").write_text(f"# {number}\n")
+        (package / "inner" / "code.py").write_text("x = 1\n" * (texts.LEAST_BYTES // 6))
+    (directory / "stray.py").write_text("left out\n")
 
 
 def test_a_package_is_one_document(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / "packages" / name / "inner").mkdir(parents=True)
-        (tmp_path / "packages" / name / "__init__.py").write_text(f"# {name}\n")
-        (tmp_path / "packages" / name / "inner" / "code.py").write_text("x = 1\n")
-    (tmp_path / "packages" / "stray.py").write_text("left out\n")
-    gathered = long_text.gather(tmp_path / "packages", tmp_path / "documents")
-    assert sorted(path.name for path in gathered.iterdir()) == ["one.txt.gz", "two.txt.gz"]
-    with gzip.open(gathered / "two.txt.gz", "rt", encoding="utf-8") as file:
-        assert file.read() == "# two/__init__.py\n# two\n\n# two/inner/code.py\nx = 1\n\n"
-    assert long_text.gather(long_text.BOOKS, tmp_path / "unused") == long_text.BOOKS
+    write_packages(tmp_path / "packages", 9)
+    (tmp_path / "packages" / "small").mkdir()
+    (tmp_path / "packages" / "small" / "__init__.py").write_text("")
+    found = texts.texts(str(tmp_path / "packages"))
+    assert (found.name, len(found.trained), len(found.held_out)) == ("packages", 8, 1)
+    text = found.held_out[0].tobytes()
+    assert text.startswith(b"# package_4/__init__.py\n# 4\n\n# package_4/inner/code.py\nx = 1\nx = 1\n")
+
+
+def test_too_few_documents_are_one_clear_line(tmp_path: Path) -> None:
+    write_packages(tmp_path, 3)
+    with pytest.raises(SystemExit, match="3 documents of at least 50,000 bytes"):
+        long_text.main(["--documents", str(tmp_path), "--quick"])
+
+
+def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--quick", "--steps", "2", "--width", "16", "--lanes", "2", "--out", str(tmp_path / "result")]
+    long_text.main([*words, "--horizons", "4"])
+    first = json.loads((tmp_path / "result.json").read_text())
+    assert [long_text.label(row) for row in first["rows"]] == ["no slots", "T = 4"]
+    assert first["rows"][0]["perplexity"] == first["rows"][0]["perplexity_memory_reset"]
+    assert [place["from"] for place in first["rows"][1]["by_position"]] == [0, 16, 32, 64, 128, 256]
+    capsys.readouterr()
+    long_text.main([*words, "--horizons", "4", "--seeds", "0", "1", "--jobs", "2"])
+    assert "2 of 4 models" in capsys.readouterr().out
+    second = json.loads((tmp_path / "result.json").read_text())
+    assert [row["seed"] for row in second["rows"]] == [0, 0, 1, 1]
+    assert second["rows"][:2] == first["rows"]
+    assert {row["commit"] for row in second["rows"]} == {second["commit"]}
+    assert "| T = 4, reset |" in (tmp_path / "result.md").read_text()
+    with pytest.raises(SystemExit, match="rows of other sizes \\(length\\)"):
+        long_text.main([*words, "--length", "1024"])
+
+
+def test_horizons_differ_in_the_gradient_alone() -> None:
+    """Same losses with the first weights; gradients of T = 1 and 4 differ, of T = 4 in one part and in all do not."""
+    options = long_text.parse(["--quick"])
+    case = {"horizon": 4, "slots": 4, "seed": 0}
+    documents = texts.texts("books").trained
+    rollout = next(texts.rollouts(documents, 2, 128, 4, options.segment_length, seed=0))
+    losses, gradients = {}, {}
+    for horizon in (1, 2, 4, None):
+        torch.manual_seed(0)
+        copy = long_text.make_reader(options, case)
+        recipe = Recipe(1, 1e-12, clip=math.inf, horizon=horizon)
+        losses[horizon] = train(copy, iter([rollout]), recipe).losses
+        gradients[horizon] = {name: p.grad for name, p in copy.module.named_parameters() if p.grad is not None}
+    assert losses[1] == pytest.approx(losses[4], rel=1e-6)
+    for name, gradient in gradients[4].items():
+        torch.testing.assert_close(gradients[None][name], gradient)
+    writer = "writer.query.weight"
+    assert gradients[1][writer].abs().max() == 0
+    assert gradients[2][writer].abs().max() > 0
+    assert not torch.allclose(gradients[2][writer], gradients[4][writer])
 
 
 def test_horizons_divide_the_segments_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
