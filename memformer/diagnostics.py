@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline import SegmentBatch, Tokenizer
 from memformer.distributed import all_sum, from_main
-from memformer.inspection import KEPT, OVERWRITTEN, MemoryInspector
+from memformer.evaluation.inspection import KEPT, OVERWRITTEN, MemoryInspector
 from memformer.model import Memformer, Segment
 from memformer.replay import Carry
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from data_pipeline import SegmentBatch, SegmentStream, UserError
-from memformer import checkpoint, distributed, inspection_pictures
+from memformer import checkpoint, distributed
 from memformer.config import Config, save_config
 from memformer.deepspeed_config import deepspeed_config
 from memformer.diagnostics import inspected_memory, memory_diagnostics
 from memformer.distributed import World
 from memformer.engine import ReplayEngine, StepReport
-from memformer.evaluation import evaluate
+from memformer.evaluation import evaluate, pictures
 from memformer.guards import Guards, Step
 from memformer.initial_weights import initial_model
 from memformer.lane_states import LaneStates
@@ -314,7 +314,7 @@ class Trainer:
             if step == interval:
                 LOG.info("no pictures of the memory from a pipeline: memformer inspect-memory draws them of an export")
             return
-        if not distributed.from_main(inspection_pictures.available()):
+        if not distributed.from_main(pictures.available()):
             if step == interval:
                 LOG.info("no pictures of the memory: they need matplotlib (pip install 'memformer-train[plots]')")
             return
@@ -322,7 +322,7 @@ class Trainer:
         with self.data.held_out_stream(self.config, self.world) as stream, self.engine.autocast():
             report = inspected_memory(self.engine.model, stream, self.data.train.tokenizer)
         if report is not None and self.world.is_main:
-            self.writer.figures("memory", step, inspection_pictures.pictures(report))
+            self.writer.figures("memory", step, pictures.pictures(report))
 
     def attentive(self, batches: Iterable[SegmentBatch]) -> Iterator[SegmentBatch]:
         """The batches of an evaluation, which ends early when the run is asked to stop."""

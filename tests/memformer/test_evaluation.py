@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline import DocumentIndex, SegmentStream, ShardStore
 from memformer import Memformer, MemformerConfig
-from memformer.evaluation import BUCKETS, evaluate
+from memformer.evaluation.perplexity import BUCKETS, evaluate
 from memformer.model import Segment, token_losses
 from tests.books import small_dataset
 

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 
 from data_pipeline.tokenizer import ByteTokenizer
 from launch.cli import main
-from memformer import Memformer, MemformerConfig, inspection, inspection_pictures
+from memformer import Memformer, MemformerConfig
+from memformer.evaluation import inspection, pictures
+from memformer.evaluation.inspection import COLUMNS, KEPT, OVERWRITTEN, MemoryInspector, inspect_tokens
 from memformer.generation import Generator
-from memformer.inspection import COLUMNS, KEPT, OVERWRITTEN, MemoryInspector, inspect_tokens
 from memformer.loading import FORMAT
 from memformer.model import Segment
 from memformer.replay import Carry, Rollout, memory_replay_backward
@@ -256,7 +257,7 @@ def test_refuses_with_one_line(exported: Path, capsys: pytest.CaptureFixture[str
 def test_without_matplotlib_numbers_are_to_be_had(
     exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection_pictures, "available", lambda: False)
+    monkeypatch.setattr(pictures, "available", lambda: False)
     words = ["inspect-memory", str(exported / "model"), "--text-file", str(exported / "text.txt"), "--device", "cpu"]
     assert main([*words, "--out", str(exported / "none")]) == 2
     assert "pictures need matplotlib: pip install" in capsys.readouterr().err

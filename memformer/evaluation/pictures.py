@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The pictures of an inspected memory (`memformer.inspection`): files of the command, images of TensorBoard.
+"""The pictures of an inspected memory (`memformer.evaluation.inspection`): files of the command, images of TensorBoard.
 
 Needs matplotlib, an extra: `pip install 'memformer-train[plots]'`. Figures are made without pyplot, which would keep
 them alive and choose a display.
