@@ -9,6 +9,7 @@ there: rows of the file that `--out` names are kept if they are of the same size
 import argparse
 import json
 import multiprocessing
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -98,6 +99,20 @@ def run_cases(
 def seeds_of(rows: Sequence[Row]) -> str:
     """The seeds of rows, for a page."""
     return ", ".join(map(str, sorted({row["seed"] for row in rows})))
+
+
+def at_best_rate(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one model at the learning rate of the lowest training loss, so that none is judged at another's.
+
+    The loss is that of the last tenth of the steps, mean over seeds; test scores play no part. Rates that not all of
+    the model's seeds have been trained at are left out.
+    """
+    seeds = {row["seed"] for row in rows}
+    by_rate: dict[float, list[Row]] = {}
+    for row in rows:
+        by_rate.setdefault(row["learning_rate"], []).append(row)
+    whole = [found for found in by_rate.values() if {row["seed"] for row in found} == seeds] or list(by_rate.values())
+    return min(whole, key=lambda found: statistics.fmean(row["training_losses"][-1] for row in found))
 
 
 def spread(each: Sequence[float], digits: int = 3) -> str:

@@ -8,7 +8,8 @@
 
 Every model has the parameters of the Memformer to within 3 %, its layers (encoder and decoder together) and heads, and
 reads the same excerpts of books in the same order, byte by byte, S a segment, T segments an optimizer step, with one
-optimizer and schedule. Memformer and RMT carry `--slots` vectors; Transformer-XL, the windowed and the Compressive
+optimizer and schedule; each is trained at every one of `--learning-rates` and shown at the one of the lowest training
+loss. Memformer and RMT carry `--slots` vectors; Transformer-XL, the windowed and the Compressive
 Transformer see S bytes before the segment, the last S/4 compressed ones more; the LSTM its state. Gradients pass from
 segment to segment where the architecture is trained so: Memformer (by replay), RMT, LSTM (by BPTT).
 
@@ -33,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of, spread
+from benchmarks.cases import Case, Row, add_options, at_best_rate, run_cases, seeds_of, spread
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import KINDS, Sizes, at_parameters, available
@@ -97,7 +98,7 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     data = rollouts(
         documents.trained, options.lanes, options.length, options.num_segments, options.segment_length, case["seed"]
     )
-    recipe = Recipe(options.steps, options.learning_rate, "wsd")
+    recipe = Recipe(options.steps, case["learning_rate"], "wsd")
     history = train(reader, data, recipe, lambda line: print(line, flush=True))
     test = excerpts(documents.held_out, options.documents, options.test_length, np.random.default_rng(TEST_SEED))
     means, _ = losses_by_segment(reader, test, options.segment_length)
@@ -118,7 +119,9 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         row["perplexity_memory_reset"] = math.exp(
             float(losses_by_segment(reader, test, options.segment_length)[0].mean())
         )
-    print(f"{variant} seed {row['seed']}: perplexity {row['perplexity']:.3f}, {row['parameters']:,} parameters")
+    print(
+        f"{variant} seed {row['seed']}, rate {row['learning_rate']:g}: perplexity {row['perplexity']:.3f}", flush=True
+    )
     return [row]
 
 
@@ -127,7 +130,7 @@ def page(values: dict[str, Any]) -> str:
     sizes, rows = values["sizes"], values["rows"]
     table = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        found = [row for row in rows if row["variant"] == variant]
+        found = at_best_rate([row for row in rows if row["variant"] == variant])
         each = [row["perplexity"] for row in found]
         first = found[0]
         reset = [row["perplexity_memory_reset"] for row in found if "perplexity_memory_reset" in row]
@@ -137,6 +140,7 @@ def page(values: dict[str, Any]) -> str:
                 f"{first['parameters']:,}",
                 statistics.fmean(each),
                 spread(each),
+                f"{first['learning_rate']:g}",
                 f"{statistics.fmean(reset):.3f}" if reset else "",
                 f"{first['flops_per_token'] / 1e6:.2f}",
                 f"{first['carried_numbers']:,}",
@@ -144,8 +148,8 @@ def page(values: dict[str, Any]) -> str:
             )
         )
     columns = (
-        "model", "parameters", "perplexity", "spread", "memory reset", "MFLOPs a byte", "carried numbers",
-        "training (s of one core)",
+        "model", "parameters", "perplexity", "spread", "learning rate", "memory reset", "MFLOPs a byte",
+        "carried numbers", "training (s of one core)",
     )  # fmt: skip
     return "\n".join(
         [
@@ -166,7 +170,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--steps", type=int, help="optimizer steps; default 400")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, of all; default 2e-3")
+    parser.add_argument("--learning-rates", nargs="+", type=float, help="peaks; default 5e-3 1e-2")
     parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
     parser.add_argument("--num-segments", type=int, default=4, help="T; default 4")
     parser.add_argument("--segment-length", type=int, default=64, help="S in bytes; default 64")
@@ -182,6 +186,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.quick:
         options.documents, options.test_length = 4, 512
+    options.learning_rates = options.learning_rates or ([5e-3] if options.quick else [5e-3, 1e-2])
     options.steps = options.steps or (10 if options.quick else 400)
     return options
 
@@ -189,15 +194,17 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     names = (
-        "steps", "learning_rate", "lanes", "num_segments", "segment_length", "length", "documents", "test_length",
+        "steps", "lanes", "num_segments", "segment_length", "length", "documents", "test_length",
         "encoder_layers", "decoder_layers", "width", "heads", "slots",
     )  # fmt: skip
     for variant in options.variants:
         if not available(variant):
             print(f"{variant}: not run, its library is not installed (make peers)")
     cases = [
-        {"variant": variant, "seed": seed}
-        for variant, seed in itertools.product(filter(available, options.variants), options.seeds)
+        {"variant": variant, "seed": seed, "learning_rate": rate}
+        for rate, seed, variant in itertools.product(
+            options.learning_rates, options.seeds, filter(available, options.variants)
+        )
     ]
     sizes = {name: getattr(options, name) for name in names}
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)

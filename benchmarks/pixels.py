@@ -13,7 +13,8 @@ and all lengths (image, segment, slots, the peers' caches) are a quarter of the 
 memory's size.
 
 Rows: Memformer 4+8, 4+4, 2+6 by memory slots, without sharpening (temperature 1), without forgetting, with one writer
-head; Transformer-XL by cache and LSTM (`make peers`). One loop, the same images in the same order, the same optimizer.
+head; Transformer-XL by cache and LSTM (`make peers`). One loop, the same images in the same order, the same optimizer;
+each model is trained at every one of `--learning-rates` and shown at the one of the lowest training loss.
 Perplexity is per pixel, on images never trained on. Operations of reading one image are counted while one is read.
 """
 
@@ -35,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, add_options, run_cases, seeds_of, spread
+from benchmarks.cases import Case, add_options, at_best_rate, run_cases, seeds_of, spread
 from benchmarks.cases import Row as Result
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
@@ -195,15 +196,13 @@ def perplexity(reader: Reader, pixels: torch.Tensor, scale: Scale, device: torch
     return math.exp(total / pixels.numel())
 
 
-def measure(
-    scale: Scale, learning: float, data: dict[str, torch.Tensor], device: torch.device, case: Case
-) -> list[Result]:
-    """Trains and scores one row."""
+def measure(scale: Scale, data: dict[str, torch.Tensor], device: torch.device, case: Case) -> list[Result]:
+    """Trains and scores one row at one learning rate."""
     row, seed = next(row for row in TABLE if row.name == case["name"]), case["seed"]
     reader = make_reader(row, scale, seed)
     reader.module.to(device)
     steps = scale.images // scale.batch * -(-scale.length // (scale.num_segments * scale.segment_length))
-    history = train(reader, batches(data["train"], scale, seed), Recipe(steps, learning), print)
+    history = train(reader, batches(data["train"], scale, seed), Recipe(steps, case["learning_rate"]), print)
     values = {
         **case,
         "parameters": parameters(reader),
@@ -214,21 +213,31 @@ def measure(
         "paper_gflops": row.paper[0] if row.paper else None,
         "paper_perplexity": row.paper[1] if row.paper else None,
     }
-    print(f"{row.name} seed {seed}: perplexity {values['perplexity']:.3f}, {values['gflops_per_image']:.4f} GFLOPs")
+    print(f"{row.name} seed {seed}, rate {case['learning_rate']:g}: perplexity {values['perplexity']:.3f}", flush=True)
     return [values]
 
 
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     sizes = values["sizes"]
-    columns = ("model", "parameters", "GFLOPs an image", "perplexity", "spread", "paper's GFLOPs", "paper's perplexity")
+    columns = (
+        "model",
+        "parameters",
+        "GFLOPs an image",
+        "perplexity",
+        "spread",
+        "learning rate",
+        "paper's GFLOPs",
+        "paper's perplexity",
+    )
     rows = []
     for name in dict.fromkeys(row["name"] for row in values["rows"]):
-        found = [row for row in values["rows"] if row["name"] == name]
+        found = at_best_rate([row for row in values["rows"] if row["name"] == name])
         each = [row["perplexity"] for row in found]
         first = found[0]
         rows.append(
             (name, f"{first['parameters']:,}", f"{first['gflops_per_image']:.4f}", statistics.fmean(each), spread(each),
+             f"{first['learning_rate']:g}",
              first["paper_gflops"], first["paper_perplexity"])
         )  # fmt: skip
     return "\n".join(
@@ -251,13 +260,14 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="quarter", help="default quarter")
     parser.add_argument("--images", type=Path, default=PACKAGE, metavar="DIR", help=f"idx files; default {PACKAGE}")
     parser.add_argument("--rows", nargs="+", default=[], metavar="WORD", help="only rows whose name contains a word")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak; default 2e-3")
+    parser.add_argument("--learning-rates", nargs="+", type=float, help="peaks; default 5e-3 1e-2")
     parser.add_argument("--training-images", type=int, help="images trained on (default: the scale's)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     add_options(parser, "three rows at scale tiny")
     options = parser.parse_args(words)
     if options.quick:
         options.scale, options.rows = "tiny", ["2+6, memory 64", "2+6 without memory", "LSTM"]
+    options.learning_rates = options.learning_rates or ([5e-3] if options.quick else [5e-3, 1e-2])
     return options
 
 
@@ -284,11 +294,13 @@ def main(words: Sequence[str] | None = None) -> None:
         "scale": options.scale,
         "length": scale.length,
         "segment_length": scale.segment_length,
-        "learning_rate": options.learning_rate,
         **dataclasses.asdict(scale),
     }
-    cases = [{"name": row.name, "seed": seed} for row, seed in itertools.product(chosen(options.rows), options.seeds)]
-    of_case = functools.partial(measure, scale, options.learning_rate, data, device)
+    cases = [
+        {"name": row.name, "seed": seed, "learning_rate": rate}
+        for rate, seed, row in itertools.product(options.learning_rates, options.seeds, chosen(options.rows))
+    ]
+    of_case = functools.partial(measure, scale, data, device)
     values = run_cases(options, sizes, cases, of_case, page, device)
     if options.json:
         print(json.dumps(values))

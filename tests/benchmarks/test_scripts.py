@@ -6,12 +6,13 @@ import json
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import long_text, memory_tasks, peers_text, pixels, texts
+from benchmarks import cases, long_text, memory_tasks, peers_text, pixels, texts
 from benchmarks.training import Recipe, train
 
 
@@ -60,14 +61,25 @@ def test_missing_images_are_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_pixels(image_directory: Path, tmp_path: Path) -> None:
-    words = f"--scale tiny --rows LSTM 4+4 --images {image_directory} --training-images 32 --out {tmp_path / 'result'}"
+    words = f"--scale tiny --learning-rates 1e-2 1e-3 --rows LSTM 4+4 --images {image_directory} --training-images 32 --out {tmp_path / 'result'}"
     pixels.main(words.split())
     values = json.loads((tmp_path / "result.json").read_text())
-    assert [row["name"] for row in values["rows"]] == ["Memformer 4+4", "LSTM"]
+    trained = [(row["name"], row["learning_rate"]) for row in values["rows"]]
+    assert trained == [("Memformer 4+4", 1e-2), ("LSTM", 1e-2), ("Memformer 4+4", 1e-3), ("LSTM", 1e-3)]
     for row in values["rows"]:
         assert 5 < row["perplexity"] < 30  # 16 greys, hardly trained
         assert row["gflops_per_image"] > 0
-    assert "| LSTM |" in (tmp_path / "result.md").read_text()
+    assert (tmp_path / "result.md").read_text().count("| LSTM |") == 1
+
+
+def test_a_model_is_shown_at_the_rate_of_its_lowest_training_loss() -> None:
+    def row(rate: float, seed: int, *losses: float) -> dict[str, Any]:
+        return {"learning_rate": rate, "seed": seed, "training_losses": losses, "perplexity": 1 / rate}
+
+    high = [row(1e-2, 0, 2.0, 1.0), row(1e-2, 1, 2.0, 1.4)]
+    low = [row(1e-3, 0, 0.5, 1.3), row(1e-3, 1, 0.5, 1.3)]
+    assert cases.at_best_rate([*low, *high]) == high
+    assert cases.at_best_rate([*low, high[0]]) == low  # a rate of one seed alone is not compared
 
 
 def test_memory_tasks(tmp_path: Path) -> None:
