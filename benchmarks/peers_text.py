@@ -2,7 +2,7 @@
 """Memformer beside other architectures on books: equal parameters, equal tokens, one loop.
 
     make peers                                            installs the libraries
-    python benchmarks/peers_text.py                       about a quarter of an hour on one CPU core
+    python benchmarks/peers_text.py                       about 40 minutes on one CPU core, 20 with --jobs 2
     python benchmarks/peers_text.py --quick --json        about a minute
     python benchmarks/peers_text.py --out benchmarks/results/DATE-cpu-peers-text
 
@@ -169,16 +169,16 @@ def page(values: dict[str, Any]) -> str:
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
-    parser.add_argument("--steps", type=int, help="optimizer steps; default 400")
+    parser.add_argument("--steps", type=int, help="optimizer steps; default 1200")
     parser.add_argument("--learning-rates", nargs="+", type=float, help="peaks; default 5e-3 1e-2")
     parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
-    parser.add_argument("--num-segments", type=int, default=4, help="T; default 4")
-    parser.add_argument("--segment-length", type=int, default=64, help="S in bytes; default 64")
+    parser.add_argument("--num-segments", type=int, default=8, help="T; default 8")
+    parser.add_argument("--segment-length", type=int, default=32, help="S in bytes; default 32")
     parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
     parser.add_argument("--documents", type=int, default=32, help="excerpts of the test; default 32")
     parser.add_argument("--test-length", type=int, default=4096, help="bytes of each; default 4096")
     parser.add_argument("--encoder-layers", type=int, default=2, help="of Memformer; default 2")
-    parser.add_argument("--decoder-layers", type=int, default=4, help="of Memformer; default 4")
+    parser.add_argument("--decoder-layers", type=int, default=2, help="of Memformer; default 2")
     parser.add_argument("--width", type=int, default=64, help="of Memformer; default 64")
     parser.add_argument("--heads", type=int, default=4, help="default 4")
     parser.add_argument("--slots", type=int, default=16, help="slots K, and RMT's memory tokens; default 16")
@@ -187,7 +187,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         options.documents, options.test_length = 4, 512
     options.learning_rates = options.learning_rates or ([5e-3] if options.quick else [5e-3, 1e-2])
-    options.steps = options.steps or (10 if options.quick else 400)
+    options.steps = options.steps or (10 if options.quick else 1200)
     return options
 
 

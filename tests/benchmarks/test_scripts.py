@@ -61,8 +61,8 @@ def test_missing_images_are_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_pixels(image_directory: Path, tmp_path: Path) -> None:
-    words = f"--scale tiny --learning-rates 1e-2 1e-3 --rows LSTM 4+4 --images {image_directory} --training-images 32 --out {tmp_path / 'result'}"
-    pixels.main(words.split())
+    words = f"--scale tiny --rows LSTM 4+4 --learning-rates 1e-2 1e-3 --images {image_directory} --training-images 32"
+    pixels.main([*words.split(), "--out", str(tmp_path / "result")])
     values = json.loads((tmp_path / "result.json").read_text())
     trained = [(row["name"], row["learning_rate"]) for row in values["rows"]]
     assert trained == [("Memformer 4+4", 1e-2), ("LSTM", 1e-2), ("Memformer 4+4", 1e-3), ("LSTM", 1e-3)]
@@ -103,7 +103,7 @@ def test_the_small_bias_starts_from_the_same_memory() -> None:
 def test_peers_on_text(tmp_path: Path) -> None:
     words = (
         "--variants memformer memformer-no-slots lstm --steps 2 --documents 2 --test-length 128 --lanes 2 "
-        f"--length 256 --width 16 --out {tmp_path / 'result'}"
+        f"--length 256 --width 16 --learning-rates 1e-2 --out {tmp_path / 'result'}"
     )
     peers_text.main(words.split())
     values = json.loads((tmp_path / "result.json").read_text())
