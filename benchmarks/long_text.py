@@ -140,9 +140,9 @@ def page(values: dict[str, Any]) -> str:
             f"Bytes; 2+2 layers, width {sizes['width']}, {sizes['slots']} slots, forgetting "
             f"{'on' if sizes['forgetting'] else 'off'}; segments of {sizes['segment_length']} bytes, "
             f"{sizes['lanes']} lanes, {sizes['step_segments']} segments of each a step, {sizes['steps']} steps, "
-            f"{first['training_bytes'] / 1e6:.1f} M bytes in excerpts of {sizes['length']:,}; tested on "
-            f"{first['test_bytes']:,} bytes of documents that were held out, in excerpts of {sizes['test_length']:,}; "
-            f"seeds {seeds_of(rows)}. Every row has read the same bytes in the same order. *Reset*: the same model, "
+            f"{first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} documents in excerpts of {sizes['length']:,}; "
+            f"tested on {first['test_bytes']:,} bytes of {sizes['held_out']} other documents in excerpts of "
+            f"{sizes['test_length']:,}; seeds {seeds_of(rows)}. Every row has read the same bytes in the same order. *Reset*: the same model, "
             "its memory reset at every segment; *gain*: how much higher that perplexity is.",
             "",
             markdown_table(["gradient through", "perplexity", "spread", "reset", "gain"], table),
@@ -189,7 +189,9 @@ def main(words: Sequence[str] | None = None) -> None:
         "steps", "step_segments", "lanes", "segment_length", "length", "excerpts", "test_length", "width", "slots",
         "forgetting", "learning_rate",
     )  # fmt: skip
-    sizes = {"name": texts(options.documents).name} | {name: getattr(options, name) for name in names}
+    documents = texts(options.documents)
+    sizes = {"name": documents.name, "trained": len(documents.trained), "held_out": len(documents.held_out)}
+    sizes |= {name: getattr(options, name) for name in names}
     cases = [
         {"horizon": horizon, "slots": slots, "seed": seed}
         for seed in options.seeds
