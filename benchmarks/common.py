@@ -134,7 +134,7 @@ def page_head(title: str, values: Mapping[str, Any]) -> list[str]:
         f"# {title}",
         "",
         f"{values['date']}; {values['hardware']}; torch {values['torch']}; commit {', '.join(commits)}.",
-        *(f"`{command}`  " for command in values.get("commands", [values["command"]])),
+        "  \n".join(f"`{command}`" for command in values.get("commands", [values["command"]])),
         "",
     ]
 

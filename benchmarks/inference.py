@@ -23,6 +23,7 @@ Definitions (the paper gives none for its 8.1 times less memory and 3.2 times fa
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import subprocess
@@ -52,7 +53,7 @@ class Case:
     model: MemformerConfig
     memories: tuple[int, ...]  # of Transformer-XL: those of the paper
     contexts: tuple[int, ...]
-    batches: tuple[int, ...]  # generated side by side
+    batches: tuple[int, ...]  # documents read or generated side by side
 
     @property
     def layers(self) -> int:
@@ -236,8 +237,7 @@ def against_transformer_xl(name: str, case: Case, options: argparse.Namespace, d
     torch.manual_seed(0)
     ours, peer = Memformer(case.model).to(device).eval(), CachedDecoder(case.model, case.layers).to(device).eval()
     rows = []
-    tasks = [("reading", 1), *(("generating", batch) for batch in case.batches)]
-    for task, batch in tasks:
+    for task, batch in itertools.product(("reading", "generating"), case.batches):
         own: Reader = MemformerReading(ours, batch) if task == "reading" else MemformerWriting(ours, batch)
         readers: dict[tuple[str, int], tuple[Reader, int, torch.nn.Module]] = {(OURS, 0): (own, SEGMENT, ours)}
         for memory in case.memories:

@@ -140,10 +140,11 @@ def page(values: dict[str, Any]) -> str:
             f"Bytes; 2+2 layers, width {sizes['width']}, {sizes['slots']} slots, forgetting "
             f"{'on' if sizes['forgetting'] else 'off'}; segments of {sizes['segment_length']} bytes, "
             f"{sizes['lanes']} lanes, {sizes['step_segments']} segments of each a step, {sizes['steps']} steps, "
-            f"{first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} documents in excerpts of {sizes['length']:,}; "
-            f"tested on {first['test_bytes']:,} bytes of {sizes['held_out']} other documents in excerpts of "
-            f"{sizes['test_length']:,}; seeds {seeds_of(rows)}. Every row has read the same bytes in the same order. *Reset*: the same model, "
-            "its memory reset at every segment; *gain*: how much higher that perplexity is.",
+            f"{first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} documents in excerpts of "
+            f"{sizes['length']:,}; tested on {first['test_bytes']:,} bytes of {sizes['held_out']} other documents in "
+            f"excerpts of {sizes['test_length']:,}; seeds {seeds_of(rows)}. Every row has read the same bytes in the "
+            "same order. *Reset*: the same model, its memory reset at every segment; *gain*: how much higher that "
+            "perplexity is.",
             "",
             markdown_table(["gradient through", "perplexity", "spread", "reset", "gain"], table),
             "",
