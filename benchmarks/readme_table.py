@@ -7,12 +7,14 @@ python benchmarks/readme_table.py --check   exit code 1 if it is not what the fi
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.cases import at_best_rate
 from benchmarks.common import ROOT, markdown_table
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,7 +27,13 @@ def newest(kind: str) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text())
 
 
-KEPT = {"copy": "Copying 4 symbols", "recall": "Recalling one of 4 pairs", "needle": "A digit told once in a book"}
+KEPT = {
+    "copy": "Copying 4 symbols",
+    "recall": "Recalling one of 4 pairs",
+    "needle": "A digit told once in a book",
+    "needle-inside": "A digit told inside a book",
+    "counting": "Counting what somebody in a book holds",
+}
 
 
 def exists(kind: str) -> bool:
@@ -75,6 +83,9 @@ def rows() -> list[list[str]]:
             link(data_path),
         ],
         *(communication_rows() if exists("communication") else []),
+        *(pixel_rows() if exists("cpu-pixels") else []),
+        *(peer_rows() if exists("cpu-peers-text") else []),
+        *(row for kind in ("long-text", "long-text-code") if exists(f"cpu-{kind}") for row in horizon_rows(kind)),
         *(row for task in KEPT if exists(f"cpu-memory-{task}") for row in memory_rows(task)),
         [
             "`make train`: 17 books as bytes, 2 CPU processes",
@@ -95,6 +106,67 @@ def communication_rows() -> list[list[str]]:
             f"Gradient bytes a step, 1 to {max(figures['segments'])} segments, ZeRO 0-3",
             f"{figures['largest_gradient_over_limit']:.2f} of sending each gradient once",
             f"replay buffer of 2 tensor-parallel processes: {figures['partitioned_buffer_of_whole']:.2f} of the whole",
+            link(path),
+        ]
+    ]
+
+
+def best(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """Perplexity by name, each at its best learning rate, mean over seeds."""
+    return {
+        name: statistics.fmean(row["perplexity"] for row in at_best_rate([row for row in rows if row[key] == name]))
+        for name in dict.fromkeys(row[key] for row in rows)
+    }
+
+
+def pixel_rows() -> list[list[str]]:
+    """The paper's comparison on images."""
+    path, values = newest("cpu-pixels")
+    found = best(values["rows"], "name")
+    others = ("Memformer 2+6 without memory", "Transformer-XL, memory 784", "LSTM")
+    return [
+        [
+            f"Images as {values['sizes']['length']} pixels, perplexity: 4+8 and 2+6 layers",
+            f"{found['Memformer 4+8']:.3f} and {found['Memformer 2+6, memory 64']:.3f}",
+            "; ".join(f"{name.removeprefix('Memformer ')}: {found[name]:.3f}" for name in others if name in found),
+            link(path),
+        ]
+    ]
+
+
+def peer_rows() -> list[list[str]]:
+    """Other architectures at equal parameters."""
+    path, values = newest("cpu-peers-text")
+    found = best(values["rows"], "variant")
+    others = {name: each for name, each in found.items() if not name.startswith("memformer")}
+    return [
+        [
+            f"Books as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity",
+            f"{found['memformer']:.3f}",
+            f"without slots: {found['memformer-no-slots']:.3f}; "
+            + "; ".join(f"{name}: {each:.3f}" for name, each in others.items()),
+            link(path),
+        ]
+    ]
+
+
+def horizon_rows(kind: str) -> list[list[str]]:
+    """What the memory and its gradient are worth."""
+    path, values = newest(f"cpu-{kind}")
+    slots = [row for row in values["rows"] if row["slots"]]
+    horizons = sorted({row["horizon"] for row in slots})
+
+    def mean(rows: list[dict[str, Any]], key: str = "perplexity") -> float:
+        return statistics.fmean(row[key] for row in rows)
+
+    by_horizon = {each: [row for row in slots if row["horizon"] == each] for each in horizons}
+    return [
+        [
+            f"Perplexity of {values['sizes']['name'].removeprefix('the ').partition(' of ')[0]}, held out, gradient "
+            f"through {horizons[0]} and {horizons[-1]} segments",
+            f"{mean(by_horizon[horizons[0]]):.3f} and {mean(by_horizon[horizons[-1]]):.3f}",
+            f"the latter with its memory reset: {mean(by_horizon[horizons[-1]], 'perplexity_memory_reset'):.3f}; "
+            f"trained without slots: {mean([row for row in values['rows'] if not row['slots']]):.3f}",
             link(path),
         ]
     ]

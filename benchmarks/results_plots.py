@@ -1,10 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The plots of docs/results/, from the values of a result file. A script without an entry here has none."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from benchmarks.cases import at_best_rate
+from benchmarks.long_text import label as of_horizon
 from benchmarks.plots import Plot, Series
 
 MEBI = 2**20
@@ -124,10 +128,53 @@ def memory_slots(values: Mapping[str, Any]) -> list[Plot]:
     ]
 
 
+def long_text(values: Mapping[str, Any]) -> list[Plot]:
+    """By position in the excerpt, and by horizon."""
+    rows = values["rows"]
+    places = [{"label": of_horizon(row), **place} for row in rows for place in row["by_position"]]
+    by_position = lines(places, lambda place: str(place["label"]), "to", "perplexity")
+    with_slots = [row for row in rows if row["slots"]]
+    by_horizon = [
+        *lines(with_slots, lambda row: "memory carried", "horizon", "perplexity"),
+        *lines(with_slots, lambda row: "memory reset", "horizon", "perplexity_memory_reset"),
+    ]
+    return [
+        Plot("By horizon", "T, segments through which the gradient goes", "perplexity", by_horizon, log_x=True),
+        Plot("By position", "bytes of the excerpt that have been read", "perplexity", by_position, log_x=True),
+    ]
+
+
+def pixels(values: Mapping[str, Any]) -> list[Plot]:
+    """By the size of the memory, each model at its best learning rate."""
+    rows = []
+    for name in dict.fromkeys(row["name"] for row in values["rows"]):
+        model, comma, memory = name.partition(", memory ")
+        if comma:
+            best = at_best_rate([row for row in values["rows"] if row["name"] == name])
+            rows += [{"model": model, "memory": int(memory), "perplexity": row["perplexity"]} for row in best]
+    series = lines(rows, lambda row: str(row["model"]), "memory", "perplexity")
+    return [Plot("Perplexity", "slots or cached tokens, before the divisor", "perplexity a pixel", series, log_x=True)]
+
+
+def peers_text(values: Mapping[str, Any]) -> list[Plot]:
+    """By position in the excerpt, each model at its best learning rate."""
+    rows, length = [], values["sizes"]["segment_length"]
+    for variant in dict.fromkeys(row["variant"] for row in values["rows"]):
+        for row in at_best_rate([row for row in values["rows"] if row["variant"] == variant]):
+            for first, end in pairwise([0, *(2**power for power in range(13) if 2**power <= len(row["by_segment"]))]):
+                mean = math.exp(statistics.fmean(row["by_segment"][first:end]))
+                rows.append({"variant": variant, "to": end * length, "perplexity": mean})
+    series = lines(rows, lambda row: str(row["variant"]), "to", "perplexity")
+    return [Plot("By position", "bytes of the excerpt that have been read", "perplexity", series, log_x=True)]
+
+
 PLOTS: dict[str, Callable[[Mapping[str, Any]], Sequence[Plot]]] = {
     "replay": replay,
     "training_peers": training_peers,
     "inference": inference,
     "memory_tasks": memory_tasks,
     "memory_slots": memory_slots,
+    "long_text": long_text,
+    "pixels": pixels,
+    "peers_text": peers_text,
 }
