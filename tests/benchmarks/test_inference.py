@@ -100,7 +100,7 @@ def test_the_script_measures_writes_and_explains(tmp_path: Path, monkeypatch: py
     ours, longest = rows["reading", "Memformer", 0], rows["reading", "Transformer-XL", 64]
     assert longest["memory_ratio"] == longest["peak_bytes"] / ours["peak_bytes"]
     assert longest["time_ratio"] == longest["milliseconds_a_token"] / ours["milliseconds_a_token"]
-    assert longest["state_bytes"] == 2 * 64 * 16 * 4  # layers, tokens, width, float32
+    assert longest["state_bytes"] == 2 * 2 * 64 * 16 * 4  # layers, documents, tokens, width, float32
     assert rows["generating", inference.XL, 64]["state_bytes"] > 2 * 2 * 2 * 65 * 16 * 4
     whole = [row for row in values["contexts"] if row["model"] == "KV cache"]
     assert ["peak_bytes" in row for row in whole] == [True, False] and whole[1]["does_not_fit"]
