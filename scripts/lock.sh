@@ -23,7 +23,7 @@ echo "lock: resolving with $("$python" --version); a few minutes"
         echo "mosaicml-streaming==0.13.0"
         "${pip[@]}" freeze --all --exclude pip --exclude torch --exclude memformer-train |
             grep -v -i -E '^(nvidia-|cuda-|triton)' | sed 's/+[^ ]*$//'
-    } | sort -f
+    } | LC_ALL=C sort -f
 } >"$scratch/lock.txt"
 cp "$scratch/lock.txt" requirements/lock.txt
 echo "lock: requirements/lock.txt holds $(grep -c == requirements/lock.txt) packages"
