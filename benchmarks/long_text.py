@@ -161,8 +161,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", default="books", metavar="SOURCE", help="books, packages or a directory")
     parser.add_argument("--horizons", nargs="+", type=int, help="T; default 1 2 4 8 16")
     parser.add_argument("--step-segments", type=int, default=16, help="segments of a lane in a step; default 16")
-    parser.add_argument("--steps", type=int, help="optimizer steps; default 1000")
-    parser.add_argument("--lanes", type=int, default=16, help="B; default 16")
+    parser.add_argument("--steps", type=int, help="optimizer steps; default 1500")
+    parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
     parser.add_argument("--segment-length", type=int, default=16, help="S in bytes; default 16")
     parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
     parser.add_argument("--excerpts", type=int, default=64, help="of the test; default 64")
@@ -170,7 +170,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, help="d_model; default 64")
     parser.add_argument("--slots", type=int, default=16, help="memory slots; default 16")
     parser.add_argument("--no-forgetting", dest="forgetting", action="store_false", help="without biased normalisation")
-    parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak; default 5e-3")
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak; default 4e-3")
     add_options(parser, "T = 1 and 4, 15 steps, short test excerpts")
     options = parser.parse_args(words)
     options.horizons = options.horizons or ([1, 4] if options.quick else [1, 2, 4, 8, 16])
@@ -179,7 +179,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--horizons {horizon}: choose a divisor of --step-segments {options.step_segments}")
     if options.quick:
         options.excerpts = 8
-    options.steps = options.steps or (15 if options.quick else 1000)
+    options.steps = options.steps or (15 if options.quick else 1500)
     options.test_length = options.test_length or (512 if options.quick else 8192)
     return options
 

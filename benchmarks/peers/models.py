@@ -149,12 +149,12 @@ class Compressive(TruncatedReader):
 
     def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Reads one segment; the state is the last token and both memories."""
-        # To keep the auxiliary loss from them, the library's forward detaches the key and value matrices in place, and
-        # so would end their training at the first segment.
-        self.module.requires_grad_()
         previous, memories = (None, None) if state is None else state
         inputs = shifted(tokens_BS, previous, self.sizes.start_token_id)
         logits, memories, self._auxiliary = self.module(inputs, memories=memories)
+        # To keep the auxiliary loss from them, the library's forward detaches the key and value matrices in place; left
+        # so they would take no gradient from the language model's loss either, in this segment and all later ones.
+        self.module.requires_grad_()
         return logits, (tokens_BS[:, -1], tuple(memories))
 
     def auxiliary_loss(self) -> torch.Tensor | None:

@@ -60,6 +60,34 @@ def test_a_token_changes_no_loss_before_it_and_some_behind_it(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_no_prediction_sees_its_own_token(kind: str) -> None:
+    reader = reader_of(kind)
+    first, second = random_tokens(3, 2 * LENGTH).split(LENGTH, dim=1)
+    for place in range(LENGTH):
+        changed = second.clone()
+        changed[:, place] = (changed[:, place] + 1) % START
+        predicted, other = (reader.read(segment, reader.read(first, None)[1])[0] for segment in (second, changed))
+        torch.testing.assert_close(other[:, : place + 1], predicted[:, : place + 1], rtol=0, atol=1e-6)
+        assert place + 1 == LENGTH or not torch.allclose(other[:, place + 1], predicted[:, place + 1])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memformer"])
+def test_every_parameter_learns_from_the_second_segment_too(kind: str) -> None:
+    """In training mode: the Compressive Transformer's forward switches some of its parameters off."""
+    reader = reader_of(kind)
+    reader.module.train()
+    first, second = random_tokens(2, 2, LENGTH).unbind(1)
+    share = torch.full((2, 1, LENGTH), 1 / first.numel())
+    _, state = reader.backward(first[:, None], None, share)
+    reader.module.zero_grad()
+    reader.backward(second[:, None], state, share)
+    reader.module.eval()
+    without = {name for name, p in reader.module.named_parameters() if p.grad is None}
+    assert {name for name in without if "compress_mem_fn" not in name} == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_state_reaches_across_segments(kind: str) -> None:
     reader = reader_of(kind)
     tokens = random_tokens(3, SEGMENTS * LENGTH)

@@ -97,6 +97,9 @@ def test_training_documents_ask_within_reach_and_the_curriculum_widens_it() -> N
     assert max(near) <= 17
     assert max(far) > 90
     assert min(far) < 30
+    led = [training_document(task, 64, 16, random, max_lead=12).tokens.tolist() for _ in range(200)]
+    begin = task.story(random).head[0]  # stands nowhere else
+    assert {tokens.index(begin) for tokens in led} == set(range(13))
     rollouts = training_rollouts(task, 8, 8, 16, seed=0, curriculum=100)
     weights = next(rollouts).weights
     assert weights is not None
