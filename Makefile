@@ -1,7 +1,7 @@
 # `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slurm checks lint peers bench-quick results lock clean
+.PHONY: help setup train test slurm checks lint peers images bench-quick results lock clean
 PYTHON ?= python3
 export PYTHON
 RUN := .venv/bin/python
@@ -21,7 +21,7 @@ test: setup  ## run every test (PYTEST_ARGS="-k local -x" for some)
 	@$(RUN) -m pytest $(PYTEST_ARGS)
 
 slurm:  ## install Debian's Slurm for tests/slurm, which skip without it (root)
-	@scripts/install_slurm.sh
+	@scripts/install_debian.sh slurm slurmctld slurmd slurm-client munge util-linux iproute2
 
 lint: setup  ## ruff (lint and format) and mypy
 	@echo "lint: ruff check, ruff format, mypy"
@@ -38,7 +38,11 @@ peers: setup  ## install the architectures that benchmarks/ compares with (torch
 	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps -r requirements/peers.txt
 	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target .venv/namesake memformer==0.3.1
 
+images:  ## install Debian's Fashion-MNIST for benchmarks/pixels.py (root)
+	@scripts/install_debian.sh images dataset-fashion-mnist
+
 bench-quick: peers  ## a small version of every benchmark, in ten minutes at most; results in runs/bench-quick
+	@$(MAKE) --no-print-directory images || echo "images: not installed; benchmarks/pixels.py is not run"
 	@$(RUN) benchmarks/quick.py
 
 results:  ## write docs/results and the README's table anew from benchmarks/results

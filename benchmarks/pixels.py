@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Images as sequences of pixels: the paper's Table 1 in kind, on Fashion-MNIST.
 
-    apt-get install dataset-fashion-mnist                 Debian's package of the images (no other download)
+    make images peers                                     Debian's package of the images, and the peers
     python benchmarks/pixels.py --jobs 2                  a quarter of every length: under 30 minutes on 2 idle cores
     python benchmarks/pixels.py --quick --json            about a minute
     python benchmarks/pixels.py --scale full --device cuda     784 tokens an image, the paper's sizes, 20 epochs
@@ -125,8 +125,8 @@ def images(directory: Path, part: str, scale: Scale, most: int) -> torch.Tensor:
     source = directory / FILES[part]
     if not source.exists():
         raise SystemExit(
-            f"{source} is not there: apt-get install dataset-fashion-mnist, or name the directory of its idx files "
-            "with --images"
+            f"{source} is not there: make images (apt-get install dataset-fashion-mnist), or name the directory of its "
+            "idx files with --images"
         )
     with tempfile.TemporaryDirectory() as scratch:
         build_dataset([source], Path(scratch) / "data")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import pixels
 from benchmarks.common import ROOT
 
 SCRIPTS = (
     "replay", "training_peers", "inference", "memory_tasks", "pixels", "long_text", "peers_text", "memory_slots",
     "data", "overhead", "checkpoint", "quickstart", "bubble", "communication",
 )  # fmt: skip
-NEEDS = {"data": "wids"}  # what a script cannot do without, beside the data it looks for itself
 BUDGET_SECONDS = 600
 
 
@@ -33,11 +33,22 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "nothing"
 
 
+def lacks(name: str) -> str:
+    """What a script cannot do without and is not installed, with the mend, or nothing."""
+    if name == "data" and importlib.util.find_spec("wids") is None:
+        return "wids is not installed (make peers)"
+    if name == "pixels" and not pixels.PACKAGE.is_dir():
+        return "Fashion-MNIST is not installed (make images)"
+    return ""
+
+
 def run(name: str, out: Path, seconds: float) -> str:
     """Runs one script; returns "", or why there is no result."""
-    needed = NEEDS.get(name)
-    if needed and importlib.util.find_spec(needed) is None:
-        return f"not run: {needed} is not installed (make peers)"
+    missing = lacks(name)
+    if missing:
+        return f"not run: {missing}"
+    for earlier in (out / f"{name}.json", out / f"{name}.md"):
+        earlier.unlink(missing_ok=True)  # some scripts keep the rows they find
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--out", str(out / name)]
     log = out / f"{name}.log"
     with log.open("w") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quick, results_pages
+from benchmarks import pixels, quick, results_pages
 from benchmarks.common import ROOT
 from benchmarks.plots import DIGEST, Plot, Series
 from benchmarks.results_pages import drifted, newest, origin_of, pages
@@ -56,6 +56,11 @@ def test_every_page_has_its_plots_and_numbers() -> None:
         assert f"]({name})" in "".join(texts.values())
     for name in texts:
         assert name == "README.md" or f"({name})" in texts["README.md"]
+
+
+def test_what_is_not_installed_is_not_run_and_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "PACKAGE", tmp_path / "nowhere")
+    assert quick.run("pixels", tmp_path, 60) == "not run: Fashion-MNIST is not installed (make images)"
 
 
 def test_every_benchmark_with_a_small_version_is_in_the_quick_round(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from launch.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = ["scripts/setup.sh", "scripts/lock.sh", "scripts/install_slurm.sh", ".ci/run"]
+SCRIPTS = ["scripts/setup.sh", "scripts/lock.sh", "scripts/install_debian.sh", ".ci/run"]
 SCRIPTS += sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("slurm/*.sbatch"))
 SETUP_INPUTS = ["scripts/setup.sh", "requirements/torch.txt", "requirements/lock.txt", "pyproject.toml", "setup.py"]
 
