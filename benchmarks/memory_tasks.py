@@ -187,14 +187,20 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def share(cell: dict[str, Any]) -> str:
+    """The mean of the seeds, and the worst where it is another."""
+    mean, least = f"{cell['accuracy']:.2f}", f"{cell['least']:.2f}"
+    return mean if mean == least else f"{mean} ({least})"
+
+
 def page(values: dict[str, Any]) -> str:
     """Sums the rows up in the values, and the result page in Markdown."""
     values["summary"] = summary(values["rows"])
     parts = [
         *page_head(f"What the memory keeps: {', '.join(dict.fromkeys(row['task'] for row in values['rows']))}", values),
         "Share of right answer tokens by distance between the last fact and the answer, in tokens; mean over the "
-        "seeds. A curve that has come down to chance is not followed further. "
-        "*Memory reset*: the same model, its memory taken away at every segment.",
+        "seeds, the worst seed's in brackets where it is another. A curve that has come down to chance is "
+        "not followed further. *Memory reset*: the same model, its memory taken away at every segment.",
     ]
     for task in dict.fromkeys(row["task"] for row in values["rows"]):
         rows = [row for row in values["rows"] if row["task"] == task]
@@ -204,10 +210,12 @@ def page(values: dict[str, Any]) -> str:
         table = []
         for trained, variant in dict.fromkeys((cell["trained_as"], cell["variant"]) for cell in cells):
             found = {
-                c["distance"]: c["accuracy"] for c in cells if (c["trained_as"], c["variant"]) == (trained, variant)
+                cell["distance"]: share(cell)
+                for cell in cells
+                if (cell["trained_as"], cell["variant"]) == (trained, variant)
             }
             label = variant if variant == trained else f"{trained}, {variant}"
-            table.append([label, *(f"{found[d]:.2f}" if d in found else "" for d in columns)])
+            table.append([label, *(found.get(distance, "") for distance in columns)])
         parts += [
             "",
             f"## {task}",
