@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Does replay pay? Perplexity of held-out documents by the horizon T, by position, with and without memory.
 
-    python benchmarks/long_text.py                            books, about half an hour on one CPU core
+    python benchmarks/long_text.py                            books, about 35 minutes on one CPU core
     python benchmarks/long_text.py --documents packages       code: an installed Python package is a document
     python benchmarks/long_text.py --documents DIR            packages or *.txt(.gz) files of your own
     python benchmarks/long_text.py --quick --json             about a minute: T = 1 and 4, few steps
@@ -161,8 +161,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", default="books", metavar="SOURCE", help="books, packages or a directory")
     parser.add_argument("--horizons", nargs="+", type=int, help="T; default 1 2 4 8 16")
     parser.add_argument("--step-segments", type=int, default=16, help="segments of a lane in a step; default 16")
-    parser.add_argument("--steps", type=int, help="optimizer steps; default 1500")
-    parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
+    parser.add_argument("--steps", type=int, help="optimizer steps; default 1200")
+    parser.add_argument("--lanes", type=int, default=16, help="B; default 16")
     parser.add_argument("--segment-length", type=int, default=16, help="S in bytes; default 16")
     parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
     parser.add_argument("--excerpts", type=int, default=64, help="of the test; default 64")
@@ -179,7 +179,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--horizons {horizon}: choose a divisor of --step-segments {options.step_segments}")
     if options.quick:
         options.excerpts = 8
-    options.steps = options.steps or (15 if options.quick else 1500)
+    options.steps = options.steps or (15 if options.quick else 1200)
     options.test_length = options.test_length or (512 if options.quick else 8192)
     return options
 
