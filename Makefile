@@ -1,4 +1,4 @@
-# `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` needs root.
+# `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` and `make images` need root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup train test slurm checks lint peers images bench-quick results lock clean

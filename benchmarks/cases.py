@@ -56,8 +56,10 @@ def run_cases(
         The values: `provenance`, sizes, notes, rows.
 
     Raises:
-        SystemExit: OUT.json holds rows of other sizes.
+        SystemExit: There are no cases, or OUT.json holds rows of other sizes.
     """
+    if not cases:
+        raise SystemExit("nothing to train: no model of those asked for is known and installed (make peers)")
     torch.set_num_threads(options.threads)
     values = provenance(device or torch.device("cpu"))
     sizes = json.loads(json.dumps(sizes))

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from memformer.run_directory import write_atomically
+
 ROOT = Path(__file__).resolve().parents[1]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -142,5 +144,6 @@ def page_head(title: str, values: Mapping[str, Any]) -> list[str]:
 def write_results(stem: Path, values: Mapping[str, Any], page: str) -> None:
     """Writes STEM.json and, made from the same values, STEM.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(page + "\n")
+    # Whole or as it was: some scripts go on from the file that they find.
+    write_atomically(stem.with_suffix(".json"), json.dumps(values, indent=1) + "\n")
+    write_atomically(stem.with_suffix(".md"), page + "\n")

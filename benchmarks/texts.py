@@ -2,6 +2,7 @@
 """Long documents as bytes - books, Python packages, files of your own - cut into excerpts, some documents held out."""
 
 import dataclasses
+import functools
 import gzip
 import sysconfig
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Texts:
     held_out: list[np.ndarray]
 
 
+@functools.cache
 def texts(source: str) -> Texts:
     """Documents of a source.
 
@@ -83,6 +85,8 @@ def _files(directory: Path) -> list[np.ndarray]:
 def excerpts(documents: list[np.ndarray], count: int, length: int, random: np.random.Generator) -> torch.Tensor:
     """Excerpts of `length` bytes from random places, longer documents more often, int64 [count, length]."""
     sizes = np.array([max(0, len(text) - length) for text in documents])
+    if not sizes.any():
+        raise SystemExit(f"no document is longer than an excerpt of {length:,} bytes: choose shorter excerpts")
     chosen = random.choice(len(documents), size=count, p=sizes / sizes.sum())
     parts = [documents[i][at : at + length] for i, at in ((i, int(random.integers(sizes[i]))) for i in chosen)]
     return torch.from_numpy(np.stack(parts).astype(np.int64))

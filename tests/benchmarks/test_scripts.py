@@ -140,6 +140,13 @@ def test_a_package_is_one_document(tmp_path: Path) -> None:
     assert text.startswith(b"# package_4/__init__.py\n# 4\n\n# package_4/inner/code.py\nx = 1\nx = 1\n")
 
 
+def test_nothing_to_train_and_excerpts_that_are_too_long_are_one_clear_line(image_directory: Path) -> None:
+    with pytest.raises(SystemExit, match="nothing to train"):
+        pixels.main(["--scale", "tiny", "--images", str(image_directory), "--rows", "nobody"])
+    with pytest.raises(SystemExit, match="no document is longer than an excerpt of 100,000,000 bytes"):
+        texts.excerpts(texts.texts("books").held_out, 1, 100_000_000, np.random.default_rng(0))
+
+
 def test_too_few_documents_are_one_clear_line(tmp_path: Path) -> None:
     write_packages(tmp_path, 3)
     with pytest.raises(SystemExit, match="3 documents of at least 50,000 bytes"):
