@@ -21,11 +21,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import markdown_table, provenance, write_results
-from memformer.model import MemformerConfig
-from memformer.pipeline.schedule import ReplaySchedule
-from memformer.pipeline.simulate import StageCost
-from memformer.pipeline.split import balanced_split, replay_schedule
-from memformer.pipeline.tasks import Layout
+from memformer.models.memformer import MemformerConfig
+from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.parallel.pipeline.simulate import StageCost
+from memformer.parallel.pipeline.split import balanced_split, replay_schedule
+from memformer.parallel.pipeline.tasks import Layout
 
 SHOWN = [(p, m, t) for p in (2, 4, 8) for m in (1, 4, 16) for t in (1, 2, 4, 8, 16)]
 MODELS = {

@@ -26,15 +26,15 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table, provenance, write_results
-from memformer.config import parse_config
-from memformer.run_directory import RunDirectory
+from memformer.config.schema import parse_config
+from memformer.run.directory import RunDirectory
 
 STEPS = 12
 
 
 def train_once(root: Path, data: Path, width: int, background: bool) -> dict[str, float]:
     """Medians over the saves of a run, and over the steps between them."""
-    from memformer.trainer import train
+    from memformer.training.trainer import train
 
     run = RunDirectory(root / f"background-{background}")
     values: dict[str, Any] = {
@@ -67,8 +67,8 @@ def export_memory(run: Path, out: Path) -> dict[str, float]:
 
 
 def export_here(run: str, out: str) -> dict[str, float]:
-    from memformer.export import export
-    from memformer.tensor_file import write_tensors
+    from memformer.checkpoints.exporting import export
+    from memformer.checkpoints.tensor_file import write_tensors
 
     # What the libraries need for their first read and write is there before the measurement.
     write_tensors(Path(f"{out}-warm"), {"x": (torch.float32, (4,))}, lambda _: torch.zeros(4))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from memformer.run_directory import write_atomically
+from memformer.run.directory import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h

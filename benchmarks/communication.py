@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import markdown_table, provenance, write_results
 from memformer import Memformer, MemformerConfig
-from memformer.config import Config, parse_config
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.model.flops import count_parameters
+from memformer.config.schema import Config, parse_config
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.models.memformer.flops import count_parameters
+from memformer.processes.group import World
 from memformer.replay import Carry, Rollout
 from tests.distributed.collectives import counted
 from tests.distributed.processes import run_distributed

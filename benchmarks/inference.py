@@ -42,8 +42,8 @@ from benchmarks.activations import LiveTensors
 from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, synchronize, write_results
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
 from memformer import Memformer, MemformerConfig
-from memformer.generation import Generator, choose
-from memformer.model import Segment
+from memformer.inference.generation import Generator, choose
+from memformer.replay import Segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class MemformerReading:
 
 
 class MemformerWriting:
-    """Generates a segment token by token, through `memformer.generation`."""
+    """Generates a segment token by token, through `memformer.inference.generation`."""
 
     def __init__(self, model: Memformer, batch: int) -> None:
         self.generator = Generator(model, batch)
@@ -387,7 +387,7 @@ def page(values: dict[str, Any]) -> str:
     parts += [
         f"A model of {written['parameters']:,} parameters in a fresh process: "
         f"{written['tokens'] - written['written']:,} tokens are read and {written['written']:,} generated "
-        "by `memformer.generation`, one after another.",
+        "by `memformer.inference.generation`, one after another.",
         "",
         markdown_table(
             ["tokens", "memory of the process (MB)", "seconds since its start"],

@@ -26,18 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table, provenance, synchronize, write_results
 from data_pipeline import SegmentStream, build_dataset
-from memformer import Memformer, distributed
-from memformer.config import Config, load_config
-from memformer.engine import ReplayEngine
-from memformer.metrics import set_up_logging
-from memformer.model import MemformerConfig
-from memformer.model.flops import count_parameters
-from memformer.optimizer import make_optimizer
-from memformer.precision import resolve_precision
+from memformer import Memformer
+from memformer.config.schema import Config, load_config
+from memformer.engine.optimizer import make_optimizer
+from memformer.engine.precision import resolve_precision
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.models.memformer import MemformerConfig
+from memformer.models.memformer.flops import count_parameters
+from memformer.processes import group
 from memformer.replay import Carry, Rollout, memory_replay_backward
-from memformer.run_directory import RunDirectory
-from memformer.trainer import Trainer, run_identity
-from memformer.training_data import TrainingData
+from memformer.run.data import TrainingData
+from memformer.run.directory import RunDirectory
+from memformer.run.metrics import set_up_logging
+from memformer.training.trainer import Trainer, run_identity
 
 
 class BareLoop:
@@ -95,7 +96,7 @@ class TakingTurns:
 
 def measure(zero_stage: int, width: int, steps: int, warm_up: int) -> dict[str, Any]:
     """Runs both loops and returns the figures."""
-    distributed.prepare_environment()
+    group.prepare_environment()
     with tempfile.TemporaryDirectory() as directory:
         books = sorted((ROOT / "corpora" / "books").glob("*.txt.gz"))[:4]
         build_dataset(books, Path(directory) / "books")
@@ -114,7 +115,7 @@ def measure(zero_stage: int, width: int, steps: int, warm_up: int) -> dict[str, 
                 f"--model.d_ff={4 * width}",
             ],
         )
-        world = distributed.initialise(config.device)
+        world = group.initialise(config.device)
         set_up_logging(world.rank)
         data = TrainingData.open(config.data)
         model = data.complete(config.model, config.data.segment_length)

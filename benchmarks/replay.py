@@ -44,9 +44,8 @@ from benchmarks.common import (
     write_results,
 )
 from memformer import Memformer, MemformerConfig
-from memformer.model import Segment
-from memformer.model.flops import encoder_share
-from memformer.replay import Carry, ReplayBuffer, Rollout, RolloutResult, bptt_backward, memory_replay_backward
+from memformer.models.memformer.flops import encoder_share
+from memformer.replay import Carry, ReplayBuffer, Rollout, RolloutResult, Segment, bptt_backward, memory_replay_backward
 
 VOCABULARY = 512  # of the scaled-down models; a real one makes the head larger and f smaller
 SHAPES = {

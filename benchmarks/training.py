@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from benchmarks.peers.reader import Reader, State
-from memformer.config import OptimizerConfig
-from memformer.optimizer import learning_rate, make_optimizer
+from memformer.config.schema import OptimizerConfig
+from memformer.engine.optimizer import learning_rate, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table
-from memformer.config import load_config
+from memformer.config.schema import load_config
 from memformer.planning import make_plan
 
 PAGE = ROOT / "docs" / "parallelism.md"

@@ -19,7 +19,7 @@ def split_overrides(arguments: Sequence[str], known: Collection[str]) -> tuple[l
         known: The command's own options, such as `--nproc`; every other `--name` is a setting.
 
     Returns:
-        The command's own arguments, and the settings, in the form that `memformer.config.load_config` reads.
+        The command's own arguments, and the settings, in the form that `memformer.config.schema.load_config` reads.
     """
     own: list[str] = []
     overrides: list[str] = []

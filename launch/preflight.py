@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from launch.checks import LARGEST_SKEW_SECONDS, Finding
-from memformer import rendezvous
+from memformer.processes import rendezvous
 
 
 def node_findings(

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from data_pipeline.errors import UserError
-from memformer.config import Config, load_config
+from memformer.config.schema import Config, load_config
 
 PACKAGES = ("data_pipeline", "memformer", "launch")
 PLACEHOLDER = "{array}"
@@ -71,7 +71,7 @@ def read_settings(path: str, overrides: Sequence[str], array: str | None) -> tup
 
     Args:
         path: The YAML file.
-        overrides: Settings, as `memformer.config.load_config` reads them.
+        overrides: Settings, as `memformer.config.schema.load_config` reads them.
         array: Indices of the array; None: the job is no array.
 
     Returns:

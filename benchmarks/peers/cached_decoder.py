@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from memformer import MemformerConfig
-from memformer.model.layers import Attention, FeedForward, Rotary
+from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 
 
 class Layer(nn.Module):

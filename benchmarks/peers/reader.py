@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from memformer import Memformer, MemformerConfig
-from memformer.model import Segment
-from memformer.replay import Carry, Rollout, memory_replay_backward
+from memformer.replay import Carry, Rollout, Segment, memory_replay_backward
 
 State = Any
 """What a reader carries from segment to segment; None before the first segment of a document."""

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line a checkpoint; 1 when verify finds damage."""
     from data_pipeline import UserError
-    from memformer import checkpoint_files as files
-    from memformer.run_directory import RunDirectory
+    from memformer.checkpoints import directory as files
+    from memformer.run.directory import RunDirectory
 
     directory = RunDirectory(arguments.run)
     if not directory.checkpoints.is_dir():

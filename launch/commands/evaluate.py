@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Scores the data set and prints a table."""
     from data_pipeline import DocumentIndex, SegmentStream, UserError
     from launch.models import open_model
-    from memformer.evaluation import evaluate
+    from memformer.inference import evaluate
 
     for name in ("lanes", "max_segments"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:

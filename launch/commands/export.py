@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Exports and says what was written."""
     from data_pipeline import UserError
-    from memformer.export import export
+    from memformer.checkpoints.exporting import export
 
     if arguments.max_file_megabytes < 1:
         raise UserError(f"--max-file-megabytes {arguments.max_file_megabytes}: give 1 or more")

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Streams the continuation to standard output."""
     from launch.models import open_model
-    from memformer.generation import generate
+    from memformer.inference.generation import generate
 
     check(arguments)
     text = read_prompt(arguments)

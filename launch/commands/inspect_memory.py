@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Reads the text, writes the files and prints a summary."""
     from data_pipeline import UserError
     from launch.models import open_model
-    from memformer.evaluation.inspection import MemoryInspector
-    from memformer.evaluation.pictures import available, pictures
+    from memformer.inference.inspection import MemoryInspector
+    from memformer.inference.pictures import available, pictures
 
     check(arguments)
     if not arguments.no_pictures and not available():
@@ -143,7 +143,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     """The summary for people."""
-    from memformer.evaluation.pictures import excerpt
+    from memformer.inference.pictures import excerpt
 
     document = report["document"]
     print(f"{document['tokens']:,} tokens, {document['writes']} writes of {report['model']['num_memory_slots']} slots")

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configuration, then starts the ranks; returns the exit code of the whole."""
-    from memformer.config import load_config  # pydantic takes a moment, and --help needs none of it
+    from memformer.config.schema import load_config  # pydantic takes a moment, and --help needs none of it
 
     config = load_config(arguments.config, arguments.overrides)
     gpus = 0 if config.device == "cpu" else visible_gpus()

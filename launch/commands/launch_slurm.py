@@ -166,7 +166,7 @@ def refuse_second_job(directory: Path, client: Any) -> None:
 
 def describe_submission(directory: Path, name: str, jobs: list[str], tasks: int) -> None:
     """Writes what was submitted, for `memformer status` and for the next submission."""
-    from memformer.run_directory import write_atomically
+    from memformer.run.directory import write_atomically
 
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"time": now, "name": name, "jobs": jobs, "tasks": tasks}

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from launch import slurm_client
     from launch.commands.launch_slurm import check_lanes, describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
-    from memformer.config import load_config
+    from memformer.config.schema import load_config
 
     options = read_options(arguments)
     if arguments.executor != "slurm" and options.nodes > 1:
@@ -202,7 +202,7 @@ def wait_for_local(jobs: list[Any], directories: list[Path]) -> int:
         for job in jobs:
             job.cancel()
         raise
-    from memformer.run_status import read_status
+    from launch.status import read_status
 
     failed = False
     for job, directory in zip(jobs, directories, strict=True):

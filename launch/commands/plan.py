@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from launch.overrides import OverridesParser
-from memformer.config import Config, describe_fields, load_config
+from memformer.config.schema import Config, describe_fields, load_config
 from memformer.planning.devices import DEVICES
 
 Parser = OverridesParser
@@ -63,7 +63,7 @@ def _model(config: Config) -> Any:
     """The model with its vocabulary: as set, or from the data set."""
     if config.model.vocab_size is not None:
         return config.model
-    from memformer.training_data import TrainingData
+    from memformer.run.data import TrainingData
 
     try:
         return TrainingData.open(config.data).complete(config.model, config.data.segment_length)

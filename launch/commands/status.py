@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows the run's state; 0 whatever the state is."""
-    from memformer.run_status import read_status
+    from launch.status import read_status
 
     terminal = sys.stdout.isatty()
     while True:

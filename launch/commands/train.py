@@ -9,8 +9,8 @@ after Ctrl-C."""
 import argparse
 
 from launch.overrides import OverridesParser
-from memformer.config import describe_fields, load_config
-from memformer.stop_requests import hold_back
+from memformer.config.schema import describe_fields, load_config
+from memformer.run.stop_requests import hold_back
 
 Parser = OverridesParser
 
@@ -32,6 +32,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks the configuration first; torch and DeepSpeed are imported only for one that holds."""
     config = load_config(arguments.config, arguments.overrides)
     hold_back()
-    from memformer.trainer import train
+    from memformer.training.trainer import train
 
     return train(config, arguments.resume)

@@ -10,12 +10,17 @@ import dataclasses
 from collections import Counter
 
 from data_pipeline.errors import UserError
-from memformer.config import Config
-from memformer.model import MemformerConfig
-from memformer.model.flops import count_parameters, hardware_flops_per_token, model_flops_per_token, peak_flops
-from memformer.pipeline.schedule import ReplaySchedule
-from memformer.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
-from memformer.planning.devices import Device, device_of
+from memformer.config.schema import Config
+from memformer.engine.precision import AUTOCAST
+from memformer.models.memformer import MemformerConfig
+from memformer.models.memformer.flops import (
+    count_parameters,
+    hardware_flops_per_token,
+    model_flops_per_token,
+)
+from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.parallel.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
+from memformer.planning.devices import Device, device_of, peak_flops
 from memformer.planning.segment_trace import (
     ACTIVATIONS,
     LOGITS,
@@ -27,7 +32,6 @@ from memformer.planning.segment_trace import (
     trace_parts,
 )
 from memformer.planning.traffic import data_traffic, pipeline_traffic, replica_traffic, tensor_traffic
-from memformer.precision import AUTOCAST, compute_dtype
 
 EFFICIENCY = 0.5
 """Part of the peak that matrix products reach; large models are reported at 0.4 to 0.6."""
@@ -148,7 +152,7 @@ def make_plan(
         config.training.replay,
         config.activation_checkpointing.mode,
     )
-    peak = peak_flops(hardware.name, compute_dtype(run.precision))
+    peak = peak_flops(hardware.name, run.precision)
     if peak is None:
         raise UserError(f"--device {device}: no peak is known for precision {run.precision}: set precision to bf16")
     world = nodes * gpus_per_node

@@ -5,8 +5,8 @@ import itertools
 from typing import Any
 
 from data_pipeline.errors import UserError
-from memformer.config import Config, parse_config
-from memformer.model import MemformerConfig
+from memformer.config.schema import Config, parse_config
+from memformer.models.memformer import MemformerConfig
 from memformer.planning.cost_model import Plan, make_plan
 
 Settings = dict[str, Any]

@@ -18,11 +18,12 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from memformer.model import Memformer, MemformerConfig, Segment
-from memformer.optimizer import parameter_groups
-from memformer.precision import AUTOCAST
-from memformer.tensor_parallel import shard_model
-from memformer.topology import Axis
+from memformer.engine.optimizer import parameter_groups
+from memformer.engine.precision import AUTOCAST
+from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.parallel.tensor import shard_model
+from memformer.processes.topology import Axis
+from memformer.replay import Segment
 
 ACTIVATIONS, LOGITS, WEIGHT_COPIES = "activations", "logits", "16-bit weights"
 

@@ -16,12 +16,12 @@ what DeepSpeed prefetches and keeps, so that the figure is an upper bound.
 
 from collections import Counter
 
-from memformer.config import Config
-from memformer.model import MemformerConfig
-from memformer.pipeline.schedule import ReplaySchedule
-from memformer.pipeline.traffic import sent_by_stage
+from memformer.config.schema import Config
+from memformer.engine.precision import AUTOCAST
+from memformer.models.memformer import MemformerConfig
+from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.parallel.pipeline.traffic import sent_by_stage
 from memformer.planning.segment_trace import SegmentTrace, Shape
-from memformer.precision import AUTOCAST
 
 SUB_GROUP = 10**9  # elements of the groups in which ZeRO-3 takes the norm
 

@@ -1,9 +1,15 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Memory replay back-propagation, independent of any training engine."""
+"""Memory replay back-propagation: cells, rollouts, the two backwards. Knows no model and no engine."""
 
-from memformer.replay.backward import Backward, Cell, RolloutResult, bptt_backward, memory_replay_backward
-from memformer.replay.buffer import ReplayBuffer
-from memformer.replay.rollout import Carry, Rollout
+from typing import TYPE_CHECKING
+
+from memformer.faces import face
+
+if TYPE_CHECKING:
+    from memformer.replay.backward import Backward, Cell, RolloutResult, bptt_backward, memory_replay_backward
+    from memformer.replay.buffer import ReplayBuffer
+    from memformer.replay.rollout import Carry, Rollout
+    from memformer.replay.segment import Segment
 
 __all__ = [
     "Backward",
@@ -12,6 +18,22 @@ __all__ = [
     "ReplayBuffer",
     "Rollout",
     "RolloutResult",
+    "Segment",
     "bptt_backward",
     "memory_replay_backward",
 ]
+
+__getattr__ = face(
+    __name__,
+    {
+        "Backward": "backward",
+        "Carry": "rollout",
+        "Cell": "backward",
+        "ReplayBuffer": "buffer",
+        "Rollout": "rollout",
+        "RolloutResult": "backward",
+        "Segment": "segment",
+        "bptt_backward": "backward",
+        "memory_replay_backward": "backward",
+    },
+)

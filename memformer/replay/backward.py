@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from memformer.model.segment import Segment
 from memformer.replay.buffer import ReplayBuffer
 from memformer.replay.random_state import segment_seeds
 from memformer.replay.rollout import Carry, Rollout
+from memformer.replay.segment import Segment
 
 
 class Cell(Protocol):

@@ -8,7 +8,7 @@ import dataclasses
 
 import torch
 
-from memformer.model.segment import Segment
+from memformer.replay.segment import Segment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from benchmarks.peers.models import KINDS, Sizes, at_parameters, available, make
 from benchmarks.peers.reader import MemformerReader, Reader, losses_of, parameters
 from benchmarks.training import Recipe, Rollout, chunks, train
 from memformer import MemformerConfig
-from memformer.model.flops import segment_flops
+from memformer.models.memformer.flops import segment_flops
 
 VOCABULARY, START, LENGTH, SEGMENTS = 20, 19, 8, 4
 SIZES = Sizes(VOCABULARY, START, LENGTH, width=16, heads=2, layers=2, ff=32, memory=8)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from data_pipeline import Blend, DocumentIndex, UserError, build_dataset, trace_rows
-from memformer.config import load_config
-from memformer.distributed import World
-from memformer.topology import Mesh
-from memformer.training_data import TrainingData
+from memformer.config.schema import load_config
+from memformer.processes.group import World
+from memformer.processes.topology import Mesh
+from memformer.run.data import TrainingData
 from tests.data_pipeline.faulty_server import serving
 from tests.data_pipeline.test_skipping import flip
 from tests.distributed.processes import run_distributed

@@ -13,4 +13,4 @@ import deepspeed  # noqa: E402, F401
 import torch._dynamo  # noqa: E402  # DeepSpeed imports it and the next when it makes an engine
 import torch._inductor.compile_fx  # noqa: E402, F401
 
-import memformer.trainer  # noqa: E402, F401
+import memformer.training.trainer  # noqa: E402, F401

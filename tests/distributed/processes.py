@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from memformer import distributed
+from memformer.processes import group
 from tests.distributed import collectives
 
 
@@ -29,7 +29,7 @@ def run_distributed(
     """
     context = fork_server()
     queue = context.Queue()
-    port = distributed.free_port()
+    port = group.free_port()
     processes = [
         context.Process(target=_child, args=(queue, function, rank, world_size, port, arguments), daemon=True)
         for rank in range(world_size)
@@ -68,7 +68,7 @@ def _child(queue: Any, function: Callable[..., Any], rank: int, size: int, port:
     torch.set_num_threads(1)
     collectives.install()
     try:
-        world = distributed.initialise("cpu", timeout_seconds=120)
+        world = group.initialise("cpu", timeout_seconds=120)
         queue.put((rank, function(world, *arguments), None))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from memformer import Memformer, MemformerConfig
-from memformer.config import Config, parse_config
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.optimizer import make_optimizer
-from memformer.pipeline.engine import PipelineReplayEngine
+from memformer.config.schema import Config, parse_config
+from memformer.engine.optimizer import make_optimizer
+from memformer.engine.pipeline_engine import PipelineReplayEngine
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.parallel.tensor import whole_tensor
+from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
-from memformer.tensor_parallel import whole_tensor
 
 LANES, SEGMENTS, LENGTH, STEPS = 4, 4, 8, 3
 MODEL = MemformerConfig(

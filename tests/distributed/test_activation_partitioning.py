@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.activations import LiveTensors
-from memformer.activation_checkpointing import _partitioned, replay_buffer
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.parallel.activation_checkpointing import _partitioned, replay_buffer
+from memformer.processes.group import World
 from memformer.replay import ReplayBuffer
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import LANES, LENGTH, MODEL, SEGMENTS, STEPS, Case, config_of, model_of, rollout_of

@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.activations import LiveTensors
 from memformer import Memformer, MemformerConfig
-from memformer.distributed import World
-from memformer.initial_weights import Partitioned
-from memformer.model.flops import count_parameters
-from memformer.tensor_parallel import SlicedConstruction, shard_model, slice_of
-from memformer.topology import Axis
+from memformer.models.memformer.flops import count_parameters
+from memformer.parallel.tensor import SlicedConstruction, shard_model, slice_of
+from memformer.processes.group import World
+from memformer.processes.topology import Axis
+from memformer.training.initial_weights import Partitioned
 from tests.distributed.processes import run_distributed
 
 pytestmark = pytest.mark.distributed

@@ -10,10 +10,10 @@ import torch
 
 from data_pipeline import UserError
 from memformer import load_model
-from memformer.distributed import World
-from memformer.export import export
-from memformer.run_directory import RunDirectory
-from memformer.trainer import train
+from memformer.checkpoints.exporting import export
+from memformer.processes.group import World
+from memformer.run.directory import RunDirectory
+from memformer.training.trainer import train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.faults.lives import metrics_of, tiny_config

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from data_pipeline import UserError
-from memformer.config import LossScaleConfig
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.optimizer import make_optimizer
-from memformer.precision import LossScale
+from memformer.config.schema import LossScaleConfig
+from memformer.engine.optimizer import make_optimizer
+from memformer.engine.precision import LossScale
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.processes.group import World
 from memformer.replay import Carry, bptt_backward
-from memformer.run_directory import RunDirectory
-from memformer.trainer import train
+from memformer.run.directory import RunDirectory
+from memformer.training.trainer import train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, flat, model_of, rollout_of

@@ -11,23 +11,23 @@ import torch
 
 from benchmarks.activations import LiveTensors
 from memformer import Memformer, load_model
-from memformer.collective_log import LOG
-from memformer.distributed import World
-from memformer.export import export
-from memformer.faulty_steps import lane_losses
-from memformer.model.initialise import Construction
-from memformer.pipeline.construction import StagedConstruction
-from memformer.pipeline.engine import PipelineReplayEngine
-from memformer.pipeline.split import Split, lanes_of_groups, split_of
-from memformer.pipeline.stage import StageModel, keep_layers
-from memformer.pipeline.traffic import sent_by_stage
+from memformer.checkpoints.exporting import export
+from memformer.engine.pipeline_engine import PipelineReplayEngine
+from memformer.guards.faulty_steps import lane_losses
+from memformer.models.construction import Construction
+from memformer.parallel.pipeline.construction import StagedConstruction
+from memformer.parallel.pipeline.split import Split, lanes_of_groups, split_of
+from memformer.parallel.pipeline.stage import StageModel, keep_layers
+from memformer.parallel.pipeline.traffic import sent_by_stage
+from memformer.parallel.tensor import SlicedConstruction
+from memformer.processes.collective_log import LOG
+from memformer.processes.group import World
+from memformer.processes.topology import Axis
 from memformer.replay import Carry
 from memformer.replay.random_state import mix_seed, segment_seeds
-from memformer.run_directory import RunDirectory
-from memformer.stop_requests import StepAbandoned
-from memformer.tensor_parallel import SlicedConstruction
-from memformer.topology import Axis
-from memformer.trainer import Trainer, train
+from memformer.run.directory import RunDirectory
+from memformer.run.stop_requests import StepAbandoned
+from memformer.training.trainer import Trainer, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, model_of, rollout_of

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from memformer.collective_log import LOG
-from memformer.distributed import World
 from memformer.planning.cost_model import traffic_by_stage
+from memformer.processes.collective_log import LOG
+from memformer.processes.group import World
 from memformer.replay import Carry
 from tests.distributed.collectives import counted
 from tests.distributed.processes import run_distributed

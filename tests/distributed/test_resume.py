@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from memformer import checkpoint_files, load_model
-from memformer.config import Config, parse_config
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.export import export
-from memformer.run_directory import TIMING_FIELDS, RunDirectory
-from memformer.trainer import Trainer, train
+from memformer import load_model
+from memformer.checkpoints import directory as checkpoint_files
+from memformer.checkpoints.exporting import export
+from memformer.config.schema import Config, parse_config
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.processes.group import World
+from memformer.run.directory import TIMING_FIELDS, RunDirectory
+from memformer.training.trainer import Trainer, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 
@@ -143,9 +144,9 @@ def test_export_of_any_stage_gives_the_trained_weights(runs: Path, tmp_path: Pat
 def trained_logits(world: World, root: str, stage: int) -> list[float]:
     """The last checkpoint's losses on a fixed input, by the engine that loads it."""
     from memformer import Memformer
-    from memformer.checkpoint import load_parameters
-    from memformer.probe import probe
-    from memformer.training_data import TrainingData
+    from memformer.checkpoints.state import load_parameters
+    from memformer.models.probe import probe
+    from memformer.run.data import TrainingData
 
     config = config_of(Path(root), "whole", stage, "fp32")
     model = TrainingData.open(config.data).complete(config.model, config.data.segment_length)
@@ -159,7 +160,7 @@ def trained_logits(world: World, root: str, stage: int) -> list[float]:
 
 
 def test_exported_model_scores_like_the_engine(runs: Path, tmp_path: Path) -> None:
-    from memformer.probe import probe
+    from memformer.models.probe import probe
 
     expected = run_distributed(trained_logits, 2, str(runs), 3)[0]
     export(runs / "whole-3-fp32", tmp_path / "model")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.replicas import different_replicas
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.guards.replicas import different_replicas
+from memformer.processes.group import World
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import Case, config_of, model_of, rollout_of
 

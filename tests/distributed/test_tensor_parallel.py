@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from memformer import Memformer, MemformerConfig
-from memformer.distributed import World
-from memformer.generation import Generator
+from memformer.inference.generation import Generator
+from memformer.parallel.tensor import shard_model, slice_of, whole_tensor
+from memformer.processes.group import World
 from memformer.replay import Carry
-from memformer.tensor_parallel import shard_model, slice_of, whole_tensor
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import LANES, LENGTH, MODEL, rollout_of
 

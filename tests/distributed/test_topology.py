@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from data_pipeline import UserError
-from memformer.config import parse_config
-from memformer.distributed import World
-from memformer.run_description import check_world_size
-from memformer.topology import Axis
+from memformer.config.schema import parse_config
+from memformer.processes.group import World
+from memformer.processes.topology import Axis
+from memformer.training.description import check_world_size
 from tests.distributed.processes import run_distributed
 
 WORLD = 4

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.model import Memformer, MemformerConfig, Segment
-from memformer.optimizer import make_optimizer
-from memformer.replay import Carry, bptt_backward
+from memformer.engine.optimizer import make_optimizer
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.processes.group import World
+from memformer.replay import Carry, Segment, bptt_backward
 from tests.distributed.collectives import counted
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import (

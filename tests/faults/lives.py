@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from memformer import distributed
-from memformer.config import Config, parse_config
-from memformer.run_directory import TIMING_FIELDS, RunDirectory
-from memformer.trainer import train
+from memformer.config.schema import Config, parse_config
+from memformer.processes import group
+from memformer.run.directory import TIMING_FIELDS, RunDirectory
+from memformer.training.trainer import train
 from tests.books import TINY_MODEL
 from tests.distributed.processes import fork_server
 
@@ -79,7 +79,7 @@ def assert_every_token_once(run: RunDirectory) -> None:
 
 def start(root: Path, name: str, sections: dict[str, Any]) -> list[BaseProcess]:
     """One life of a run, in two processes of its own that log to root/name-RANK.log."""
-    port = distributed.free_port()
+    port = group.free_port()
     context = fork_server()
     processes: list[BaseProcess] = [
         context.Process(target=_live, args=(rank, port, str(root), name, sections)) for rank in range(PROCESSES)

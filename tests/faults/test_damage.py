@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from memformer import checkpoint_files as files
-from memformer.distributed import World
-from memformer.run_directory import RunDirectory
-from memformer.trainer import train
+from memformer.checkpoints import directory as files
+from memformer.processes.group import World
+from memformer.run.directory import RunDirectory
+from memformer.training.trainer import train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.faults.lives import assert_every_token_once, events_of, metrics_of, tiny_config
@@ -152,7 +152,7 @@ def small_disk(directory: Path) -> Iterator[bool]:
 
 def fill_and_train(world: World, root: str, mounted: bool, background: bool) -> str:
     """Six steps; after the checkpoint of step 2 there is no room any more."""
-    from memformer import trainer
+    from memformer.training import trainer
 
     name = f"small disk/{background}"
     config = tiny_config(

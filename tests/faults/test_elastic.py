@@ -12,16 +12,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import memformer.engine
-from memformer import Memformer, checkpoint_files, load_model
-from memformer.checkpoint import check_fits
-from memformer.distributed import World
-from memformer.export import export
-from memformer.lane_states import LaneStates
+import memformer.engine.replay_engine
+from memformer import Memformer, load_model
+from memformer.checkpoints import directory as checkpoint_files
+from memformer.checkpoints.exporting import export
+from memformer.checkpoints.lane_states import LaneStates
+from memformer.checkpoints.state import check_fits
+from memformer.checkpoints.tensor_file import layout_of, write_tensors
+from memformer.processes.group import World
 from memformer.replay import Carry
-from memformer.run_directory import RunDirectory
-from memformer.tensor_file import layout_of, write_tensors
-from memformer.trainer import train
+from memformer.run.directory import RunDirectory
+from memformer.training.trainer import train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.faults.lives import assert_every_token_once, audit_of, events_of, metrics_of, tiny_config
@@ -59,7 +60,7 @@ def frozen_life(world: World, root: Path, name: str, life: int, lanes: int, firs
     first = (0, *LAST_STEPS)[life] if first is None else first
     own = lanes // world.size
     lines: list[str] = []
-    original = memformer.engine.memory_replay_backward
+    original = memformer.engine.replay_engine.memory_replay_backward
 
     def recording(*arguments: Any, **keywords: Any) -> Any:
         result = original(*arguments, **keywords)
@@ -67,7 +68,7 @@ def frozen_life(world: World, root: Path, name: str, life: int, lanes: int, firs
         lines.append(json.dumps({"step": step, "lane": lane, "losses": result.segment_losses.tolist()}))
         return result
 
-    memformer.engine.memory_replay_backward = recording
+    memformer.engine.replay_engine.memory_replay_backward = recording
     try:
         train(
             tiny_config(
@@ -79,7 +80,7 @@ def frozen_life(world: World, root: Path, name: str, life: int, lanes: int, firs
             )
         )
     finally:
-        memformer.engine.memory_replay_backward = original
+        memformer.engine.replay_engine.memory_replay_backward = original
     (root / name / f"losses-{life}-{world.rank}.jsonl").write_text("\n".join(lines))
 
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from memformer.distributed import World
-from memformer.engine import ReplayEngine
-from memformer.faulty_steps import spike_score
-from memformer.run_directory import RunDirectory
-from memformer.trainer import Trainer, train
-from memformer.watchdog import HUNG, find_culprits
+from memformer.engine.replay_engine import ReplayEngine
+from memformer.guards.faulty_steps import spike_score
+from memformer.guards.watchdog import HUNG, find_culprits
+from memformer.processes.group import World
+from memformer.run.directory import RunDirectory
+from memformer.training.trainer import Trainer, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.faults.lives import (
@@ -259,7 +259,7 @@ SIGNALS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SI
 
 def interrupt(world: World, root: str) -> list[int]:
     """A run of many lives: in each, one process gets one signal in one phase; its exit codes."""
-    from memformer.watchdog import Watchdog
+    from memformer.guards.watchdog import Watchdog
 
     original = Watchdog.pulse
     codes = []

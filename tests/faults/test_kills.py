@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from memformer.run_directory import RunDirectory
+from memformer.run.directory import RunDirectory
 from tests.books import small_dataset
 from tests.faults.lives import PROCESSES, assert_every_token_once, finish, metrics_of, start, wait_for
 

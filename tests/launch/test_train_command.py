@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memformer.run_directory import TIMING_FIELDS
+from memformer.run.directory import TIMING_FIELDS
 from tests.books import TINY_MODEL, small_dataset
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from memformer import Memformer, MemformerConfig
-from memformer.model import Segment
-from memformer.replay import Rollout
+from memformer.replay import Rollout, Segment
 
 VOCABULARY = 31
 START = 30

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memformer.config import load_config
+from memformer.config.schema import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COPYRIGHT = "# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0."

@@ -9,7 +9,7 @@ import pytest
 
 from docs import parallelism_figures
 from launch.cli import command
-from memformer.config import load_config
+from memformer.config.schema import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "parallelism.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import command
-from memformer.config import load_config
+from memformer.config.schema import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

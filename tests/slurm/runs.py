@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from memformer.run_directory import TIMING_FIELDS
+from memformer.run.directory import TIMING_FIELDS
 from tests.books import TINY_MODEL
 from tests.slurm.cluster import Cluster, wait_until
 

@@ -1,0 +1,449 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The configuration of a run: one schema for the YAML files, the command line, the checks and the help.
+
+A YAML file may begin with `extends: [../model/tiny.yaml, ...]`; the named files are read first, in order, and the
+file's own values go over them. On the command line `--section.field VALUE` goes over both.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_pipeline.errors import UserError
+from memformer.config.files import read_values
+from memformer.models.memformer.config import MemformerConfig
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+
+class DataSource(Section):
+    """One data set of several."""
+
+    path: str
+    """Directory or address of the data set."""
+    weight: float = Field(1.0, ge=0)
+    """Its share of the tokens, relative to the others; may change at a resume, for the steps to come."""
+
+
+class DataConfig(Section):
+    """What is read, and in what shape."""
+
+    path: str | list[DataSource]
+    """Data set directory made by `memformer data build`; with train/ and validation/ inside, both are used. An address
+    (http://, https://, s3://, pipe:COMMAND) is read over the network. Several data sets: a list of {path, weight}."""
+    eval_path: str | None = None
+    """Data set of the held-out documents; null: the validation/ beside the training set, if there is one."""
+    num_lanes: int = Field(16, ge=1)
+    """Lanes B of the global batch, over all processes; must be a multiple of the data-parallel processes."""
+    segment_length: int = Field(128, ge=2)
+    """Tokens S of a segment."""
+    num_segments: int = Field(4, ge=1)
+    """Segments T that one optimizer step trains through."""
+    audit: bool = False
+    """Write audit/rank-*.jsonl: every segment as it was delivered to the model."""
+    prefetch: int = Field(2, ge=1)
+    """Rollouts read ahead of the training step."""
+    eval_max_document_tokens: int | None = Field(None, ge=1)
+    """Cut longer held-out documents into pieces of this many tokens, each read with a fresh memory, so that few lanes
+    idle in the end of an evaluation; null: never."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """A damaged document ends the run (stop), or is left out by all processes from then on, with an event (skip)."""
+    cache_dir: str | None = None
+    """Local directory for what is copied from addresses, shared by the processes of a machine; null: one in the
+    system's directory for temporary files."""
+    cache_gigabytes: float = Field(50.0, gt=0)
+    """Size of the copied shards at most, in GB (10^9 bytes); the least recently used go first, those in use stay."""
+    remote_mode: Literal["spool", "range"] = "spool"
+    """Addresses: copy whole shards to cache_dir (spool), or ask for parts of shards ahead of the plan (range)."""
+    allow_pipe: bool = False
+    """Allow addresses pipe:COMMAND, which run a shell command."""
+    look_ahead: int = Field(32, ge=0)
+    """Addresses: rollouts whose data is asked for ahead of the one being read."""
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    max_steps: int = Field(1000, ge=1)
+    """Optimizer steps of the whole run."""
+    eval_interval: int = Field(500, ge=0)
+    """Steps between evaluations on the held-out documents; 0: never."""
+    eval_segments: int = Field(64, ge=1)
+    """Segments a lane of one evaluation at most."""
+    replay: Literal["mrbp", "bptt"] = "mrbp"
+    """Memory replay back-propagation, or full back-propagation through time (the reference; T times the memory)."""
+    lanes_per_micro_batch: int | None = Field(None, ge=1)
+    """Lanes of a process that are replayed together; null: all of them. Fewer need less memory."""
+    log_interval: int = Field(10, ge=1)
+    """Steps between two lines of the log (metrics.jsonl has every step)."""
+    wall_clock_limit_seconds: float = Field(0, ge=0)
+    """Seconds after its start when a process saves and leaves with 75, to be started again; 0: no limit."""
+    finish_step_seconds: float = Field(10, ge=0)
+    """A run that is asked to stop finishes its step if steps take less than this; a longer one is abandoned at the
+    next segment and done again later."""
+    diagnostics_interval: int = Field(50, ge=0)
+    """Steps between two looks into the memory (slot norms, the writer's weight on itself); 0: never."""
+    memory_pictures_interval: int = Field(1000, ge=0)
+    """Steps between two sets of pictures of the memory (those of `memformer inspect-memory`, on a held-out document) as
+    TensorBoard images; needs matplotlib, tensorboard, held-out documents and parallel.pipeline 1; 0: never."""
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, clipping."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay, on matrices only (not on norms, not on the slot bias)."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps of linear warm-up from 0."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine to the end; or stable, then linear decay over decay_fraction (wsd); or constant."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """Learning rate at the last step, as a fraction of the peak."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Part of max_steps that the wsd schedule decays over."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first decay rate."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's second decay rate."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest global L2 norm of the gradient; 0: no clipping."""
+    implementation: Literal["torch", "deepspeed"] = "torch"
+    """torch's fused AdamW, or DeepSpeed's (FusedAdam on GPUs, CPUAdam with offload: compiled at the first start)."""
+
+
+class ParallelConfig(Section):
+    """How the model is spread over the processes."""
+
+    tensor: int = Field(1, ge=1)
+    """Processes that share each layer of a model replica: heads, feed-forward, vocabulary. Must divide model.num_heads,
+    model.writer_heads and model.d_ff; best a divisor of the GPUs of a machine."""
+    pipeline: int = Field(1, ge=1)
+    """Pipeline stages that share the layers of a model replica; lanes are replayed in groups that follow each other
+    through the stages (training.lanes_per_micro_batch)."""
+    pipeline_layers: list[int] | None = None
+    """Layers of each stage, encoder before decoder, e.g. [8, 6, 6]; null: balanced by their FLOPs."""
+    segments_in_flight: int | None = Field(None, ge=1)
+    """Segments whose graph a pipeline stage holds at most; null: 2 * pipeline + 2. Fewer need less memory and leave
+    stages waiting."""
+    zero_stage: int = Field(1, ge=0, le=3)
+    """DeepSpeed ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+    gradient_reduction: Literal["rollout", "segment"] = "rollout"
+    """Reduce gradients once a rollout, or once a segment (T times the traffic; ZeRO 2 and 3 then hold no full
+    gradient during the rollout). Both are exact."""
+    zero3_gather: Literal["rollout", "segment"] = "rollout"
+    """ZeRO 3: gather the parameters once a rollout (one whole model resident), or layer by layer in every segment."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """ZeRO 1-3: where optimizer states and fp32 master weights lie and AdamW runs; cpu: in host memory."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """ZeRO 3: where each process's part of the parameters lies between its uses; cpu: in host memory."""
+
+    @model_validator(mode="after")
+    def _something_to_offload(self) -> "ParallelConfig":
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError(
+                "offload_optimizer is cpu: at zero_stage 0 every process steps every parameter where it lies, set "
+                "zero_stage to 1, 2 or 3"
+            )
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_parameters is cpu: at zero_stage {self.zero_stage} every process needs the whole parameters "
+                "all the time, set zero_stage to 3"
+            )
+        if self.offload_parameters != "none" and self.offload_optimizer == "none":
+            raise ValueError(
+                "offload_parameters is cpu: the parameters are the optimizer's master weights, which then lie there "
+                "too, set offload_optimizer to cpu"
+            )
+        return self
+
+
+class ActivationCheckpointingConfig(Section):
+    """Memory for time inside a replayed segment, and where the replay buffer lies."""
+
+    mode: Literal["none", "full"] = "none"
+    """none, or full: recompute each layer in its backward, inside the replayed segment."""
+    partition_activations: bool = False
+    """Partition the memories between segments, and with mode full the input of each layer, over the tensor-parallel
+    processes; needs parallel.tensor above 1."""
+    cpu_checkpointing: bool = False
+    """Keep the memories between segments, and with mode full the input of each layer, in host memory."""
+    contiguous_checkpointing: bool = False
+    """Keep the partitioned inputs of the layers in one buffer, against fragmentation; needs mode full and
+    partition_activations."""
+
+    @model_validator(mode="after")
+    def _contiguous_parts(self) -> "ActivationCheckpointingConfig":
+        if self.contiguous_checkpointing and not (self.partition_activations and self.mode == "full"):
+            raise ValueError(
+                "contiguous_checkpointing is true: set mode to full and partition_activations to true as well, or set "
+                "it to false"
+            )
+        return self
+
+
+class LossScaleConfig(Section):
+    """The scale of the objective under precision fp16 (memformer/precision.py)."""
+
+    initial: float = Field(65536.0, ge=1)
+    """Scale of the first step."""
+    minimum: float = Field(1.0, gt=0)
+    """It is halved no further; a gradient that is not finite at this scale is a fault (guards.max_skips)."""
+    growth_interval: int = Field(1000, ge=1)
+    """Steps without overflow after which it is doubled."""
+
+    @model_validator(mode="after")
+    def _minimum_below_initial(self) -> "LossScaleConfig":
+        if self.minimum > self.initial:
+            raise ValueError(f"minimum is {self.minimum:g}: set it to at most initial = {self.initial:g}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    interval: int = Field(500, ge=0)
+    """Steps between checkpoints; 0: none by steps. There is always one at the end and when asked to stop."""
+    interval_minutes: float = Field(0, ge=0)
+    """Minutes after the last checkpoint when another one is due, whatever the step; 0: none by time."""
+    keep_last: int = Field(2, ge=1)
+    """Complete checkpoints kept; older ones are deleted after a newer one is complete."""
+    keep_interval: int = Field(0, ge=0)
+    """Checkpoints of every such number of steps are kept for ever; 0: none."""
+    keep_hours: float = Field(0, ge=0)
+    """The first checkpoint of every such number of hours is kept for ever; 0: none."""
+    background: bool = False
+    """Copy the state to host memory and write it while training goes on (needs that much host memory)."""
+
+
+class GuardsConfig(Section):
+    """What is watched, and what is done about it."""
+
+    max_skips: int = Field(20, ge=0)
+    """Steps among the last skip_window that may be skipped for a gradient that is not finite; one more ends the run."""
+    skip_window: int = Field(1000, ge=1)
+    """Steps over which skips are counted."""
+    memory_after_skip: Literal["reset", "keep"] = "reset"
+    """Lanes with a non-finite loss or memory in a skipped step: the initial memory, or what they have (or had)."""
+    spike_window: int = Field(64, ge=4)
+    """Steps whose losses a new loss is compared with."""
+    spike_threshold: float = Field(0, ge=0)
+    """Standard deviations above the mean of the window that make a loss a spike; 0: no spikes."""
+    spike_action: Literal["report", "rollback"] = "report"
+    """A spike is reported; or weights and optimizer return to the last checkpoint, and the data read since is left."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Rollbacks of a run; one more ends it."""
+    hang_timeout_seconds: float = Field(900, ge=0)
+    """Nothing moves for so long: stacks are written, the rank at fault is named, the run ends; 0: no watch."""
+    collective_timeout_seconds: float = Field(1800, gt=0)
+    """Time-out of the process group; must be longer than hang_timeout_seconds."""
+    straggler_interval: int = Field(100, ge=0)
+    """Steps between comparisons of the processes' own times; 0: never."""
+    straggler_factor: float = Field(1.5, gt=1)
+    """A process that is busy this many times as long as the median of the others is named as slow."""
+    checksum_interval: int = Field(500, ge=0)
+    """Steps between comparisons of the replicas' parameters (ZeRO 0-2), which must be equal; 0: never."""
+
+    @model_validator(mode="after")
+    def _report_before_time_out(self) -> "GuardsConfig":
+        if self.hang_timeout_seconds >= self.collective_timeout_seconds:
+            raise ValueError(
+                f"hang_timeout_seconds is {self.hang_timeout_seconds:g}: set it below collective_timeout_seconds = "
+                f"{self.collective_timeout_seconds:g}"
+            )
+        return self
+
+
+class Config(Section):
+    """A training run."""
+
+    run_dir: str
+    """Directory of the run: configuration, metrics, logs, checkpoints."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights, of dropout and of the order of documents."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """fp32; bf16 or fp16: autocast over fp32 master weights, fp16 with a dynamic loss scale; auto: bf16 on GPUs, fp32
+    elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto: GPUs if there are any."""
+    compile: bool = False
+    """torch.compile each layer (worth it on GPUs; adds a minute to the start)."""
+    init_from: str | None = None
+    """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
+    tensorboard: bool = True
+    """Write TensorBoard events to run_dir/tensorboard."""
+    model: MemformerConfig = Field(default_factory=MemformerConfig)
+    data: DataConfig
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
+    loss_scale: LossScaleConfig = Field(default_factory=LossScaleConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    guards: GuardsConfig = Field(default_factory=GuardsConfig)
+    deepspeed: dict[str, Any] = {}
+    """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
+
+    @model_validator(mode="after")
+    def _no_nvme(self) -> "Config":
+        zero = self.deepspeed.get("zero_optimization")
+        for name in ("offload_optimizer", "offload_param"):
+            section = zero.get(name) if isinstance(zero, dict) else None
+            if isinstance(section, dict) and section.get("device") == "nvme":
+                raise ValueError(
+                    f"deepspeed.zero_optimization.{name}.device is nvme: states on NVMe cannot be put into checkpoints "
+                    "here, use parallel.offload_optimizer and parallel.offload_parameters: cpu"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        model_length, length = self.model.segment_length, self.data.segment_length
+        if model_length not in (None, length):
+            raise ValueError(
+                f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
+            )
+        if self.optimizer.warmup_steps > self.training.max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: set it to at most training.max_steps "
+                f"= {self.training.max_steps}"
+            )
+        _check_tensor_parallel(self)
+        _check_pipeline(self)
+        return self
+
+
+def _check_tensor_parallel(config: Config) -> None:
+    """What tensor parallelism and activation partitioning ask of the model."""
+    tensor, model = config.parallel.tensor, config.model
+    if tensor == 1 and config.activation_checkpointing.partition_activations:
+        raise ValueError(
+            "activation_checkpointing.partition_activations is true: it needs parallel.tensor above 1, set it to false"
+        )
+    sizes = {
+        "num_heads": model.num_heads,
+        "writer_heads": model.effective_writer_heads if model.num_memory_slots else tensor,
+        "d_ff": model.d_ff,
+    }
+    for name, size in sizes.items():
+        if size % tensor:
+            raise ValueError(
+                f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
+                f"{tensor}, or set parallel.tensor to a divisor of {size}"
+            )
+
+
+def _check_pipeline(config: Config) -> None:
+    """What pipelines ask of the model and of the other settings."""
+    parallel, model = config.parallel, config.model
+    stages, layers = parallel.pipeline, model.num_encoder_layers + model.num_decoder_layers
+    if parallel.pipeline_layers is not None:
+        by_hand = parallel.pipeline_layers
+        if len(by_hand) != stages or min(by_hand, default=0) < 1 or sum(by_hand) != layers:
+            raise ValueError(
+                f"parallel.pipeline_layers is {by_hand}: give each of the {stages} stages of parallel.pipeline at "
+                f"least 1 layer, {layers} in all (model.num_encoder_layers + model.num_decoder_layers)"
+            )
+    if stages == 1:
+        return
+    if stages > layers:
+        raise ValueError(
+            f"parallel.pipeline is {stages}, but the model has {layers} layers, and each stage needs one: set it to at "
+            f"most {layers}"
+        )
+    if parallel.zero_stage > 1:
+        raise ValueError(
+            f"parallel.zero_stage is {parallel.zero_stage}: a pipeline stage keeps its gradients whole until all "
+            "segments of a rollout have added to them, so with parallel.pipeline above 1 set it to 0 or 1"
+        )
+    if parallel.gradient_reduction == "segment":
+        raise ValueError("parallel.gradient_reduction is segment: pipelines reduce once a rollout, set it to rollout")
+    if config.training.replay == "bptt":
+        raise ValueError(
+            "training.replay is bptt, which is for one stage: with parallel.pipeline above 1 set it to mrbp"
+        )
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, what it extends, and command-line overrides.
+
+    Args:
+        path: The YAML file.
+        overrides: `["--section.field", "VALUE", ...]` or `["--section.field=VALUE", ...]`; values are YAML.
+
+    Raises:
+        UserError: A file that is missing or no mapping, a malformed override, or faulty settings: every fault is
+            named with its field, value and mend.
+    """
+    return parse_config(read_values(Path(path), overrides), str(path))
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Checks plain values against the schema; `source` names them in the error."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the whole configuration, defaults included, as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def describe_fields() -> str:
+    """Every setting with its default and meaning, one a line, for `memformer train --help`."""
+    return "\n".join(
+        f"  --{name:<44} {field.get('description', '')} "
+        f"(default: {json.dumps(field['default']) if 'default' in field else 'none, required'})"
+        for name, field in _fields()
+    )
+
+
+def _fields() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted name, JSON schema) of every setting that is not a section."""
+    schema = Config.model_json_schema()
+
+    def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, field in section["properties"].items():
+            if "$ref" in field:
+                yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
+
+    return walk(schema, "")
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as 'field: what is wrong: the mend'."""
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        parent, name = error["loc"][:-1], str(error["loc"][-1])
+        depth = len(parent)
+        known = [each.split(".") for each, _ in _fields()]
+        beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
+        close = difflib.get_close_matches(name, beside, 1)
+        return f"{place}: unknown key" + (
+            f", did you mean {close[0]}?" if close else f"; the keys are {', '.join(beside)}"
+        )
+    if error["type"] == "missing":
+        return f"{place}: is missing: set it in the file or with --{place} VALUE"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    return f"{place}: is {error['input']!r}: {message[0].lower()}{message[1:]}"

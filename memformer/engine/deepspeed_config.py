@@ -1,0 +1,64 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""DeepSpeed's JSON, generated from our schema (DeepSpeed's documentation, "DeepSpeed Configuration JSON")."""
+
+from typing import Any
+
+import torch
+
+from memformer.config.schema import Config
+from memformer.engine.precision import AUTOCAST
+
+
+def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[str, Any]:
+    """The engine's configuration.
+
+    Batches and accumulation are ours (lanes, segments, one reduction a rollout), so DeepSpeed sees one micro-batch of
+    one sample a process and no accumulation. The optimizer is handed over as an object.
+
+    Args:
+        config: The run.
+        world_size: Data-parallel processes.
+        precision: fp32, bf16 or fp16 (resolved).
+    """
+    stage = config.parallel.zero_stage
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Every parameter is partitioned, small ones too: what is resident is then what the settings say.
+        zero["stage3_param_persistence_threshold"] = 0
+    for section, setting in (
+        ("offload_optimizer", config.parallel.offload_optimizer),
+        ("offload_param", config.parallel.offload_parameters),
+    ):
+        if setting == "cpu":
+            zero[section] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    generated: dict[str, Any] = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**9,
+        # At stage 0 the step clips before the engine sees the gradients (see memformer/engine.py).
+        "gradient_clipping": config.optimizer.gradient_clipping if stage else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if precision in AUTOCAST:
+        # fp32 parameters under autocast rather than 16-bit parameters with an fp32 copy: gradients of all segments
+        # accumulate in fp32, and every ZeRO stage uses the same optimizer class.
+        generated["torch_autocast"] = {"enabled": True, "dtype": str(AUTOCAST[precision]).removeprefix("torch.")}
+        if config.parallel.tensor > 1:
+            # Whose gradients ZeRO sends in 16 bits; DeepSpeed asks for the very class, so that by default it would
+            # send those of half the layers in 32.
+            generated["torch_autocast"]["lower_precision_safe_modules"] = [
+                "torch.nn.Linear",
+                "memformer.parallel.tensor.modules.RowParallelLinear",
+            ]
+    return _merged(generated, config.deepspeed)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result

@@ -1,0 +1,77 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Turns a plain model into a distributed one, in one fixed order.
+
+    layers of the stage -> tensor parallel -> stage -> activation checkpointing -> compile -> optimizer
+    -> DeepSpeed engine (ZeRO 0-3)
+
+The model knows nothing of any of it.
+"""
+
+from typing import Any
+
+import torch
+
+from memformer.config.schema import Config
+from memformer.engine.deepspeed_config import deepspeed_config
+from memformer.engine.optimizer import make_optimizer
+from memformer.models.memformer import Memformer
+from memformer.parallel.activation_checkpointing import checkpoint_layers
+from memformer.parallel.pipeline.channels import Channels
+from memformer.parallel.pipeline.split import split_of
+from memformer.parallel.pipeline.stage import StageModel, keep_layers
+from memformer.parallel.tensor import leave_uncompiled, shard_model
+from memformer.processes.group import World
+
+
+def parallelize(model: Memformer, config: Config, world: World, precision: str) -> Any:
+    """The DeepSpeed engine that trains `model`, on the process's device.
+
+    Args:
+        model: On any device; its parameters must be equal on all processes (same seed).
+        config: The run.
+        world: This process among all.
+        precision: fp32, bf16 or fp16 (resolved).
+    """
+    pipe = world.mesh.pipe
+    split = split_of(config, model.config) if pipe.size > 1 else None
+    if split is not None:
+        keep_layers(model, split, pipe.rank)
+    shard_model(model, world.mesh.tensor)
+    model.to(world.device)
+    if split is not None:
+        channels = Channels(world.mesh, world.device, next(model.parameters()).dtype)
+        model = StageModel(model, split, pipe.rank, channels)
+    checkpoint_layers(model, config, world)
+    if config.compile:
+        compile_layers(model)
+    optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=make_optimizer(model, config.optimizer, optimizer_device),
+        config=deepspeed_config(config, world.mesh.data.size, precision),
+        mpu=world.mesh.mpu,
+    )
+    # The loss scale is ours (memformer/precision.py). DeepSpeed makes others under float16 autocast and, since it keeps
+    # that setting in a global, for any later engine of this process too.
+    engine.torch_autocast_z0_gradscaler = None
+    if config.parallel.zero_stage:
+        engine.optimizer.torch_autocast_gradscaler = None
+    return engine
+
+
+def compile_layers(model: Memformer) -> None:
+    """torch.compile of each layer: all layers of a stack share one graph, and ZeRO's hooks stay outside it.
+
+    Under tensor parallelism a layer's graph breaks where the processes talk.
+    """
+    if model.config.dropout:
+        import torch._inductor.config
+
+        # The replay must redraw the masks of the first pass; compiled random numbers differ between the graph with
+        # gradients and the one without.
+        torch._inductor.config.fallback_random = True
+    leave_uncompiled()
+    for layer in (*model.encoder, *model.decoder):
+        layer.compile()

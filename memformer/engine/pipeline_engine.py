@@ -1,0 +1,176 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`PipelineReplayEngine`: memory replay over the stages of a pipeline, with ZeRO 0 or 1 over the replicas.
+
+Each stage has a plain DeepSpeed engine of its layers, and executes its part of the `ReplaySchedule`, a DeepSpeed
+`PipeSchedule`. DeepSpeed's `PipelineEngine` is not used, because it
+
+* refuses `coalesce_grad_reduction`, which makes the many backwards of a rollout one reduction;
+* clips by each stage's own norm at ZeRO stage 0, and keeps tied parameters, with their optimizer states, on all stages;
+* sends and receives by blocking calls, which deadlock on gloo when two stages send to each other.
+
+What makes it exact, beside what `memformer/engine.py` says: the decoder's gradient of the encoder's output is
+handed to the encoder's backward unscaled and undivided; the gradient of the shared embedding is added up on its owner
+before the reduction over the replicas; the norm is summed over all stages, and a step is skipped by all or none.
+"""
+
+import functools
+from typing import Any, cast
+
+import torch
+
+from memformer.config.schema import Config
+from memformer.engine.fragments import FragmentReader
+from memformer.engine.replay_engine import ReplayEngine, StepReport
+from memformer.models.memformer import Memformer
+from memformer.parallel.activation_checkpointing import replay_buffer
+from memformer.parallel.pipeline.executor import RolloutExecutor
+from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of
+from memformer.parallel.pipeline.stage import StageModel
+from memformer.parallel.pipeline.traffic import SHARED, SHARED_GRADIENT, sharing_stages
+from memformer.processes.group import World
+from memformer.replay import Carry, Rollout, RolloutResult
+from memformer.replay.random_state import mix_seed, segment_seeds
+
+
+class PipelineReplayEngine(ReplayEngine):
+    """A `ReplayEngine` whose model is spread over stages; every method is called by all stages together.
+
+    Its results are complete on every stage, so that what uses a `ReplayEngine` need not know of stages.
+
+    Args:
+        model: The whole model, equal on all processes; this stage's part of it is kept.
+        config: The run, with parallel.pipeline above 1.
+        world: This process among all.
+        precision: fp32, bf16 or fp16 (resolved).
+    """
+
+    def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
+        super().__init__(model, config, world, precision)
+        self._channels = self.model.channels
+        self._schedules: dict[int, ReplaySchedule] = {}
+        if self.model.copy is not None:
+            self.model.copy.requires_grad_()
+
+    @property
+    def model(self) -> StageModel:
+        """This stage's part of the model; asked as a whole model, all stages answer together."""
+        return cast(StageModel, self.deepspeed.module)
+
+    def schedule(self, lanes: int) -> ReplaySchedule:
+        """The schedule of a rollout of that many lanes."""
+        if lanes not in self._schedules:
+            self._schedules[lanes] = schedule_of(self.config, self.model.config, lanes)
+        return self._schedules[lanes]
+
+    def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """A part of the stage (`StageModel.forward`) with a graph, in the run's precision."""
+        return self.deepspeed(part, *inputs)  # type: ignore[no-any-return]
+
+    def evaluate(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """The same without a graph."""
+        with torch.no_grad(), self.autocast():
+            return self.model(part, *inputs)  # type: ignore[no-any-return]
+
+    def backward(self, objective: torch.Tensor) -> None:
+        """Back-propagates a scalar into this stage's gradients, which accumulate until the rollout's end."""
+        if not self._coalesced:
+            self.deepspeed.set_gradient_accumulation_boundary(False)
+        self._back_propagate(objective)
+
+    def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
+        """Accumulates one rollout's gradients over all stages and reduces them over the replicas.
+
+        Args:
+            rollout: This replica's lanes.
+            carry: Their state before it.
+            valid_tokens: Valid targets of all lanes of all replicas (known from the data).
+            seed: Seed of the rollout's random numbers; each replica, group of lanes, segment and stage has its own.
+        """
+        from memformer.parallel.pipeline.deepspeed_schedule import StageSchedule
+
+        mesh, model = self.world.mesh, self.model
+        lanes, segments = len(rollout.tokens), rollout.num_segments
+        spans = lanes_of_groups(lanes, mesh.pipe.size, self.config.training.lanes_per_micro_batch)
+        groups = [(rollout.lanes(*span), _lanes(carry, *span)) for span in spans]
+        schedule = self.schedule(lanes)
+        with segment_seeds(mix_seed(seed, mesh.data.rank * lanes), self.world.device) as seed_stream:
+
+            def seed_task(micro_batch: int, segment: int, decoder: bool) -> None:
+                stream = (spans[micro_batch][0] * segments + segment) * mesh.pipe.size + model.stage
+                seed_stream(2 * stream + decoder)
+
+            executor = RolloutExecutor(
+                self,
+                schedule,
+                StageSchedule(schedule, model.stage),
+                self._channels,
+                groups,
+                max(1, valid_tokens) / mesh.data.size,
+                seed_task,
+                self.at_segment,
+                functools.partial(replay_buffer, self.config, self.world),
+            )
+            with self._accumulation():
+                executor.run()
+                self._add_shared_gradients()
+        if self.stage == 0:
+            self.deepspeed.set_gradient_accumulation_boundary(True)
+            self.deepspeed.allreduce_gradients()
+        figures = mesh.pipe.sum(torch.cat([executor.segment_losses, executor.memory_gradient_squares]))
+        memory = torch.empty_like(carry.memory)
+        if model.writes:
+            memory.copy_(torch.cat([executor.final_memories[i] for i in range(len(groups))]))
+        if memory.numel():
+            self._channels.broadcast(memory, model.split.writer_stage)
+        return self._unscaled(
+            RolloutResult(
+                figures[:segments], rollout.lengths.sum(dim=0), figures[segments:].sqrt(), rollout.carry(memory)
+            )
+        )
+
+    def step(self, learning_rate: float) -> StepReport:
+        """Applies the reduced gradients on all stages, or on none if their common norm is not finite."""
+        report = super().step(learning_rate)
+        if report.applied:
+            self._refresh_copies()
+        return report
+
+    def load_parameters(self, saved: FragmentReader) -> None:
+        """Puts saved parameters and optimizer states in place, whatever topology they were saved from."""
+        super().load_parameters(saved)
+        self._refresh_copies()
+
+    def _add_shared_gradients(self) -> None:
+        """The gradients of the copies of the token embedding go to their owner, and from there through the step."""
+        copy = self.model.copy
+        if copy is not None:
+            assert copy.grad is not None
+            self._channels.send(SHARED_GRADIENT, copy.grad, 0).wait()
+            copy.grad = None
+        elif self.model.first:
+            owner = self.model.embedding.tokens.weight
+            received = [self._channels.receive(SHARED_GRADIENT, owner.shape, stage) for stage in self._copies()]
+            assert owner.grad is not None
+            for transfer in received:
+                owner.grad.add_(transfer.wait())
+
+    def _copies(self) -> list[int]:
+        return sharing_stages(self.model.split.layout(1, 1), self.model.config.tie_embeddings)
+
+    def _refresh_copies(self) -> None:
+        """The owner's token embedding goes to the stages that have a copy."""
+        copy = self.model.copy
+        with torch.no_grad():
+            if copy is not None:
+                copy.copy_(self._channels.receive(SHARED, copy.shape, 0).wait())
+            elif self.model.first:
+                owner = self.model.embedding.tokens.weight
+                sent = [self._channels.send(SHARED, owner, stage) for stage in self._copies()]
+                for transfer in sent:
+                    transfer.wait()
+
+
+def _lanes(carry: Carry, start: int, stop: int) -> Carry:
+    """The lanes start .. stop-1 alone."""
+    return Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)

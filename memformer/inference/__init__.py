@@ -1,0 +1,32 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a trained model is worth and what it writes: perplexity, text, what its memory keeps."""
+
+from typing import TYPE_CHECKING
+
+from memformer.faces import face
+
+if TYPE_CHECKING:
+    from memformer.inference.generation import Generator, generate
+    from memformer.inference.inspection import MemoryInspector, inspect_tokens
+    from memformer.inference.perplexity import Score, evaluate
+
+__all__ = [
+    "Generator",
+    "MemoryInspector",
+    "Score",
+    "evaluate",
+    "generate",
+    "inspect_tokens",
+]
+
+__getattr__ = face(
+    __name__,
+    {
+        "Generator": "generation",
+        "MemoryInspector": "inspection",
+        "Score": "perplexity",
+        "evaluate": "perplexity",
+        "generate": "generation",
+        "inspect_tokens": "inspection",
+    },
+)

@@ -1,0 +1,92 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A look into the memory while training: is it used, does it collapse?"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline import SegmentBatch, Tokenizer
+from memformer.inference.inspection import KEPT, OVERWRITTEN, MemoryInspector
+from memformer.models.memformer import Memformer
+from memformer.processes.group import all_sum, from_main
+from memformer.replay import Carry, Segment
+
+INSPECTED_SEGMENTS, INSPECTED_HORIZON = 48, 16
+
+
+@torch.no_grad()
+def memory_diagnostics(
+    model: Memformer, carry: Carry, total: Callable[[torch.Tensor], torch.Tensor] = all_sum
+) -> dict[str, float]:
+    """How the writer treats the slots of the segment that comes next.
+
+    Called by all processes; the means are over all of their lanes that read a document. `total` sums over the
+    replicas.
+
+    Returns:
+        slot_norm: mean L2 norm of a slot (1 by construction); slot_cosine: mean cosine between two slots of a lane
+        (towards 1: collapsed); self_attention: the writer's mean weight of a slot on itself; kept_share and
+        overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory.
+    """
+    if not model.config.num_memory_slots:
+        return {}
+    training = model.training
+    model.eval()
+    live = carry.length > 0
+    no_reset = torch.zeros_like(live)
+    segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
+    own_BK, memory_BKD = model.slots_kept(segment, carry.memory)
+    model.train(training)
+    unit_BKD = torch.nn.functional.normalize(memory_BKD.float(), dim=-1)
+    slots = memory_BKD.shape[1]
+    cosine_B = (unit_BKD.sum(1).square().sum(-1) - slots) / max(1, slots * (slots - 1))
+    per_lane = {
+        "slot_norm": memory_BKD.float().norm(dim=-1).mean(1),
+        "slot_cosine": cosine_B,
+        "self_attention": own_BK.mean(1),
+        "kept_share": (own_BK > KEPT).float().mean(1),
+        "overwritten_share": (own_BK < OVERWRITTEN).float().mean(1),
+    }
+    sums = torch.stack([*(torch.where(live, value, 0).sum() for value in per_lane.values()), live.sum()]).double()
+    *totals, lanes = total(sums).tolist()
+    return {name: total / max(1.0, lanes) for name, total in zip(per_lane, totals, strict=True)}
+
+
+def inspected_memory(model: Memformer, batches: Iterable[SegmentBatch], tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """What `memformer inspect-memory` reports, on the beginning of the main process's first held-out document.
+
+    Called by all processes, which compute the same: under ZeRO-3 each holds a part of the parameters.
+
+    Args:
+        model: The model; put into evaluation mode for the time.
+        batches: Held-out segments, as for `evaluate`.
+        tokenizer: The data set's.
+
+    Returns:
+        The report; None for a model without memory.
+    """
+    if model.writer is None:
+        return None
+    found: list[np.ndarray[Any, Any]] = []
+    ended = False
+    for number, batch in enumerate(batches):
+        # Every process takes as many batches as the others, which agree on each; the first lane's document ends where
+        # the lane takes up another one, or idles.
+        if number == INSPECTED_SEGMENTS:
+            break
+        ended = ended or (number > 0 and bool(batch.resets[0, 0])) or not batch.lengths[0, 0]
+        if not ended:
+            found.append(np.asarray(batch.tokens[0, 0, : batch.lengths[0, 0]]))
+    tokens = from_main(np.concatenate(found) if found else None)
+    if tokens is None:
+        return None
+    training = model.training
+    model.eval()
+    length = int(batch.tokens.shape[2])
+    inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
+    inspector.read(tokens)
+    report = inspector.report()
+    model.train(training)
+    return report

@@ -1,0 +1,108 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Perplexity of held-out documents: with the memory carried, with it reset at every segment, by position.
+
+Both figures see the previous segment; "reset" takes away only what the memory carries from before it.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from data_pipeline import SegmentBatch
+from memformer.models.memformer import Memformer
+from memformer.processes.group import all_sum
+from memformer.replay import Carry
+from memformer.run.data import rollout_of
+from memformer.run.metrics import perplexity
+
+MODES = ("with_memory", "memory_reset")
+BUCKETS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Losses of one mode, summed over all processes.
+
+    Attributes:
+        losses: Nats by bucket of position, float64 [BUCKETS].
+        tokens: Targets by bucket, float64 [BUCKETS].
+        segment_length: Tokens S of a segment; bucket 0 is positions below S, bucket b >= 1 is 2^(b-1)*S .. 2^b*S - 1.
+    """
+
+    losses: torch.Tensor
+    tokens: torch.Tensor
+    segment_length: int
+
+    def report(self) -> dict[str, Any]:
+        """Loss in nats a token, perplexity, tokens, and the same by position, JSON-ready."""
+        total, count = float(self.losses.sum()), int(self.tokens.sum())
+        rows = []
+        for bucket, (loss, tokens) in enumerate(zip(self.losses.tolist(), self.tokens.tolist(), strict=True)):
+            if tokens:
+                start = 0 if bucket == 0 else self.segment_length << (bucket - 1)
+                rows.append(
+                    {
+                        "from": start,
+                        "to": self.segment_length << bucket,
+                        "tokens": int(tokens),
+                        "loss": loss / tokens,
+                        "perplexity": perplexity(loss / tokens),
+                    }
+                )
+        mean = total / max(1, count)
+        return {"loss": mean, "perplexity": perplexity(mean), "tokens": count, "by_position": rows}
+
+
+@torch.no_grad()
+def evaluate(
+    model: Memformer,
+    batches: Iterable[SegmentBatch],
+    device: torch.device,
+    *,
+    max_segments: int | None = None,
+    autocast: contextlib.AbstractContextManager[Any] | None = None,
+    total: Callable[[torch.Tensor], torch.Tensor] = all_sum,
+) -> dict[str, Score]:
+    """Scores documents in both modes, in one pass at constant memory.
+
+    Called by all processes with their own lanes; the result is the same on all.
+
+    Args:
+        model: The model; put into evaluation mode for the time.
+        batches: One epoch of segments, e.g. a `SegmentStream` with epochs=1.
+        device: Where the model lies.
+        max_segments: Segments a lane at most; None: all.
+        autocast: The precision to compute in; None: the weights' own.
+        total: Sums a tensor over the replicas, in place.
+    """
+    training = model.training
+    model.eval()
+    sums = {mode: torch.zeros(2, BUCKETS, dtype=torch.float64, device=device) for mode in MODES}
+    carries: dict[str, Carry] = {}
+    length = 0
+    with autocast or contextlib.nullcontext():
+        for done, batch in enumerate(batches):
+            if max_segments is not None and done * batch.tokens.shape[1] >= max_segments:
+                break
+            rollout, length = rollout_of(batch, device), batch.tokens.shape[2]
+            buckets = torch.from_numpy(batch.starts // length).to(device)
+            # Segment number n of a document lies in bucket 0 for n = 0, else floor(log2 n) + 1.
+            buckets = torch.where(buckets > 0, torch.log2(buckets.clamp(min=1).double()).floor().long() + 1, 0)
+            initial = model.initial_memory(len(batch.tokens)).clone()
+            for mode, t in itertools.product(MODES, range(rollout.num_segments)):
+                if t == 0:
+                    carries.setdefault(mode, Carry.empty(initial, length))
+                    memory = carries[mode].memory
+                segment = rollout.segment(t, carries[mode])
+                losses, memory = model.losses(segment, memory if mode == "with_memory" else initial)
+                sums[mode][0].index_add_(0, buckets[:, t], losses.sum(1, dtype=torch.float64))
+                sums[mode][1].index_add_(0, buckets[:, t], segment.target_length.double())
+                if t == rollout.num_segments - 1:
+                    carries[mode] = rollout.carry(memory)
+    model.train(training)
+    totals = {mode: total(each).cpu() for mode, each in sums.items()}
+    return {mode: Score(each[0], each[1], length) for mode, each in totals.items()}

@@ -1,0 +1,26 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The models: what a memory model is, the families there are, and how an export of one is loaded. torch alone."""
+
+from typing import TYPE_CHECKING
+
+from memformer.faces import face
+
+if TYPE_CHECKING:
+    from memformer.models.loading import load_model
+    from memformer.models.memformer.config import MemformerConfig
+    from memformer.models.memformer.model import Memformer
+
+__all__ = [
+    "Memformer",
+    "MemformerConfig",
+    "load_model",
+]
+
+__getattr__ = face(
+    __name__,
+    {
+        "Memformer": "memformer.model",
+        "MemformerConfig": "memformer.config",
+        "load_model": "loading",
+    },
+)

@@ -1,0 +1,112 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The parts of a layer: rotary positions, multi-head attention, feed-forward block.
+
+Shapes: B lanes, S tokens of a query segment, L keys, D width, H heads, E = D/H.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.models.memformer.config import MemformerConfig
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of consecutive positions, each [positions, E/2]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def table(cls, start: int, stop: int, config: MemformerConfig, device: torch.device) -> "Rotary":
+        """The table of positions start .. stop-1, in float32 (float64 for models in float64 loses nothing by it)."""
+        head_size = config.d_model // config.num_heads
+        exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
+        angles = torch.outer(
+            torch.arange(start, stop, device=device, dtype=torch.float32), config.rotary_base**-exponents
+        )
+        return cls(angles.cos(), angles.sin())
+
+    def rows(self, start: int, stop: int) -> "Rotary":
+        """The positions start .. stop-1 of this table."""
+        return Rotary(self.cos[start:stop], self.sin[start:stop])
+
+    def rotate(self, x_BHSE: torch.Tensor) -> torch.Tensor:
+        """Rotates each head's (first half, second half) pairs by the angle of their position; keeps the dtype."""
+        cos, sin = self.cos.to(x_BHSE.dtype), self.sin.to(x_BHSE.dtype)
+        first, second = x_BHSE.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def split_heads(x_BSD: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """[B, S, D] -> [B, H, S, E]."""
+    return x_BSD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x_BHSE: torch.Tensor) -> torch.Tensor:
+    """[B, H, S, E] -> [B, S, D]."""
+    return x_BHSE.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention through `torch.nn.functional.scaled_dot_product_attention`.
+
+    Keys and values have a method of their own, so that generation can keep them.
+    """
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.num_heads = config.num_heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def keys_values(self, y_BLD: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (rotated where positions are given) and values of y, each [B, H, L, E]."""
+        k_BHLE = split_heads(self.key(y_BLD), self.num_heads)
+        v_BHLE = split_heads(self.value(y_BLD), self.num_heads)
+        return (k_BHLE if rotary is None else rotary.rotate(k_BHLE)), v_BHLE
+
+    def attend(
+        self,
+        x_BSD: torch.Tensor,
+        keys_values: tuple[torch.Tensor, torch.Tensor],
+        rotary: Rotary | None = None,
+        mask: torch.Tensor | None = None,
+        causal: bool = False,
+    ) -> torch.Tensor:
+        """Every token of x over the given keys.
+
+        Args:
+            x_BSD: Queries before projection, [B, S, D].
+            keys_values: What `keys_values` returned, each [B, H, L, E].
+            rotary: Positions of the queries, S rows; None for attention without positions.
+            mask: True where a key may be seen, bool, broadcastable to [B, H, S, L].
+            causal: Query i sees keys 0 .. i only.
+
+        Returns:
+            [B, S, D].
+        """
+        q_BHSE = split_heads(self.query(x_BSD), self.num_heads)
+        if rotary is not None:
+            q_BHSE = rotary.rotate(q_BHSE)
+        k_BHLE, v_BHLE = keys_values
+        out_BHSE = F.scaled_dot_product_attention(q_BHSE, k_BHLE, v_BHLE, attn_mask=mask, is_causal=causal)
+        return self.output(merge_heads(out_BHSE))
+
+
+class FeedForward(nn.Module):
+    """D -> d_ff -> D with GELU."""
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        return self.down(F.gelu(self.up(x_BSD)))

@@ -1,0 +1,114 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The external memory: how it is read, written and forgotten.
+
+Shapes: B lanes, S tokens, K slots, D width, H writer heads, E = D/H. The memory is [B, K, D]; each slot has unit
+L2 norm at all times.
+
+Slots have length 1 and layer-normed tokens have length sqrt(D), yet the writer projects both with one key matrix.
+So slots are multiplied by sqrt(D) before any projection. For the reader's matrices and the writer's query this only
+renames W to W/sqrt(D); for the shared key it states that slots and tokens enter it at one length, without which a
+slot's own logit would be sqrt(D) times smaller than a token's. The paper does not say how x is scaled. In the same way
+the writer's values are divided by sqrt(D), so that a matrix of ordinary size writes unit vectors: a small matrix
+would do so too, but an optimizer that moves every weight by a like amount would blow it up within some twenty steps,
+and all slots would then hold the same average.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.models.memformer.config import MemformerConfig
+from memformer.models.memformer.layers import Attention, merge_heads, split_heads
+
+
+class MemoryReader(nn.Module):
+    """Multi-head attention of every token over every slot (the paper's section 1, "Read")."""
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.scale = config.d_model**0.5
+        self.attention = Attention(config)
+        self.norm = nn.LayerNorm(config.d_model, config.norm_epsilon) if config.memory_read_norm else nn.Identity()
+
+    def forward(self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """What the tokens read, [B, S, D]."""
+        keys_values = self.attention.keys_values(self.norm(memory_BKD * self.scale), None)
+        return self.attention.attend(x_BSD, keys_values)
+
+
+class BiasedMemoryNormalisation(nn.Module):
+    """Forgetting: m -> (m + bias) / ||m + bias|| (the paper's section 1, "Forget").
+
+    The bias is a parameter per slot. It is also where a slot starts, and what it decays to when nothing is written.
+    """
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(config.num_memory_slots, config.d_model))
+        self.forgetting = config.memory_forgetting
+
+    def forward(self, memory_BKD: torch.Tensor | None, batch_size: int = 0) -> torch.Tensor:
+        """The next memory on the unit sphere, or, given None, the initial memory of `batch_size` lanes.
+
+        One method for both, because ZeRO-3 gathers a parameter only around the forward of the module that owns it.
+        """
+        if memory_BKD is None:
+            return F.normalize(self.bias, dim=-1).expand(batch_size, -1, -1)
+        return F.normalize(memory_BKD + self.bias if self.forgetting else memory_BKD, dim=-1)
+
+
+class MemoryWriter(nn.Module):
+    """Memory slot attention (the paper's section 1, "Write"), once a segment after the last encoder layer.
+
+    Slot i attends to itself and to every token, to no other slot. What it keeps of itself is the raw slot, not a
+    projection, so a weight of 1.0 on itself is an exact copy. There is no gate, residual or output projection.
+    The softmax is written out: each slot has one private column (itself) beside the tokens' columns, K*(S+1) logits.
+    """
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        self.num_heads = config.effective_writer_heads
+        self.slot_scale = width**0.5
+        self.value_scale = width**-0.5
+        self.logit_scale = (width // self.num_heads) ** -0.5 / config.memory_temperature
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+
+    def weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """Attention of every slot on [itself ; every token], [B, H, K, 1 + S], rows summing to 1."""
+        slots_BKD = memory_BKD * self.slot_scale
+        q_BHKE = split_heads(self.query(slots_BKD), self.num_heads) * self.logit_scale
+        own_BHK1 = (q_BHKE * split_heads(self.key(slots_BKD), self.num_heads)).sum(-1, keepdim=True)
+        tokens_BHKS = q_BHKE @ split_heads(self.key(x_BSD), self.num_heads).transpose(-1, -2)
+        if mask_BS is not None:
+            tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
+        return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
+
+    def all_weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """`weights` of all heads, also where this module has some of them; to be looked at, without gradient."""
+        return self.weights(memory_BKD, x_BSD, mask_BS)
+
+    def weight_on_itself(
+        self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
+    ) -> torch.Tensor:
+        """How much of itself each slot keeps, 0 to 1, mean over all heads, [B, K]; without gradient."""
+        return self.all_weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
+
+    def slots_of_heads(self, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """The columns of the slots that the heads of this module keep: all of them, where it has all heads."""
+        return memory_BKD
+
+    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """The written memory before forgetting, [B, K, D].
+
+        Args:
+            memory_BKD: The memory the segment was read with.
+            x_BSD: Output of the last encoder layer.
+            mask_BS: True at valid tokens; None when all are.
+        """
+        a_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
+        kept_BHKE = a_BHKL[..., :1] * split_heads(self.slots_of_heads(memory_BKD), self.num_heads)
+        v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
+        return merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE)

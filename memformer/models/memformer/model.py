@@ -1,0 +1,279 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Memformer`: encoder with memory reader, memory writer, decoder, and the two calls on a segment.
+
+Shapes: B lanes, S tokens a segment, K slots, D width, V vocabulary. One segment costs one of two calls:
+`advance` computes the next memory only (encoder and writer), `forward` also decodes and scores the targets.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.models.construction import Construction
+from memformer.models.memformer.config import MemformerConfig
+from memformer.models.memformer.initialise import initialise
+from memformer.models.memformer.layers import Attention, FeedForward, Rotary
+from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
+from memformer.replay.segment import Segment
+
+IGNORE = -100  # cross_entropy's mark of a target that does not count
+
+
+class EncoderLayer(nn.Module):
+    """LN, bidirectional self-attention, +; LN, memory reader, +; LN, feed-forward, +."""
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.self_attention = Attention(config)
+        self.reader: MemoryReader | None = None
+        if config.num_memory_slots:
+            self.read_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+            self.reader = MemoryReader(config)
+        self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor, mask: torch.Tensor | None, rotary: Rotary
+    ) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, S], True at valid tokens."""
+        h = self.self_norm(x_BSD)
+        keys_values = self.self_attention.keys_values(h, rotary)
+        x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, mask))
+        if self.reader is not None:
+            x_BSD = x_BSD + self.dropout(self.reader(self.read_norm(x_BSD), memory_BKD))
+        return x_BSD + self.dropout(self.feed_forward(self.ff_norm(x_BSD)))
+
+
+class DecoderLayer(nn.Module):
+    """LN, causal self-attention, +; LN, attention to the encoder's output, +; LN, feed-forward, +."""
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.self_attention = Attention(config)
+        self.cross_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.cross_attention = Attention(config)
+        self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.rotary_cross_attention = config.rotary_cross_attention
+
+    def context_keys_values(self, context_BLD: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the encoder's output for this layer, each [B, H, L, E]."""
+        return self.cross_attention.keys_values(context_BLD, rotary if self.rotary_cross_attention else None)
+
+    def attend_context_and_feed(
+        self,
+        x_BSD: torch.Tensor,
+        context: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        rotary: Rotary,
+    ) -> torch.Tensor:
+        """The layer's second and third branch, [B, S, D] -> [B, S, D]."""
+        positions = rotary if self.rotary_cross_attention else None
+        x_BSD = x_BSD + self.dropout(self.cross_attention.attend(self.cross_norm(x_BSD), context, positions, mask))
+        return x_BSD + self.dropout(self.feed_forward(self.ff_norm(x_BSD)))
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        context_BLD: torch.Tensor,
+        mask: torch.Tensor | None,
+        context_rotary: Rotary,
+        rotary: Rotary,
+    ) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, L], True at valid context tokens."""
+        h = self.self_norm(x_BSD)
+        keys_values = self.self_attention.keys_values(h, rotary)
+        x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, causal=True))
+        context = self.context_keys_values(context_BLD, context_rotary)
+        return self.attend_context_and_feed(x_BSD, context, mask, rotary)
+
+
+class Embedding(nn.Module):
+    """Token embedding times sqrt(D), so that a matrix of std D^-0.5, shared with the head, gives unit-sized inputs."""
+
+    def __init__(self, config: MemformerConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, config.d_model)
+        self.scale = config.d_model**0.5
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S] -> [B, S, D]."""
+        return self.dropout(self.tokens(tokens_BS) * self.scale)
+
+
+class Memformer(nn.Module):
+    """A Memformer language model (the paper's section 1).
+
+    Args:
+        config: With `vocab_size` and `start_token_id` set.
+        construction: How the parts come into being; None: whole.
+
+    Raises:
+        ValueError: vocab_size or start_token_id is None.
+    """
+
+    def __init__(self, config: MemformerConfig, construction: Construction | None = None) -> None:
+        super().__init__()
+        construction = construction or Construction()
+        built = construction.built
+        if config.vocab_size is None or config.start_token_id is None:
+            raise ValueError("vocab_size and start_token_id are None: take them from the tokenizer")
+        self.config = config
+        self.start_token_id = config.start_token_id
+        self.embedding = built(Embedding(config, config.vocab_size))
+        self.encoder = nn.ModuleList(built(EncoderLayer(config)) for _ in range(config.num_encoder_layers))
+        self.encoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
+        self.writer: MemoryWriter | None = None
+        if config.num_memory_slots:
+            self.writer = built(MemoryWriter(config))
+            self.forget = built(BiasedMemoryNormalisation(config))
+        self.decoder = nn.ModuleList(built(DecoderLayer(config)) for _ in range(config.num_decoder_layers))
+        self.decoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.tokens.weight
+        built(self.head)
+        # Replaced where the vocabulary is spread over several processes, which then have a part of the logits each.
+        self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
+        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+        initialise(self, config, construction)
+
+    def initial_memory(self, batch_size: int) -> torch.Tensor:
+        """m_0 = bias / ||bias|| of every slot for each lane, [B, K, D]; differentiable."""
+        if self.writer is None:
+            weight = self.encoder_norm.weight
+            return torch.zeros(batch_size, 0, self.config.d_model, dtype=weight.dtype, device=weight.device)
+        return self.forget(None, batch_size)
+
+    def encode(
+        self, segment: Segment, memory_BKD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Reads a segment's context with the memory.
+
+        Returns:
+            The encoder's output [B, S, D]; the mask of its valid tokens, bool [B, S], or None when all are; and the
+            memory it was read with [B, K, D], which is the initial one in lanes that start a document.
+        """
+        memory_BKD = self.begin(segment.reset, memory_BKD)
+        tokens_BS, mask_BS = self.context(segment)
+        x_BSD = self.read(self.embedding(tokens_BS), memory_BKD, mask_BS)
+        return self.encoder_norm(x_BSD), mask_BS, memory_BKD
+
+    def begin(self, reset_B: torch.Tensor, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """The memory [B, K, D] that a segment is read with: the initial one in lanes that start a document."""
+        # Here and in `context`, the selection runs on every segment of every rank, whatever the data: under ZeRO-3
+        # ranks must execute the same modules in the same order.
+        initial_BKD = self.initial_memory(len(reset_B)).to(memory_BKD.dtype)
+        return torch.where(reset_B[:, None, None], initial_BKD, memory_BKD)
+
+    def context(self, segment: Segment) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the encoder reads, int64 [B, S], and the mask of its valid tokens, bool [B, S]; None when all are."""
+        tokens_BS, length_B, reset_B = segment.context, segment.context_length, segment.reset
+        first = torch.zeros_like(tokens_BS)
+        first[:, 0] = self.start_token_id
+        tokens_BS = torch.where(reset_B[:, None], first, tokens_BS)
+        if not segment.ragged:
+            return tokens_BS, None
+        # At least one key stays visible, so that a lane without a document cannot produce NaN.
+        length_B = torch.where(reset_B, torch.ones_like(length_B), length_B).clamp(min=1)
+        return tokens_BS, torch.arange(tokens_BS.shape[1], device=tokens_BS.device) < length_B[:, None]
+
+    def read(self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """The encoder's layers, [B, S, D] -> [B, S, D], without the norm that follows them."""
+        mask = None if mask_BS is None else mask_BS[:, None, None, :]
+        rotary = Rotary.table(0, x_BSD.shape[1], self.config, x_BSD.device)
+        for layer in self.encoder:
+            x_BSD = layer(x_BSD, memory_BKD, mask, rotary)
+        return x_BSD
+
+    def write(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """The next memory [B, K, D] from the memory a segment was read with and the encoder's output."""
+        if self.writer is None:
+            return memory_BKD
+        return self.forget(self.writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
+
+    def slots_kept(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The writer's weight of each slot on itself, mean over its heads, 0 to 1, [B, K]; and the memory read with."""
+        assert self.writer is not None
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return self.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS), memory_BKD
+
+    def advance(self, segment: Segment, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """The next memory [B, K, D] alone: encoder and writer, without decoder and head; nothing without memory."""
+        if self.writer is None:
+            return memory_BKD
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return self.write(memory_BKD, x_BSD, mask_BS)
+
+    def decode(self, segment: Segment, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """Logits [B, S, V] of the segment's targets, teacher-forced: input start, x_0 .. x_{S-2}."""
+        y_BSD = self.respond(self.embedding(self.inputs(segment)), context_BSD, mask_BS)
+        return self.head(self.decoder_norm(y_BSD))
+
+    def inputs(self, segment: Segment) -> torch.Tensor:
+        """What the decoder reads, int64 [B, S]: start, x_0 .. x_{S-2}."""
+        start = torch.full_like(segment.target[:, :1], self.start_token_id)
+        return torch.cat([start, segment.target[:, :-1]], dim=1)
+
+    def respond(self, y_BSD: torch.Tensor, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """The decoder's layers, [B, S, D] -> [B, S, D], without the norm that follows them."""
+        width, length = context_BSD.shape[1], y_BSD.shape[1]
+        rotary = Rotary.table(0, width + length, self.config, y_BSD.device)
+        context_rotary, rotary = rotary.rows(0, width), rotary.rows(width, width + length)
+        mask = None if mask_BS is None else mask_BS[:, None, None, :]
+        for layer in self.decoder:
+            y_BSD = layer(y_BSD, context_BSD, mask, context_rotary, rotary)
+        return y_BSD
+
+    def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        logits_BSV = self.whole_logits(self.decode(segment, x_BSD, mask_BS))
+        return logits_BSV, self.write(memory_BKD, x_BSD, mask_BS)
+
+    def losses(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`token_losses` of the segment, [B, S], and the next memory [B, K, D]."""
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        losses_BS = self.token_losses(self.decode(segment, x_BSD, mask_BS), segment)
+        return losses_BS, self.write(memory_BKD, x_BSD, mask_BS)
+
+    def forward(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores a segment.
+
+        Args:
+            segment: Context, targets and their lengths.
+            memory_BKD: The lanes' memory before the context is read; ignored in lanes that start a document.
+
+        Returns:
+            The sum of the valid targets' negative log-likelihoods in nats (float32 or wider, scalar); the number
+            of valid targets (int64, scalar); the next memory [B, K, D].
+        """
+        losses_BS, memory_BKD = self.losses(segment, memory_BKD)
+        return losses_BS.sum(), segment.target_length.sum(), memory_BKD
+
+
+def token_losses(logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32."""
+    if logits_BSV.dtype in (torch.bfloat16, torch.float16):
+        logits_BSV = logits_BSV.float()
+    targets = scored_targets(segment)
+    flat = F.cross_entropy(logits_BSV.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return flat.view_as(targets)
+
+
+def _unchanged(logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+def scored_targets(segment: Segment) -> torch.Tensor:
+    """The segment's targets, int64 [B, S], with `IGNORE` beyond the valid length."""
+    target_BS = segment.target
+    valid_BS = torch.arange(target_BS.shape[1], device=target_BS.device) < segment.target_length[:, None]
+    return target_BS.masked_fill(~valid_BS, IGNORE)

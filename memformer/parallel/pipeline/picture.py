@@ -1,0 +1,86 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Draws a schedule as SVG, from the object that is executed.
+
+python -m memformer.parallel.pipeline.picture docs/pipeline_schedule.svg
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from memformer.models.memformer import MemformerConfig
+from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.parallel.pipeline.split import balanced_split, replay_schedule
+from memformer.parallel.pipeline.tasks import ADVANCE, DECODE, DECODE_BACKWARD, REPLAY, REPLAY_BACKWARD
+
+COLOURS = {
+    ADVANCE: ("#cfe3f5", "pass 1: encoder without graph"),
+    REPLAY: ("#7db4e0", "pass 2: encoder again"),
+    REPLAY_BACKWARD: ("#2f6ea8", "its backward, with the memory's gradient"),
+    DECODE: ("#f6d9ae", "decoder"),
+    DECODE_BACKWARD: ("#d98c2b", "its backward"),
+}
+LEFT, WIDTH, ROW, GAP, TOP = 64, 1100, 30, 8, 46
+
+
+def example() -> ReplaySchedule:
+    """A model of 4 + 14 layers on 4 stages, 3 groups of lanes, rollouts of 4 segments of 512 tokens."""
+    model = MemformerConfig(num_decoder_layers=14, vocab_size=8_000, start_token_id=0)
+    return replay_schedule(balanced_split(model, 4, 512, 4), model, 512, 3, 4)
+
+
+def svg(schedule: ReplaySchedule) -> str:
+    """The schedule as an SVG document: a row a stage, a box a task, its width the time it takes."""
+    layout, scale = schedule.layout, WIDTH / schedule.makespan
+    p, m, t = layout.stages, layout.micro_batches, layout.segments
+    height = TOP + p * (ROW + GAP) + 66
+    title = (
+        f"{p} stages, micro-batches a .. {chr(96 + m)}, segments 0 .. {t - 1}: stages wait "
+        f"{100 * schedule.bubble:.0f} % of the time (1F1B over whole rollouts: {100 * (p - 1) / (m + p - 1):.0f} %)"
+    )
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 16}" height="{height}" '
+        f'viewBox="0 0 {LEFT + WIDTH + 16} {height}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT}" y="26" font-size="15">{title}</text>',
+    ]
+    for stage, slots in enumerate(schedule.timeline.slots):
+        top = TOP + stage * (ROW + GAP)
+        parts.append(f'<text x="8" y="{top + 19}">stage {stage}</text>')
+        parts.append(f'<rect x="{LEFT}" y="{top}" width="{WIDTH}" height="{ROW}" fill="#f2f2f2"/>')
+        for task, start, end in slots:
+            if task.kind not in COLOURS:
+                continue  # begin and end take no time
+            x, width = LEFT + start * scale, (end - start) * scale
+            ahead = task.kind in (DECODE, DECODE_BACKWARD) and schedule.is_early(task)
+            edge = 'stroke="#a02020" stroke-width="1.6"' if ahead else 'stroke="white" stroke-width="0.6"'
+            parts.append(
+                f'<rect x="{x:.1f}" y="{top + 1}" width="{max(0.5, width - 0.8):.1f}" height="{ROW - 2}" '
+                f'fill="{COLOURS[task.kind][0]}" {edge}/>'
+            )
+            if width > 16:
+                ink = "white" if task.kind == REPLAY_BACKWARD else "black"
+                label = f"{chr(97 + task.micro_batch)}{task.segment}"
+                parts.append(
+                    f'<text x="{x + width / 2:.1f}" y="{top + 19}" text-anchor="middle" fill="{ink}">{label}</text>'
+                )
+    below, x = TOP + p * (ROW + GAP) + 18, LEFT
+    for colour, words in COLOURS.values():
+        parts.append(f'<rect x="{x}" y="{below - 11}" width="14" height="14" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 20}" y="{below}">{words}</text>')
+        x += 60 + 6.2 * len(words)
+    note = "red edge: decoded ahead, from the encoder's output of pass 1; grey: waiting; time runs to the right"
+    parts.append(f'<text x="{LEFT}" y="{below + 26}">{note}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws the example."""
+    parser = argparse.ArgumentParser(description="Draw the pipeline's schedule.")
+    parser.add_argument("out", type=Path, help="SVG file to write")
+    parser.parse_args(argv).out.write_text(svg(example()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

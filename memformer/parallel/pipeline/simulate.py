@@ -1,0 +1,224 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""List scheduling: tasks in the order in which stages of known speed would take them up.
+
+Each stage, whenever it is idle, takes the ready task from which the longest path leads to the end of the rollout
+(Graham's list scheduling with the critical path as priority; "HEFT" without a choice of processor), within the window
+that bounds what is held. Whether micro-batches should advance side by side (which hides the chain of a memory through
+several encoder stages) or one after another (which feeds the decoder stages sooner) depends on the layout, so several
+group sizes are tried, with and without preference for backwards, and the shortest rollout is kept. Times are integers
+and ties are broken by number: every process computes the same schedule by itself.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from memformer.parallel.pipeline.tasks import (
+    ADVANCE,
+    DECODE,
+    DECODE_BACKWARD,
+    REPLAY,
+    REPLAY_BACKWARD,
+    Layout,
+    Task,
+)
+
+
+class StageCost(NamedTuple):
+    """Time of a stage for one segment of one micro-batch, in any unit: FLOPs, or 1 for a forward."""
+
+    encoder_forward: int
+    encoder_backward: int
+    decoder_forward: int
+    decoder_backward: int
+
+    @classmethod
+    def of(cls, encoder: int, decoder: int, recompute: bool = False) -> "StageCost":
+        """From the forward costs; a backward costs twice that, and once more where layers are recomputed."""
+        factor = 3 if recompute else 2
+        return cls(encoder, factor * encoder, decoder, factor * decoder)
+
+    def of_task(self, kind: str) -> int:
+        """The time of a task, at least 1: equal times would leave the order of cause and effect open."""
+        times = {
+            ADVANCE: self.encoder_forward,
+            REPLAY: self.encoder_forward,
+            REPLAY_BACKWARD: self.encoder_backward,
+            DECODE: self.decoder_forward,
+            DECODE_BACKWARD: self.decoder_backward,
+        }
+        return max(1, times.get(kind, 1))
+
+
+class Slot(NamedTuple):
+    """A task in its place on a stage."""
+
+    task: Task
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """What the simulation found.
+
+    Attributes:
+        slots: Each stage's tasks in order.
+        early: (micro-batch, segment) whose context the decoder takes from the first pass.
+        makespan: End of the last task.
+    """
+
+    slots: tuple[tuple[Slot, ...], ...]
+    early: frozenset[tuple[int, int]]
+    makespan: int
+
+
+def best_timeline(layout: Layout, costs: Sequence[StageCost], window: int) -> Timeline:
+    """The shortest of the timelines that are tried.
+
+    Args:
+        layout: Which stage does what.
+        costs: Of each stage.
+        window: Largest number of segments whose graph a stage holds, of encoder and of decoder layers each, and of
+            segments that the decoder has begun ahead of their replay.
+    """
+    graph = _Graph(layout, costs)
+    found: Timeline | None = None
+    group = 1
+    while found is None or group < 2 * layout.micro_batches:
+        for backward_first in (False, True):
+            timeline = _simulate(graph, window, min(group, layout.micro_batches), backward_first)
+            if found is None or timeline.makespan < found.makespan:
+                found = timeline
+        group *= 2
+    return found
+
+
+class _Graph:
+    """The tasks of one micro-batch as numbered nodes; those of all micro-batches look alike."""
+
+    def __init__(self, layout: Layout, costs: Sequence[StageCost]) -> None:
+        one = dataclasses.replace(layout, micro_batches=1)
+        self.layout = layout
+        self.nodes = [(stage, task) for stage in range(one.stages) for task in one.tasks(stage)]
+        number = {node: index for index, node in enumerate(self.nodes)}
+        self.cost = [costs[stage].of_task(task.kind) for stage, task in self.nodes]
+        self.successors: list[list[int]] = [[] for _ in self.nodes]
+        # The context of a segment's decoder: from its advance or from its replay.
+        self.context: dict[int, int] = {}
+        for index, (stage, task) in enumerate(self.nodes):
+            for need in one.local_needs(stage, task):
+                self.successors[number[stage, need]].append(index)
+            for early in (False, True):
+                for message in one.outgoing(stage, task, early):
+                    target = number[message.target, message.task]
+                    if stage == one.writer_stage and task.kind in (ADVANCE, REPLAY) and message.task.kind == DECODE:
+                        self.context[index] = target
+                    elif not early:
+                        self.successors[index].append(target)
+            if stage == one.writer_stage == one.decoder_stage and task.kind in (ADVANCE, REPLAY):
+                self.context[index] = number[stage, Task(DECODE, 0, task.segment)]
+        self.needs = [0] * len(self.nodes)
+        for index, targets in enumerate(self.successors):
+            for target in targets:
+                self.needs[target] += 1
+            if index in self.context and self.nodes[index][1].kind == REPLAY:
+                self.needs[self.context[index]] += 1
+        self.rank = self._ranks()
+
+    def _ranks(self) -> list[int]:
+        """Longest path from the start of each node to the end."""
+        waiting, order = list(self.needs), [index for index, count in enumerate(self.needs) if not count]
+        for index in order:
+            for target in self._followers(index):
+                waiting[target] -= 1
+                if not waiting[target]:
+                    order.append(target)
+        rank = [0] * len(self.nodes)
+        for index in reversed(order):
+            rank[index] = self.cost[index] + max((rank[target] for target in self._followers(index)), default=0)
+        return rank
+
+    def _followers(self, index: int) -> list[int]:
+        follower = self.context.get(index) if self.nodes[index][1].kind == REPLAY else None
+        return self.successors[index] + ([] if follower is None else [follower])
+
+
+def _simulate(graph: _Graph, window: int, group: int, backward_first: bool) -> Timeline:
+    """One timeline: micro-batches in groups of `group`, earlier groups first, within a group by the longest path.
+
+    With `backward_first`, what closes a graph goes before all else.
+    """
+    layout, size = graph.layout, len(graph.nodes)
+    needs = graph.needs * layout.micro_batches
+    slots: list[list[Slot]] = [[] for _ in range(layout.stages)]
+    # What may start, by stage: tasks that open a graph of the encoder, of the decoder, and others.
+    ready: list[list[list[tuple[bool, int, int, int]]]] = [[[], [], []] for _ in range(layout.stages)]
+    held = [[0, 0] for _ in range(layout.stages)]
+    early: set[tuple[int, int]] = set()
+    early_held = 0
+    idle = [True] * layout.stages
+    finishing: list[tuple[int, int]] = []
+    opens = {REPLAY: 0, DECODE: 1}
+    closes = {REPLAY_BACKWARD: 0, DECODE_BACKWARD: 1}
+
+    def becomes_ready(node: int) -> None:
+        micro_batch, index = divmod(node, size)
+        stage, task = graph.nodes[index]
+        later = backward_first and task.kind not in closes
+        key = (later, micro_batch // group, -graph.rank[index], node)
+        heapq.heappush(ready[stage][opens.get(task.kind, 2)], key)
+
+    def met(node: int) -> None:
+        needs[node] -= 1
+        if not needs[node]:
+            becomes_ready(node)
+
+    for node, count in enumerate(needs):
+        if not count:
+            becomes_ready(node)
+    now = 0
+    while True:
+        for stage in range(layout.stages):
+            if not idle[stage]:
+                continue
+            heaps = [
+                heap
+                for number, heap in enumerate(ready[stage])
+                if heap and (number == 2 or held[stage][number] < window)
+            ]
+            if not heaps:
+                continue
+            node = heapq.heappop(min(heaps))[-1]
+            micro_batch, index = divmod(node, size)
+            task = graph.nodes[index][1]
+            if task.kind in opens:
+                held[stage][opens[task.kind]] += 1
+            idle[stage] = False
+            slots[stage].append(Slot(task._replace(micro_batch=micro_batch), now, now + graph.cost[index]))
+            heapq.heappush(finishing, (now + graph.cost[index], node))
+        if not finishing:
+            break
+        now = finishing[0][0]
+        while finishing and finishing[0][0] == now:
+            node = heapq.heappop(finishing)[1]
+            micro_batch, index = divmod(node, size)
+            stage, task = graph.nodes[index]
+            idle[stage] = True
+            if task.kind in closes:
+                held[stage][closes[task.kind]] -= 1
+            place = (micro_batch, task.segment)
+            if task.kind == REPLAY_BACKWARD and stage == layout.writer_stage and place in early:
+                early_held -= 1
+            for target in graph.successors[index]:
+                met(micro_batch * size + target)
+            if index in graph.context:
+                if task.kind == ADVANCE and early_held < window:
+                    early.add(place)
+                    early_held += 1
+                if (task.kind == ADVANCE) == (place in early):
+                    met(micro_batch * size + graph.context[index])
+    if any(needs):
+        raise RuntimeError(f"no schedule for {layout} with a window of {window}")
+    return Timeline(tuple(map(tuple, slots)), frozenset(early), now)

@@ -1,0 +1,187 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The processes of a run: who am I, which device is mine, and the process group.
+
+The environment contract is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); under `srun` without
+it, Slurm's variables are read; with neither, the run is a single process.
+"""
+
+import dataclasses
+import importlib
+import os
+import socket
+from collections.abc import MutableMapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.errors import UserError
+from memformer.processes import collective_log, rendezvous
+from memformer.processes.topology import Mesh, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """This process among all processes of the run.
+
+    Attributes:
+        rank: Number of this process, 0 .. size-1.
+        size: Number of processes.
+        local_rank: Number of this process on its machine.
+        device: Where its model lies.
+        mesh: Its place in pipeline x data x tensor; what is per replica asks `mesh.data`, not `rank` and `size`.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    mesh: Mesh
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def arranged(self, tensor: int, pipeline: int, timeout_seconds: float = 1800) -> "World":
+        """The same process in a grid; called by all processes.
+
+        Args:
+            tensor: Tensor-parallel processes.
+            pipeline: Pipeline stages.
+            timeout_seconds: How long a collective of the new groups may wait.
+        """
+        mesh = make_mesh(self.rank, self.size, tensor, pipeline, timeout_seconds)
+        return dataclasses.replace(self, mesh=mesh)
+
+
+def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Fills in torchrun's variables, from Slurm's or for a single process.
+
+    Raises:
+        UserError: RANK is set but another variable of the contract is missing, or is no number.
+    """
+    if "RANK" not in environment and "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        environment["RANK"] = environment["SLURM_PROCID"]
+        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    if "RANK" not in environment:
+        environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        environment["MASTER_PORT"] = str(free_port())
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not environment.get(name, "").isdigit():
+            raise UserError(
+                f"environment variable {name} is {environment.get(name)!r}: set it to a number, or start the run "
+                "with memformer launch, torchrun or srun"
+            )
+    if not environment.get("MASTER_ADDR"):
+        raise UserError("environment variable MASTER_ADDR is not set: set it to the address of rank 0's machine")
+
+
+def free_port() -> int:
+    """A TCP port that is free on this machine now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def choose_device(setting: str, local_rank: int) -> torch.device:
+    """The device of a process for the setting `device` (auto, cpu or cuda).
+
+    Raises:
+        UserError: cuda is asked for and this process has no GPU.
+    """
+    count = torch.cuda.device_count() if setting != "cpu" else 0
+    if setting == "cpu" or (setting == "auto" and count == 0):
+        return torch.device("cpu")
+    # With one GPU visible per task (Slurm's --gpus-per-task), every local rank finds its own as number 0.
+    index = 0 if count == 1 and "SLURM_PROCID" in os.environ else local_rank
+    if index >= count:
+        raise UserError(
+            f"device: local rank {local_rank} has no GPU ({count} visible): start at most {count} processes a machine, "
+            "or set --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def initialise(device_setting: str = "auto", timeout_seconds: float = 1800) -> World:
+    """Joins the process group and returns this process's place in it. May be called again; it joins once.
+
+    Args:
+        device_setting: auto, cpu or cuda.
+        timeout_seconds: How long a collective may wait for the other processes.
+    """
+    prepare_environment()
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = choose_device(device_setting, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        rendezvous.check()
+        join_deepspeed(device, timeout_seconds)
+    return World(rank, size, local_rank, device, Mesh.of_data(rank, size))
+
+
+def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
+    """Imports DeepSpeed for the device and initialises its communication (gloo on CPUs, NCCL on GPUs)."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    collective_log.install()
+    # DeepSpeed compiles a shared-memory all-reduce here that only its inference engine calls: most of a minute, a
+    # compiler needed, and a lock left behind by a killed build that hangs every later start.
+    vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel("ERROR")
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+
+
+def all_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def all_max(value: int) -> int:
+    """The largest of an integer over all processes."""
+    return all_max_each([value])[0]
+
+
+def all_max_each(values: Sequence[int]) -> list[int]:
+    """The largest over all processes of each of several integers, in one collective."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+        shared = torch.tensor(list(values), device=device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return [int(value) for value in shared.tolist()]
+    return list(values)
+
+
+def gather(value: Any) -> list[Any]:
+    """A small picklable object of every process, by rank, on all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, value)
+        return found
+    return [value]
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value of a small picklable object, on all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        shared = [value]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+    return value
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

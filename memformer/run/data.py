@@ -1,0 +1,207 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The data sets of a run: found, checked against the model, opened as streams."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline import (
+    Blend,
+    DocumentIndex,
+    FarSettings,
+    SegmentBatch,
+    SegmentStream,
+    UserError,
+    open_data,
+    trace_rows,
+)
+from data_pipeline.far import default_cache
+from data_pipeline.opening import holds_data
+from data_pipeline.stream import Damage
+from memformer.config.schema import Config, DataConfig
+from memformer.models.memformer import MemformerConfig
+from memformer.processes.group import World
+from memformer.replay import Rollout
+from memformer.run.directory import RunDirectory, truncate_lines
+
+LOG = logging.getLogger("memformer")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The training documents and, if there are any, the held-out ones."""
+
+    train: DocumentIndex | Blend
+    held_out: DocumentIndex | Blend | None
+
+    @classmethod
+    def open(cls, config: DataConfig) -> "TrainingData":
+        """Finds and opens the data sets of `data.path` and `data.eval_path`.
+
+        Raises:
+            UserError: A data set is missing or damaged, or the two have different tokenizers.
+        """
+        far = far_settings(config)
+        named = config.path if isinstance(config.path, list) else [(config.path, 1.0)]
+        sources = [source if isinstance(source, tuple) else (source.path, source.weight) for source in named]
+        split = {path: not holds_data(path, far) and holds_data(f"{path}/train", far) for path, _ in sources}
+        parts = [(f"{path}/train" if split[path] else path, weight) for path, weight in sources]
+        train = open_data(parts[0][0] if len(parts) == 1 else parts, far)
+        if config.eval_path:
+            held_out_paths = [config.eval_path]
+        else:
+            beside = [f"{path}/validation" for path, _ in sources if split[path]]
+            held_out_paths = [path for path in beside if holds_data(path, far)]
+        if not held_out_paths:
+            return cls(train, None)
+        several = len(held_out_paths) > 1
+        held_out = open_data([(path, 1.0) for path in held_out_paths] if several else held_out_paths[0], far)
+        if held_out.tokenizer_sha256 != train.tokenizer_sha256:
+            raise UserError(
+                f"data.eval_path: {held_out.location} was built with another tokenizer than {train.location}: "
+                "build both with the same --tokenizer"
+            )
+        return cls(train, held_out)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer that the data sets were built with."""
+        return self.train.path / "tokenizer.json"
+
+    def complete(self, model: MemformerConfig, segment_length: int) -> MemformerConfig:
+        """The model's configuration with what the data decides filled in.
+
+        Raises:
+            UserError: The configuration names a vocabulary or start token that the data set does not have.
+        """
+        tokenizer = self.train.tokenizer
+        for name, found in (("vocab_size", tokenizer.vocab_size), ("start_token_id", tokenizer.start_token_id)):
+            if getattr(model, name) not in (None, found):
+                raise UserError(
+                    f"model.{name} is {getattr(model, name)} but {self.train.location} was built with another "
+                    f"tokenizer ({name} {found}): build the data set with that tokenizer, or leave model.{name} out"
+                )
+        return dataclasses.replace(
+            model,
+            vocab_size=tokenizer.vocab_size,
+            start_token_id=tokenizer.start_token_id,
+            segment_length=segment_length,
+        )
+
+    def train_stream(self, config: Config, world: World) -> SegmentStream:
+        """The endless stream of this process's lanes; all processes of a replica read the same."""
+        data = config.data
+        return SegmentStream(
+            self.train,
+            num_lanes=data.num_lanes,
+            segment_length=data.segment_length,
+            num_segments=data.num_segments,
+            seed=config.seed,
+            rank=world.mesh.data.rank,
+            world_size=world.mesh.data.size,
+            prefetch=data.prefetch,
+            on_damage=data.on_damage,
+            agree=agreement(world),
+            on_skip=reporting(config, world, "training"),
+        )
+
+    def held_out_stream(self, config: Config, world: World) -> SegmentStream:
+        """One epoch of the held-out documents, one segment a batch; as many lanes as documents, at most num_lanes."""
+        if self.held_out is None:
+            raise ValueError("there are no held-out documents")
+        lanes = min(config.data.num_lanes, max(len(self.held_out), world.mesh.data.size))
+        return SegmentStream(
+            self.held_out,
+            num_lanes=lanes,
+            segment_length=config.data.segment_length,
+            num_segments=1,
+            rank=world.mesh.data.rank,
+            world_size=world.mesh.data.size,
+            epochs=1,
+            order="longest_first",
+            max_document_tokens=config.data.eval_max_document_tokens,
+            on_damage=config.data.on_damage,
+            agree=agreement(world),
+            on_skip=reporting(config, world, "held-out"),
+        )
+
+
+def far_settings(config: DataConfig) -> FarSettings:
+    """How data sets at an address are read."""
+    return FarSettings(
+        cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache(),
+        cache_gigabytes=config.cache_gigabytes,
+        mode=config.remote_mode,
+        allow_pipe=config.allow_pipe,
+        look_ahead=config.look_ahead,
+    )
+
+
+def agreement(world: World) -> Callable[[Damage], Damage]:
+    """How processes tell each other which documents they found damaged: one number a batch, and names where needed."""
+
+    def agree(found: Damage) -> Damage:
+        if world.size == 1:
+            return found
+        count = torch.tensor(len(found), device=world.device)
+        dist.all_reduce(count)
+        if not count.item():
+            return {}
+        everybody: list[Damage] = [{}] * world.size
+        dist.all_gather_object(everybody, dict(found))
+        return {document: line for each in everybody for document, line in each.items()}
+
+    return agree
+
+
+def reporting(config: Config, world: World, documents: str) -> Callable[[Damage], None]:
+    """What is said of documents that are skipped: an event each, and a line in the log."""
+
+    def report(damage: Damage) -> None:
+        if world.is_main:
+            for document, line in sorted(damage.items()):
+                RunDirectory(config.run_dir).event("skip_document", documents=documents, document=document, reason=line)
+                LOG.warning("skipped a damaged document (%s): %s", documents, line)
+
+    return report
+
+
+def rollout_of(batch: SegmentBatch, device: torch.device) -> Rollout:
+    """The batch as tensors on the device."""
+    return Rollout.of(
+        torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths), torch.from_numpy(batch.resets), device
+    )
+
+
+class Audit:
+    """Writes what was delivered to the model, in the form of `memformer data trace`.
+
+    Args:
+        run: The run.
+        world: This process among all; one of each replica writes, under the number of the replica.
+        enabled: The setting `data.audit`.
+    """
+
+    def __init__(self, run: RunDirectory, world: World, enabled: bool) -> None:
+        self._rank, self._file = world.mesh.data.rank, None
+        if enabled and world.mesh.speaks:
+            run.audit.mkdir(exist_ok=True)
+            path = run.audit / f"rank-{self._rank:05d}.jsonl"
+            self._file = path.open("a", encoding="utf-8")
+
+    @staticmethod
+    def truncate_all(run: RunDirectory, last_step: int) -> None:
+        """Drops what was read after the checkpoint that the run resumes from, by whatever number of processes."""
+        for path in sorted(run.audit.glob("rank-*.jsonl")):
+            truncate_lines(path, last_step)
+
+    def delivered(self, batch: SegmentBatch) -> None:
+        """One line a segment of the batch."""
+        if self._file is not None:
+            self._file.writelines(json.dumps(row) + "\n" for row in trace_rows(batch, self._rank))
+            self._file.flush()

@@ -1,0 +1,112 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a step reports: metrics.jsonl, TensorBoard, and one line of the log with an ETA."""
+
+import json
+import logging
+import math
+import resource
+import sys
+import types
+from typing import Any
+
+import torch
+
+from memformer.run.directory import RunDirectory, json_ready
+
+LOG = logging.getLogger("memformer")
+
+
+def set_up_logging(rank: int) -> None:
+    """Standard logging to stdout with the rank in each line; other ranks than 0 only warn."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s [{rank}] %(message)s", datefmt="%H:%M:%S"))
+    LOG.handlers, LOG.propagate = [handler], False
+    LOG.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class MetricsWriter:
+    """Writes metrics on rank 0; on other ranks it does nothing, so that the loop need not ask.
+
+    Args:
+        run: Where to write.
+        enabled: Whether this process writes (rank 0).
+        tensorboard: Whether to write TensorBoard events as well.
+        first_step: The step that comes next; TensorBoard drops what an earlier life wrote from there on.
+    """
+
+    def __init__(self, run: RunDirectory, enabled: bool, tensorboard: bool, first_step: int) -> None:
+        self._file = run.metrics.open("a", encoding="utf-8") if enabled else None
+        self._board: Any = None
+        if enabled and tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """One optimizer step: a line of metrics.jsonl, and its numbers as TensorBoard scalars under train/."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps(json_ready(metrics)) + "\n")
+        self._file.flush()
+        self.scalars("train", metrics["step"], metrics)
+
+    def figures(self, prefix: str, step: int, figures: dict[str, Any]) -> None:
+        """matplotlib figures as TensorBoard images."""
+        if self._board is None:
+            return
+        for name, figure in figures.items():
+            self._board.add_figure(f"{prefix}/{name}", figure, step, close=False)
+        self._board.flush()
+
+    def scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
+        """Numbers as TensorBoard scalars; lists become one scalar an entry, nested dictionaries one tag a level."""
+        if self._board is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, dict):
+                self.scalars(f"{prefix}/{name}", step, value)
+            elif isinstance(value, list):
+                self.scalars(f"{prefix}/{name}", step, {f"{i:02d}": each for i, each in enumerate(value, start=1)})
+            elif isinstance(value, (int, float)) and name != "step" and math.isfinite(value):
+                self._board.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def log_line(metrics: dict[str, Any], max_steps: int, seconds_per_step: float) -> str:
+    """One step in fixed columns, for a log file or a terminal."""
+    width = len(str(max_steps))
+    remaining = int((max_steps - metrics["step"]) * seconds_per_step)
+    mfu = "n/a" if metrics["mfu"] is None else f"{100 * metrics['mfu']:.1f}%"
+    return (
+        f"step {metrics['step']:>{width}}/{max_steps} | loss {metrics['loss']:7.4f} | ppl {metrics['perplexity']:9.2f} "
+        f"| lr {metrics['learning_rate']:.2e} | grad {metrics['grad_norm']:8.3f} "
+        f"| {metrics['tokens_per_second']:9,.0f} tok/s | mfu {mfu:>5} "
+        f"| mem {metrics['peak_memory_bytes'] / 2**30:6.2f} GiB | eta {remaining // 3600}:{remaining // 60 % 60:02d}:"
+        f"{remaining % 60:02d}"
+    )
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinity where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory in use so far: of the GPU's allocator, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # ru_maxrss is in KiB on Linux.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,159 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What follows from a run's settings: its arithmetic costs, its identity in checkpoints, the lines it starts with."""
+
+import dataclasses
+import logging
+import platform
+from typing import Any
+
+import torch
+
+from data_pipeline import UserError
+from memformer.config.schema import Config
+from memformer.engine.precision import resolve_precision
+from memformer.models.memformer import MemformerConfig
+from memformer.models.memformer.flops import (
+    count_parameters,
+    hardware_flops_per_token,
+    model_flops_per_token,
+)
+from memformer.parallel.pipeline.split import schedule_of, split_of
+from memformer.planning.devices import peak_flops
+from memformer.processes.group import World
+from memformer.run.data import TrainingData
+from memformer.run.directory import RunDirectory
+
+LOG = logging.getLogger("memformer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What the run's arithmetic costs, for its utilisation of the hardware.
+
+    Attributes:
+        model_flops: FLOPs a token of forward and backward, without anything computed twice.
+        hardware_flops: The same with what replay and activation checkpointing compute again.
+        peak: FLOP/s of all devices together; None where the device is not known.
+    """
+
+    model_flops: float
+    hardware_flops: float
+    peak: float | None
+
+    @classmethod
+    def of(cls, config: Config, model: MemformerConfig, world: World) -> "Costs":
+        """The costs of a run."""
+        length, segments = config.data.segment_length, config.data.num_segments
+        peak = None
+        if world.device.type == "cuda":
+            name = torch.cuda.get_device_name(world.device)
+            precision = resolve_precision(config.precision, world.device)
+            peak = peak_flops(name, precision)
+        return cls(
+            model_flops_per_token(model, length),
+            hardware_flops_per_token(
+                model, length, segments, config.training.replay, config.activation_checkpointing.mode
+            ),
+            None if peak is None else peak * world.size,
+        )
+
+    def utilisation(self, tokens_per_second: float) -> dict[str, float | None]:
+        """mfu and hfu, 0 to 1; None ("n/a") where the device's peak is not known."""
+        if self.peak is None:
+            return {"mfu": None, "hfu": None}
+        return {
+            "mfu": tokens_per_second * self.model_flops / self.peak,
+            "hfu": tokens_per_second * self.hardware_flops / self.peak,
+        }
+
+
+def check_world_size(config: Config, world_size: int) -> None:
+    """Refuses a number of processes that do not make whole replicas, or that the lanes do not divide over.
+
+    Raises:
+        UserError: Names the settings and the mend.
+    """
+    lanes, tensor, pipeline = config.data.num_lanes, config.parallel.tensor, config.parallel.pipeline
+    replicas, rest = divmod(world_size, tensor * pipeline)
+    if rest or not replicas:
+        raise UserError(
+            f"world size {world_size} is not parallel.tensor {tensor} x parallel.pipeline {pipeline} x data for any "
+            f"number of data-parallel processes: start a multiple of {tensor * pipeline} processes, or lower "
+            "parallel.tensor or parallel.pipeline"
+        )
+    if lanes % replicas:
+        raise UserError(
+            f"data.num_lanes is {lanes}, which {replicas} data-parallel processes cannot share equally "
+            f"(world size {world_size} = parallel.tensor {tensor} x parallel.pipeline {pipeline} x data {replicas}): "
+            f"choose a multiple of {replicas}"
+        )
+
+
+def run_identity(
+    config: Config, model: MemformerConfig, data: TrainingData, world: World, precision: str
+) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it."""
+    import deepspeed
+
+    return {
+        "model": model.to_dict(),
+        "tokenizer_sha256": data.train.tokenizer.sha256,
+        "data_fingerprint": data.train.fingerprint,
+        "num_lanes": config.data.num_lanes,
+        "zero_stage": config.parallel.zero_stage,
+        "world_size": world.size,
+        **world.mesh.sizes,
+        "precision": precision,
+        "device": world.device.type,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+        },
+    }
+
+
+def describe_run(config: Config, model: MemformerConfig, world: World, precision: str) -> None:
+    """Prints the numbers that follow from the settings."""
+    data = config.data
+    tokens = data.num_lanes * data.num_segments * data.segment_length
+    LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
+    LOG.info(
+        "model: %s, %d+%d layers, width %d, %d memory slots",
+        f"{count_parameters(model):,} parameters",
+        model.num_encoder_layers,
+        model.num_decoder_layers,
+        model.d_model,
+        model.num_memory_slots,
+    )
+    LOG.info(
+        "batch: %d lanes x %d segments x %d tokens = %s tokens a step; %s tokens in all",
+        data.num_lanes,
+        data.num_segments,
+        data.segment_length,
+        f"{tokens:,}",
+        f"{tokens * config.training.max_steps:,}",
+    )
+    LOG.info(
+        "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
+        world.size,
+        world.device.type,
+        *world.mesh.sizes.values(),
+        config.parallel.zero_stage,
+        precision,
+    )
+    if world.mesh.pipe.size > 1:
+        _describe_pipeline(config, model, world)
+
+
+def _describe_pipeline(config: Config, model: MemformerConfig, world: World) -> None:
+    own_lanes = config.data.num_lanes // world.mesh.data.size
+    schedule = schedule_of(config, model, own_lanes)
+    stages, groups = schedule.layout.stages, schedule.layout.micro_batches
+    LOG.info(
+        "stages of %s layers, %d micro-batch(es): stages wait %.1f %% of a rollout by their FLOPs (1F1B: %.1f %%)",
+        "+".join(map(str, split_of(config, model).layers)),
+        groups,
+        100 * schedule.bubble,
+        100 * (stages - 1) / (groups + stages - 1),
+    )

@@ -1,0 +1,133 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The model that a new run starts with: drawn from the seed, or the weights of an export (`init_from`).
+
+Under ZeRO 3, tensor parallelism or pipelines no process ever holds all of it.
+"""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from data_pipeline import UserError
+from memformer.config.schema import Config
+from memformer.models.construction import Construction, Part
+from memformer.models.loading import read_description, weight_files
+from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.parallel.pipeline.construction import StagedConstruction
+from memformer.parallel.pipeline.split import split_of
+from memformer.parallel.tensor import SlicedConstruction
+from memformer.processes.group import World
+from memformer.run.data import TrainingData
+
+LOG = logging.getLogger("memformer")
+_FREE = ("dropout", "segment_length")  # they change nothing about the weights
+
+
+class Partitioned(Construction):
+    """Each part is spread over the processes as soon as it is drawn (`deepspeed.zero.Init`).
+
+    Parts are made on the CPU, as in the plain construction, since a GPU would draw other random numbers; a process
+    holds at most one whole part, a layer or the embedding, beside its share of the others.
+
+    Args:
+        offload: The shares lie in host memory.
+    """
+
+    def __init__(self, offload: bool = False) -> None:
+        self._options: dict[str, Any] = {"dtype": torch.float32, "mem_efficient_linear": False}
+        if offload:
+            self._options.update(remote_device="cpu", pin_memory=torch.cuda.is_available())
+
+    def built(self, module: Part) -> Part:
+        """Spreads a part's parameters."""
+        import deepspeed
+
+        deepspeed.zero.Init(module=module, **self._options)
+        return module
+
+    def whole(self, parameters: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[object]:
+        """Gathers parameters; at the end they are spread again, with what was written to them."""
+        import deepspeed
+
+        # Every process writes the same; DeepSpeed keeps changes only if one of them is named as their source.
+        gathered: contextlib.AbstractContextManager[object] = deepspeed.zero.GatheredParameters(
+            list(parameters), modifier_rank=0
+        )
+        return gathered
+
+
+def construction_of(config: Config, model: MemformerConfig, world: World) -> Construction:
+    """How the run's model comes into being: cut or spread from the start where it will be, plain otherwise.
+
+    With both tensor parallelism and ZeRO 3 it is cut at first; the engine spreads the parts.
+    """
+    made: Construction
+    if world.mesh.tensor.size > 1:
+        made = SlicedConstruction(world.mesh.tensor)
+    elif config.parallel.zero_stage < 3:
+        made = Construction()
+    else:
+        made = Partitioned(offload=config.parallel.offload_parameters == "cpu")
+    if world.mesh.pipe.size > 1:
+        made = StagedConstruction(split_of(config, model), world.mesh.pipe.rank, made)
+    return made
+
+
+def initial_model(config: Config, model_config: MemformerConfig, data: TrainingData, world: World) -> Memformer:
+    """The model before the first step, equal on all processes, or each one's part of it.
+
+    Raises:
+        UserError: `init_from` is no export, or is one of another model or tokenizer.
+    """
+    torch.manual_seed(config.seed)
+    construction = construction_of(config, model_config, world)
+    model = Memformer(model_config, construction)
+    if config.init_from is None:
+        return model
+    source = Path(config.init_from)
+    try:
+        description, files = read_description(source), weight_files(source)
+        exported = MemformerConfig.from_dict(description["model"])
+    except Exception as error:
+        raise _not_loaded(source, error) from None
+    if description.get("tokenizer_sha256") != data.train.tokenizer.sha256:
+        raise UserError(
+            f"init_from: {source} was trained with another tokenizer than {data.train.path} was built with: build the "
+            "data set with the tokenizer.json of the export"
+        )
+    for name, there in exported.to_dict().items():
+        here = model_config.to_dict().get(name)
+        if name not in _FREE and here != there:
+            raise UserError(f"init_from: model.{name} is {there} in {source} and {here} here: set it to {there}")
+    try:
+        _load(model, files, construction)
+    except Exception as error:  # safetensors raises a class of its own for a file that it cannot read
+        raise _not_loaded(source, error) from None
+    LOG.info("weights from %s", source)
+    return model
+
+
+@torch.no_grad()
+def _load(model: Memformer, files: Sequence[Path], construction: Construction) -> None:
+    """Copies the weights of an export, one tensor at a time."""
+    parameters = dict(model.named_parameters())
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # safetensors' object, no dictionary
+                parameter = parameters.pop(name)
+                tensor = weights.get_tensor(name)
+                with construction.whole([parameter]):
+                    if parameter.shape != tensor.shape:
+                        raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
+                    parameter.copy_(tensor)
+    if parameters:
+        raise ValueError(f"there is no {min(parameters)}")
+
+
+def _not_loaded(source: Path, error: Exception) -> UserError:
+    return UserError(f"init_from: {source} cannot be loaded ({error}): give a directory of memformer export")

@@ -1,0 +1,90 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Which checkpoints stay and which go, on real directories."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from memformer.checkpoints import directory as files
+from memformer.config.schema import CheckpointConfig
+from memformer.run.directory import RunDirectory
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    return directory
+
+
+def save(run: RunDirectory, step: int, hour: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complete checkpoint of one small file, saved at that hour."""
+    temporary = files.temporary_directory(run, step)
+    temporary.mkdir()
+    (temporary / "state.json").write_text("{}")
+    monkeypatch.setattr("memformer.checkpoints.directory.time.time", lambda: 1_000_000 * HOUR + hour * HOUR)
+    files.publish(run, step, {"state.json": files.describe_file(temporary, "state.json")})
+
+
+def steps(run: RunDirectory) -> list[int]:
+    return [files.step_of(path) for path in reversed(files.candidates(run))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        pytest.param({"keep_last": 1}, [80], id="last-1"),
+        pytest.param({"keep_last": 3}, [60, 70, 80], id="last-3"),
+        pytest.param({"keep_last": 1, "keep_interval": 30}, [30, 60, 80], id="every-30-steps"),
+        # Two checkpoints an hour, from 10 at hour 0 on: the first of each period of two hours.
+        pytest.param({"keep_last": 1, "keep_hours": 2}, [10, 50, 80], id="every-2-hours"),
+        pytest.param({"keep_last": 2, "keep_interval": 40, "keep_hours": 2}, [10, 40, 50, 70, 80], id="all-three"),
+    ],
+)
+def test_retention(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], kept: list[int]
+) -> None:
+    """Applied after every save, as a run does, it keeps what it would keep at the end."""
+    for number, step in enumerate(range(10, 90, 10)):
+        save(run, step, number / 2, monkeypatch)
+        files.delete_old(run, step, CheckpointConfig(**settings))
+        assert step in steps(run), "the newest is never deleted"
+    assert steps(run) == kept
+    assert files.newest_complete(run) == (files.step_directory(run, 80), [])
+
+
+def test_a_future_that_was_given_up_is_deleted(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a resume from step 10, the checkpoint of step 30 belongs to another history."""
+    for step in (10, 30, 20):
+        save(run, step, 0, monkeypatch)
+    deleted = files.delete_old(run, 20, CheckpointConfig(keep_last=5))
+    assert [files.step_of(path) for path in deleted] == [30]
+    assert steps(run) == [10, 20]
+
+
+def test_what_is_left_of_a_deletion_is_no_checkpoint(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it deletes: the remains are swept away, and nothing resumes from them."""
+    save(run, 10, 0, monkeypatch)
+    save(run, 20, 0, monkeypatch)
+    monkeypatch.setattr("memformer.checkpoints.directory.shutil.rmtree", lambda *_, **__: None)
+    files.delete_old(run, 20, CheckpointConfig(keep_last=1))
+    assert steps(run) == [20]
+    monkeypatch.undo()
+    files.delete_partial(run)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["latest", "step-00000020"]
+
+
+def test_names_that_leave_the_directory_are_refused(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run, 10, 0, monkeypatch)
+    directory = files.step_directory(run, 10)
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = {"../../secret": manifest["files"]["state.json"]}
+    del manifest["sha256"]
+    manifest["sha256"] = files._own_checksum(manifest)  # a stranger can seal a manifest as well as we can
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(files.CheckpointDamaged, match="outside"):
+        files.verify(directory)

@@ -1,0 +1,220 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The configuration: what it reads, what it refuses, and how it says so."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from data_pipeline.errors import UserError
+from memformer.config.schema import Config, describe_fields, load_config, parse_config, save_config
+
+MINIMAL: dict[str, Any] = {"run_dir": "runs/a", "data": {"path": "data/books"}}
+
+
+def write(path: Path, values: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def refusal(values: Mapping[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_config(MINIMAL | dict(values), "run.yaml")
+    message = str(caught.value)
+    assert message.startswith("run.yaml: ") and "\n" not in message
+    return message
+
+
+def test_a_minimal_file_has_defaults() -> None:
+    config = parse_config(MINIMAL, "run.yaml")
+    assert config.data.path == "data/books"
+    assert config.training.replay == "mrbp"
+    assert config.model.num_memory_slots > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"sead": 1}, ["sead: unknown key, did you mean seed?"]),
+        ({"model": {"num_memory_slot": 4}}, ["model.num_memory_slot: unknown key, did you mean num_memory_slots?"]),
+        ({"training": {"xyzzy": 4}}, ["training.xyzzy: unknown key; the keys are", "max_steps"]),
+        ({"seed": "many"}, ["seed: is 'many':", "integer"]),
+        ({"training": {"replay": "full"}}, ["training.replay: is 'full':", "'mrbp' or 'bptt'"]),
+        ({"training": 3}, ["training: is 3:"]),
+        ({"model": {"num_memory_slots": "few"}}, ["model.num_memory_slots: is 'few':"]),
+        ({"model": {"d_model": 30}}, ["model", "num_heads is 8: choose a divisor of d_model/2 = 15"]),
+        ({"data": {"path": "d", "num_lanes": 0}}, ["data.num_lanes: is 0:", "greater than or equal to 1"]),
+        ({"optimizer": {"learning_rate": float("inf")}}, ["optimizer.learning_rate"]),
+        ({"data": {}}, ["data.path: is missing: set it in the file or with --data.path VALUE"]),
+        ({"model": {"segment_length": 64}}, ["model.segment_length is 64 but data.segment_length is 128"]),
+        ({"training": {"max_steps": 10}}, ["optimizer.warmup_steps is 100: set it to at most", "10"]),
+        ({"parallel": {"tensor": 3}}, ["model.num_heads is 8, which parallel.tensor 3 does not divide: choose"]),
+        ({"parallel": {"tensor": 2}, "model": {"writer_heads": 1}}, ["model.writer_heads is 1", "a divisor of 1"]),
+        ({"parallel": {"tensor": 8}, "model": {"d_ff": 100}}, ["model.d_ff is 100, which parallel.tensor 8"]),
+        ({"parallel": {"pipeline": 2, "zero_stage": 2}}, ["parallel.zero_stage is 2: a pipeline", "set it to 0 or 1"]),
+        ({"parallel": {"pipeline": 2, "zero_stage": 3}}, ["parallel.zero_stage is 3: a pipeline", "set it to 0 or 1"]),
+        ({"parallel": {"pipeline": 21}}, ["parallel.pipeline is 21, but the model has 20 layers", "at most 20"]),
+        (
+            {"parallel": {"pipeline": 2, "pipeline_layers": [19]}},
+            ["pipeline_layers is [19]: give each of the 2 stages"],
+        ),
+        ({"parallel": {"pipeline": 2, "pipeline_layers": [20, 0]}}, ["pipeline_layers is [20, 0]", "at least 1 layer"]),
+        ({"parallel": {"pipeline": 2, "pipeline_layers": [9, 9]}}, ["pipeline_layers is [9, 9]", "20 in all"]),
+        ({"parallel": {"pipeline": 2, "gradient_reduction": "segment"}}, ["gradient_reduction is segment", "rollout"]),
+        ({"parallel": {"pipeline": 2}, "training": {"replay": "bptt"}}, ["training.replay is bptt", "set it to mrbp"]),
+        ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
+    ],
+)
+def test_faults_are_named(values: dict[str, Any], parts: list[str]) -> None:
+    message = refusal(values)
+    for part in parts:
+        assert part in message
+
+
+def test_several_faults_are_named_at_once() -> None:
+    message = refusal(
+        {
+            "sead": 1,
+            "training": {"max_steps": 0, "replay": "full"},
+            "optimizer": {"beta1": 1.5},
+            "data": {"num_lanes": 8},
+        }
+    )
+    for part in ("sead", "training.max_steps", "training.replay", "optimizer.beta1", "data.path"):
+        assert part in message
+    assert message.count("; ") >= 4
+
+
+def test_the_configuration_cannot_be_changed() -> None:
+    config = parse_config(MINIMAL, "run.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.max_steps = 3  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.d_model = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("1e-3", 1e-3), ("5E-4", 5e-4), ("2.5e-2", 2.5e-2), ("1.0e-3", 1e-3), ("0.01", 0.01)]
+)
+def test_numbers_with_exponents_are_numbers(tmp_path: Path, written: str, value: float) -> None:
+    """YAML 1.1 reads 1e-3 as text."""
+    path = write(tmp_path / "c.yaml", f"run_dir: r\ndata: {{path: d}}\noptimizer: {{learning_rate: {written}}}\n")
+    assert load_config(path).optimizer.learning_rate == value
+    assert load_config(path, ["--optimizer.learning_rate", written]).optimizer.learning_rate == value
+
+
+def test_numbers_with_exponents_are_numbers_where_nothing_converts_them(tmp_path: Path) -> None:
+    """Whole numbers, and keys that are handed on to DeepSpeed as they are."""
+    path = write(
+        tmp_path / "c.yaml",
+        "run_dir: r\ndata: {path: d}\ntraining: {max_steps: 2e3}\n"
+        "deepspeed: {zero_optimization: {reduce_bucket_size: 5e8}}\n",
+    )
+    config = load_config(path)
+    assert config.training.max_steps == 2000
+    assert config.deepspeed["zero_optimization"]["reduce_bucket_size"] == 5e8
+
+
+def test_extends_reads_bases_in_order_and_puts_its_own_values_over_them(tmp_path: Path) -> None:
+    write(tmp_path / "model" / "a.yaml", {"model": {"d_model": 64, "num_heads": 2}, "seed": 1})
+    write(tmp_path / "b.yaml", {"extends": ["model/a.yaml"], "model": {"d_model": 128}, "seed": 2})
+    write(tmp_path / "c.yaml", {"seed": 3})
+    path = write(tmp_path / "run" / "d.yaml", {**MINIMAL, "extends": ["../b.yaml", "../c.yaml"], "model": {"d_ff": 99}})
+    config = load_config(path)
+    assert (config.model.d_model, config.model.num_heads, config.model.d_ff, config.seed) == (128, 2, 99, 3)
+
+
+def test_overrides_go_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", {**MINIMAL, "model": {"d_model": 64}})
+    config = load_config(
+        path, ["--model.num_heads=2", "--training.max_steps", "500", "--data.audit", "true", "--seed", "7"]
+    )
+    assert (config.model.d_model, config.model.num_heads) == (64, 2)
+    assert (config.training.max_steps, config.data.audit, config.seed) == (500, True, 7)
+    assert load_config(path, ["--data.eval_path", "null"]).data.eval_path is None
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["seed", "3"], "'seed' is not a setting: write --section.field VALUE"),
+        (["--"], "'--' is not a setting"),
+        (["--seed"], "--seed has no value"),
+        (["--seed", "[1"], "--seed '[1': is not a YAML value"),
+        (["--trainig.max_steps", "3"], "trainig: unknown key, did you mean training?"),
+        (["--training.max_stepz", "3"], "training.max_stepz: unknown key, did you mean max_steps?"),
+    ],
+)
+def test_faulty_overrides(tmp_path: Path, words: list[str], part: str) -> None:
+    path = write(tmp_path / "c.yaml", MINIMAL)
+    with pytest.raises(UserError) as caught:
+        load_config(path, words)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1\n", "holds list, not sections"),
+        ("", "holds NoneType, not sections"),
+        ("extends: base.yaml\n", "make it a list of YAML files"),
+        ("extends: [none.yaml]\n", "none.yaml: cannot be read (No such file or directory)"),
+        ("extends: [c.yaml]\n", "extends this file in turn"),
+    ],
+)
+def test_faulty_files(tmp_path: Path, text: str, part: str) -> None:
+    path = write(tmp_path / "c.yaml", text)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert part in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        load_config("nowhere.yaml")
+
+
+def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
+    config = parse_config({**MINIMAL, "model": {"dropout": 0.1}, "optimizer": {"learning_rate": 3e-5}}, "x")
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def test_the_description_of_the_settings_is_true() -> None:
+    """Every setting is described once, with the default that it really has."""
+    lines = describe_fields().splitlines()
+    described = {}
+    for line in lines:
+        match = re.fullmatch(r"\s+--(\S+)\s+(.*) \(default: (.*)\)", line)
+        assert match and len(match[2].split()) >= 2, line
+        described[match[1]] = match[3]
+    real = leaves(parse_config(MINIMAL, "x").model_dump())
+    assert described.keys() == real.keys() and len(lines) == len(real)
+    for name, value in real.items():
+        expected = "none, required" if name in ("run_dir", "data.path") else json.dumps(value)
+        assert described[name] == expected, name
+
+
+def test_every_section_refuses_unknown_keys() -> None:
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = {"path": "d"} if name == "data" else {}
+            assert f"{name}.zzz: unknown key" in refusal({name: {**section, "zzz": 1}})

@@ -1,0 +1,70 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""DeepSpeed's JSON as generated from a run's configuration."""
+
+import json
+from typing import Any
+
+import pytest
+
+from data_pipeline import UserError
+from memformer.config.schema import parse_config
+from memformer.engine.deepspeed_config import deepspeed_config
+
+
+def generated(stage: int = 1, precision: str = "fp32", **sections: Any) -> dict[str, Any]:
+    values = {"run_dir": "r", "data": {"path": "d"}, "parallel": {"zero_stage": stage}} | sections
+    return deepspeed_config(parse_config(values, "test"), world_size=4, precision=precision)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_stage_and_one_sample_a_process(stage: int) -> None:
+    made = generated(stage)
+    assert made["zero_optimization"]["stage"] == stage
+    assert made["train_batch_size"] == 4
+    assert made["train_micro_batch_size_per_gpu"] == made["gradient_accumulation_steps"] == 1
+    json.dumps(made)
+
+
+def test_clipping_is_ours_at_stage_0() -> None:
+    assert generated(0, optimizer={"gradient_clipping": 0.7})["gradient_clipping"] == 0
+    assert generated(1, optimizer={"gradient_clipping": 0.7})["gradient_clipping"] == 0.7
+
+
+def test_bf16_is_autocast() -> None:
+    assert "torch_autocast" not in generated()
+    assert generated(precision="bf16")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert "bf16" not in generated(precision="bf16")
+    spread = generated(precision="bf16", parallel={"tensor": 2})["torch_autocast"]["lower_precision_safe_modules"]
+    assert "torch.nn.Linear" in spread and len(spread) == 2
+
+
+def test_own_keys_go_over_the_generated_ones_and_leave_the_rest() -> None:
+    over = {"zero_optimization": {"overlap_comm": False}, "wall_clock_breakdown": True}
+    made = generated(3, deepspeed=over)
+    assert made["zero_optimization"] == generated(3)["zero_optimization"] | {"overlap_comm": False}
+    assert made["wall_clock_breakdown"] is True
+    assert "overlap_comm" not in generated(3)["zero_optimization"]
+
+
+def test_offload_is_to_host_memory() -> None:
+    """With torch's AdamW: DeepSpeed must not insist on its own, which it compiles."""
+    made = generated(parallel={"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"})
+    assert made["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert made["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert made["zero_force_ds_cpu_optimizer"] is False
+    assert not {"offload_optimizer", "offload_param"} & set(generated(3)["zero_optimization"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"parallel": {"zero_stage": 0, "offload_optimizer": "cpu"}}, "set zero_stage to 1, 2 or 3"),
+        ({"parallel": {"zero_stage": 2, "offload_optimizer": "cpu", "offload_parameters": "cpu"}}, "zero_stage to 3"),
+        ({"parallel": {"zero_stage": 3, "offload_parameters": "cpu"}}, "set offload_optimizer to cpu"),
+        ({"parallel": {"offload_optimizer": "nvme"}}, "parallel.offload_optimizer: is 'nvme'"),
+        ({"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}}, "cannot be put into"),
+    ],
+)
+def test_offload_that_does_not_fit_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_config({"run_dir": "r", "data": {"path": "d"}, **sections}, "test")

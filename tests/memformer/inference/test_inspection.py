@@ -1,0 +1,265 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The inspected memory against plain loops over the whole document, on a small trained model; and its command."""
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_pipeline.tokenizer import ByteTokenizer
+from launch.cli import main
+from memformer import Memformer, MemformerConfig
+from memformer.inference import inspection, pictures
+from memformer.inference.generation import Generator
+from memformer.inference.inspection import COLUMNS, KEPT, OVERWRITTEN, MemoryInspector, inspect_tokens
+from memformer.models.loading import FORMAT
+from memformer.replay import Carry, Rollout, Segment, memory_replay_backward
+from tests.books import book_text
+
+LENGTH = 16
+TOKENIZER = ByteTokenizer()
+DOCUMENT = TOKENIZER.encode(book_text(30 * LENGTH + 5)).astype(np.int64)
+
+
+def make_model(slots: int = 5) -> Memformer:
+    torch.manual_seed(0)
+    config = MemformerConfig(
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        d_model=32,
+        num_heads=4,
+        d_ff=64,
+        num_memory_slots=slots,
+        vocab_size=TOKENIZER.vocab_size,
+        start_token_id=TOKENIZER.start_token_id,
+        segment_length=LENGTH,
+    )
+    return Memformer(config)
+
+
+@pytest.fixture(scope="module")
+def model() -> Memformer:
+    """Trained for a few steps on a book, then in float64."""
+    made = make_model()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=5e-3)
+    text = torch.from_numpy(TOKENIZER.encode(book_text(4 * 20 * 4 * LENGTH)).astype(np.int64)).view(4, 20, 4, LENGTH)
+    carry = Carry.empty(made.initial_memory(4), LENGTH)
+    lengths, resets = torch.full((4, 4), LENGTH), torch.zeros(4, 4, dtype=torch.bool)
+    for step in range(20):
+        rollout = Rollout.of(text[:, step], lengths, resets)
+        carry = memory_replay_backward(made, rollout, carry, denominator=float(text[:, step].numel())).carry
+        optimizer.step()
+        optimizer.zero_grad()
+    return made.double().eval().requires_grad_(False)
+
+
+def segments_of(document: np.ndarray[Any, Any]) -> list[torch.Tensor]:
+    """What each write reads: the start token, then the document's segments, the last one short."""
+    start = torch.tensor([TOKENIZER.start_token_id])
+    return [start, *torch.from_numpy(document).split(LENGTH)]
+
+
+def write(model: Memformer, tokens: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One write by hand, without padding: the weights [H, K, 1 + S], and the next memory."""
+    count = torch.tensor([len(tokens)])
+    segment = Segment(tokens[None], count, tokens[None], count, torch.tensor([False]), ragged=False)
+    x, mask, memory = model.encode(segment, memory)
+    assert model.writer is not None
+    return model.writer.weights(memory, x, mask)[0], model.write(memory, x, mask)
+
+
+def by_hand(model: Memformer, document: np.ndarray[Any, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weights of every write, and the memory before each and after the last."""
+    weights, memories = [], [model.initial_memory(1)]
+    for tokens in segments_of(document):
+        found, memory = write(model, tokens, memories[-1])
+        weights.append(found.mean(0))
+        memories.append(memory)
+    return weights, memories
+
+
+@pytest.fixture(scope="module")
+def report(model: Memformer) -> dict[str, Any]:
+    return inspect_tokens(model, TOKENIZER, [DOCUMENT], horizon=6)
+
+
+def near(found: Any, expected: Any) -> None:
+    """The report has six significant digits."""
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_weights_kinds_and_shares_are_those_of_a_plain_loop(model: Memformer, report: dict[str, Any]) -> None:
+    weights, memories = by_hand(model, DOCUMENT)
+    own = torch.stack([each[:, 0] for each in weights]).numpy()  # [N, K]
+    count = len(own)
+    assert report["document"] == {"tokens": len(DOCUMENT), "segment_length": LENGTH, "writes": count}
+    near(report["columns"]["self_weight"], own)
+    kept, overwritten = own > KEPT, own < OVERWRITTEN
+    for phase, part in (
+        ("early", slice(0, count // 10)),
+        ("middle", slice(count // 4, 3 * count // 4)),
+        ("all", slice(None)),
+    ):
+        shares = report["shares"][phase]
+        near(shares["kept"], kept[part].mean())
+        near(shares["overwritten"], overwritten[part].mean())
+        near(shares["kept"] + shares["mixed"] + shares["overwritten"], 1.0)
+        near(shares["self_weight"], own[part].mean())
+        heads = np.stack(
+            [write(model, *each)[0][..., 0] for each in zip(segments_of(DOCUMENT), memories, strict=False)]
+        )
+        near(shares["kept_by_head"], (heads[part] > KEPT).mean())
+        near(shares["overwritten_by_head"], (heads[part] < OVERWRITTEN).mean())
+    middle = own[count // 4 : 3 * count // 4].mean(0)
+    kinds = ["kept" if each > KEPT else "overwritten" if each < OVERWRITTEN else "mixed" for each in middle]
+    assert [slot["kind"] for slot in report["slots"]] == kinds
+    near([slot["bias_norm"] for slot in report["slots"]], model.forget.bias.norm(dim=-1))
+    near(np.sum(report["histogram"]["slots_times_writes"]), own.size)
+    final = memories[-1][0]
+    near(report["similarity"]["cosine"], final @ final.T)
+    off = (final @ final.T)[~torch.eye(len(final), dtype=torch.bool)].mean()
+    np.testing.assert_allclose(report["similarity"]["mean"], off, atol=1e-6)  # computed in float32
+    cosine = torch.stack([(m[0] * n[0]).sum(-1).mean() for m, n in itertools.pairwise(memories)])
+    np.testing.assert_allclose(report["columns"]["change"], 1 - cosine, atol=1e-6)
+
+
+def test_tokens_that_slots_took_and_hold_are_those_of_a_plain_loop(model: Memformer, report: dict[str, Any]) -> None:
+    weights, _ = by_hand(model, DOCUMENT)
+    own = torch.stack([each[:, 0] for each in weights])
+    took = torch.cat([each[:, 1:] for each in weights], dim=1)  # the start token, then the document
+    left = torch.cat([each[:, 1:] * own[n + 1 :].prod(0)[:, None] for n, each in enumerate(weights)], dim=1)
+    for expected, name in ((took, "took"), (left, "holds")):
+        best = expected.topk(8, dim=-1)
+        for slot, found in enumerate(row[name] for row in report["slots"]):
+            near([token["weight"] for token in found], best.values[slot])
+            assert found[0]["position"] == int(best.indices[slot, 0]) - 1
+    token = next(each for slot in report["slots"] for each in slot["took"] if each["position"] > LENGTH)
+    place, text = token["position"], bytes(DOCUMENT.tolist()).decode()
+    assert text[place] == token["text"]
+    assert text[:place].endswith(token["before"]) and text[place + 1 :].startswith(token["after"])
+
+
+def test_a_perturbation_is_followed_as_two_plain_runs_are(model: Memformer, report: dict[str, Any]) -> None:
+    moved, (_, memories) = report["perturbation"], by_hand(model, DOCUMENT)
+    at, steps = moved["at_write"], 6
+    assert at == len(segments_of(DOCUMENT)) // 2 and len(moved["all_slots"]) == steps + 1
+    noise = torch.randn(memories[0].shape[1:], generator=torch.Generator().manual_seed(0)).double()
+    shifted = torch.nn.functional.normalize(
+        memories[at] + 0.1 * torch.nn.functional.normalize(noise.float(), dim=-1).double(), dim=-1
+    )
+    third = memories[at].clone()
+    third[:, 2] = shifted[:, 2]
+    for memory, found in ((shifted, moved["all_slots"]), (third, moved["each_slot"][2])):
+        distances = []
+        for step in range(steps + 1):
+            distances.append(float((memory - memories[at + step]).norm()))
+            memory = write(model, segments_of(DOCUMENT)[at + step], memory)[1]
+        near(found, distances)
+    below = [each < moved["all_slots"][0] / 2 for each in moved["all_slots"]]
+    assert moved["half_life_all_slots"] == (below.index(True) if True in below else None)
+
+
+@pytest.mark.parametrize("count", [1, LENGTH, LENGTH + 1, 4 * LENGTH, 4 * LENGTH + 3])
+def test_pieces_do_not_matter_and_the_memory_is_generations(model: Memformer, count: int) -> None:
+    document = DOCUMENT[:count]
+    whole = inspect_tokens(model, TOKENIZER, [document])
+    assert inspect_tokens(model, TOKENIZER, [document[:1], *np.array_split(document[1:], 3)]) == whole
+    assert whole["document"]["writes"] == 1 + -(-count // LENGTH)
+    assert len(whole["perturbation"]["all_slots"]) >= 2
+    inspector = MemoryInspector(model, TOKENIZER, count)
+    inspector.read(document)
+    reader = Generator(model)
+    reader.read(torch.from_numpy(document[: count // LENGTH * LENGTH])[None])
+    torch.testing.assert_close(inspector.memory_1KD, reader._memory, rtol=0, atol=1e-12)
+
+
+def test_what_is_kept_does_not_grow_with_the_document(model: Memformer) -> None:
+    """Three times as many writes as columns: series of the same size, averages of the same numbers."""
+    document = np.tile(DOCUMENT, 26)[: 3 * COLUMNS * LENGTH - LENGTH]
+    found = inspect_tokens(model, TOKENIZER, [document], horizon=0)
+    assert found["document"]["writes"] == 3 * COLUMNS and found["perturbation"] is None
+    assert {len(series) for series in found["columns"].values()} == {COLUMNS}
+    own = torch.stack([each[:, 0] for each in by_hand(model, document)[0]])
+    near(found["columns"]["self_weight"], own.view(COLUMNS, 3, -1).mean(1))
+    assert found["columns"]["first_write"][:3] == [0, 3, 6]
+
+
+@pytest.fixture(scope="module")
+def exported(model: Memformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inspect")
+    for name, made in (("model", model), ("bare", make_model(slots=0))):
+        directory = root / name
+        directory.mkdir()
+        weights = {key: value.float().contiguous() for key, value in made.state_dict().items() if key != "head.weight"}
+        save_file(weights, directory / "model.safetensors")
+        TOKENIZER.save(directory)
+        described = {"format": FORMAT, "model": made.config.to_dict(), "tokenizer_sha256": TOKENIZER.sha256}
+        (directory / "config.json").write_text(json.dumps(described))
+    (root / "text.txt").write_bytes(bytes(DOCUMENT.tolist()))
+    (root / "text.txt.gz").write_bytes(gzip.compress(bytes(DOCUMENT.tolist())))
+    (root / "cut.txt.gz").write_bytes(gzip.compress(bytes(DOCUMENT.tolist()))[:-20])
+    (root / "empty.txt").touch()
+    (root / "binary").write_bytes(b"\xff\xfe\x00")
+    return root
+
+
+def test_the_command_writes_numbers_and_pictures(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("launch.commands.inspect_memory.CHARACTERS", 100)  # the text comes in pieces
+    words = ["inspect-memory", str(exported / "model"), "--text-file", str(exported / "text.txt")]
+    assert main([*words, "--out", str(exported / "out"), "--device", "cpu", "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    last = json.loads(printed[-1])
+    files = {path.name for path in (exported / "out").iterdir()}
+    pictures = {f"{name}.png" for name in ("self_weight", "kinds", "similarity", "tokens", "perturbation")}
+    assert files == set(last["files"]) == {"memory.json"} | pictures
+    for name in pictures:
+        assert (exported / "out" / name).read_bytes().startswith(b"\x89PNG")
+    written = json.loads((exported / "out" / "memory.json").read_text())
+    assert written["document"] == last["document"] and written["shares"] == last["shares"]
+    assert written["document"]["tokens"] == len(DOCUMENT)
+    assert set(inspection.DEFINITIONS) == set(written["definitions"])
+    assert any("kept" in line and "overwritten" in line for line in printed)
+
+
+REFUSALS = {
+    "no such text": ("model", "nowhere.txt", [], "nowhere.txt: cannot be read as UTF-8 text"),
+    "empty text": ("model", "empty.txt", [], "empty.txt: is empty"),
+    "no text": ("model", "binary", [], "binary: cannot be read as UTF-8 text"),
+    "damaged gzip": ("model", "cut.txt.gz", [], "cut.txt.gz: cannot be read as UTF-8 text"),
+    "no model": ("nowhere", "text.txt", [], "holds no config.json"),
+    "no memory": ("bare", "text.txt", [], "the model has no memory"),
+    "out is a file": ("model", "text.txt", ["--out", "{root}/text.txt"], "text.txt: is a file: name a directory"),
+    "size": ("model", "text.txt", ["--perturbation", "0"], "--perturbation is 0.0: give more than 0"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_refuses_with_one_line(exported: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    model_name, text, more, message = REFUSALS[kind]
+    words = ["inspect-memory", str(exported / model_name), "--text-file", str(exported / text)]
+    words += ["--out", str(exported / "refused"), "--no-pictures", "--device", "cpu"]
+    assert main([*words, *(word.format(root=exported) for word in more)]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and message in error[0]
+    assert not (exported / "refused").exists()
+
+
+def test_without_matplotlib_numbers_are_to_be_had(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    words = ["inspect-memory", str(exported / "model"), "--text-file", str(exported / "text.txt"), "--device", "cpu"]
+    assert main([*words, "--out", str(exported / "none")]) == 2
+    assert "pictures need matplotlib: pip install" in capsys.readouterr().err
+    words[3] += ".gz"
+    assert main([*words, "--out", str(exported / "none"), "--no-pictures"]) == 0
+    assert [path.name for path in (exported / "none").iterdir()] == ["memory.json"]

@@ -1,0 +1,90 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Evaluation against a plain loop over whole documents, one at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline import DocumentIndex, SegmentStream, ShardStore
+from memformer import Memformer, MemformerConfig
+from memformer.inference.perplexity import BUCKETS, evaluate
+from memformer.models.memformer import token_losses
+from memformer.replay import Segment
+from tests.books import small_dataset
+
+LENGTH = 32
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> DocumentIndex:
+    return DocumentIndex.load(small_dataset(tmp_path_factory.mktemp("books"), characters=4_500) / "train")
+
+
+@pytest.fixture(scope="module")
+def model() -> Memformer:
+    torch.manual_seed(0)
+    config = MemformerConfig(
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        d_model=16,
+        num_heads=2,
+        d_ff=32,
+        num_memory_slots=3,
+        vocab_size=257,
+        start_token_id=256,
+    )
+    return Memformer(config).double()
+
+
+@torch.no_grad()
+def by_hand(model: Memformer, tokens: torch.Tensor, carry_memory: bool) -> list[float]:
+    """Loss of every token of one document, segment by segment."""
+    memory, losses = model.initial_memory(1), []
+    context, context_length = torch.zeros(1, LENGTH, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for start in range(0, len(tokens), LENGTH):
+        part = tokens[start : start + LENGTH]
+        target = torch.zeros(1, LENGTH, dtype=torch.int64)
+        target[0, : len(part)] = part
+        length = torch.tensor([len(part)])
+        segment = Segment(context, context_length, target, length, torch.tensor([start == 0]))
+        logits, next_memory = model.logits(segment, memory)
+        memory = next_memory if carry_memory else model.initial_memory(1)
+        losses += token_losses(logits, segment)[0, : len(part)].tolist()
+        context, context_length = target, length
+    return losses
+
+
+@pytest.mark.parametrize(("lanes", "segments"), [(1, 1), (3, 2), (8, 5)])
+def test_equals_reading_each_document_alone(index: DocumentIndex, model: Memformer, lanes: int, segments: int) -> None:
+    """Whatever the lanes and the segments a batch; in sum and by position; idle lanes count nothing."""
+    store = ShardStore(index)
+    documents = [
+        torch.from_numpy(np.array(store.read(d, 0, int(n)), dtype=np.int64)) for d, n in enumerate(index.lengths)
+    ]
+    with SegmentStream(
+        index, num_lanes=lanes, segment_length=LENGTH, num_segments=segments, epochs=1, order="longest_first"
+    ) as stream:
+        scores = evaluate(model, stream, torch.device("cpu"))
+    for mode, carried in (("with_memory", True), ("memory_reset", False)):
+        expected = torch.zeros(2, BUCKETS, dtype=torch.float64)
+        for document in documents:
+            for position, loss in enumerate(by_hand(model, document, carried)):
+                number = position // LENGTH
+                bucket = 0 if number == 0 else int(math.log2(number)) + 1
+                expected[0, bucket] += loss
+                expected[1, bucket] += 1
+        torch.testing.assert_close(scores[mode].losses, expected[0], rtol=1e-10, atol=1e-9)
+        assert torch.equal(scores[mode].tokens, expected[1])
+        assert scores[mode].report()["tokens"] == index.num_tokens
+    assert not torch.equal(scores["with_memory"].losses, scores["memory_reset"].losses)
+
+
+def test_report_names_positions(index: DocumentIndex, model: Memformer) -> None:
+    with SegmentStream(index, num_lanes=2, segment_length=LENGTH, num_segments=1, epochs=1) as stream:
+        report = evaluate(model, stream, torch.device("cpu"), max_segments=8)["with_memory"].report()
+    assert [(row["from"], row["to"]) for row in report["by_position"]] == [(0, 32), (32, 64), (64, 128), (128, 256)]
+    assert report["tokens"] == sum(row["tokens"] for row in report["by_position"]) == 2 * 8 * LENGTH
+    assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
+    assert model.training

@@ -1,0 +1,197 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Reading, writing and forgetting, each against a plain reference or a property that must hold."""
+
+import math
+
+import pytest
+import torch
+
+from memformer import Memformer
+from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
+from tests.memformer.examples import full_segment, random_memory, small_config, small_model
+
+LANES, LENGTH = 3, 7
+
+
+def writer_of(**changes: object) -> MemoryWriter:
+    torch.manual_seed(3)
+    return MemoryWriter(small_config(**changes)).double()
+
+
+def tokens_of(seed: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(LANES, LENGTH, 16, generator=generator, dtype=torch.float64)
+
+
+def naive_write(
+    writer: MemoryWriter, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, lengths: list[int], temperature: float
+) -> torch.Tensor:
+    """The paper's equations one slot, head and token at a time.
+
+    Slots enter the projections at the tokens' length, sqrt(D), and values leave theirs divided by it (see
+    memformer/model/memory.py).
+    """
+    width = memory_BKD.shape[-1]
+    size = width // writer.num_heads
+    w_q, w_k, w_v = writer.query.weight, writer.key.weight, writer.value.weight / width**0.5
+    written = torch.zeros_like(memory_BKD)
+    for b, length in enumerate(lengths):
+        for i in range(memory_BKD.shape[1]):
+            slot = memory_BKD[b, i]
+            for h in range(writer.num_heads):
+                part = slice(h * size, (h + 1) * size)
+                query = (w_q @ (slot * math.sqrt(width)))[part]
+                keys = [(w_k @ (slot * math.sqrt(width)))[part]]
+                values = [slot[part]]
+                for s in range(length):
+                    keys.append((w_k @ x_BSD[b, s])[part])
+                    values.append((w_v @ x_BSD[b, s])[part])
+                logits = [float(query @ key) / math.sqrt(size) / temperature for key in keys]
+                top = max(logits)
+                weights = [math.exp(logit - top) for logit in logits]
+                for weight, value in zip(weights, values, strict=True):
+                    written[b, i, part] += weight / sum(weights) * value
+    return written
+
+
+@pytest.mark.parametrize("heads", [None, 1, 4])
+@pytest.mark.parametrize("temperature", [0.25, 1.0])
+@pytest.mark.parametrize("lengths", [[LENGTH] * LANES, [LENGTH, 3, 1]], ids=["full", "ragged"])
+def test_the_writer_equals_the_papers_equations(heads: int | None, temperature: float, lengths: list[int]) -> None:
+    writer = writer_of(writer_heads=heads, memory_temperature=temperature)
+    memory, x_BSD = random_memory(small_model(), LANES), tokens_of()
+    mask = None
+    if min(lengths) < LENGTH:
+        mask = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        written = writer(memory, x_BSD, mask)
+        expected = naive_write(writer, memory, x_BSD, lengths, temperature)
+    torch.testing.assert_close(written, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_weights_are_a_distribution_over_itself_and_valid_tokens() -> None:
+    mask = torch.arange(LENGTH) < torch.tensor([LENGTH, 3, 1])[:, None]
+    weights = writer_of().weights(random_memory(small_model(), LANES), tokens_of(), mask)
+    assert weights.shape == (LANES, 2, 3, 1 + LENGTH)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(LANES, 2, 3, dtype=torch.float64))
+    assert not weights[1, ..., 1 + 3 :].any()
+    assert weights[1, ..., : 1 + 3].min() > 0
+
+
+def test_slots_do_not_see_each_other() -> None:
+    writer, memory, x_BSD = writer_of(), random_memory(small_model(), LANES), tokens_of()
+    changed = memory.clone()
+    changed[:, 0] = random_memory(small_model(), LANES, seed=8)[:, 0]
+    written = writer(memory, x_BSD, None), writer(changed, x_BSD, None)
+    assert torch.equal(written[0][:, 1:], written[1][:, 1:])
+    assert not torch.equal(written[0][:, 0], written[1][:, 0])
+
+
+def test_full_weight_on_itself_is_an_exact_copy() -> None:
+    """Query and key agree strongly on the slot and not at all on tokens of zeros."""
+    writer = writer_of()
+    with torch.no_grad():
+        writer.query.weight.copy_(10 * torch.eye(16))
+        writer.key.weight.copy_(10 * torch.eye(16))
+    memory = random_memory(small_model(), LANES)
+    assert torch.equal(
+        writer.weights(memory, torch.zeros_like(tokens_of()), None)[..., 0].min(), torch.tensor(1.0).double()
+    )
+    assert torch.equal(writer(memory, torch.zeros_like(tokens_of()), None), memory)
+
+
+def test_a_lower_temperature_sharpens() -> None:
+    memory, x_BSD = random_memory(small_model(), LANES), tokens_of()
+    sharp, even = (writer_of(memory_temperature=t).weights(memory, x_BSD, None) for t in (0.25, 1.0))
+    entropies = [-(w * w.clamp(min=1e-300).log()).sum(-1) for w in (sharp, even)]
+    assert (entropies[0] < entropies[1]).all()
+
+
+def test_one_writer_head_gives_each_slot_one_weight() -> None:
+    """The ablation "without multi-head writing": the whole slot is kept or replaced by one and the same weight."""
+    weights = writer_of(writer_heads=1).weights(random_memory(small_model(), LANES), tokens_of(), None)
+    assert weights.shape[1] == 1
+
+
+@pytest.mark.parametrize("read_norm", [False, True])
+def test_the_reader_is_attention_over_all_slots(read_norm: bool) -> None:
+    torch.manual_seed(5)
+    reader = MemoryReader(small_config(memory_read_norm=read_norm)).double()
+    memory, x_BSD = random_memory(small_model(), LANES), tokens_of()
+    slots = memory * 4.0
+    if read_norm:
+        slots = (slots - slots.mean(-1, keepdim=True)) / (slots.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    weights = reader.attention
+    expected = torch.zeros_like(x_BSD)
+    for part in (slice(0, 8), slice(8, 16)):
+        q = (x_BSD @ weights.query.weight.T)[..., part]
+        k, v = (slots @ weights.key.weight.T)[..., part], (slots @ weights.value.weight.T)[..., part]
+        expected[..., part] = ((q @ k.transpose(1, 2)) / math.sqrt(8)).softmax(-1) @ v
+    torch.testing.assert_close(reader(x_BSD, memory), expected @ weights.output.weight.T, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("forgetting", [True, False])
+def test_forgetting_adds_the_bias_and_normalises(forgetting: bool) -> None:
+    forget = BiasedMemoryNormalisation(small_config(memory_forgetting=forgetting)).double()
+    torch.nn.init.normal_(forget.bias)
+    memory = random_memory(small_model(), LANES)
+    moved = memory + forget.bias if forgetting else memory
+    torch.testing.assert_close(forget(memory), moved / moved.square().sum(-1, keepdim=True).sqrt())
+    initial = forget.bias / forget.bias.square().sum(-1, keepdim=True).sqrt()
+    for lane in forget(None, LANES):
+        torch.testing.assert_close(lane, initial)
+
+
+def test_nothing_written_decays_to_the_initial_memory() -> None:
+    model = small_model()
+    memory = random_memory(model, LANES)
+    for _ in range(200):
+        memory = model.forget(memory)
+    torch.testing.assert_close(memory, model.initial_memory(LANES), rtol=0, atol=1e-6)
+
+
+def random_walk(model: Memformer, segments: int, length: int) -> torch.Tensor:
+    """The memory after random segments; on the way every slot of every memory must have unit length."""
+    memory = model.initial_memory(2)
+    with torch.no_grad():
+        for step in range(segments):
+            memory = model.advance(full_segment(2, length, seed=step), memory)
+            torch.testing.assert_close(memory.norm(dim=-1), torch.ones(memory.shape[:2]), rtol=0, atol=1e-5)
+    return memory
+
+
+@pytest.mark.parametrize(
+    ("encoder_layers", "d_model", "heads", "d_ff", "slots", "length"),
+    [
+        pytest.param(2, 16, 2, 24, 3, 8, id="small"),
+        pytest.param(2, 128, 4, 512, 16, 128, id="tiny"),
+        pytest.param(4, 128, 4, 256, 64, 56, id="paper-mnist-4-8"),
+        pytest.param(4, 512, 8, 2048, 128, 32, id="paper-wikitext-4-16", marks=pytest.mark.slow),
+    ],
+)
+def test_untrained_slots_stay_apart(
+    encoder_layers: int, d_model: int, heads: int, d_ff: int, slots: int, length: int
+) -> None:
+    """Mean pairwise cosine after 200 random segments: about 0.05 seen; without the slots' bias it nears 1."""
+    torch.manual_seed(0)
+    config = small_config(
+        num_encoder_layers=encoder_layers,
+        num_decoder_layers=1,
+        d_model=d_model,
+        num_heads=heads,
+        d_ff=d_ff,
+        num_memory_slots=slots,
+    )
+    memory = random_walk(Memformer(config), 200, length)
+    cosines_BKK = memory @ memory.transpose(1, 2)
+    mean = (cosines_BKK.sum((1, 2)) - slots) / (slots * (slots - 1))
+    assert mean.max().item() < 0.5
+
+
+def test_without_our_initial_values_and_forgetting_slots_collapse() -> None:
+    """As in public code that lacks them; without this, the test above could not be seen to fail."""
+    model = small_model(torch.float32, memory_forgetting=False)
+    assert model.writer is not None
+    torch.nn.init.normal_(model.writer.query.weight, std=0.25)  # independent of the key, as other linear weights
+    memory = random_walk(model, 20, 8)
+    assert (memory @ memory.transpose(1, 2)).min().item() > 0.7

@@ -1,0 +1,144 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The cost model against one process: what autograd keeps of a segment; and what plans say of themselves."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.activations import SavedActivations
+from data_pipeline import UserError
+from memformer import Memformer, MemformerConfig
+from memformer.config.schema import Config, parse_config
+from memformer.engine.precision import AUTOCAST
+from memformer.models.memformer.flops import count_parameters
+from memformer.planning import make_plan
+from memformer.planning.search import search
+from memformer.planning.segment_trace import WEIGHT_COPIES, recomputation_peak, trace_parts
+from memformer.replay import Segment
+
+LANES, LENGTH = 3, 32
+MODEL = MemformerConfig(
+    num_encoder_layers=3,
+    num_decoder_layers=4,
+    d_model=64,
+    num_heads=4,
+    d_ff=256,
+    num_memory_slots=8,
+    vocab_size=301,
+    start_token_id=300,
+)
+
+
+def measured_bytes(config: MemformerConfig, precision: str, recompute: bool) -> tuple[int, int]:
+    """(kept after the forward, most that is kept at any time) in bytes, each storage once, without parameters."""
+    torch.manual_seed(0)
+    model = Memformer(config)
+    if recompute:
+        for layer in (*model.encoder, *model.decoder):
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=True)
+    tokens, full = torch.randint(0, 300, (LANES, LENGTH)), torch.full((LANES,), LENGTH)
+    segment = Segment(tokens, full, tokens, full, torch.zeros(LANES, dtype=torch.bool), False)
+    memory = model.initial_memory(LANES).detach().clone().requires_grad_()
+    with SavedActivations([*model.parameters(), tokens]) as saved:
+        with torch.autocast("cpu", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            loss, _, following = model(segment, memory)
+        kept = saved.live_bytes
+        (loss + following.sum()).backward()
+    return kept, saved.peak_bytes
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("slots", [8, 0])
+def test_activations_of_a_segment(precision: str, recompute: bool, slots: int) -> None:
+    """To the byte for what is kept after the forward; the peak of recomputation within 10 %."""
+    config = dataclasses.replace(MODEL, num_memory_slots=slots)
+    parts = trace_parts(config, LANES, LENGTH, 1, precision, recompute)
+    saved = parts.of(3, 4).saved
+    kept, peak = measured_bytes(config, precision, recompute)
+    if not recompute:
+        assert sum(saved.values()) == kept == peak
+        return
+    plain = trace_parts(config, LANES, LENGTH, 1, precision)
+    layers = [plain.encoder_layer.saved[WEIGHT_COPIES], plain.decoder_layer.saved[WEIGHT_COPIES]]
+    # The layers' 16-bit copies are dropped after the forward, and made again for the layer that is recomputed.
+    assert sum(saved.values()) - 3 * layers[0] - 4 * layers[1] == kept
+    assert recomputation_peak(parts, plain, 3, 4) + layers[1] == pytest.approx(peak, rel=0.1)
+
+
+def config_of(**sections: dict[str, object]) -> Config:
+    values: dict[str, object] = {
+        "run_dir": "unused",
+        "model": MODEL.to_dict(),
+        "data": {"path": "not/there", "num_lanes": 16, "segment_length": LENGTH, "num_segments": 4},
+    }
+    return parse_config({**values, **sections}, "test")
+
+
+def test_a_plan_adds_up() -> None:
+    config = config_of(parallel={"zero_stage": 1})
+    plan = make_plan(config, config.model, 1, 8, "h100")
+    parts = {name: size for name, size in plan.device_memory.items() if name != "total"}
+    assert plan.parameters == count_parameters(MODEL) and sum(parts.values()) == plan.device_memory["total"]
+    assert parts["optimizer states"] == plan.parameters
+    assert parts["weights"] == parts["gradients"] == 4 * plan.parameters
+    assert parts["replay buffer"] == 4 * 3 * 2 * 8 * 64
+    assert plan.step_seconds == plan.compute_seconds + sum(plan.communication_seconds.values())
+    assert plan.fits and not plan.host_memory and 0 < plan.mfu < 0.5
+    assert plan.tokens == 16 * 4 * LENGTH
+
+
+def test_settings_move_memory_where_they_say() -> None:
+    def memory(**parallel: object) -> tuple[dict[str, float], dict[str, float]]:
+        config = config_of(parallel=parallel)
+        plan = make_plan(config, config.model, 1, 4, "h100")
+        return plan.device_memory, plan.host_memory
+
+    whole, _ = memory(zero_stage=0)
+    spread, _ = memory(zero_stage=3)
+    assert spread["weights"] == whole["weights"] / 4 and "gathered parameters" in spread
+    device, host = memory(zero_stage=3, offload_optimizer="cpu", offload_parameters="cpu")
+    assert host["optimizer states"] == spread["optimizer states"] and "weights" not in device
+    tensor, _ = memory(zero_stage=1, tensor=2)
+    assert tensor["weights"] < 0.52 * whole["weights"]
+
+
+def test_pipelines_take_bubble_and_graphs_from_the_schedule() -> None:
+    config = config_of(parallel={"pipeline": 4, "zero_stage": 1}, training={"lanes_per_micro_batch": 2})
+    plan = make_plan(config, config.model, 1, 8, "h100")
+    assert plan.topology["pipeline"] == 4 and plan.topology["data"] == 2
+    assert 0 < plan.bubble < 0.6 and plan.traffic["pipeline"]
+
+
+def test_what_does_not_fit_is_told_with_a_mend() -> None:
+    large = dataclasses.replace(MODEL, d_model=8192, num_heads=64, d_ff=32768, num_decoder_layers=60, vocab_size=32768)
+    config = config_of(model=large.to_dict(), parallel={"zero_stage": 1})
+    plan = make_plan(config, config.model, 2, 8, "h100")
+    assert not plan.fits and "does not fit" in plan.warnings[0] and "try" in plan.warnings[0]
+    assert plan.device_memory["total"] > 80e9
+
+
+def test_search_finds_what_fits_fastest_first() -> None:
+    config = config_of()
+    found = search(config, config.model, 1, 2, "h100", keep=3)
+    assert len(found) == 3 and all(plan.fits for _, plan in found)
+    seconds = [plan.step_seconds for _, plan in found]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+    ("world", "device", "parallel", "words"),
+    [
+        (8, "h1000", {}, "choose one of a100, h100, h200"),
+        (6, "h100", {"tensor": 4}, "6 processes are no multiple of parallel.tensor 4"),
+        (32, "h100", {}, "data.num_lanes is 16, which 32 data-parallel processes cannot share"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(world: int, device: str, parallel: dict[str, object], words: str) -> None:
+    config = config_of(parallel=parallel)
+    with pytest.raises(UserError, match=words):
+        make_plan(config, config.model, 1, world, device)

@@ -1,0 +1,34 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Files of a run: events, truncation on resume, atomic replacement."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from memformer.run.directory import RunDirectory, truncate_lines, write_atomically
+
+
+def test_truncation_drops_later_steps_and_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
+    assert truncate_lines(path, 3) == 3
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert truncate_lines(path, 3) == 0
+    assert truncate_lines(tmp_path / "none", 3) == 0
+
+
+def test_a_failed_replacement_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_events_are_json_lines_even_for_what_json_has_no_word_for(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.event("skip", loss=float("nan"), norms=[1.0, float("inf")])
+    event = json.loads(run.events.read_text())
+    assert (event["event"], event["loss"], event["norms"]) == ("skip", None, [1.0, None])

@@ -1,0 +1,49 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a process makes of the signals that ask it to stop, in processes of their own."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LISTEN = """
+import os, signal, sys
+from pathlib import Path
+from memformer.run import stop_requests
+stop_requests.ECHO_SECONDS = float(sys.argv[1])
+for number in map(int, sys.argv[3:]):
+    if number == 0:
+        stop_requests.hold_back()
+    elif number > 0 and sys.argv[2] == "early":
+        os.kill(os.getpid(), number)
+with stop_requests.StopRequests(Path("no-such-file")) as requests:
+    for number in map(int, sys.argv[3:]):
+        if number > 0 and sys.argv[2] == "late":
+            os.kill(os.getpid(), number)
+    print(requests.urgency, requests.reason())
+"""
+USR1, TERM, INT = int(signal.SIGUSR1), int(signal.SIGTERM), int(signal.SIGINT)
+
+
+def listen(when: str, *numbers: int, echo_seconds: float = 5.0) -> tuple[int, str]:
+    """Exit code and answer of a process that is sent the signals; 0 among them holds warnings back."""
+    command = [sys.executable, "-c", LISTEN, str(echo_seconds), when, *map(str, numbers)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    return done.returncode, done.stdout.strip()
+
+
+def test_a_warning_that_came_before_the_run_listened_is_not_lost() -> None:
+    assert listen("early", 0, USR1) == (0, "1 SIGUSR1")
+
+
+@pytest.mark.parametrize("number", [USR1, TERM])
+def test_one_warning_that_arrives_twice_is_one(number: int) -> None:
+    assert listen("late", number, number) == (0, f"1 {signal.Signals(number).name}")
+
+
+def test_a_second_request_ends_the_process_at_once() -> None:
+    assert listen("late", TERM, TERM, echo_seconds=-1.0)[0] == 128 + TERM
+    assert listen("late", TERM, INT)[0] == 128 + INT

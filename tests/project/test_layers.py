@@ -1,0 +1,160 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Which part of the project may import which: read from the imports themselves, those inside functions included.
+
+`launch -> memformer -> data_pipeline`; within `memformer`, a room imports rooms to its left only. A room that has
+another one in its own group may not import that either.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+ROOMS = (
+    ("replay", "processes"),
+    ("models",),
+    ("config",),
+    ("run",),
+    ("parallel", "inference"),
+    ("engine",),
+    ("checkpoints", "planning"),
+    ("guards",),
+    ("training",),
+)
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+OPEN_TO_ALL = {"faces"}
+"""Modules of `memformer` beside the rooms."""
+
+TORCH_ALONE = {"replay": {"torch"}, "models": {"torch", "safetensors"}}
+"""Rooms whose modules need few packages, and which (safetensors: to load an export)."""
+
+
+def imports(path: Path, text: str | None = None) -> Iterator[tuple[int, str]]:
+    """Line and full name of every module that a file (or a text in its place) imports."""
+    package = list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8") if text is None else text)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                below = ROOT.joinpath(*module.split("."), f"{alias.name}.py")
+                yield node.lineno, f"{module}.{alias.name}" if below.exists() else module
+
+
+def files(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, f"{package} has moved"
+    return found
+
+
+def room_of(module: str) -> str:
+    """The room of a module `memformer.ROOM...`; empty for `memformer` itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def violations(path: Path, text: str | None = None) -> list[str]:
+    """What a file of `memformer` (or a text in its place) imports against the order, one line each."""
+    own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    found = []
+    for line, module in imports(path, text):
+        if module.partition(".")[0] != "memformer" or own not in LEVEL:
+            continue
+        there = room_of(module)
+        if there in OPEN_TO_ALL or there == own:
+            continue
+        if not there or LEVEL[there] >= LEVEL[own]:
+            found.append(f"{path.relative_to(ROOT)}:{line}: {own} imports {module}")
+    return found
+
+
+def test_every_room_is_in_the_order() -> None:
+    folders = {each.name for each in (ROOT / "memformer").iterdir() if (each / "__init__.py").exists()}
+    assert folders == set(LEVEL)
+    assert len(LEVEL) == 12
+    loose = {each.stem for each in (ROOT / "memformer").glob("*.py")} - {"__init__"}
+    assert loose == OPEN_TO_ALL
+
+
+@pytest.mark.parametrize("room", LEVEL)
+def test_a_room_imports_only_rooms_to_its_left(room: str) -> None:
+    assert [line for path in files(f"memformer/{room}") for line in violations(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"), [("data_pipeline", {"memformer", "launch"}), ("memformer", {"launch"})]
+)
+def test_packages_import_one_way(package: str, forbidden: set[str]) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in files(package)
+        for line, module in imports(path)
+        if module.partition(".")[0] in forbidden | {"tests", "benchmarks"}
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("room", TORCH_ALONE)
+def test_replay_and_models_need_torch_alone(room: str) -> None:
+    found = {
+        module.partition(".")[0]
+        for path in files(f"memformer/{room}")
+        for _, module in imports(path)
+        if module.partition(".")[0] not in sys.stdlib_module_names | {"memformer"}
+    }
+    assert found <= TORCH_ALONE[room]
+
+
+@pytest.mark.parametrize("package", ["data_pipeline", "memformer", "launch"])
+def test_no_circle_of_modules(package: str) -> None:
+    """Not even one that type checkers alone walk, or one that is hidden in functions."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files(package)}
+    # A package's face names everything inside: it is a way in, not a dependency.
+    edges = {
+        name: {each for _, each in imports(path) if each in modules and each != name and not is_package(modules[each])}
+        for name, path in modules.items()
+        if not is_package(path)
+    }
+    done: set[str] = set()
+    for start in edges:
+        assert (circle := find_circle(start, edges, [], done)) is None, " -> ".join(circle or [])
+
+
+def is_package(path: Path) -> bool:
+    return path.name == "__init__.py"
+
+
+def find_circle(at: str, edges: dict[str, set[str]], path: list[str], done: set[str]) -> list[str] | None:
+    if at in path:
+        return [*path[path.index(at) :], at]
+    if at in done:
+        return None
+    for target in sorted(edges[at]):
+        if circle := find_circle(target, edges, [*path, at], done):
+            return circle
+    done.add(at)
+    return None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f():\n    from memformer.training.trainer import train\n",
+        "from memformer import engine\n",
+        "from memformer import load_model\n",
+        "from ..config import schema\n",
+        "import memformer.guards.watchdog\n",
+    ],
+)
+def test_the_check_sees_what_it_should(text: str) -> None:
+    """An import to the right, in a function, from the package or relative, is found."""
+    assert len(violations(ROOT / "memformer" / "replay" / "invented.py", text)) == 1
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle("a", {"a": {"b"}, "b": {"c"}, "c": {"b"}}, [], set()) == ["b", "c", "b"]
