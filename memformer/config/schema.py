@@ -198,7 +198,7 @@ class ActivationCheckpointingConfig(Section):
 
 
 class LossScaleConfig(Section):
-    """The scale of the objective under precision fp16 (memformer/precision.py)."""
+    """The scale of the objective under precision fp16 (memformer/engine/precision.py)."""
 
     initial: float = Field(65536.0, ge=1)
     """Scale of the first step."""

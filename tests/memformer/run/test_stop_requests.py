@@ -4,9 +4,10 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests import ROOT
 
 LISTEN = """
 import os, signal, sys
@@ -30,8 +31,7 @@ USR1, TERM, INT = int(signal.SIGUSR1), int(signal.SIGTERM), int(signal.SIGINT)
 def listen(when: str, *numbers: int, echo_seconds: float = 5.0) -> tuple[int, str]:
     """Exit code and answer of a process that is sent the signals; 0 among them holds warnings back."""
     command = [sys.executable, "-c", LISTEN, str(echo_seconds), when, *map(str, numbers)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     return done.returncode, done.stdout.strip()
 
 

@@ -29,7 +29,7 @@ def naive_write(
     """The paper's equations one slot, head and token at a time.
 
     Slots enter the projections at the tokens' length, sqrt(D), and values leave theirs divided by it (see
-    memformer/model/memory.py).
+    memformer/models/memformer/memory.py).
     """
     width = memory_BKD.shape[-1]
     size = width // writer.num_heads

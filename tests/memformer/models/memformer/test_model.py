@@ -60,7 +60,7 @@ def test_embeddings_are_tied_when_asked() -> None:
 
 
 def expected_std(name: str, parameter: torch.Tensor, config: MemformerConfig) -> float:
-    """What the table in memformer/model/initialise.py says of a matrix."""
+    """What the table in memformer/models/memformer/initialise.py says of a matrix."""
     width = config.d_model
     if name in ("embedding.tokens.weight", "forget.bias"):
         return width**-0.5

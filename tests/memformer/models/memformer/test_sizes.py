@@ -12,8 +12,9 @@ import yaml
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import load_config
 from memformer.models.memformer.flops import count_parameters
+from tests import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "model"
+FOLDER = ROOT / "configs" / "model"
 FILES = sorted(FOLDER.glob("*.yaml"))
 STATED = re.compile(r"^# Parameters: ([\d,]+) with a vocabulary of ([\d,]+)\.$", re.MULTILINE)
 

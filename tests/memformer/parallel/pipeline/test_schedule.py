@@ -4,7 +4,6 @@
 import collections
 import itertools
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Releas
 from memformer.parallel.pipeline.simulate import StageCost
 from memformer.parallel.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
 from memformer.parallel.pipeline.tasks import Layout
+from tests import ROOT
 
 # Every p with every m, and every p with every T, in a grid of 8 x 16 x 16 that is thinned otherwise;
 # benchmarks/bubble.py goes through all of it.
@@ -22,7 +22,7 @@ CASES = [(p, m, (5 * p + 7 * m) % 8 + 1) for p in range(1, 9) for m in range(1, 
 CASES += [(p, (3 * p + 5 * t) % 8 + 1, t) for p in range(1, 9) for t in range(1, 17, 1 + p // 3)]
 
 
-PICTURE = Path(__file__).resolve().parents[2] / "docs/pipeline_schedule.svg"
+PICTURE = ROOT / "docs/pipeline_schedule.svg"
 
 
 def layout_of(p: int, m: int, t: int, recurrent: bool = True) -> tuple[Layout, list[StageCost]]:
