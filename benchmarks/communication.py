@@ -22,7 +22,7 @@ from benchmarks.common import markdown_table, provenance, write_results
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import Config, parse_config
 from memformer.engine.replay_engine import ReplayEngine
-from memformer.models.memformer.flops import count_parameters
+from memformer.models.sizes import count_parameters
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout
 from tests.distributed.collectives import counted

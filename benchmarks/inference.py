@@ -42,7 +42,8 @@ from benchmarks.activations import LiveTensors
 from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, synchronize, write_results
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
 from memformer import Memformer, MemformerConfig
-from memformer.inference.generation import Generator, choose
+from memformer.inference.generation import choose
+from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import Segment
 
 
@@ -120,7 +121,7 @@ class MemformerWriting:
     """Generates a segment token by token, through `memformer.inference.generation`."""
 
     def __init__(self, model: Memformer, batch: int) -> None:
-        self.generator = Generator(model, batch)
+        self.generator = MemformerReader(model, batch)
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor of the generator."""
@@ -316,7 +317,7 @@ def generate_here(tokens: int, written: int, device: torch.device) -> dict[str, 
 
     torch.manual_seed(0)
     model = Memformer(MILLION_MODEL).to(device).eval()
-    reader, source = Generator(model), torch.Generator(device=device).manual_seed(0)
+    reader, source = MemformerReader(model), torch.Generator(device=device).manual_seed(0)
     started, marks, done = time.perf_counter(), [], 0
     places = [place for place in (1_000, 10_000, 100_000) if place < tokens - written]
     for place in [*places, tokens - written, tokens]:

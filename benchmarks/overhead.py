@@ -32,7 +32,7 @@ from memformer.engine.optimizer import make_optimizer
 from memformer.engine.precision import resolve_precision
 from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.memformer import MemformerConfig
-from memformer.models.memformer.flops import count_parameters
+from memformer.models.sizes import count_parameters
 from memformer.processes import group
 from memformer.replay import Carry, Rollout, memory_replay_backward
 from memformer.run.data import TrainingData

@@ -44,7 +44,7 @@ from benchmarks.common import (
     write_results,
 )
 from memformer import Memformer, MemformerConfig
-from memformer.models.memformer.flops import encoder_share
+from memformer.models.sizes import advance_share
 from memformer.replay import Carry, ReplayBuffer, Rollout, RolloutResult, Segment, bptt_backward, memory_replay_backward
 
 VOCABULARY = 512  # of the scaled-down models; a real one makes the head larger and f smaller
@@ -179,7 +179,7 @@ def measure(shape: str, options: argparse.Namespace, device: torch.device) -> li
     """One row for each number of segments."""
     one = make_problem(shape, 1, options, device)
     one_segment = {"saved": saved_bytes(one, "bptt"), "allocated": allocated_bytes(one, "bptt", device)}
-    f = encoder_share(one.model.config, options.segment_length)
+    f = advance_share(one.model.config, options.segment_length)
     print(f"{shape.replace('_', '+'):>5} f = {f:.3f}: limit of the speed for many segments {1 / (1 + f / 3):.3f}")
     rows = []
     for segments in options.segments:
@@ -193,7 +193,7 @@ def measure(shape: str, options: argparse.Namespace, device: torch.device) -> li
             device,
             time.process_time if clock_name(options) == "processor time" else time.perf_counter,
         )
-        row: dict[str, Any] = {"shape": shape, "num_segments": segments, "encoder_share": f}
+        row: dict[str, Any] = {"shape": shape, "num_segments": segments, "advance_share": f}
         row["speed_limit"] = 1 / (1 + f / 3 * (segments - 1) / segments)
         for method in METHODS:
             row[f"seconds_{method}"] = statistics.median(seconds[method])

@@ -7,20 +7,22 @@ import torch
 from torch import nn
 
 from memformer.config.schema import OptimizerConfig
+from memformer.models.protocol import MemoryModel
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay, and the rest (norms, the memory's slot bias), which do not."""
+def parameter_groups(model: MemoryModel, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: matrices, which decay, and the rest (norms, what the model leaves undecayed), which do not."""
+    undecayed = model.undecayed()
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         # ds_shape: ZeRO-3's Init has replaced the data by a partition.
         matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
-        (decayed if matrix and not name.endswith("forget.bias") else kept).append(parameter)
+        (decayed if matrix and name not in undecayed else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(model: MemoryModel, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
     """The AdamW that the settings ask for.
 
     Args:

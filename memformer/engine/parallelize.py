@@ -53,8 +53,8 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
         config=deepspeed_config(config, world.mesh.data.size, precision),
         mpu=world.mesh.mpu,
     )
-    # The loss scale is ours (memformer/engine/precision.py). DeepSpeed makes others under float16 autocast and, since it keeps
-    # that setting in a global, for any later engine of this process too.
+    # The loss scale is ours (memformer/engine/precision.py). DeepSpeed makes others under float16 autocast and, since
+    # it keeps that setting in a global, for any later engine of this process too.
     engine.torch_autocast_z0_gradscaler = None
     if config.parallel.zero_stage:
         engine.optimizer.torch_autocast_gradscaler = None

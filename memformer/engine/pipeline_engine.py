@@ -8,9 +8,10 @@ Each stage has a plain DeepSpeed engine of its layers, and executes its part of 
 * clips by each stage's own norm at ZeRO stage 0, and keeps tied parameters, with their optimizer states, on all stages;
 * sends and receives by blocking calls, which deadlock on gloo when two stages send to each other.
 
-What makes it exact, beside what `memformer/engine/replay_engine.py` says: the decoder's gradient of the encoder's output is
-handed to the encoder's backward unscaled and undivided; the gradient of the shared embedding is added up on its owner
-before the reduction over the replicas; the norm is summed over all stages, and a step is skipped by all or none.
+What makes it exact, beside what `memformer/engine/replay_engine.py` says: the decoder's gradient of the encoder's
+output is handed to the encoder's backward unscaled and undivided; the gradient of the shared embedding is added up on
+its owner before the reduction over the replicas; the norm is summed over all stages, and a step is skipped by all or
+none.
 """
 
 import functools

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 from memformer.faces import face
 
 if TYPE_CHECKING:
-    from memformer.inference.generation import Generator, generate
+    from memformer.inference.generation import generate, reader_of
     from memformer.inference.inspection import MemoryInspector, inspect_tokens
     from memformer.inference.perplexity import Score, evaluate
 
 __all__ = [
-    "Generator",
     "MemoryInspector",
     "Score",
     "evaluate",
     "generate",
     "inspect_tokens",
+    "reader_of",
 ]
 
 __getattr__ = face(
     __name__,
     {
-        "Generator": "generation",
+        "reader_of": "generation",
         "MemoryInspector": "inspection",
         "Score": "perplexity",
         "evaluate": "perplexity",

@@ -9,7 +9,8 @@ import torch
 
 from data_pipeline import SegmentBatch, Tokenizer
 from memformer.inference.inspection import KEPT, OVERWRITTEN, MemoryInspector
-from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel
+from memformer.models.registry import family_of
 from memformer.processes.group import all_sum, from_main
 from memformer.replay import Carry, Segment
 
@@ -18,7 +19,7 @@ INSPECTED_SEGMENTS, INSPECTED_HORIZON = 48, 16
 
 @torch.no_grad()
 def memory_diagnostics(
-    model: Memformer, carry: Carry, total: Callable[[torch.Tensor], torch.Tensor] = all_sum
+    model: MemoryModel, carry: Carry, total: Callable[[torch.Tensor], torch.Tensor] = all_sum
 ) -> dict[str, float]:
     """How the writer treats the slots of the segment that comes next.
 
@@ -28,17 +29,18 @@ def memory_diagnostics(
     Returns:
         slot_norm: mean L2 norm of a slot (1 by construction); slot_cosine: mean cosine between two slots of a lane
         (towards 1: collapsed); self_attention: the writer's mean weight of a slot on itself; kept_share and
-        overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory.
+        overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory slots.
     """
-    if not model.config.num_memory_slots:
-        return {}
     training = model.training
     model.eval()
     live = carry.length > 0
     no_reset = torch.zeros_like(live)
     segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
-    own_BK, memory_BKD = model.slots_kept(segment, carry.memory)
+    found = model.self_weights(segment, carry.memory)
     model.train(training)
+    if found is None:
+        return {}
+    own_BK, memory_BKD = found
     unit_BKD = torch.nn.functional.normalize(memory_BKD.float(), dim=-1)
     slots = memory_BKD.shape[1]
     cosine_B = (unit_BKD.sum(1).square().sum(-1) - slots) / max(1, slots * (slots - 1))
@@ -54,7 +56,9 @@ def memory_diagnostics(
     return {name: total / max(1.0, lanes) for name, total in zip(per_lane, totals, strict=True)}
 
 
-def inspected_memory(model: Memformer, batches: Iterable[SegmentBatch], tokenizer: Tokenizer) -> dict[str, Any] | None:
+def inspected_memory(
+    model: MemoryModel, batches: Iterable[SegmentBatch], tokenizer: Tokenizer
+) -> dict[str, Any] | None:
     """What `memformer inspect-memory` reports, on the beginning of the main process's first held-out document.
 
     Called by all processes, which compute the same: under ZeRO-3 each holds a part of the parameters.
@@ -67,7 +71,7 @@ def inspected_memory(model: Memformer, batches: Iterable[SegmentBatch], tokenize
     Returns:
         The report; None for a model without memory.
     """
-    if model.writer is None:
+    if family_of(model.config).inspect is None or not model.config.memory_shape[0]:
         return None
     found: list[np.ndarray[Any, Any]] = []
     ended = False

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from data_pipeline import Tokenizer, UserError
-from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel
+from memformer.models.registry import family_of
+from memformer.models.slots import SlotWriter
 from memformer.replay import Segment
 
 KEPT, OVERWRITTEN = 0.8, 0.2  # bounds of a slot's weight on itself
@@ -64,7 +66,7 @@ class MemoryInspector:
     """Reads one document and sums up what the writer does with the slots.
 
     Args:
-        model: In evaluation mode, with memory slots.
+        model: In evaluation mode, with memory slots, of a family that can be inspected.
         tokenizer: The model's, to make tokens readable.
         num_tokens: Length of the document, at least 1: places within it are told by it.
         horizon: Writes over which a perturbation is followed; 0: none is made.
@@ -74,12 +76,12 @@ class MemoryInspector:
         segment_length: S; None: the length the model was trained with.
 
     Raises:
-        UserError: The model has no memory, or nothing names a segment length.
+        UserError: The model has no memory slots, or nothing names a segment length.
     """
 
     def __init__(
         self,
-        model: Memformer,
+        model: MemoryModel,
         tokenizer: Tokenizer,
         num_tokens: int,
         *,
@@ -90,17 +92,21 @@ class MemoryInspector:
         segment_length: int | None = None,
     ) -> None:
         length = segment_length or model.config.segment_length
-        if model.writer is None:
-            raise UserError("the model has no memory (num_memory_slots is 0): there is nothing to inspect")
+        inspect = family_of(model.config).inspect
+        if inspect is None:
+            raise UserError(f"inspect-memory is not built for family {model.config.family}: it shows memory slots")
+        try:
+            self.writer: SlotWriter = inspect(model)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if length is None:
             raise UserError("config.json names no segment_length: export the model again")
         self.model, self.tokenizer, self.length, self.top = model, tokenizer, length, top
-        self.writer = model.writer
         self.num_tokens, self.perturbation = num_tokens, perturbation
         self.num_writes = 1 + math.ceil(num_tokens / length)
         self.num_columns = min(self.num_writes, COLUMNS)
-        self.slots = model.config.num_memory_slots
-        self.device = model.encoder_norm.weight.device
+        self.slots = model.config.memory_shape[0]
+        self.device = model.device
         with torch.no_grad():
             self.memory_1KD = model.initial_memory(1).clone()
         self.done = 0
@@ -125,7 +131,7 @@ class MemoryInspector:
     def read(self, tokens: np.ndarray[Any, Any]) -> None:
         """Reads the next tokens of the document, any number of them."""
         if self.done == 0:
-            self._write(np.array([self.model.start_token_id]), start=-1)
+            self._write(np.array([self.model.config.start_token_id]), start=-1)
         self._rest = np.concatenate([self._rest, tokens.astype(np.int64)])
         while len(self._rest) >= self.length:
             segment, self._rest = self._rest[: self.length], self._rest[self.length :]
@@ -135,11 +141,10 @@ class MemoryInspector:
         """One write; `start` is the position of the segment's first token."""
         segment = self._segment(tokens)
         self._follow(segment)
-        x_BSD, mask_BS, memory = self.model.encode(segment, self.memory_1KD)
-        weights = self.writer.all_weights(memory, x_BSD, mask_BS)[0].double().cpu()  # [H, K, 1 + S]
-        after = self.model.write(memory, x_BSD, mask_BS)
+        weights, after = self.writer.write(segment, self.memory_1KD)
+        weights = weights.double().cpu()  # [H, K, 1 + S]
         own_HK = weights[..., 0].numpy()
-        self._count(own_HK, memory[0], after[0])
+        self._count(own_HK, self.memory_1KD[0], after[0])
         self._attribute(own_HK.mean(0), weights[:, :, 1 : 1 + len(tokens)].mean(0), tokens, start)
         self.memory_1KD = after
         self.done += 1
@@ -236,19 +241,15 @@ class MemoryInspector:
             self._rest = self._rest[:0]
         if self._moved is not None and len(self._distances) <= self.horizon:
             self._distances.append(self._distance())
-        config = self.model.config
         writes_C = self._series["writes"]
         middle_K = self._phase_K["middle"] / max(1.0, self._phase["middle"]["writes"])
         kinds = ["kept" if own > KEPT else "overwritten" if own < OVERWRITTEN else "mixed" for own in middle_K]
-        norms = bias_norms(self.model)
+        norms = self.writer.bias_norms()
         unit_KD = F.normalize(self.memory_1KD[0].float(), dim=-1)
         report = {
             "definitions": DEFINITIONS,
             "document": {"tokens": self.num_tokens, "segment_length": self.length, "writes": self.done},
-            "model": {
-                name: getattr(config, name)
-                for name in ("num_memory_slots", "effective_writer_heads", "memory_temperature", "memory_forgetting")
-            },
+            "model": self.writer.facts(),
             "shares": {
                 phase: {
                     **{
@@ -318,7 +319,7 @@ class MemoryInspector:
 
 
 def inspect_tokens(
-    model: Memformer, tokenizer: Tokenizer, pieces: Sequence[np.ndarray[Any, Any]], **options: Any
+    model: MemoryModel, tokenizer: Tokenizer, pieces: Sequence[np.ndarray[Any, Any]], **options: Any
 ) -> dict[str, Any]:
     """The report on a document that lies in memory; options are `MemoryInspector`'s."""
     inspector = MemoryInspector(model, tokenizer, sum(map(len, pieces)), **options)
@@ -339,15 +340,6 @@ def mean_cosine(memory_KD: torch.Tensor) -> float:
     unit_KD = F.normalize(memory_KD.float(), dim=-1)
     slots = len(unit_KD)
     return float((unit_KD.sum(0).square().sum() - slots) / max(1, slots * (slots - 1))) if slots > 1 else 0.0
-
-
-def bias_norms(model: Memformer) -> list[float] | None:
-    """L2 norm of each slot's bias; None where this process does not hold it (ZeRO-3 outside the module's forward)."""
-    bias_KD = model.forget.bias
-    if bias_KD.numel() == 0:
-        return None
-    norms: list[float] = bias_KD.detach().float().norm(dim=-1).tolist()
-    return norms
 
 
 def by_kind(kinds: Sequence[str], norms: Sequence[float]) -> dict[str, dict[str, Any]]:

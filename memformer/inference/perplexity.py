@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data_pipeline import SegmentBatch
-from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel
 from memformer.processes.group import all_sum
 from memformer.replay import Carry
 from memformer.run.data import rollout_of
@@ -59,7 +59,7 @@ class Score:
 
 @torch.no_grad()
 def evaluate(
-    model: Memformer,
+    model: MemoryModel,
     batches: Iterable[SegmentBatch],
     device: torch.device,
     *,

@@ -3,14 +3,14 @@
 
 import torch
 
-from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel
 from memformer.replay import Segment
 
 SEGMENTS, LENGTH, LANES = 3, 16, 2
 
 
 @torch.no_grad()
-def probe(model: Memformer, device: torch.device) -> list[float]:
+def probe(model: MemoryModel, device: torch.device) -> list[float]:
     """Losses in nats of 3 segments of 16 fixed tokens in 2 lanes, through the memory; float32, no autocast.
 
     The memory after two segments reaches the third's losses, so every parameter takes part.

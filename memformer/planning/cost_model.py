@@ -13,11 +13,7 @@ from data_pipeline.errors import UserError
 from memformer.config.schema import Config
 from memformer.engine.precision import AUTOCAST
 from memformer.models.memformer import MemformerConfig
-from memformer.models.memformer.flops import (
-    count_parameters,
-    hardware_flops_per_token,
-    model_flops_per_token,
-)
+from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
 from memformer.planning.devices import Device, device_of, peak_flops

@@ -18,7 +18,10 @@ from memformer.replay.segment import Segment
 
 
 class Cell(Protocol):
-    """One step of the recurrence: `Memformer`, or a wrapper of it."""
+    """One step of the recurrence: a model of any family, or a wrapper of one. [K, C] is a lane's memory."""
+
+    def initial_memory(self, lanes: int) -> torch.Tensor:
+        """The memory [lanes, K, C] of lanes that have read nothing; differentiable."""
 
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, D], without decoding."""

@@ -12,11 +12,7 @@ from data_pipeline import UserError
 from memformer.config.schema import Config
 from memformer.engine.precision import resolve_precision
 from memformer.models.memformer import MemformerConfig
-from memformer.models.memformer.flops import (
-    count_parameters,
-    hardware_flops_per_token,
-    model_flops_per_token,
-)
+from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.parallel.pipeline.split import schedule_of, split_of
 from memformer.planning.devices import peak_flops
 from memformer.processes.group import World

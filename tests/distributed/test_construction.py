@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.activations import LiveTensors
 from memformer import Memformer, MemformerConfig
-from memformer.models.memformer.flops import count_parameters
+from memformer.models.sizes import count_parameters
 from memformer.parallel.tensor import SlicedConstruction, shard_model, slice_of
 from memformer.processes.group import World
 from memformer.processes.topology import Axis

@@ -195,7 +195,7 @@ def test_messages_are_those_predicted(found: list[dict[str, Any]], number: int) 
 
 
 def test_formulas_of_the_messages(found: list[dict[str, Any]]) -> None:
-    """The table in memformer/parallel/pipeline/traffic.py: E = 2 encoder stages, the decoder beginning on the second, P = 1."""
+    """The table in parallel/pipeline/traffic.py: E = 2 encoder stages, the decoder beginning on the second, P = 1."""
     case = COUNTED[1]
     counted = {kind: entry for stage in found for kind, entry in stage["messages"][1][0].items()}
     b, t, s, k, d = LANES, case.segments, LENGTH, case.num_memory_slots, 32

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from memformer import Memformer, MemformerConfig
-from memformer.inference.generation import Generator
+from memformer.models.memformer.reader import MemformerReader
 from memformer.parallel.tensor import shard_model, slice_of, whole_tensor
 from memformer.processes.group import World
 from memformer.replay import Carry
@@ -44,7 +44,7 @@ def answers(model: Memformer) -> dict[str, torch.Tensor]:
         assert model.writer is not None
         found["weights"] = model.writer.all_weights(begun, x_BSD, mask_BS)
         found["kept"] = model.writer.weight_on_itself(begun, x_BSD, mask_BS)
-        generator = Generator(model, batch_size=2, segment_length=LENGTH)
+        generator = MemformerReader(model, batch_size=2, segment_length=LENGTH)
         generator.read(rollout.tokens[:2].flatten(1)[:, : 2 * LENGTH + 3])
         found["next token"] = generator.logits
     loss, _, after = model(segment, memory)

@@ -2,21 +2,25 @@
 """`MemformerConfig`: every size and choice of the model, checked when it is made."""
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
+
+from memformer.models.configuration import ModelConfig, require
+
+EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
+"""Names of the two parameters that `tie_embeddings` makes one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class MemformerConfig:
+class MemformerConfig(ModelConfig):
     """Sizes and choices of a Memformer (the paper's section 1; defaults are its WikiText-103 "4+16" model).
-
-    A standard-library dataclass, so that an exported model needs torch and safetensors alone; the training
-    configuration validates the same class with pydantic.
 
     Raises:
         ValueError: A value is out of range; the message names the field, the value and the mend.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    family: ClassVar[str] = "memformer"
+    stacks: ClassVar[tuple[str, ...]] = ("num_encoder_layers", "num_decoder_layers")
 
     num_encoder_layers: int = 4
     """Encoder layers N; each reads the memory."""
@@ -61,18 +65,18 @@ class MemformerConfig:
     def __post_init__(self) -> None:
         """Checks ranges and divisibility."""
         for name in ("num_encoder_layers", "num_decoder_layers", "d_model", "num_heads", "d_ff"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "set it to 1 or more")
-        _require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
-        _require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to at least 0 and below 1")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "set it to 1 or more")
+        require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
+        require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to at least 0 and below 1")
+        require(
             self.d_model % (2 * self.num_heads) == 0,
             "num_heads",
             self.num_heads,
             f"choose a divisor of d_model/2 = {self.d_model / 2:g}, so that heads have an even size",
         )
         heads = self.effective_writer_heads
-        _require(
+        require(
             heads >= 1 and self.d_model % heads == 0,
             "writer_heads",
             heads,
@@ -80,9 +84,9 @@ class MemformerConfig:
         )
         for name in ("vocab_size", "segment_length"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "set it to 1 or more, or leave it out")
+            require(value is None or value >= 1, name, value, "set it to 1 or more, or leave it out")
         if self.start_token_id is not None and self.vocab_size is not None:
-            _require(
+            require(
                 0 <= self.start_token_id < self.vocab_size,
                 "start_token_id",
                 self.start_token_id,
@@ -94,24 +98,26 @@ class MemformerConfig:
         """The writer's heads with the default filled in."""
         return self.num_heads if self.writer_heads is None else self.writer_heads
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values."""
-        return dataclasses.asdict(self)
+    @property
+    def memory_shape(self) -> tuple[int, int]:
+        """[K, D]: slots of the width of tokens."""
+        return self.num_memory_slots, self.d_model
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MemformerConfig":
-        """The inverse of `to_dict`.
+    def summary(self) -> str:
+        """Layers, width and slots."""
+        return (
+            f"{self.num_encoder_layers}+{self.num_decoder_layers} layers, width {self.d_model}, "
+            f"{self.num_memory_slots} memory slots"
+        )
 
-        Raises:
-            ValueError: An unknown field, or a value out of range.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown model field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
-        return cls(**values)
+    def rows(self) -> dict[str, str]:
+        """Layers, width and slots."""
+        return {
+            "layers": f"{self.num_encoder_layers} encoder, {self.num_decoder_layers} decoder",
+            "width": f"{self.d_model:,} ({self.num_heads} heads, feed-forward {self.d_ff:,})",
+            "memory": f"{self.num_memory_slots} slots",
+        }
 
-
-def _require(holds: bool, name: str, value: object, mend: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value}: {mend}")
+    def tied(self) -> Mapping[str, str]:
+        """The head is the token embedding, where `tie_embeddings` says so."""
+        return {HEAD: EMBEDDING} if self.tie_embeddings else {}

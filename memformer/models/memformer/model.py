@@ -18,6 +18,7 @@ from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
 from memformer.replay.segment import Segment
 
+SLOT_BIAS = "forget.bias"
 IGNORE = -100  # cross_entropy's mark of a target that does not count
 
 
@@ -145,12 +146,32 @@ class Memformer(nn.Module):
         self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = _unchanged
         initialise(self, config, construction)
 
-    def initial_memory(self, batch_size: int) -> torch.Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.encoder_norm.weight.device
+
+    def layers(self) -> list[nn.Module]:
+        """Encoder layers, then decoder layers."""
+        return [*self.encoder, *self.decoder]
+
+    def undecayed(self) -> set[str]:
+        """The slot bias: it is where slots start and what they decay to, not a map."""
+        return set() if self.writer is None else {SLOT_BIAS}
+
+    def initial_memory(self, lanes: int) -> torch.Tensor:
         """m_0 = bias / ||bias|| of every slot for each lane, [B, K, D]; differentiable."""
         if self.writer is None:
             weight = self.encoder_norm.weight
-            return torch.zeros(batch_size, 0, self.config.d_model, dtype=weight.dtype, device=weight.device)
-        return self.forget(None, batch_size)
+            return torch.zeros(lanes, 0, self.config.d_model, dtype=weight.dtype, device=weight.device)
+        return self.forget(None, lanes)
+
+    def self_weights(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The writer's weight of each slot on itself, mean over its heads, [B, K], and the memory it was read with."""
+        if self.writer is None:
+            return None
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return self.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS), memory_BKD
 
     def encode(
         self, segment: Segment, memory_BKD: torch.Tensor
@@ -198,12 +219,6 @@ class Memformer(nn.Module):
         if self.writer is None:
             return memory_BKD
         return self.forget(self.writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
-
-    def slots_kept(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The writer's weight of each slot on itself, mean over its heads, 0 to 1, [B, K]; and the memory read with."""
-        assert self.writer is not None
-        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        return self.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS), memory_BKD
 
     def advance(self, segment: Segment, memory_BKD: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, D] alone: encoder and writer, without decoder and head; nothing without memory."""

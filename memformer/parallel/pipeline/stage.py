@@ -22,7 +22,7 @@ class StageModel(Memformer):
     """A part of a Memformer, on its way from token ids to losses.
 
     What training computes is `encode_part` and `decode_part`. Where a whole model is asked for something without
-    gradients (`losses`, `initial_memory`, `slots_kept`), all stages are asked together and all get the answer.
+    gradients (`losses`, `initial_memory`, `self_weights`), all stages are asked together and all get the answer.
 
     The token embedding is used on up to three stages: by the encoder, by the decoder, and, tied, by the head. Stage 0
     owns it; the others have a copy, which is no parameter (`copy`): the engine adds its gradient to the owner's, and
@@ -155,8 +155,10 @@ class StageModel(Memformer):
         return losses, self._from_writer(after, len(after))
 
     @torch.no_grad()
-    def slots_kept(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`Memformer.slots_kept`."""
+    def self_weights(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """`Memformer.self_weights`."""
+        if not self.config.num_memory_slots:
+            return None
         memory_BKD = self._from_writer(self.begin(segment.reset, memory_BKD), len(memory_BKD))
         own_BK = memory_BKD.new_zeros(memory_BKD.shape[:2])
         under_way: list[Transfer] = []

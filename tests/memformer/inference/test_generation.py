@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from memformer import Memformer, MemformerConfig
-from memformer.inference.generation import Generator, choose, generate
+from memformer.inference.generation import choose, generate
+from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import Carry, Rollout
 
 LENGTH = 8
@@ -49,7 +50,7 @@ def test_logits_equal_the_teacher_forced_ones(model: Memformer, pieces: list[int
     torch.manual_seed(1)
     tokens = torch.randint(0, 40, (3, 48))
     expected = teacher_forced(model, tokens)
-    reader = Generator(model, batch_size=3)
+    reader = MemformerReader(model, batch_size=3)
     torch.testing.assert_close(reader.logits, expected[:, 0], rtol=0, atol=1e-12)
     done = 0
     for piece in pieces:
@@ -70,11 +71,11 @@ def test_greedy_continuation_is_the_teacher_forced_argmax(model: Memformer) -> N
 def test_state_does_not_grow(model: Memformer) -> None:
     """What the reader keeps after 10 segments is no more than after 2."""
 
-    def kept(reader: Generator) -> int:
+    def kept(reader: MemformerReader) -> int:
         pairs = [*reader._context, *(pair for pair in reader._own if pair is not None)]
         return sum(tensor.numel() for pair in pairs for tensor in pair) + reader._memory.numel()
 
-    reader = Generator(model)
+    reader = MemformerReader(model)
     sizes = []
     for _ in range(10 * LENGTH):
         reader.read(torch.zeros(1, 1, dtype=torch.int64))

@@ -16,9 +16,9 @@ from data_pipeline.tokenizer import ByteTokenizer
 from launch.cli import main
 from memformer import Memformer, MemformerConfig
 from memformer.inference import inspection, pictures
-from memformer.inference.generation import Generator
 from memformer.inference.inspection import COLUMNS, KEPT, OVERWRITTEN, MemoryInspector, inspect_tokens
 from memformer.models.loading import FORMAT
+from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import Carry, Rollout, Segment, memory_replay_backward
 from tests.books import book_text
 
@@ -174,7 +174,7 @@ def test_pieces_do_not_matter_and_the_memory_is_generations(model: Memformer, co
     assert len(whole["perturbation"]["all_slots"]) >= 2
     inspector = MemoryInspector(model, TOKENIZER, count)
     inspector.read(document)
-    reader = Generator(model)
+    reader = MemformerReader(model)
     reader.read(torch.from_numpy(document[: count // LENGTH * LENGTH])[None])
     torch.testing.assert_close(inspector.memory_1KD, reader._memory, rtol=0, atol=1e-12)
 

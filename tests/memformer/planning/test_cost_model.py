@@ -13,7 +13,7 @@ from data_pipeline import UserError
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import Config, parse_config
 from memformer.engine.precision import AUTOCAST
-from memformer.models.memformer.flops import count_parameters
+from memformer.models.sizes import count_parameters
 from memformer.planning import make_plan
 from memformer.planning.search import search
 from memformer.planning.segment_trace import WEIGHT_COPIES, recomputation_peak, trace_parts

@@ -10,13 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from memformer import Memformer, MemformerConfig
-from memformer.models.memformer.flops import (
-    count_parameters,
-    encoder_share,
-    hardware_flops_per_token,
-    model_flops_per_token,
-    segment_flops,
-)
+from memformer.models.memformer.flops import segment_flops
+from memformer.models.sizes import advance_share, count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.replay import Segment
 
 SMALL = MemformerConfig(
@@ -95,7 +90,7 @@ def test_hardware_operations_add_what_is_recomputed() -> None:
     assert hardware_flops_per_token(SMALL, LENGTH, 1, "mrbp", "none") == model
     replayed = hardware_flops_per_token(SMALL, LENGTH, 4, "mrbp", "none")
     assert replayed - model == pytest.approx(0.75 * flops.advance / LENGTH)
-    assert replayed / model == pytest.approx(1 + 0.75 * encoder_share(SMALL, LENGTH) / 3)
+    assert replayed / model == pytest.approx(1 + 0.75 * advance_share(SMALL, LENGTH) / 3)
     both = hardware_flops_per_token(SMALL, LENGTH, 4, "mrbp", "full")
     assert both - replayed == pytest.approx(layers / LENGTH)
 

@@ -11,7 +11,7 @@ import yaml
 
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import load_config
-from memformer.models.memformer.flops import count_parameters
+from memformer.models.sizes import count_parameters
 from tests import ROOT
 
 FOLDER = ROOT / "configs" / "model"

@@ -1,0 +1,102 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`ModelConfig`: what the configurations of all families have in common. Imports no torch.
+
+A family's configuration is a frozen dataclass of the standard library that inherits from this class, so that an
+exported model needs torch and safetensors alone; the training configuration validates the same class with pydantic.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+Own = TypeVar("Own", bound="ModelConfig")
+
+
+class ModelConfig:
+    """The base of a family's configuration.
+
+    Attributes:
+        family: Name of the family, as `model.family` has it.
+        stacks: Fields that count layers which are all alike; planning traces one of each.
+        weightless: Fields that change nothing about the weights: an export may be loaded with others.
+        vocab_size: Token ids V; None: taken from the data set's tokenizer.
+        start_token_id: Id of the start token; None: taken from the data set's tokenizer.
+        segment_length: Tokens S of a segment; None: taken from data.segment_length.
+        dropout: Dropout probability.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    family: ClassVar[str]
+    stacks: ClassVar[tuple[str, ...]]
+    weightless: ClassVar[frozenset[str]] = frozenset({"dropout", "segment_length"})
+
+    vocab_size: int | None
+    start_token_id: int | None
+    segment_length: int | None
+    dropout: float
+
+    @property
+    def memory_shape(self) -> tuple[int, int]:
+        """[K, C] of a lane's memory; K = 0: nothing is carried, segments are independent."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Its size in a few words, for the line that a run starts with."""
+        raise NotImplementedError
+
+    def rows(self) -> dict[str, str]:
+        """Its size as rows of a table, for the card of an export."""
+        raise NotImplementedError
+
+    def tied(self) -> Mapping[str, str]:
+        """Names of parameters that are another one under a second name -> that one's name; files hold it once."""
+        return {}
+
+    def completed(self: Own, vocab_size: int, start_token_id: int, segment_length: int) -> Own:
+        """The same with what the data set decides filled in."""
+        decided = {"vocab_size": vocab_size, "start_token_id": start_token_id, "segment_length": segment_length}
+        return dataclasses.replace(self, **decided)  # type: ignore[type-var]  # subclasses are dataclasses
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
+
+    @classmethod
+    def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: An unknown field, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown model field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+class SegmentFlops(Protocol):
+    """Floating-point operations of one forward of one lane's full segment: matrix products, a multiply-add as 2."""
+
+    @property
+    def forward(self) -> int:
+        """The whole segment, as a call of the cell computes it."""
+
+    @property
+    def advance(self) -> int:
+        """The memory's own path, as `advance` computes it; 0 where no memory is written."""
+
+    @property
+    def layers(self) -> int:
+        """What layer checkpointing computes again."""
+
+
+def require(holds: bool, name: str, value: object, mend: str) -> None:
+    """Refuses a field's value.
+
+    Raises:
+        ValueError: It does not hold; the message names the field, the value and the mend.
+    """
+    if not holds:
+        raise ValueError(f"{name} is {value}: {mend}")

@@ -1,0 +1,80 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The family `memformer`: what the system needs to know of the paper's model. Imports no torch by itself."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from memformer.models.memformer.config import MemformerConfig
+from memformer.models.memformer.flops import segment_flops
+from memformer.models.registry import Family, Role, Sharding, Stages
+
+if TYPE_CHECKING:
+    from memformer.models.construction import Construction
+    from memformer.models.memformer.model import Memformer
+
+
+def _build(config: MemformerConfig, construction: "Construction | None" = None) -> "Memformer":
+    from memformer.models.memformer.model import Memformer
+
+    return Memformer(config, construction)
+
+
+def _reader(model: "Memformer", batch_size: int = 1, segment_length: int | None = None) -> Any:
+    from memformer.models.memformer.reader import MemformerReader
+
+    return MemformerReader(model, batch_size, segment_length)
+
+
+def _inspect(model: "Memformer") -> Any:
+    from memformer.models.memformer.slots import MemformerSlots
+
+    return MemformerSlots(model)
+
+
+def _roles(module: Any) -> Iterator[tuple[Any, Role]]:
+    from memformer.models.memformer.roles import roles
+
+    return roles(module)
+
+
+def _kind(part: Any) -> str | None:
+    from memformer.models.memformer.model import DecoderLayer, EncoderLayer
+
+    return {EncoderLayer: "encoder", DecoderLayer: "decoder"}.get(type(part))
+
+
+def _cut(model: "Memformer", encoder: range, decoder: range) -> Any:
+    from memformer.models.memformer.stage import MemformerStage
+
+    return MemformerStage(model, encoder, decoder)
+
+
+def _sizes(config: MemformerConfig) -> dict[str, int]:
+    """What the number of tensor-parallel processes must divide."""
+    sizes = {"num_heads": config.num_heads, "d_ff": config.d_ff}
+    return sizes | ({"writer_heads": config.effective_writer_heads} if config.num_memory_slots else {})
+
+
+def _costs(config: MemformerConfig, segment_length: int) -> tuple[int, int, int, int]:
+    flops = segment_flops(config, segment_length)
+    return flops.encoder, flops.writer, flops.decoder, flops.head
+
+
+FAMILY = Family(
+    name=MemformerConfig.family,
+    architecture="Memformer",
+    config=MemformerConfig,
+    build=_build,
+    flops=segment_flops,
+    reader=_reader,
+    shard=Sharding(_sizes, _roles),
+    stages=Stages(
+        layers=lambda config: (config.num_encoder_layers, config.num_decoder_layers),
+        words="model.num_encoder_layers + model.num_decoder_layers",
+        costs=_costs,
+        width=lambda config: int(config.d_model),
+        kind=_kind,
+        cut=_cut,
+    ),
+    inspect=_inspect,
+)

@@ -1,0 +1,79 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What the system asks of a model, whichever it is.
+
+A **cell** (`memformer.replay.Cell`) can be trained by memory replay. A `MemoryModel` is a cell that can also be
+optimized, checkpointed, evaluated and exported. A `Reader` reads a document token by token, to continue it.
+
+Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from memformer.models.configuration import ModelConfig
+from memformer.replay.backward import Cell
+from memformer.replay.segment import Segment
+
+
+class MemoryModel(Cell, Protocol):
+    """A model of any family: a `torch.nn.Module`, or the stages of a pipeline that answer together as one.
+
+    Under ZeRO-3 a process executes the same modules in the same order as all others, whatever its data.
+
+    Attributes:
+        config: Its configuration, with vocab_size and start_token_id.
+        training: Whether dropout is on, as `torch.nn.Module.training`.
+    """
+
+    config: Any
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def losses(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; and the next memory."""
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that are recomputed, compiled and counted one by one, in the order of the computation."""
+
+    def undecayed(self) -> set[str]:
+        """Names of the matrices that weight decay leaves alone; what is no matrix never decays."""
+
+    def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """How much of itself each slot keeps in the write that reads `segment`, 0 to 1, [B, K]; and the memory read.
+
+        Without gradient. None for a model whose memory has no slots of that kind: then there are no such diagnostics.
+        """
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """This process's parameters, a tied one once, under their names in the whole model."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switches dropout."""
+
+    def eval(self) -> Any:
+        """Switches dropout off."""
+
+
+class Reader(Protocol):
+    """Reads B documents side by side and gives the logits of the next token, at constant memory."""
+
+    device: torch.device
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Logits of the next token, [B, V]."""
+
+    def read(self, tokens: torch.Tensor) -> None:
+        """Reads any number of tokens, int64 [B, n]."""
+
+
+def model_config(model: MemoryModel) -> ModelConfig:
+    """The model's configuration, typed."""
+    config: ModelConfig = model.config
+    return config

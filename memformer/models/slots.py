@@ -1,0 +1,28 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`SlotWriter`: what can be looked at in a model whose memory is slots that attend, and that a writer overwrites.
+
+Shapes: K slots, C width of a slot, H heads of the writer, S tokens a segment.
+"""
+
+from typing import Any, Protocol
+
+import torch
+
+from memformer.replay.segment import Segment
+
+
+class SlotWriter(Protocol):
+    """A model's writer, one segment of one lane at a time."""
+
+    def write(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads a segment's context with the memory [1, K, C], and writes.
+
+        Returns:
+            The weights of each slot on [itself ; every token of the context], [H, K, 1 + S]; the next memory.
+        """
+
+    def bias_norms(self) -> list[float] | None:
+        """L2 norm of what each slot decays to; None where this process does not hold it (ZeRO-3)."""
+
+    def facts(self) -> dict[str, Any]:
+        """Settings of the memory, for the report."""
