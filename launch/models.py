@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from data_pipeline import Tokenizer, UserError, load_tokenizer
-from memformer import Memformer, load_model
+from memformer import load_model
+from memformer.models.protocol import MemoryModel
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
 
 
-def open_model(arguments: argparse.Namespace) -> tuple[Memformer, Tokenizer]:
+def open_model(arguments: argparse.Namespace) -> tuple[MemoryModel, Tokenizer]:
     """The model and the tokenizer that the arguments name.
 
     Raises:

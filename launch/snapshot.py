@@ -99,4 +99,4 @@ def read_settings(path: str, overrides: Sequence[str], array: str | None) -> tup
 
 def write_config(config: Config, path: Path) -> None:
     """Writes a configuration that needs no other file."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config.values(), sort_keys=False), encoding="utf-8")

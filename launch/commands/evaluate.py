@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         epochs=1,
         order="longest_first",
     ) as stream:
-        scores = evaluate(model, stream, model.encoder_norm.weight.device, max_segments=arguments.max_segments)
+        scores = evaluate(model, stream, model.device, max_segments=arguments.max_segments)
     result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
     bytes_per_token = int(index.byte_lengths.sum()) / max(1, index.num_tokens)
     for report in result.values():

@@ -20,8 +20,9 @@ from memformer.checkpoints.state import parameter_reader
 from memformer.checkpoints.tensor_file import write_tensors
 from memformer.engine.fragments import FragmentReader, Region
 from memformer.engine.parameter_state import WEIGHT
-from memformer.models.loading import FORMAT, INDEX, SINGLE, TIED, load_model
+from memformer.models.loading import FORMAT, INDEX, SINGLE, load_model
 from memformer.models.probe import probe
+from memformer.models.registry import DEFAULT, family
 
 PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,8 +59,10 @@ def export(
         raise UserError(f"--out {target}: exists and is not empty: choose another directory")
     state = files.read_state(checkpoint)
     shapes = {name: tuple(shape) for name, shape in state["parameters"].items()}
-    if state["model"]["tie_embeddings"]:
-        shapes.pop(TIED, None)
+    kind = family(state.get("family", DEFAULT))
+    model = kind.config.from_dict(state["model"])
+    for alias in model.tied():
+        shapes.pop(alias, None)
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -68,7 +71,7 @@ def export(
         raise UserError(f"--out {target}: cannot be made ({error.strerror}): choose another directory") from None
     description = {
         "format": FORMAT,
-        "architecture": "Memformer",
+        "architecture": kind.architecture,
         "model": state["model"],
         "tokenizer_sha256": state["tokenizer_sha256"],
         "step": state["step"],
@@ -95,7 +98,7 @@ def export(
             "files": list(written),
             "largest_loss_difference": difference,
         }
-        (temporary / "README.md").write_text(model_card(checkpoint, state, result))
+        (temporary / "README.md").write_text(model_card(checkpoint, model, state, result))
         if target.exists():
             target.rmdir()
         temporary.rename(target)

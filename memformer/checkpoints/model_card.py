@@ -5,25 +5,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import family_of
 from memformer.run.directory import RunDirectory
 
 
-def model_card(checkpoint: Path, state: dict[str, Any], result: dict[str, Any]) -> str:
+def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], result: dict[str, Any]) -> str:
     """Markdown for an exported model.
 
     Args:
         checkpoint: Where it comes from, RUN/checkpoints/step-...; figures are read from the run if it is still there.
+        model: Its configuration.
         state: The checkpoint's state.json.
         result: What `export` wrote.
     """
-    model, run = state["model"], RunDirectory(checkpoint.parent.parent)
+    run = RunDirectory(checkpoint.parent.parent)
     rows = {
         "parameters": f"{result['parameters']:,}",
-        "layers": f"{model['num_encoder_layers']} encoder, {model['num_decoder_layers']} decoder",
-        "width": f"{model['d_model']:,} ({model['num_heads']} heads, feed-forward {model['d_ff']:,})",
-        "memory": f"{model['num_memory_slots']} slots",
-        "segment": f"{model['segment_length']} tokens",
-        "vocabulary": f"{model['vocab_size']:,} (tokenizer.json, SHA-256 {state['tokenizer_sha256'][:16]})",
+        **model.rows(),
+        "segment": f"{model.segment_length} tokens",
+        "vocabulary": f"{model.vocab_size:,} (tokenizer.json, SHA-256 {state['tokenizer_sha256'][:16]})",
         "optimizer steps": f"{state['step']:,}",
         "training tokens": f"{state['tokens']:,}",
         "skipped steps": f"{state['skipped_steps']:,}",
@@ -43,7 +44,7 @@ def model_card(checkpoint: Path, state: dict[str, Any], result: dict[str, Any]) 
     rows["written by"] = ", ".join(f"{name} {version}" for name, version in state["versions"].items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
-        f"# Memformer, {result['parameters']:,} parameters\n\n"
+        f"# {family_of(model).architecture}, {result['parameters']:,} parameters\n\n"
         "A transformer that reads long documents segment by segment and keeps a small memory between them.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         f"Weights: {', '.join(result['files'])} ({result['dtype']}, {result['bytes']:,} bytes).\n\n"

@@ -22,6 +22,7 @@ from memformer.checkpoints.lane_states import LaneStates, load_lanes
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.probe import probe
+from memformer.models.registry import DEFAULT
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
 
@@ -156,6 +157,12 @@ def check_fits(directory: Path, identity: dict[str, Any]) -> list[str]:
         UserError: Names the first difference that cannot be carried over, both values and the mend.
     """
     state = files.read_state(directory)
+    saved_family = state.get("family", DEFAULT)
+    if saved_family != identity["family"]:
+        raise UserError(
+            f"{directory}: is a checkpoint of another model: model.family is {saved_family} there and "
+            f"{identity['family']} here; set it back, or choose another run_dir"
+        )
     for name, value in identity["model"].items():
         saved = state["model"].get(name)
         if saved != value:

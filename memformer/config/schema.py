@@ -1,11 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The configuration of a run: one schema for the YAML files, the command line, the checks and the help.
 
+The section `model` is checked by the configuration class of `model.family`, all others are the same for every family.
 A YAML file may begin with `extends: [../model/tiny.yaml, ...]`; the named files are read first, in order, and the
 file's own values go over them. On the command line `--section.field VALUE` goes over both.
 """
 
 import difflib
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from data_pipeline.errors import UserError
 from memformer.config.files import read_values
-from memformer.models.memformer.config import MemformerConfig
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import DEFAULT, UnknownFamily, family
 
 
 class Section(BaseModel):
@@ -272,6 +275,8 @@ class GuardsConfig(Section):
 class Config(Section):
     """A training run."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)  # ModelConfig here; `schema_of` says which it is
+
     run_dir: str
     """Directory of the run: configuration, metrics, logs, checkpoints."""
     seed: int = Field(0, ge=0)
@@ -287,7 +292,7 @@ class Config(Section):
     """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
     """Write TensorBoard events to run_dir/tensorboard."""
-    model: MemformerConfig = Field(default_factory=MemformerConfig)
+    model: ModelConfig
     data: DataConfig
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -326,6 +331,27 @@ class Config(Section):
         _check_tensor_parallel(self)
         _check_pipeline(self)
         return self
+
+    def values(self) -> dict[str, Any]:
+        """The whole configuration as plain values, defaults included: what `parse_config` reads."""
+        values = self.model_dump()
+        values["model"] = {"family": self.model.family, **values["model"]}
+        return values
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made by `schema_of`, so that pickle cannot find it by its name.
+        return parse_config, (self.values(), "a copied configuration")
+
+
+@functools.cache
+def schema_of(family_name: str) -> type[Config]:
+    """The configuration of a run whose model is of this family.
+
+    Raises:
+        UnknownFamily: There is no such family.
+    """
+    kind = family(family_name).config
+    return create_model("Config", __base__=Config, model=(kind, Field(default_factory=kind)))
 
 
 def _check_tensor_parallel(config: Config) -> None:
@@ -394,34 +420,49 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
-    """Checks plain values against the schema; `source` names them in the error."""
+    """Checks plain values against the schema; `source` names them in the error.
+
+    Raises:
+        UserError: Every fault is named with its field, value and mend.
+    """
+    name, model = DEFAULT, values.get("model")
+    if isinstance(model, dict) and "family" in model:
+        name = str(model["family"])
+        values = {**values, "model": {field: value for field, value in model.items() if field != "family"}}
     try:
-        return Config.model_validate(values)
+        schema = schema_of(name)
+    except UnknownFamily as error:
+        raise UserError(f"{source}: model.family: {error}") from None
+    try:
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from None
+        raise UserError(f"{source}: " + "; ".join(_explain(each, schema) for each in error.errors())) from None
 
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the whole configuration, defaults included, as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    path.write_text(yaml.safe_dump(config.values(), sort_keys=False))
 
 
 def describe_fields() -> str:
-    """Every setting with its default and meaning, one a line, for `memformer train --help`."""
+    """Every setting with its default and meaning, one a line, for `memformer train --help`: of the default family."""
     return "\n".join(
         f"  --{name:<44} {field.get('description', '')} "
         f"(default: {json.dumps(field['default']) if 'default' in field else 'none, required'})"
-        for name, field in _fields()
+        for name, field in _fields(schema_of(DEFAULT))
     )
 
 
-def _fields() -> Iterator[tuple[str, dict[str, Any]]]:
+def _fields(of: type[Config]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted name, JSON schema) of every setting that is not a section."""
-    schema = Config.model_json_schema()
+    schema = of.model_json_schema()
+    kind = {"default": DEFAULT, "description": "Kind of model: memformer, or that of an installed package."}
 
     def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, field in section["properties"].items():
             if "$ref" in field:
+                if name == "model" and not prefix:
+                    yield "model.family", kind
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
@@ -429,13 +470,13 @@ def _fields() -> Iterator[tuple[str, dict[str, Any]]]:
     return walk(schema, "")
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, schema: type[Config]) -> str:
     """One pydantic error as 'field: what is wrong: the mend'."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         parent, name = error["loc"][:-1], str(error["loc"][-1])
         depth = len(parent)
-        known = [each.split(".") for each, _ in _fields()]
+        known = [each.split(".") for each, _ in _fields(schema)]
         beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
         close = difflib.get_close_matches(name, beside, 1)
         return f"{place}: unknown key" + (

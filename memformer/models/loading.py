@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import DEFAULT, Family, UnknownFamily, family, family_of_architecture
 
 FORMAT = 1
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TIED = "head.weight"  # left out of the file when it is the embedding
 
 
 def load_model(
     path: str | os.PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> Memformer:
-    """Loads an exported model in evaluation mode.
+) -> Any:
+    """Loads an exported model in evaluation mode: a `torch.nn.Module` of its family, such as `Memformer`.
 
     Args:
         path: Directory that `memformer export` wrote.
@@ -36,21 +36,22 @@ def load_model(
         ValueError: The files do not fit each other, or are of another format; the message names the file.
     """
     directory = Path(path)
-    config = MemformerConfig.from_dict(read_description(directory)["model"])
+    kind, config = described_model(directory, read_description(directory))
     weights = {}
     for file in weight_files(directory):
         weights.update(load_file(file, device=str(device)))
-    if config.tie_embeddings:
-        weights[TIED] = weights["embedding.tokens.weight"]
+    for alias, owner in config.tied().items():
+        weights[alias] = weights[owner]
     with torch.device("meta"):
-        model = Memformer(config)
+        model = kind.build(config)
     try:
         model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise ValueError(f"{directory / SINGLE}: does not fit config.json: {lines[0]}") from None
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.tokens.weight
+    for alias, owner in config.tied().items():
+        place, _, name = alias.rpartition(".")
+        setattr(model.get_submodule(place), name, model.get_parameter(owner))
     if dtype is not None:
         model.to(dtype)
     return model.requires_grad_(False).eval()
@@ -69,6 +70,20 @@ def read_description(directory: Path) -> dict[str, Any]:
     if description.get("format") != FORMAT or "model" not in description:
         raise ValueError(f"{directory / 'config.json'}: is not a Memformer export of format {FORMAT}")
     return description
+
+
+def described_model(directory: Path, description: dict[str, Any]) -> tuple[Family, ModelConfig]:
+    """The family and configuration that an export's description names.
+
+    Raises:
+        ValueError: There is no such family here, or the configuration does not fit it.
+    """
+    try:
+        architecture = description.get("architecture", family(DEFAULT).architecture)
+        kind = family_of_architecture(str(architecture))
+        return kind, kind.config.from_dict(description["model"])
+    except (UnknownFamily, ValueError, TypeError) as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
 
 
 def weight_files(directory: Path) -> list[Path]:

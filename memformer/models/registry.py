@@ -128,7 +128,7 @@ def family(name: str) -> Family:
     if name not in _registered:
         _register_built_in()
     if name not in _registered:
-        _register_installed()
+        _register_installed(name)
     if name not in _registered:
         raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(sorted(_registered))}")
     return _registered[name]
@@ -147,7 +147,7 @@ def family_of_architecture(architecture: str) -> Family:
     """
     for look in (_register_built_in, _register_installed):
         look()
-        for each in _registered.values():
+        for each in list(_registered.values()):
             if each.architecture == architecture:
                 return each
     known = ", ".join(sorted(each.architecture for each in _registered.values()))
@@ -162,9 +162,14 @@ def _register_built_in() -> None:
 
 
 @functools.cache
-def _register_installed() -> None:
-    for point in entry_points(group=GROUP):
-        found = point.load()
-        if not isinstance(found, Family):
-            raise UnknownFamily(f"the entry point {point.name} = {point.value} of {GROUP} is no Family")
+def _register_installed(name: str | None = None) -> None:
+    """Families of other packages: the one of a name, or all."""
+    for point in entry_points(group=GROUP) if name is None else entry_points(group=GROUP, name=name):
+        words = f"the entry point {point.name} = {point.value} of {GROUP}"
+        try:
+            found = point.load()
+        except Exception as error:  # code of another package, whatever it raises
+            raise UnknownFamily(f"{words} cannot be loaded ({error}): mend or remove that package") from error
+        if not isinstance(found, Family) or found.name != point.name:
+            raise UnknownFamily(f"{words} is no Family of that name: mend or remove that package")
         _registered.setdefault(found.name, found)

@@ -24,7 +24,7 @@ from data_pipeline.far import default_cache
 from data_pipeline.opening import holds_data
 from data_pipeline.stream import Damage
 from memformer.config.schema import Config, DataConfig
-from memformer.models.memformer import MemformerConfig
+from memformer.models.configuration import ModelConfig
 from memformer.processes.group import World
 from memformer.replay import Rollout
 from memformer.run.directory import RunDirectory, truncate_lines
@@ -73,7 +73,7 @@ class TrainingData:
         """The tokenizer that the data sets were built with."""
         return self.train.path / "tokenizer.json"
 
-    def complete(self, model: MemformerConfig, segment_length: int) -> MemformerConfig:
+    def complete(self, model: ModelConfig, segment_length: int) -> ModelConfig:
         """The model's configuration with what the data decides filled in.
 
         Raises:
@@ -86,12 +86,7 @@ class TrainingData:
                     f"model.{name} is {getattr(model, name)} but {self.train.location} was built with another "
                     f"tokenizer ({name} {found}): build the data set with that tokenizer, or leave model.{name} out"
                 )
-        return dataclasses.replace(
-            model,
-            vocab_size=tokenizer.vocab_size,
-            start_token_id=tokenizer.start_token_id,
-            segment_length=segment_length,
-        )
+        return model.completed(tokenizer.vocab_size, tokenizer.start_token_id, segment_length)
 
     def train_stream(self, config: Config, world: World) -> SegmentStream:
         """The endless stream of this process's lanes; all processes of a replica read the same."""

@@ -11,7 +11,7 @@ import torch
 from data_pipeline import UserError
 from memformer.config.schema import Config
 from memformer.engine.precision import resolve_precision
-from memformer.models.memformer import MemformerConfig
+from memformer.models.configuration import ModelConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.parallel.pipeline.split import schedule_of, split_of
 from memformer.planning.devices import peak_flops
@@ -37,7 +37,7 @@ class Costs:
     peak: float | None
 
     @classmethod
-    def of(cls, config: Config, model: MemformerConfig, world: World) -> "Costs":
+    def of(cls, config: Config, model: ModelConfig, world: World) -> "Costs":
         """The costs of a run."""
         length, segments = config.data.segment_length, config.data.num_segments
         peak = None
@@ -86,12 +86,13 @@ def check_world_size(config: Config, world_size: int) -> None:
 
 
 def run_identity(
-    config: Config, model: MemformerConfig, data: TrainingData, world: World, precision: str
+    config: Config, model: ModelConfig, data: TrainingData, world: World, precision: str
 ) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it."""
     import deepspeed
 
     return {
+        "family": model.family,
         "model": model.to_dict(),
         "tokenizer_sha256": data.train.tokenizer.sha256,
         "data_fingerprint": data.train.fingerprint,
@@ -109,19 +110,12 @@ def run_identity(
     }
 
 
-def describe_run(config: Config, model: MemformerConfig, world: World, precision: str) -> None:
+def describe_run(config: Config, model: ModelConfig, world: World, precision: str) -> None:
     """Prints the numbers that follow from the settings."""
     data = config.data
     tokens = data.num_lanes * data.num_segments * data.segment_length
     LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
-    LOG.info(
-        "model: %s, %d+%d layers, width %d, %d memory slots",
-        f"{count_parameters(model):,} parameters",
-        model.num_encoder_layers,
-        model.num_decoder_layers,
-        model.d_model,
-        model.num_memory_slots,
-    )
+    LOG.info("model: %s, %s", f"{count_parameters(model):,} parameters", model.summary())
     LOG.info(
         "batch: %d lanes x %d segments x %d tokens = %s tokens a step; %s tokens in all",
         data.num_lanes,
@@ -142,7 +136,7 @@ def describe_run(config: Config, model: MemformerConfig, world: World, precision
         _describe_pipeline(config, model, world)
 
 
-def _describe_pipeline(config: Config, model: MemformerConfig, world: World) -> None:
+def _describe_pipeline(config: Config, model: ModelConfig, world: World) -> None:
     own_lanes = config.data.num_lanes // world.mesh.data.size
     schedule = schedule_of(config, model, own_lanes)
     stages, groups = schedule.layout.stages, schedule.layout.micro_batches

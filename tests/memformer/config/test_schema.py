@@ -206,7 +206,7 @@ def test_the_description_of_the_settings_is_true() -> None:
         match = re.fullmatch(r"\s+--(\S+)\s+(.*) \(default: (.*)\)", line)
         assert match and len(match[2].split()) >= 2, line
         described[match[1]] = match[3]
-    real = leaves(parse_config(MINIMAL, "x").model_dump())
+    real = leaves(parse_config(MINIMAL, "x").values())
     assert described.keys() == real.keys() and len(lines) == len(real)
     for name, value in real.items():
         expected = "none, required" if name in ("run_dir", "data.path") else json.dumps(value)
