@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from data_pipeline import (
     Blend,
@@ -25,6 +24,7 @@ from data_pipeline.opening import holds_data
 from data_pipeline.stream import Damage
 from memformer.config.schema import Config, DataConfig
 from memformer.models.memformer import MemformerConfig
+from memformer.processes import group
 from memformer.processes.group import World
 from memformer.replay import Rollout
 from memformer.run.directory import RunDirectory, truncate_lines
@@ -148,13 +148,9 @@ def agreement(world: World) -> Callable[[Damage], Damage]:
     def agree(found: Damage) -> Damage:
         if world.size == 1:
             return found
-        count = torch.tensor(len(found), device=world.device)
-        dist.all_reduce(count)
-        if not count.item():
+        if not group.all_sum(torch.tensor(len(found), device=world.device)).item():
             return {}
-        everybody: list[Damage] = [{}] * world.size
-        dist.all_gather_object(everybody, dict(found))
-        return {document: line for each in everybody for document, line in each.items()}
+        return {document: line for each in group.gather(dict(found)) for document, line in each.items()}
 
     return agree
 
