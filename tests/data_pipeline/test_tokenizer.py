@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Tokenizers: exact round trips, ids equal to those of `tokenizers`, files that can be carried elsewhere."""
+"""Tokenizers: exact round trips, ids equal to those of `tokenizers`, files that can be carried elsewhere.
+
+Covers: data_pipeline/tokenizer_choice.py
+"""
 
 import json
 import subprocess

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Four real processes as grids: who is next to whom, and what DeepSpeed is told."""
+"""Four real processes as grids: who is next to whom, and what DeepSpeed is told.
+
+Covers: memformer/processes/topology.py, memformer/training/description.py
+"""
 
 from typing import Any
 

@@ -2,6 +2,8 @@
 """Memory replay against full back-propagation through time, in float64: gradients, losses, carry, randomness.
 
 The reference of the reference is `plain_gradients`: a loop that any reader can check, and one call of `backward`.
+
+Covers: memformer/replay/buffer.py, memformer/replay/random_state.py
 """
 
 from collections.abc import Callable

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Rollouts, carries and segments: what a segment is given as context, and parts of the lanes."""
+"""Rollouts, carries and segments: what a segment is given as context, and parts of the lanes.
+
+Covers: memformer/replay/segment.py
+"""
 
 import pytest
 import torch
