@@ -11,7 +11,9 @@ from data_pipeline.plan import LanePlan
 from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
 from data_pipeline.store import ShardStore, Store
 from data_pipeline.stream import SegmentStream
-from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from data_pipeline.stream_settings import StreamSettings
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_choice import load_tokenizer
 
 __all__ = [
     "Blend",
@@ -25,6 +27,7 @@ __all__ = [
     "SegmentStream",
     "ShardStore",
     "Store",
+    "StreamSettings",
     "Tokenizer",
     "UserError",
     "build_dataset",

@@ -18,7 +18,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.manifest import MANIFEST_FILE, NUMBER_COLUMNS, Manifest, ShardInfo, fingerprint, save_columns
 from data_pipeline.mds import MDS_INDEX, MDSShard, read_mds_index
 from data_pipeline.payload import Payload
-from data_pipeline.tokenizer import make_tokenizer
+from data_pipeline.tokenizer_choice import make_tokenizer
 
 _FIXED_DTYPES = {"<u2": "ndarray:uint16", "<u4": "ndarray:uint32"}
 

@@ -24,15 +24,8 @@ from data_pipeline.payload import Payload
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import SourceFile, find_files
 from data_pipeline.splitting import Progress, Scan, numbered_parts, scan, training_sample, validation_documents
-from data_pipeline.tokenizer import (
-    ByteTokenizer,
-    TokenIds,
-    Tokenizer,
-    load_tokenizer,
-    make_tokenizer,
-    train_bpe,
-    training_vocab_size,
-)
+from data_pipeline.tokenizer import ByteTokenizer, TokenIds, Tokenizer, train_bpe
+from data_pipeline.tokenizer_choice import load_tokenizer, make_tokenizer, training_vocab_size
 
 _IN_FLIGHT_CHARACTERS = 64 << 20  # text waiting for the tokenizer or for the writer
 

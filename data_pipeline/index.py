@@ -12,7 +12,8 @@ from data_pipeline.document_order import Source
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings
 from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, Manifest, fingerprint, load_columns
-from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer
+from data_pipeline.tokenizer_choice import load_tokenizer
 
 
 class DocumentIndex:

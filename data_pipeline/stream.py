@@ -14,28 +14,24 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.blend import Blend
-from data_pipeline.document_order import Order
-from data_pipeline.errors import DamagedDocument, UserError
+from data_pipeline.errors import DamagedDocument
 from data_pipeline.index import DocumentIndex
 from data_pipeline.opening import open_data, open_store
 from data_pipeline.plan import LanePlan
-from data_pipeline.rollout import SegmentBatch, lanes_of
+from data_pipeline.rollout import SegmentBatch
 from data_pipeline.store import Store
+from data_pipeline.stream_settings import Damage, StreamSettings
 from data_pipeline.stretch import PlanState, Stretch
-
-OnDamage = Literal["stop", "skip"]
-Damage = Mapping[int, str]
-"""Damaged documents, each with the line that says what is wrong with it."""
 
 # Rollouts are planned and read in stretches of so many of a lane's tokens, and of at most so many rollouts.
 _STRETCH_TOKENS, _STRETCH_ROLLOUTS = 1 << 15, 64
@@ -50,22 +46,9 @@ class SegmentStream:
 
     Args:
         data: The data set, a blend of several, or whatever `open_data` opens: a directory, an address.
-        num_lanes: Lanes of the global batch (B over all ranks), at least `world_size`.
-        segment_length: Tokens a segment, S.
-        num_segments: Segments a rollout, T.
-        seed: Decides the order of the documents.
-        rank: This data-parallel rank.
-        world_size: Number of data-parallel ranks; changes who reads what, never what is read.
-        epochs: None to go on for ever, or the number of epochs after which the stream ends. In the last rollouts lanes
-            run idle; the number of rollouts is the same on every rank.
-        order: `shuffled`, `longest_first` (best for one epoch of evaluation) or `sequential`.
-        prefetch: Rollouts read ahead; 0 reads in the calling thread.
-        max_document_tokens: Cut longer documents, each piece with a fresh memory; None: never. See `LanePlan`.
+        settings: How it is read.
         store: Where tokens are read from; by default the data set's own shards.
-        on_damage: `stop`: a damaged document is an error. `skip`: all ranks leave the document out from then on.
-        agree: With `skip` and several ranks: called by every rank for every batch with what it found in its own, it
-            returns what all of them found together.
-        on_skip: Called on every rank with the documents that are left out from now on.
+        fields: Fields of `StreamSettings` by name, instead of `settings` or to change them.
 
     Raises:
         UserError: The data set cannot be read, or a setting is out of range.
@@ -75,49 +58,15 @@ class SegmentStream:
     def __init__(
         self,
         data: DocumentIndex | Blend | str | Path,
+        settings: StreamSettings | None = None,
         *,
-        num_lanes: int,
-        segment_length: int,
-        num_segments: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        epochs: int | None = None,
-        order: Order = "shuffled",
-        prefetch: int = 2,
-        max_document_tokens: int | None = None,
         store: Store | None = None,
-        on_damage: OnDamage = "stop",
-        agree: Callable[[Damage], Damage] | None = None,
-        on_skip: Callable[[Damage], None] | None = None,
+        **fields: Any,
     ) -> None:
+        self.settings = StreamSettings(**fields) if settings is None else replace(settings, **fields)
         self.index = data if isinstance(data, DocumentIndex | Blend) else open_data(data)
-        if num_segments < 1:
-            raise UserError(f"num_segments is {num_segments}; give 1 or more")
-        if num_lanes < world_size:
-            raise UserError(f"num_lanes is {num_lanes}; give {world_size} or more, one for each data-parallel rank")
-        if prefetch < 0:
-            raise UserError(f"prefetch is {prefetch}; give 0 or more rollouts")
-        if on_damage not in get_args(OnDamage):
-            raise UserError(f"on_damage is {on_damage!r}; choose {' or '.join(get_args(OnDamage))}")
-        if on_damage == "skip" and world_size > 1 and agree is None:
-            raise ValueError("on_damage='skip' on several ranks needs agree: ranks must skip the same documents")
-        self.lanes = lanes_of(rank, world_size, num_lanes)
-        self.segment_length = segment_length
-        self.num_segments = num_segments
-        self._plan = plan_for(
-            self.index,
-            num_lanes=num_lanes,
-            segment_length=segment_length,
-            seed=seed,
-            epochs=epochs,
-            order=order,
-            max_document_tokens=max_document_tokens,
-        )
+        self._plan = self.settings.plan(self.index)
         self._store = store or open_store(self.index)
-        self._prefetch = prefetch
-        self._skips = on_damage == "skip"
-        self._agree, self._on_skip = agree, on_skip
         self._delivered = self._plan.state
         self._reader: _Reader | None = None
         self._ended: BaseException | None = None
@@ -134,14 +83,20 @@ class SegmentStream:
         """
         while True:
             item = self._next_item()
-            if self._skips:
-                damage = self._agree(item.damage) if self._agree else item.damage
+            if self.settings.on_damage == "skip":
+                agree = self.settings.agree
+                damage = agree(item.damage) if agree else item.damage
                 if damage:
                     self._skip(damage)
                     continue
             assert item.batch is not None
             self._delivered = item.state
             return item.batch
+
+    @property
+    def lanes(self) -> slice:
+        """The lanes of this rank."""
+        return self.settings.lanes
 
     @property
     def carry_sources(self) -> NDArray[np.int64]:
@@ -197,10 +152,7 @@ class SegmentStream:
         if self._ended is not None:
             raise self._ended
         if self._reader is None:
-            dtype = self.index.token_dtype
-            self._reader = _Reader(
-                self._plan, self._store, dtype, self.lanes, self.num_segments, self._prefetch, self._skips
-            )
+            self._reader = _Reader(self._plan, self._store, self.index.token_dtype, self.settings)
             self._end_reader = weakref.finalize(self, self._reader.close)
         item = self._reader.next()
         if isinstance(item, BaseException):
@@ -214,38 +166,14 @@ class SegmentStream:
         self._plan.state = self._delivered
         self._plan.skip(damage)
         self._delivered = self._plan.state
-        if self._on_skip is not None:
-            self._on_skip(damage)
+        if self.settings.on_skip is not None:
+            self.settings.on_skip(damage)
 
     def _stop(self, reason: BaseException | None) -> None:
         if self._reader is not None:
             self._end_reader()
             self._reader = None
         self._ended = reason
-
-
-def plan_for(
-    index: DocumentIndex | Blend,
-    *,
-    num_lanes: int,
-    segment_length: int,
-    seed: int = 0,
-    epochs: int | None = None,
-    order: Order = "shuffled",
-    max_document_tokens: int | None = None,
-) -> LanePlan:
-    """The plan that every `SegmentStream` with these settings follows."""
-    return LanePlan(
-        index.lengths,
-        num_lanes=num_lanes,
-        segment_length=segment_length,
-        seed=seed,
-        epochs=epochs,
-        order=order,
-        fingerprint=index.fingerprint,
-        sources=index.sources,
-        max_document_tokens=max_document_tokens,
-    )
 
 
 @dataclass(frozen=True)
@@ -258,33 +186,25 @@ class _Item:
 class _Reader:
     """Makes batches, in a thread when it may read ahead. Knows nothing of the stream, so the stream can be dropped."""
 
-    def __init__(
-        self,
-        plan: LanePlan,
-        store: Store,
-        dtype: np.dtype[Any],
-        lanes: slice,
-        num_segments: int,
-        prefetch: int,
-        collects_damage: bool,
-    ) -> None:
+    def __init__(self, plan: LanePlan, store: Store, dtype: np.dtype[Any], settings: StreamSettings) -> None:
         self._plan = plan
         self._store = store
-        self._lanes = lanes
-        self._num_segments = num_segments
-        self._collects_damage = collects_damage
-        self._most = max(1, min(_STRETCH_ROLLOUTS, _STRETCH_TOKENS // (num_segments * plan.segment_length)))
+        self._lanes = lanes = settings.lanes
+        self._num_segments = settings.num_segments
+        self._collects_damage = settings.on_damage == "skip"
+        lane_tokens = settings.num_segments * settings.segment_length
+        self._most = max(1, min(_STRETCH_ROLLOUTS, _STRETCH_TOKENS // lane_tokens))
         self._planned: deque[Stretch] = deque()
         self._stretch: Stretch
         self._unread: deque[int] = deque()  # rollouts of the stretch that are yet to be delivered
         self._ends = False
         # As stored; kept from stretch to stretch, since new memory costs more than what is written into it.
-        shape = (lanes.stop - lanes.start, self._most * num_segments, plan.segment_length)
+        shape = (lanes.stop - lanes.start, self._most * settings.num_segments, settings.segment_length)
         self._stored = np.empty(shape, dtype)
         self._stop = threading.Event()
-        self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, prefetch))
+        self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, settings.prefetch))
         self._thread: threading.Thread | None = None
-        if prefetch:
+        if settings.prefetch:
             self._thread = threading.Thread(target=self._run, name="segment-stream", daemon=True)
             self._thread.start()
 

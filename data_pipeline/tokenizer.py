@@ -226,24 +226,18 @@ def read_tokenizer_file(path: str | Path, mend: str) -> tuple[Path, str, Any]:
         raise UserError(f"cannot read the tokenizer {file}: {error}") from None
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
+def own_tokenizer(file: Path, text: str, content: Any) -> ByteTokenizer | BPETokenizer:
+    """The tokenizer of a file that this project wrote, as `read_tokenizer_file` gives it.
 
     Raises:
-        UserError: There is no such file, or it is not a byte-level tokenizer with this project's start token.
+        UserError: It is a tokenizer file of other make.
     """
-    mend = "train one with `memformer data build --tokenizer train-bpe:VOCAB`"
-    file, text, content = read_tokenizer_file(path, mend)
-    if _is_foreign(content):
-        from data_pipeline.hf_tokenizer import HFTokenizer
-
-        return HFTokenizer(text, str(file))
     try:
         table = _table_of(content["model"]["vocab"])
         added = content["added_tokens"]
         merges = content["model"]["merges"]
         ours = (
-            content["pre_tokenizer"] == _PRE_TOKENIZER
+            content["pre_tokenizer"] == PRE_TOKENIZER
             and [(token["id"], token["content"]) for token in added] == [(len(table), START_TOKEN)]
             and len(table) >= 256
         )
@@ -258,46 +252,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return BPETokenizer(text, table)
 
 
-def make_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names, except `train-bpe:VOCAB`, which needs the texts (`train_bpe`).
-
-    Raises:
-        UserError: The name is unknown, or its file cannot be used.
-    """
-    if spec == "bytes":
-        return ByteTokenizer()
-    kind, _, argument = spec.partition(":")
-    if kind == "bpe" and argument:
-        return load_tokenizer(argument)
-    if kind == "hf" and argument:
-        from data_pipeline.hf_tokenizer import import_tokenizer
-
-        return import_tokenizer(argument)
-    raise UserError(f"tokenizer {spec!r} is unknown; choose bytes, bpe:FILE, hf:FILE or train-bpe:VOCAB")
-
-
-def training_vocab_size(spec: str) -> int | None:
-    """VOCAB of `train-bpe:VOCAB`; None for a tokenizer that needs no training.
-
-    Raises:
-        UserError: VOCAB is not a number.
-    """
-    kind, _, argument = spec.partition(":")
-    if kind != "train-bpe":
-        return None
-    if not argument.isdecimal():
-        raise UserError(f"tokenizer {spec!r}: VOCAB must be a whole number, e.g. train-bpe:8192")
-    return int(argument)
-
-
-def _is_foreign(content: Any) -> bool:
-    """Whether a file has this project's start token added to a tokenizer of other make."""
-    if not isinstance(content, dict) or content.get("pre_tokenizer") == _PRE_TOKENIZER:
-        return False
-    added = content.get("added_tokens")
-    return isinstance(added, list) and any(isinstance(t, dict) and t.get("content") == START_TOKEN for t in added)
-
-
 def _printable_bytes() -> dict[int, str]:
     """The published byte-level alphabet: printable Latin-1 stands for itself, the other bytes from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -307,7 +261,7 @@ def _printable_bytes() -> dict[int, str]:
 
 _TO_CHARACTER = _printable_bytes()
 TO_BYTE = {character: value for value, character in _TO_CHARACTER.items()}
-_PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 def _table_of(vocab: dict[str, int]) -> list[bytes]:
@@ -330,9 +284,9 @@ def _file_text(table: Sequence[bytes], merges: Iterable[tuple[Any, ...]]) -> str
         "padding": None,
         "added_tokens": [{"id": len(table), "content": START_TOKEN, **flags}],
         "normalizer": None,
-        "pre_tokenizer": _PRE_TOKENIZER,
+        "pre_tokenizer": PRE_TOKENIZER,
         "post_processor": None,
-        "decoder": _PRE_TOKENIZER,
+        "decoder": PRE_TOKENIZER,
         "model": {
             "type": "BPE",
             "dropout": None,

@@ -12,13 +12,22 @@ from typing import Any, get_args
 
 import numpy as np
 
-from data_pipeline import Blend, DocumentIndex, FarSettings, UserError, build_dataset, lanes_of, open_data, trace_rows
+from data_pipeline import (
+    Blend,
+    DocumentIndex,
+    FarSettings,
+    StreamSettings,
+    UserError,
+    build_dataset,
+    lanes_of,
+    open_data,
+    trace_rows,
+)
 from data_pipeline.adopt import adopt_mds
 from data_pipeline.document_order import Order
 from data_pipeline.far import default_cache, is_address
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.shards import WRITERS
-from data_pipeline.stream import plan_for
 from data_pipeline.verify import verify_dataset
 
 _MOST_DEFAULT_WORKERS = 8
@@ -325,23 +334,25 @@ def _trace(arguments: argparse.Namespace) -> int:
         raise UserError(f"--lanes is {arguments.lanes}; give {arguments.world_size} or more, one for each rank")
     pairs = list(zip(arguments.data, weights, strict=True))
     index: DocumentIndex | Blend = open_data(pairs if len(pairs) > 1 else arguments.data[0], _far(arguments))
-    plan = plan_for(
-        index,
+    settings = StreamSettings(
         num_lanes=arguments.lanes,
         segment_length=arguments.segment_length,
+        num_segments=arguments.num_segments,
+        world_size=arguments.world_size,
         seed=arguments.seed,
         epochs=arguments.epochs or None,
         order=arguments.order,
         max_document_tokens=arguments.max_document_tokens or None,
     )
+    plan = settings.plan(index)
     if "state_in" in arguments:
         plan.load_state_dict(_read_state(Path(arguments.state_in)))
     for _ in range(arguments.steps):
-        rollout = plan.next_rollout(arguments.num_segments)
+        rollout = plan.next_rollout(settings.num_segments)
         if rollout is None:
             break
-        for rank in range(arguments.world_size):
-            block = rollout.block(lanes_of(rank, arguments.world_size, arguments.lanes))
+        for rank in range(settings.world_size):
+            block = rollout.block(lanes_of(rank, settings.world_size, settings.num_lanes))
             for row in trace_rows(block, rank):
                 print(json.dumps(row))
     if "state_out" in arguments:

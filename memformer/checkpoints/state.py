@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from data_pipeline import SegmentStream
@@ -23,6 +22,7 @@ from memformer.engine.fragments import FragmentReader
 from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.probe import probe
 from memformer.models.registry import DEFAULT
+from memformer.processes import group
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
 
@@ -65,17 +65,17 @@ def find(run: RunDirectory, world: World, resume: str) -> Path | None:
     Raises:
         UserError: never, and the run directory holds a run; or the path holds no complete checkpoint.
     """
-    answer: list[Any] = [None, None]
+    found: Path | None = None
+    refused: UserError | None = None
     if world.is_main:
         try:
-            answer[0] = _find(run, resume)
+            found = _find(run, resume)
         except UserError as error:
-            answer[1] = error
-    if world.size > 1:
-        dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]  # type: ignore[no-any-return]
+            refused = error
+    found, refused = group.from_main((found, refused))
+    if refused is not None:
+        raise refused
+    return found
 
 
 def _find(run: RunDirectory, resume: str) -> Path | None:

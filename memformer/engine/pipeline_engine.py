@@ -93,7 +93,7 @@ class PipelineReplayEngine(ReplayEngine):
         mesh, model = self.world.mesh, self.model
         lanes, segments = len(rollout.tokens), rollout.num_segments
         spans = lanes_of_groups(lanes, mesh.pipe.size, self.config.training.lanes_per_micro_batch)
-        groups = [(rollout.lanes(*span), _lanes(carry, *span)) for span in spans]
+        groups = [(rollout.lanes(*span), carry.lanes(*span)) for span in spans]
         schedule = self.schedule(lanes)
         with segment_seeds(mix_seed(seed, mesh.data.rank * lanes), self.world.device) as seed_stream:
 
@@ -170,8 +170,3 @@ class PipelineReplayEngine(ReplayEngine):
                 sent = [self._channels.send(SHARED, owner, stage) for stage in self._copies()]
                 for transfer in sent:
                     transfer.wait()
-
-
-def _lanes(carry: Carry, start: int, stop: int) -> Carry:
-    """The lanes start .. stop-1 alone."""
-    return Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)

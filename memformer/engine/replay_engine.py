@@ -138,12 +138,11 @@ class ReplayEngine:
             for start in starts:
                 stop = min(start + group, lanes)
                 buffer = replay_buffer(self.config, self.world)
-                part = Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
                 results.append(
                     algorithm(
                         self,
                         rollout.lanes(start, stop),
-                        part,
+                        carry.lanes(start, stop),
                         functools.partial(self._backward, last_group=stop == lanes),
                         denominator=max(1, valid_tokens) / self.world.mesh.data.size,
                         seed=mix_seed(seed, self.world.mesh.data.rank * lanes + start),

@@ -45,10 +45,10 @@ def different_replicas(model: torch.nn.Module, mesh: Mesh) -> list[str]:
 
 def _differs(sums: torch.Tensor, mesh: Mesh, whole: list[bool]) -> bool:
     """Whether any process has other checksums than those that should hold the same."""
-    first = mesh.data.first(sums.clone())
+    first = mesh.data.broadcast(sums.clone())
     differs = bool((first != sums).any())
     kept = sums[torch.tensor(whole, device=sums.device)]
-    differs |= bool((mesh.tensor.first(kept.clone()) != kept).any())
+    differs |= bool((mesh.tensor.broadcast(kept.clone()) != kept).any())
     return bool(group.all_max(int(differs)))
 
 

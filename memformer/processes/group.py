@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 from memformer.processes import collective_log, rendezvous
-from memformer.processes.topology import Mesh, make_mesh
+from memformer.processes.topology import Axis, Mesh, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +141,14 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     )
 
 
+def everyone() -> Axis:
+    """All processes of the run; this one alone before it has joined them."""
+    return Axis(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Axis()
+
+
 def all_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over all processes, in place."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
+    return everyone().sum(values)
 
 
 def all_max(value: int) -> int:
@@ -155,33 +158,27 @@ def all_max(value: int) -> int:
 
 def all_max_each(values: Sequence[int]) -> list[int]:
     """The largest over all processes of each of several integers, in one collective."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        shared = torch.tensor(list(values), device=device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return [int(value) for value in shared.tolist()]
-    return list(values)
+    axis = everyone()
+    if axis.size == 1:
+        return list(values)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    return [int(value) for value in axis.max(torch.tensor(list(values), device=device)).tolist()]
 
 
 def gather(value: Any) -> list[Any]:
     """A small picklable object of every process, by rank, on all processes."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, value)
-        return found
-    return [value]
+    return everyone().gather(value)
 
 
 def from_main(value: Any) -> Any:
     """Rank 0's value of a small picklable object, on all processes."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        shared = [value]
+    shared = [value]
+    if everyone().size > 1:
         dist.broadcast_object_list(shared, src=0)
-        return shared[0]
-    return value
+    return shared[0]
 
 
 def barrier() -> None:
     """Waits for all processes."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if everyone().size > 1:
         dist.barrier()

@@ -41,10 +41,16 @@ class Axis:
             dist.all_reduce(values, group=self.group)
         return values
 
-    def first(self, values: torch.Tensor) -> torch.Tensor:
-        """The tensor of the first of these processes, in place."""
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest of each number of a tensor over these processes, in place."""
         if self.size > 1:
-            dist.broadcast(values, group=self.group, group_src=0)
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def broadcast(self, values: torch.Tensor, source: int = 0) -> torch.Tensor:
+        """The tensor of one of these processes, by its number among them, in place."""
+        if self.size > 1:
+            dist.broadcast(values, group=self.group, group_src=source)
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -152,13 +158,12 @@ def make_mesh(rank: int, size: int, tensor: int = 1, pipeline: int = 1, timeout_
         replica=axis([sorted(grid.get_axis_list("data", index)) for index in range(grid.get_dim("data"))]),
     )
     if tensor > 1:
-        hosts: list[Any] = [None] * tensor
-        dist.all_gather_object(hosts, socket.gethostname(), group=mesh.tensor.group)
-        if len(set(hosts)) > 1:
+        hosts = set(mesh.tensor.gather(socket.gethostname()))
+        if len(hosts) > 1:
             LOG.warning(
                 "parallel.tensor is %d, and the processes of a layer lie on several machines (%s): choose a divisor of "
                 "the processes a machine, since they talk in every layer",
                 tensor,
-                ", ".join(sorted(set(hosts))),
+                ", ".join(sorted(hosts)),
             )
     return mesh

@@ -33,6 +33,10 @@ class Carry:
         tokens = torch.zeros(len(memory), segment_length, dtype=torch.int64, device=memory.device)
         return cls(memory.detach(), tokens, tokens[:, 0].clone())
 
+    def lanes(self, start: int, stop: int) -> "Carry":
+        """The lanes start .. stop-1 alone."""
+        return Carry(self.memory[start:stop], self.tokens[start:stop], self.length[start:stop], self.ragged)
+
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:

@@ -28,3 +28,8 @@ class Segment(NamedTuple):
     target_length: torch.Tensor
     reset: torch.Tensor
     ragged: bool = True
+
+    def lanes(self, start: int, stop: int) -> "Segment":
+        """The lanes start .. stop-1 alone."""
+        context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:-1])
+        return Segment(context, context_length, target, target_length, reset, self.ragged)

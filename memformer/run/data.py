@@ -6,9 +6,9 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from data_pipeline import (
     Blend,
@@ -22,9 +22,10 @@ from data_pipeline import (
 )
 from data_pipeline.far import default_cache
 from data_pipeline.opening import holds_data
-from data_pipeline.stream import Damage
+from data_pipeline.stream_settings import Damage, StreamSettings
 from memformer.config.schema import Config, DataConfig
 from memformer.models.configuration import ModelConfig
+from memformer.processes import group
 from memformer.processes.group import World
 from memformer.replay import Rollout
 from memformer.run.directory import RunDirectory, truncate_lines
@@ -90,40 +91,52 @@ class TrainingData:
 
     def train_stream(self, config: Config, world: World) -> SegmentStream:
         """The endless stream of this process's lanes; all processes of a replica read the same."""
-        data = config.data
-        return SegmentStream(
-            self.train,
-            num_lanes=data.num_lanes,
-            segment_length=data.segment_length,
-            num_segments=data.num_segments,
+        settings = stream_settings(
+            config,
+            world,
+            "training",
+            num_lanes=config.data.num_lanes,
+            num_segments=config.data.num_segments,
             seed=config.seed,
-            rank=world.mesh.data.rank,
-            world_size=world.mesh.data.size,
-            prefetch=data.prefetch,
-            on_damage=data.on_damage,
-            agree=agreement(world),
-            on_skip=reporting(config, world, "training"),
+            prefetch=config.data.prefetch,
         )
+        return SegmentStream(self.train, settings)
 
     def held_out_stream(self, config: Config, world: World) -> SegmentStream:
         """One epoch of the held-out documents, one segment a batch; as many lanes as documents, at most num_lanes."""
         if self.held_out is None:
             raise ValueError("there are no held-out documents")
-        lanes = min(config.data.num_lanes, max(len(self.held_out), world.mesh.data.size))
-        return SegmentStream(
-            self.held_out,
-            num_lanes=lanes,
-            segment_length=config.data.segment_length,
+        settings = stream_settings(
+            config,
+            world,
+            "held-out",
+            num_lanes=min(config.data.num_lanes, max(len(self.held_out), world.mesh.data.size)),
             num_segments=1,
-            rank=world.mesh.data.rank,
-            world_size=world.mesh.data.size,
             epochs=1,
             order="longest_first",
             max_document_tokens=config.data.eval_max_document_tokens,
-            on_damage=config.data.on_damage,
-            agree=agreement(world),
-            on_skip=reporting(config, world, "held-out"),
         )
+        return SegmentStream(self.held_out, settings)
+
+
+def stream_settings(config: Config, world: World, documents: str, **fields: Any) -> StreamSettings:
+    """What all streams of a run have in common, and what one of them has of its own.
+
+    Args:
+        config: The run.
+        world: This process among all.
+        documents: What is read, for messages: training or held-out.
+        fields: Further fields of `StreamSettings`.
+    """
+    return StreamSettings(
+        segment_length=config.data.segment_length,
+        rank=world.mesh.data.rank,
+        world_size=world.mesh.data.size,
+        on_damage=config.data.on_damage,
+        agree=agreement(world),
+        on_skip=reporting(config, world, documents),
+        **fields,
+    )
 
 
 def far_settings(config: DataConfig) -> FarSettings:
@@ -143,13 +156,9 @@ def agreement(world: World) -> Callable[[Damage], Damage]:
     def agree(found: Damage) -> Damage:
         if world.size == 1:
             return found
-        count = torch.tensor(len(found), device=world.device)
-        dist.all_reduce(count)
-        if not count.item():
+        if not group.all_sum(torch.tensor(len(found), device=world.device)).item():
             return {}
-        everybody: list[Damage] = [{}] * world.size
-        dist.all_gather_object(everybody, dict(found))
-        return {document: line for each in everybody for document, line in each.items()}
+        return {document: line for each in group.gather(dict(found)) for document, line in each.items()}
 
     return agree
 

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Several data sets read as one: shares by weight, every token once an epoch, weights that change at a resume."""
+"""Several data sets read as one: shares by weight, every token once an epoch, weights that change at a resume.
+
+Covers: data_pipeline/blend.py, data_pipeline/opening.py
+"""
 
 import itertools
 import json

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Builds: exact documents, the same bytes every time, complete or absent, and one clear line for each mistake."""
+"""Builds: exact documents, the same bytes every time, complete or absent, and one clear line for each mistake.
+
+Covers: data_pipeline/dataset_writer.py, data_pipeline/payload.py, data_pipeline/splitting.py
+"""
 
 import errno
 import fcntl

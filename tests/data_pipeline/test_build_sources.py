@@ -1,5 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Builds from every kind of source, of documents larger than a part, and after a kill."""
+"""Builds from every kind of source, of documents larger than a part, and after a kill.
+
+Covers: data_pipeline/build_journal.py, data_pipeline/hf_tokenizer.py, data_pipeline/large_files.py,
+data_pipeline/sources.py
+"""
 
 import builtins
 import gzip

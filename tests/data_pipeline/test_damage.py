@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Damaged data sets: noticed before wrong tokens are used, by reading and by `verify_dataset`, with names."""
+"""Damaged data sets: noticed before wrong tokens are used, by reading and by `verify_dataset`, with names.
+
+Covers: data_pipeline/errors.py, data_pipeline/index.py, data_pipeline/manifest.py, data_pipeline/verify.py
+"""
 
 import json
 import shutil

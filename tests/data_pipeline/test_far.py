@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Data sets at an address: the same batches as from disk, whatever the server does; a bounded, shared, whole cache."""
+"""Data sets at an address: the same batches as from disk, whatever the server does; a bounded, shared, whole cache.
+
+Covers: data_pipeline/background.py, data_pipeline/remote.py, data_pipeline/shard_cache.py, data_pipeline/transport.py
+"""
 
 import itertools
 import multiprocessing

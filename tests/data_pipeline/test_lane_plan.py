@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The plan: every token once, in order, in one lane at a time, whatever is stopped, resumed or re-sized."""
+"""The plan: every token once, in order, in one lane at a time, whatever is stopped, resumed or re-sized.
+
+Covers: data_pipeline/document_order.py, data_pipeline/plan.py, data_pipeline/rollout.py, data_pipeline/stretch.py
+"""
 
 import json
 from collections import defaultdict

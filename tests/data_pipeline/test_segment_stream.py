@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Streams over real shards: the right tokens, the same for any world size, exact resumes, no thread left behind."""
+"""Streams over real shards: the right tokens, the same for any world size, exact resumes, no thread left behind.
+
+Covers: data_pipeline/stream.py
+"""
 
 import gc
 import itertools

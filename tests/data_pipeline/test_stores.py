@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Tar and MDS: the same documents, the same plan, the same batches; MDS read and written by its own library too."""
+"""Tar and MDS: the same documents, the same plan, the same batches; MDS read and written by its own library too.
+
+Covers: data_pipeline/adopt.py, data_pipeline/mds.py, data_pipeline/shards.py, data_pipeline/store.py
+"""
 
 import importlib.util
 import itertools

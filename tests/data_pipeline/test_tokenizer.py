@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Tokenizers: exact round trips, ids equal to those of `tokenizers`, files that can be carried elsewhere."""
+"""Tokenizers: exact round trips, ids equal to those of `tokenizers`, files that can be carried elsewhere.
+
+Covers: data_pipeline/tokenizer_choice.py
+"""
 
 import json
 import subprocess
@@ -13,14 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as ReferenceTokenizer
 
 from data_pipeline.errors import UserError
-from data_pipeline.tokenizer import (
-    BPETokenizer,
-    ByteTokenizer,
-    load_tokenizer,
-    make_tokenizer,
-    train_bpe,
-    training_vocab_size,
-)
+from data_pipeline.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
+from data_pipeline.tokenizer_choice import load_tokenizer, make_tokenizer, training_vocab_size
 
 TEXTS = [
     "It was the best of times; it was the worst of times.\n\n\t  Wasn't it? 1859, 1860 & 18601861.\r\n" * 3,

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The streams that a run opens from its settings: blends, addresses, and damage agreed on by real processes."""
+"""The streams that a run opens from its settings: blends, addresses, and damage agreed on by real processes.
+
+Covers: memformer/run/data.py
+"""
 
 import itertools
 import json

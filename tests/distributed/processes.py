@@ -2,13 +2,20 @@
 """Runs a function in several real processes over gloo, bounded in time.
 
 The processes are forked from a server that has imported torch and DeepSpeed once: a start costs a tenth of a second
-instead of seven.
+instead of seven. What went wrong is told of all ranks, what came first at the top: a rank that raised, one that died
+without a word, and one that is late, with the place where it is.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import pickle
+import signal
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -18,6 +25,15 @@ import torch
 from memformer.processes import group
 from tests.distributed import collectives
 
+TELL_STACK = signal.SIGQUIT
+"""Makes a rank write where it is. The other signals mean something to a run."""
+
+MOMENT_SECONDS = 3.0
+"""How long after the first failure the others may still answer: what they say may be its consequence, or its cause."""
+
+DEATH_SECONDS = 1.0
+"""A death counts as so much earlier than it was noticed: the ranks that it made fail may have answered before."""
+
 
 def run_distributed(
     function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
@@ -25,30 +41,107 @@ def run_distributed(
     """Calls `function(world, *arguments)` in `world_size` processes and returns their results by rank.
 
     Raises:
-        AssertionError: A process failed (its traceback is in the message) or did not end in time.
+        AssertionError: A process failed (its traceback is in the message), died, or did not answer in time (its stack
+            is in the message).
     """
-    context = fork_server()
-    queue = context.Queue()
-    port = group.free_port()
-    processes = [
-        context.Process(target=_child, args=(queue, function, rank, world_size, port, arguments), daemon=True)
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    results: dict[int, Any] = {}
-    try:
-        while len(results) < world_size:
-            rank, result, failure = queue.get(timeout=timeout_seconds)
-            assert failure is None, f"rank {rank} failed:\n{failure}"
-            results[rank] = result
-        for process in processes:
-            process.join(timeout=30)
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-    return [results[rank] for rank in range(world_size)]
+    context, port = fork_server(), group.free_port()
+    with tempfile.TemporaryDirectory(prefix="stacks-") as folder:
+        ranks = [_Rank(context, number, Path(folder) / f"rank-{number}") for number in range(world_size)]
+        try:
+            for rank in ranks:
+                rank.start(function, world_size, port, arguments)
+            _collect(ranks, timeout_seconds)
+            problems = sorted((rank for rank in ranks if rank.problem), key=lambda rank: rank.since)
+            assert not problems, "\n\n".join(rank.problem for rank in problems)
+            for rank in ranks:
+                rank.process.join(timeout=30)
+        finally:
+            for rank in ranks:
+                rank.end()
+    return [rank.result for rank in ranks]
+
+
+class _Rank:
+    """One process: what it answered, or what is wrong with it."""
+
+    def __init__(self, context: ForkServerContext, number: int, stack_file: Path) -> None:
+        self.number, self.context, self.stack_file = number, context, stack_file
+        self.answers, self._child_end = context.Pipe(duplex=False)
+        self.process: Any = None
+        self.answered = False
+        self.result: Any = None
+        self.problem, self.since = "", 0.0
+
+    def start(self, function: Callable[..., Any], size: int, port: int, arguments: Any) -> None:
+        given = (self._child_end, str(self.stack_file), function, self.number, size, port, arguments)
+        self.process = self.context.Process(target=_child, args=given, daemon=True)
+        self.process.start()
+        self._child_end.close()
+
+    def look(self) -> None:
+        """Takes the answer if there is one, and notices a process that will give none."""
+        code, closed = self.process.exitcode, False
+        if self.answers.poll():
+            try:
+                self.result, failure, self.since = pickle.loads(self.answers.recv_bytes())
+            except (EOFError, OSError):
+                closed = True
+            else:
+                self.answered = True
+                self.problem = f"rank {self.number} failed:\n{failure}" if failure else ""
+                return
+        if closed:
+            self.process.join(timeout=5)
+            code = self.process.exitcode
+        if closed or code is not None:
+            self.answered, self.since = True, time.monotonic() - DEATH_SECONDS
+            self.problem = f"rank {self.number} died without an answer, exit code {code}"
+
+    def end(self) -> None:
+        if self.process is not None and self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.answers.close()
+
+
+def _collect(ranks: list[_Rank], timeout_seconds: float) -> None:
+    """Waits until all have answered, the time is up, or one has failed and the others have had a moment."""
+    began = time.monotonic()
+    end = began + timeout_seconds
+    while late := [rank for rank in ranks if not rank.answered]:
+        remaining = end - time.monotonic()
+        if remaining <= 0:
+            break
+        # Both, since a process of its own that a rank has left behind may keep the pipe open.
+        wait([*(rank.answers for rank in late), *(rank.process.sentinel for rank in late)], timeout=remaining)
+        for rank in late:
+            rank.look()
+        if any(rank.problem for rank in ranks):
+            end = min(end, time.monotonic() + MOMENT_SECONDS)
+    stacks = _stacks(late)
+    for rank in late:
+        rank.since = time.monotonic()
+        waited = f"rank {rank.number} has not answered after {rank.since - began:.0f} s"
+        rank.problem = f"{waited}; it is at\n{stacks[rank.number]}"
+
+
+def _stacks(late: list[_Rank]) -> dict[int, str]:
+    """The Python stack of each of these ranks: of all its threads, innermost call first."""
+    begun = [rank for rank in late if rank.stack_file.exists()]
+    for rank in begun:
+        if rank.process.exitcode is None:
+            os.kill(rank.process.pid, TELL_STACK)
+    end = time.monotonic() + 5
+    sizes: list[int] = []
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        before, sizes = sizes, [rank.stack_file.stat().st_size for rank in begun]
+        if all(sizes) and sizes == before:
+            break
+    said = {
+        rank.number: rank.stack_file.read_text() or "a place that it does not tell: it may be stopped" for rank in begun
+    }
+    return {rank.number: said.get(rank.number, "its start: the function was not called yet") for rank in late}
 
 
 def fork_server() -> ForkServerContext:
@@ -61,14 +154,27 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def _child(queue: Any, function: Callable[..., Any], rank: int, size: int, port: int, arguments: Any) -> None:
+def _child(
+    answers: Connection,
+    stack_file: str,
+    function: Callable[..., Any],
+    rank: int,
+    size: int,
+    port: int,
+    arguments: Any,
+) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    collectives.install()
-    try:
-        world = group.initialise("cpu", timeout_seconds=120)
-        queue.put((rank, function(world, *arguments), None))
-    except BaseException:
-        queue.put((rank, None, traceback.format_exc()))
+    with open(stack_file, "w") as stacks:
+        faulthandler.register(TELL_STACK, file=stacks)
+        collectives.install()
+        try:
+            world = group.initialise("cpu", timeout_seconds=120)
+            # Pickled here: a result that cannot be is this rank's failure, and tensors travel by value.
+            answer = pickle.dumps((function(world, *arguments), None, time.monotonic()))
+        except BaseException:
+            answer = pickle.dumps((None, traceback.format_exc(), time.monotonic()))
+        answers.send_bytes(answer)
+        faulthandler.unregister(TELL_STACK)

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What partitioned activations and memories really occupy, counted on two tensor-parallel processes."""
+"""What partitioned activations and memories really occupy, counted on two tensor-parallel processes.
+
+Covers: memformer/parallel/activation_checkpointing.py
+"""
 
 import dataclasses
 import gc

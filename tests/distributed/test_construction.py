@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A model that is spread while it is built has the plain construction's weights, and is never whole anywhere."""
+"""A model that is spread while it is built has the plain construction's weights, and is never whole anywhere.
+
+Covers: memformer/models/construction.py
+"""
 
 import copy
 import dataclasses

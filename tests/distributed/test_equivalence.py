@@ -14,6 +14,8 @@ parallelism. Left out: ZeRO 2 and 3, which the configuration refuses, and dropou
 (tests/distributed/test_pipeline.py).
 
 Tolerances: tests/distributed/short_runs.py.
+
+Covers: memformer/engine/parallelize.py
 """
 
 import itertools

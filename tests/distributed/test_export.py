@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Exports in one file and in many, the card beside them, a run that starts from one, and files that mean harm."""
+"""Exports in one file and in many, the card beside them, a run that starts from one, and files that mean harm.
+
+Covers: memformer/checkpoints/exporting.py, memformer/checkpoints/model_card.py, memformer/training/initial_weights.py
+"""
 
 import json
 import shutil

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""fp16's loss scale on two real processes: overflows leave steps out whole, and a run finds its scale by itself."""
+"""fp16's loss scale on two real processes: overflows leave steps out whole, and a run finds its scale by itself.
+
+Covers: memformer/engine/precision.py
+"""
 
 import dataclasses
 import itertools

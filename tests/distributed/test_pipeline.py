@@ -1,5 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Pipelines in real processes, beside test_equivalence.py: dropout, messages, skipped and given-up steps, runs."""
+"""Pipelines in real processes, beside test_equivalence.py: dropout, messages, skipped and given-up steps, runs.
+
+Covers: memformer/engine/pipeline_engine.py, memformer/parallel/pipeline/channels.py,
+memformer/parallel/pipeline/construction.py, memformer/parallel/pipeline/deepspeed_schedule.py,
+memformer/parallel/pipeline/executor.py, memformer/parallel/pipeline/stage.py, memformer/parallel/pipeline/traffic.py
+"""
 
 import copy
 import dataclasses

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer plan` against real processes: the bytes of every kind are those that are counted, to the last one."""
+"""`memformer plan` against real processes: the bytes of every kind are those that are counted, to the last one.
+
+Covers: memformer/planning/traffic.py, memformer/processes/collective_log.py
+"""
 
 from collections import Counter
 from typing import Any

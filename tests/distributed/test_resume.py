@@ -1,5 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Two real processes train, one life breaks off, a second life resumes: nothing may differ from a run in one life."""
+"""Two real processes train, one life breaks off, a second life resumes: nothing may differ from a run in one life.
+
+Covers: memformer/checkpoints/saving.py, memformer/checkpoints/state.py, memformer/engine/parameter_state.py,
+memformer/training/trainer.py
+"""
 
 import json
 from pathlib import Path

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Faults on one of four processes (tensor 2 x data 2): all skip the step, and a process that differs is named."""
+"""Faults on one of four processes (tensor 2 x data 2): all skip the step, and a process that differs is named.
+
+Covers: memformer/guards/replicas.py
+"""
 
 from typing import Any
 

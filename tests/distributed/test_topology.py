@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Four real processes as grids: who is next to whom, and what DeepSpeed is told."""
+"""Four real processes as grids: who is next to whom, and what DeepSpeed is told.
+
+Covers: memformer/processes/topology.py, memformer/training/description.py
+"""
 
 from typing import Any
 
@@ -32,7 +35,11 @@ def arrange(world: World) -> dict[Any, Any]:
         found[tensor, pipeline] = {name: members(axis, world.rank) for name, axis in axes.items()}
         for axis in axes.values():
             assert members(axis, world.rank)[axis.rank] == world.rank
-            assert axis.first(torch.tensor(world.rank)).item() == members(axis, world.rank)[0]
+            ranks = members(axis, world.rank)
+            assert axis.broadcast(torch.tensor(world.rank)).item() == ranks[0]
+            assert axis.broadcast(torch.tensor(world.rank), axis.size - 1).item() == ranks[-1]
+            assert axis.max(torch.tensor([world.rank, -world.rank])).tolist() == [ranks[-1], -ranks[0]]
+            assert axis.gather(world.rank) == ranks
         found[tensor, pipeline]["speaks"] = mesh.speaks
         mpu: Any = mesh.mpu
         assert (mpu is None) == (tensor * pipeline == 1)

@@ -2,6 +2,8 @@
 """Every ZeRO stage on two real processes against one process with full back-propagation through time.
 
 Tolerances: tests/distributed/short_runs.py.
+
+Covers: memformer/engine/replay_engine.py
 """
 
 import itertools

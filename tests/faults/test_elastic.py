@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A run moves between numbers of processes, tensor parallelism, ZeRO stages and lanes: only rounding may change."""
+"""A run moves between numbers of processes, tensor parallelism, ZeRO stages and lanes: only rounding may change.
+
+Covers: memformer/checkpoints/lane_states.py
+"""
 
 import json
 import shutil

@@ -2,6 +2,9 @@
 """Injected faults, each named by the run: NaN, spike, slow process, replicas that differ, a process that stands still.
 
 The faulty process is rank 1 of two; its lanes are 2 and 3 of four.
+
+Covers: memformer/guards/faulty_steps.py, memformer/guards/guards.py, memformer/guards/stragglers.py,
+memformer/guards/watchdog.py
 """
 
 import json

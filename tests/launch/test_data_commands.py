@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer data build|inspect|trace` as a user meets them: output, JSON, exit codes, one-line errors."""
+"""`memformer data build|inspect|trace` as a user meets them: output, JSON, exit codes, one-line errors.
+
+Covers: launch/commands/data.py
+"""
 
 import itertools
 import json

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer doctor`: each fault it knows, made on purpose, and the meeting of the ranks."""
+"""`memformer doctor`: each fault it knows, made on purpose, and the meeting of the ranks.
+
+Covers: launch/checks.py, launch/commands/doctor.py, launch/preflight.py
+"""
 
 import json
 import os

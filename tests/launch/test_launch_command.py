@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer launch local`: its arguments, what it starts, and how it refuses a wrong configuration."""
+"""`memformer launch local`: its arguments, what it starts, and how it refuses a wrong configuration.
+
+Covers: launch/commands/launch.py, launch/commands/launch_local.py, launch/overrides.py
+"""
 
 import sys
 from pathlib import Path

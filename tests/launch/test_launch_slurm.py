@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer launch slurm` without a cluster: the script it writes, what it copies, how it submits once."""
+"""`memformer launch slurm` without a cluster: the script it writes, what it copies, how it submits once.
+
+Covers: launch/commands/launch_slurm.py, launch/slurm_client.py, launch/slurm_options.py, launch/slurm_script.py
+"""
 
 import json
 import subprocess

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`launch_processes` with real processes: each test writes a small script for the ranks and runs a real launcher."""
+"""`launch_processes` with real processes: each test writes a small script for the ranks and runs a real launcher.
+
+Covers: launch/child.py
+"""
 
 import json
 import os

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer plan` on the command line: no data, no GPU, no process group; exit codes; one line for a mistake."""
+"""`memformer plan` on the command line: no data, no GPU, no process group; exit codes; one line for a mistake.
+
+Covers: launch/commands/plan.py
+"""
 
 import json
 from pathlib import Path

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer status`: every state of a run, told from files written by hand."""
+"""`memformer status`: every state of a run, told from files written by hand.
+
+Covers: launch/commands/status.py
+"""
 
 import json
 import os

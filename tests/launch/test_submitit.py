@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer launch submitit` without a cluster: local processes, this process, what a task does with its rank."""
+"""`memformer launch submitit` without a cluster: local processes, this process, what a task does with its rank.
+
+Covers: launch/commands/launch_submitit.py, launch/submitit_job.py
+"""
 
 import json
 import os

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer train` as a user meets it: what it refuses, one line each, and a kill -9 in the middle."""
+"""`memformer train` as a user meets it: what it refuses, one line each, and a kill -9 in the middle.
+
+Covers: launch/commands/checkpoint.py, launch/commands/train.py
+"""
 
 import json
 import os

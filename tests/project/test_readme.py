@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The README stays true: its commands parse, its files exist, its sequence and its code run."""
+"""The README stays true: its commands parse, its files exist, its sequence and its code run.
+
+Covers: launch/cli.py, launch/commands/evaluate.py, launch/commands/export.py, launch/commands/generate.py
+"""
 
 import re
 import shlex

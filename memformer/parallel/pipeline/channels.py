@@ -66,8 +66,7 @@ class Channels:
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
         """The tensor of one stage on all stages; in place."""
-        dist.broadcast(tensor, group=self._mesh.pipe.group, group_src=source)
-        return tensor
+        return self._mesh.pipe.broadcast(tensor, source)
 
     def _group(self, source: int, target: int) -> Any:
         return self._mesh.pipe.group if source < target else self._mesh.pipe_back

@@ -141,7 +141,7 @@ class StageModel(Memformer):
         after = memory_BKD.clone()
         under_way: list[Transfer] = []
         for start, stop in lanes_of_groups(len(memory_BKD), self.split.stages, None):
-            part = _lanes(segment, start, stop)
+            part = segment.lanes(start, stop)
             context = None
             if self.encoder:
                 context = self._encode(part, memory_BKD[start:stop], after[start:stop], under_way)
@@ -217,9 +217,3 @@ def _numbered(layers: nn.ModuleList, numbers: range) -> nn.ModuleList:
     for number in numbers:
         kept.add_module(str(number), found[str(number)])
     return kept
-
-
-def _lanes(segment: Segment, start: int, stop: int) -> Segment:
-    """The lanes start .. stop-1 of a segment."""
-    context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in segment[:-1])
-    return Segment(context, context_length, target, target_length, reset, segment.ragged)

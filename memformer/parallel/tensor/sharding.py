@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from memformer.models.construction import Construction, Part
@@ -187,6 +186,4 @@ def whole_tensor(parameter: torch.Tensor, axis: Axis, value: torch.Tensor | None
     value, part = (parameter if value is None else value).detach(), slice_of(parameter)
     if part is None:
         return value.clone()
-    parts: list[Any] = [None] * axis.size
-    dist.all_gather_object(parts, value.cpu(), group=axis.group)
-    return torch.cat(parts, dim=part.dim).to(value.device)
+    return torch.cat(axis.gather(value.cpu()), dim=part.dim).to(value.device)

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The configuration: what it reads, what it refuses, and how it says so."""
+"""The configuration: what it reads, what it refuses, and how it says so.
+
+Covers: memformer/config/files.py
+"""
 
 import dataclasses
 import json

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Parameters cut by rows or columns, then by elements, put together again from any other cut, by counting."""
+"""Parameters cut by rows or columns, then by elements, put together again from any other cut, by counting.
+
+Covers: memformer/checkpoints/tensor_file.py
+"""
 
 import json
 from pathlib import Path

@@ -2,6 +2,8 @@
 """Memory replay against full back-propagation through time, in float64: gradients, losses, carry, randomness.
 
 The reference of the reference is `plain_gradients`: a loop that any reader can check, and one call of `backward`.
+
+Covers: memformer/replay/buffer.py, memformer/replay/random_state.py
 """
 
 from collections.abc import Callable
@@ -198,8 +200,7 @@ def test_groups_of_lanes_add_up() -> None:
     expected = run(memory_replay_backward, model, rollout, carry)[1]
     model.zero_grad()
     for start, stop in ((0, 3), (3, 4)):
-        part = Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop])
-        memory_replay_backward(model, rollout.lanes(start, stop), part, denominator=17.0)
+        memory_replay_backward(model, rollout.lanes(start, stop), carry.lanes(start, stop), denominator=17.0)
     assert error(gradients_of(model), expected) <= TOLERANCE
 
 

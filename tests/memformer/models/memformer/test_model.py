@@ -1,5 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The model as a whole: settings, initial values, what may depend on what, precision, compilation."""
+"""The model as a whole: settings, initial values, what may depend on what, precision, compilation.
+
+Covers: memformer/models/memformer/config.py, memformer/models/memformer/initialise.py,
+memformer/models/memformer/layers.py
+"""
 
 import dataclasses
 import math
@@ -145,7 +149,7 @@ def test_lanes_do_not_mix() -> None:
     model, segment = small_model(), full_segment(LANES, LENGTH)
     memory = random_memory(model, LANES)
     logits, next_memory = model.logits(segment, memory)
-    alone = Segment(*(part[1:2] for part in segment[:-1]), ragged=False)
+    alone = segment.lanes(1, 2)
     logits_alone, memory_alone = model.logits(alone, memory[1:2])
     torch.testing.assert_close(logits_alone, logits[1:2], rtol=0, atol=1e-12)
     torch.testing.assert_close(memory_alone, next_memory[1:2], rtol=0, atol=1e-12)
@@ -191,7 +195,7 @@ def test_an_idle_lane_does_nothing(reset: bool) -> None:
     idle = torch.zeros(2, dtype=torch.int64)
     idle[0] = LENGTH
     both = segment._replace(context_length=idle, target_length=idle, reset=torch.tensor([False, reset]), ragged=True)
-    first = Segment(*(part[:1] for part in segment[:-1]), ragged=False)
+    first = segment.lanes(0, 1)
     loss, count, next_memory = model(both, memory)
     expected_loss, expected_count, _ = model(first, memory[:1])
     assert count.item() == expected_count.item() == LENGTH

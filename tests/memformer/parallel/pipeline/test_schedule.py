@@ -1,5 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The pipeline's schedule, executed instruction by instruction on machines that know nothing of how it was made."""
+"""The pipeline's schedule, executed instruction by instruction on machines that know nothing of how it was made.
+
+Covers: memformer/parallel/pipeline/picture.py, memformer/parallel/pipeline/simulate.py,
+memformer/parallel/pipeline/split.py, memformer/parallel/pipeline/tasks.py
+"""
 
 import collections
 import itertools

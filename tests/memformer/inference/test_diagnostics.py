@@ -1,0 +1,92 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What is looked at while training, against plain loops over lanes and slots, and against the inspected document."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline import SegmentBatch
+from data_pipeline.tokenizer import ByteTokenizer
+from memformer.inference.diagnostics import INSPECTED_HORIZON, inspected_memory, memory_diagnostics
+from memformer.inference.inspection import KEPT, OVERWRITTEN, inspect_tokens
+from memformer.replay import Carry, Segment
+from tests.memformer.examples import random_memory, random_tokens, small_model
+
+LANES, LENGTH = 4, 6
+
+
+def example_carry(model: torch.nn.Module, lengths: list[int]) -> Carry:
+    return Carry(random_memory(model, LANES), random_tokens(LANES, LENGTH), torch.tensor(lengths))  # type: ignore[arg-type]
+
+
+def test_figures_are_those_of_a_plain_loop_over_the_lanes_that_read() -> None:
+    model = small_model(memory_temperature=0.05).train()
+    carry = example_carry(model, [LENGTH, 0, 3, LENGTH])
+    found = memory_diagnostics(model, carry)
+    assert model.training, "the mode is put back"
+    rows: dict[str, list[float]] = {name: [] for name in found}
+    for lane in (0, 2, 3):
+        part = carry.lanes(lane, lane + 1)
+        segment = Segment(part.tokens, part.length, part.tokens, part.length, torch.tensor([False]))
+        own = model.eval().slots_kept(segment, part.memory)[0][0].detach()
+        memory = part.memory[0]
+        pairs = [(i, j) for i in range(len(memory)) for j in range(len(memory)) if i != j]
+        rows["slot_norm"].append(float(torch.stack([slot.norm() for slot in memory]).mean()))
+        cosines = [torch.nn.functional.cosine_similarity(memory[i], memory[j], dim=0) for i, j in pairs]
+        rows["slot_cosine"].append(float(torch.stack(cosines).mean()))
+        rows["self_attention"].append(float(own.mean()))
+        rows["kept_share"].append(sum(float(each) > KEPT for each in own) / len(own))
+        rows["overwritten_share"].append(sum(float(each) < OVERWRITTEN for each in own) / len(own))
+    for name, values in rows.items():
+        assert found[name] == pytest.approx(sum(values) / 3, abs=1e-6), name
+
+
+def test_sums_of_several_processes_are_one_mean() -> None:
+    """`total` adds what others found: here, another process with the same lanes changes no mean."""
+    model = small_model()
+    carry = example_carry(model, [LENGTH, 0, 3, LENGTH])
+    alone = memory_diagnostics(model, carry)
+    assert memory_diagnostics(model, carry, lambda sums: 2 * sums) == pytest.approx(alone)
+
+
+def test_nothing_to_look_at() -> None:
+    bare = small_model(num_memory_slots=0)
+    empty = Carry(torch.zeros(LANES, 0, 16, dtype=torch.float64), random_tokens(LANES, LENGTH), torch.ones(LANES))
+    assert memory_diagnostics(bare, empty) == {}
+    assert inspected_memory(bare, [], ByteTokenizer()) is None
+    model = small_model()
+    idle = memory_diagnostics(model, example_carry(model, [0, 0, 0, 0]))
+    assert set(idle.values()) == {0.0}, "no lane reads: no division by nought"
+
+
+def batch_of(tokens: list[int], reset: bool) -> SegmentBatch:
+    """A segment of one lane; no tokens: the lane idles."""
+    padded = np.zeros((1, 1, LENGTH), np.int32)
+    padded[0, 0, : len(tokens)] = tokens
+    place = np.zeros((1, 1), np.int64)
+    return SegmentBatch(
+        step=0,
+        first_lane=0,
+        documents=place,
+        epochs=place,
+        starts=place,
+        lengths=np.array([[len(tokens)]], np.int32),
+        resets=np.array([[reset]]),
+        carry_from=np.array([-1]),
+        valid_tokens=len(tokens),
+        tokens=padded,
+    )
+
+
+@pytest.mark.parametrize("after", [batch_of([1, 2, 3], reset=True), batch_of([], reset=False)])
+def test_the_first_document_alone_is_inspected(after: SegmentBatch) -> None:
+    """Up to where the lane takes another document, or idles."""
+    model = small_model(torch.float32).train()
+    document = random_tokens(LENGTH + 4).tolist()
+    batches = [batch_of(document[:LENGTH], True), batch_of(document[LENGTH:], False), after, batch_of([5], False)]
+    found = inspected_memory(model, batches, ByteTokenizer())
+    assert model.training, "the mode is put back"
+    pieces = [np.array(document)]
+    expected = inspect_tokens(model.eval(), ByteTokenizer(), pieces, horizon=INSPECTED_HORIZON, segment_length=LENGTH)
+    assert found == expected
+    assert found is not None and found["document"]["tokens"] == len(document)
