@@ -58,12 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks everything, writes the script, submits it, tells what to type next."""
     from launch import slurm_client
     from launch.snapshot import read_settings, snapshot_code, write_config
+    from memformer.config.topology import replicas_of
 
     options = read_options(arguments)
     if arguments.time_chain and (options.array or options.dependency):
         raise UserError("--time-chain: does not go with --array or --dependency; leave it out")
     config, varying = read_settings(arguments.config, arguments.overrides, options.array)
-    check_lanes(config.data.num_lanes, options.tasks)
+    replicas_of(config, options.tasks, options.tasks_said)
     directory = Path(os.path.abspath(config.run_dir))
     prefix = re.sub(r"[^A-Za-z0-9._-]", "-", arguments.job_name or directory.name)
     name = f"{prefix}-{secrets.token_hex(4)}"
@@ -117,19 +118,6 @@ def job_script(
     return render(
         template, comment, header(options, name, here, directory / "logs", requeue=requeue), settings, options.set_up
     )
-
-
-def check_lanes(lanes: int, tasks: int) -> None:
-    """Refuses a number of processes that the lanes do not divide over, before the job waits in a queue.
-
-    Raises:
-        UserError: Names the setting, the number of processes and the mend.
-    """
-    if lanes % tasks:
-        raise UserError(
-            f"data.num_lanes is {lanes}, which {tasks} processes cannot share equally: change --nodes or "
-            f"--tasks-per-node, or set --data.num_lanes to a multiple of {tasks}"
-        )
 
 
 def finished_step(directory: Path) -> int:

@@ -47,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configurations, submits, and waits if asked to."""
     from launch import slurm_client
-    from launch.commands.launch_slurm import check_lanes, describe_submission, refuse_second_job
+    from launch.commands.launch_slurm import describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
     from memformer.config.schema import load_config
+    from memformer.config.topology import replicas_of
 
     options = read_options(arguments)
     if arguments.executor != "slurm" and options.nodes > 1:
@@ -59,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     if twice := {str(directory) for directory in directories if directories.count(directory) > 1}:
         raise UserError(f"run_dir: {', '.join(sorted(twice))} is that of several runs; give each configuration its own")
     for config, directory in zip(configs, directories, strict=True):
-        check_lanes(config.data.num_lanes, options.tasks if arguments.executor != "debug" else 1)
+        if arguments.executor == "debug":
+            replicas_of(config, 1, "--executor debug (1 process)")
+        else:
+            replicas_of(config, options.tasks, options.tasks_said)
         if arguments.executor == "slurm":
             refuse_second_job(directory, slurm_client)
     functions = []

@@ -18,6 +18,7 @@ from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
 from memformer.checkpoints.saving import Saver, SaveReport
 from memformer.config.schema import Config, save_config
+from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.optimizer import learning_rate
 from memformer.engine.pipeline_engine import PipelineReplayEngine
@@ -35,7 +36,7 @@ from memformer.run.data import Audit, TrainingData, rollout_of
 from memformer.run.directory import RunDirectory, truncate_lines, write_atomically
 from memformer.run.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
 from memformer.run.stop_requests import StepAbandoned, StopRequests
-from memformer.training.description import Costs, check_world_size, describe_run, run_identity
+from memformer.training.description import Costs, describe_run, run_identity
 from memformer.training.initial_weights import initial_model
 
 LOG = logging.getLogger("memformer")
@@ -62,7 +63,7 @@ def train(config: Config, resume: str = "auto") -> int:
     group.prepare_environment()
     data = TrainingData.open(config.data)
     model_config = data.complete(config.model, config.data.segment_length)
-    check_world_size(config, int(os.environ["WORLD_SIZE"]))
+    replicas_of(config, int(os.environ["WORLD_SIZE"]))
     run = RunDirectory(config.run_dir)
     run.create()
 

@@ -144,7 +144,7 @@ def test_an_array_keeps_what_differs_for_the_command_line(config: str, capsys: p
     ("words", "named"),
     [
         (["--nodes", "0"], "--nodes"),
-        (["--nodes", "3"], "data.num_lanes is 16, which 3 processes"),
+        (["--nodes", "3"], "data.num_lanes is 16, which 3 data-parallel processes"),
         (["--gpus-per-node", "2", "--tasks-per-node", "4"], "--tasks-per-node 4"),
         (["--time", "soon"], "--time 'soon'"),
         (["--time", "5"], "--warning-seconds 300"),
