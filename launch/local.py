@@ -29,8 +29,9 @@ from datetime import datetime
 from pathlib import Path
 
 from launch import child
-from launch.machine import available_cores, core_slices, free_port
+from launch.machine import available_cores, core_slices
 from launch.tail import LogEcho, last_lines
+from memformer.processes.ports import free_port
 
 EXIT_USAGE = 2
 EXIT_SAVED = 75  # EX_TEMPFAIL: saved after a preemption; the same command goes on from there

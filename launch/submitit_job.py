@@ -21,6 +21,8 @@ from typing import Any
 
 import submitit
 
+from memformer.processes.ports import port_of_job
+
 EXIT_SAVED = 75
 NOT_MENDED_BY_RETRYING = (2, 130)  # bad usage; interrupted by someone
 STOPPED = (EXIT_SAVED, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)
@@ -164,8 +166,7 @@ def rank_environment(task: Any) -> dict[str, str]:
         "WORLD_SIZE": str(task.num_tasks),
         "LOCAL_RANK": str(task.local_rank),
         "MASTER_ADDR": nodes[0] if len(nodes) > 1 else "127.0.0.1",
-        # below Linux's outgoing ports, apart for jobs that share a node, another one in each life
-        "MASTER_PORT": str(20000 + (number * 7 + restart_count()) % 12000),
+        "MASTER_PORT": str(port_of_job(number, restart_count())),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK") or "1",
         "PYTHONUNBUFFERED": "1",
     }

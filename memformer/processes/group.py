@@ -8,7 +8,6 @@ it, Slurm's variables are read; with neither, the run is a single process.
 import dataclasses
 import importlib
 import os
-import socket
 from collections.abc import MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 from memformer.processes import collective_log, rendezvous
+from memformer.processes.ports import free_port
 from memformer.processes.topology import Mesh, make_mesh
 
 
@@ -77,13 +77,6 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
             )
     if not environment.get("MASTER_ADDR"):
         raise UserError("environment variable MASTER_ADDR is not set: set it to the address of rank 0's machine")
-
-
-def free_port() -> int:
-    """A TCP port that is free on this machine now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def choose_device(setting: str, local_rank: int) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from memformer.processes import group
+from memformer.processes.ports import free_port
 from tests.distributed import collectives
 
 
@@ -29,7 +30,7 @@ def run_distributed(
     """
     context = fork_server()
     queue = context.Queue()
-    port = group.free_port()
+    port = free_port()
     processes = [
         context.Process(target=_child, args=(queue, function, rank, world_size, port, arguments), daemon=True)
         for rank in range(world_size)

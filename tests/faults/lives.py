@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config, parse_config
-from memformer.processes import group
+from memformer.processes.ports import free_port
 from memformer.run.directory import TIMING_FIELDS, RunDirectory
 from memformer.training.trainer import train
 from tests.books import TINY_MODEL
@@ -79,7 +79,7 @@ def assert_every_token_once(run: RunDirectory) -> None:
 
 def start(root: Path, name: str, sections: dict[str, Any]) -> list[BaseProcess]:
     """One life of a run, in two processes of its own that log to root/name-RANK.log."""
-    port = group.free_port()
+    port = free_port()
     context = fork_server()
     processes: list[BaseProcess] = [
         context.Process(target=_live, args=(rank, port, str(root), name, sections)) for rank in range(PROCESSES)
