@@ -122,18 +122,10 @@ def job_script(
 
 def finished_step(directory: Path) -> int:
     """The step at which the run said that it had finished; 0 if the last that it said was something else."""
-    try:
-        lines = (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a life was killed in the middle of a line
-        if event["event"] in ("start", "resume", "end"):
-            return int(event["step"]) if event["event"] == "end" else 0
-    return 0
+    from memformer.run import jsonl
+
+    said = jsonl.last(directory / "events.jsonl", lambda event: event.get("event") in ("start", "resume", "end"))
+    return int(said["step"]) if said is not None and said["event"] == "end" else 0
 
 
 def refuse_second_job(directory: Path, client: Any) -> None:

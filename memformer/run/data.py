@@ -27,7 +27,8 @@ from memformer.config.schema import Config, DataConfig
 from memformer.models.memformer import MemformerConfig
 from memformer.processes.group import World
 from memformer.replay import Rollout
-from memformer.run.directory import RunDirectory, truncate_lines
+from memformer.run import jsonl
+from memformer.run.directory import RunDirectory
 
 LOG = logging.getLogger("memformer")
 
@@ -198,7 +199,7 @@ class Audit:
     def truncate_all(run: RunDirectory, last_step: int) -> None:
         """Drops what was read after the checkpoint that the run resumes from, by whatever number of processes."""
         for path in sorted(run.audit.glob("rank-*.jsonl")):
-            truncate_lines(path, last_step)
+            jsonl.truncate(path, last_step)
 
     def delivered(self, batch: SegmentBatch) -> None:
         """One line a segment of the batch."""

@@ -32,8 +32,9 @@ from memformer.processes import group
 from memformer.processes.group import World
 from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
+from memformer.run import jsonl
 from memformer.run.data import Audit, TrainingData, rollout_of
-from memformer.run.directory import RunDirectory, truncate_lines, write_atomically
+from memformer.run.directory import RunDirectory, write_atomically
 from memformer.run.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
 from memformer.run.stop_requests import StepAbandoned, StopRequests
 from memformer.training.description import Costs, describe_run, run_identity
@@ -197,7 +198,7 @@ class Trainer:
     def drop_later_lines(self) -> None:
         """Drops what an earlier life logged of steps that are trained again, be it all of them."""
         if self.world.is_main:
-            truncate_lines(self.run.metrics, self.progress.step)
+            jsonl.truncate(self.run.metrics, self.progress.step)
             Audit.truncate_all(self.run, self.progress.step)
         group.barrier()  # before a process appends to its audit
 

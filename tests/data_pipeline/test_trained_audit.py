@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from memformer.run import jsonl
 from tests.data_pipeline.test_elastic import REPOSITORY, audit
 
 
@@ -55,7 +56,7 @@ def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(
     first.wait(timeout=30)
     again = [*command, "--nproc", str(world), "--data.num_lanes", str(lanes)]
     subprocess.run(again, cwd=REPOSITORY, check=True, timeout=200, capture_output=True)
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = jsonl.records(run / "events.jsonl")
     resumed = next(event["step"] for event in events if event["event"] == "resume")
     delivered = audit(run / "audit", range(1, steps + 1))
     before = rows_of(capsys, dataset, "--steps", resumed)

@@ -1,7 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`memformer launch submitit` without a cluster: local processes, this process, what a task does with its rank."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from launch import cli
 from launch.commands.launch_submitit import slurm_parameters
 from launch.slurm_options import SlurmOptions
 from launch.submitit_job import TrainingFailed, TrainingJob, rank_environment
+from memformer.run import jsonl
 from tests.books import small_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_on_this_machine_it_trains_and_finishes(config: Path, tmp_path: Path, ex
         [*command, "--tasks-per-node", str(processes)], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    events = jsonl.records(tmp_path / "run/events.jsonl")
     assert events[-1]["event"] == "end"
     assert [event["processes"] for event in events if event["event"] == "start"] == [processes]
 
@@ -102,7 +102,7 @@ def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def outcomes(run: Path) -> list[Any]:
-    records = [json.loads(line) for line in (run / "jobs.jsonl").read_text().splitlines()]
+    records = jsonl.records(run / "jobs.jsonl")
     return [record.get("outcome", record["event"]) for record in records]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS
 from tests.books import TINY_MODEL, small_dataset
 
@@ -184,7 +185,7 @@ def wait_for_steps(metrics: Path, count: int) -> None:
 
 
 def rows_of(run: Path) -> list[dict[str, object]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = jsonl.records(run / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
 
 
@@ -214,7 +215,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(workshop: Path, tmp_path: Path
     done = len(rows_of(run))
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [f"step-{done:08d}"]
     assert not (run / "stop").exists()
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = jsonl.records(run / "events.jsonl")
     assert events[-1]["event"] == "preemption" and events[-1]["step"] == done
     again = [*steps, "--training.max_steps", str(done + 3)]
     resumed = subprocess.run(

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from memformer.run.directory import TIMING_FIELDS
+from memformer.run.jsonl import records
 from tests.books import TINY_MODEL
 from tests.slurm.cluster import Cluster, wait_until
 
@@ -60,13 +61,6 @@ def launch(cluster: Cluster, config: Path, run: Path, *options: str) -> str:
     memformer(cluster, "launch", "slurm", str(config), *resources, "--run_dir", str(run), *options)
     jobs = json.loads((run / "submission.json").read_text())["jobs"]
     return str(jobs[0])
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file; none if there is no file yet."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def wait_for_step(run: Path, step: int, seconds: float = LIFE_SECONDS) -> None:
