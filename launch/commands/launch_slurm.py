@@ -129,19 +129,43 @@ def finished_step(directory: Path) -> int:
 
 
 def refuse_second_job(directory: Path, client: Any) -> None:
-    """Two jobs in one run directory would write over one another.
+    """Two jobs in one run directory would write over one another: where it is not known that there is none, refuse.
 
     Raises:
-        UserError: A job of this run waits or runs.
+        UserError: A job of this run waits or runs, or may do so.
     """
-    try:
-        earlier = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))["jobs"]
-    except (OSError, ValueError, KeyError):
-        return
-    if queued := client.alive(earlier):
+    states = client.states(submitted_jobs(directory / DESCRIPTION_FILE))
+    if silent := [job for job, state in states.items() if state == client.UNKNOWN]:
+        raise UserError(
+            f"{directory}: Slurm does not answer whether job {', '.join(silent)} of this run has ended: submit again "
+            "when scontrol ping says that the controller is up",
+            exit_code=1,
+        )
+    if queued := [job for job, state in states.items() if not client.has_ended(state)]:
         raise UserError(
             f"{directory}: job {', '.join(queued)} of this run waits or runs: wait for it, or scancel {queued[0]}"
         )
+
+
+def submitted_jobs(path: Path) -> list[str]:
+    """The jobs that a description names; none where there is no such file.
+
+    Raises:
+        UserError: The file cannot be read or names no jobs: a job of this run may wait or run all the same.
+    """
+    try:
+        jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+        if not isinstance(jobs, list) or not all(isinstance(job, str) for job in jobs):
+            raise ValueError(jobs)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise UserError(
+            f"{path}: cannot be read ({why}), so that a job of this run may wait or run unknown: look with squeue, "
+            "then delete the file"
+        ) from None
+    return jobs
 
 
 def describe_submission(directory: Path, name: str, jobs: list[str], tasks: int) -> None:

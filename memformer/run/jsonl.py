@@ -7,9 +7,11 @@ reader a record is a line that is a whole JSON object; anything else is passed o
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from data_pipeline.errors import UserError
 from memformer.run.directory import write_atomically
 
 Record = dict[str, Any]
@@ -19,21 +21,18 @@ TAIL_BYTES = 256 * 1024
 
 def records(path: Path) -> list[Record]:
     """All records of a file, oldest first; none where there is no file."""
-    try:
-        return _parsed(path.read_bytes().split(b"\n"))
-    except OSError:
-        return []
+    with _opened(path) as file:
+        return [] if file is None else _parsed(file.read().split(b"\n"))
 
 
 def tail(path: Path, most_bytes: int = TAIL_BYTES) -> list[Record]:
     """The records in the last bytes of a file, oldest first: a long run is answered as fast as a short one."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - most_bytes))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
+    with _opened(path) as file:
+        if file is None:
+            return []
+        size = file.seek(0, 2)
+        file.seek(max(0, size - most_bytes))
+        lines = file.read().split(b"\n")
     return _parsed(lines[1:] if size > most_bytes else lines)
 
 
@@ -61,20 +60,35 @@ def truncate(path: Path, last_step: int) -> int:
     return len(lines) - len(kept)
 
 
-def _newest_first(path: Path) -> Iterator[Record]:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | None]:
+    """The file, or None where there is none; one that cannot be read is not taken for none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
-        with path.open("rb") as file:
-            end = file.seek(0, 2)
-            rest = b""  # the beginning of a line whose end stands in the block that was read before
-            while end:
-                start = max(0, end - BLOCK_BYTES)
-                file.seek(start)
-                rest, *lines = (file.read(end - start) + rest).split(b"\n")
-                yield from reversed(_parsed(lines))
-                end = start
-            yield from _parsed([rest])
-    except OSError:
+        file = path.open("rb")
+    except FileNotFoundError:
+        yield None
         return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): make it readable", exit_code=1) from None
+    with file:
+        yield file
+
+
+def _newest_first(path: Path) -> Iterator[Record]:
+    with _opened(path) as file:
+        end = 0 if file is None else file.seek(0, 2)
+        rest = b""  # the end of a line whose beginning stands in the block before
+        while file is not None and end:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            rest, *lines = (file.read(end - start) + rest).split(b"\n")
+            yield from reversed(_parsed(lines))
+            end = start
+        yield from _parsed([rest])
 
 
 def _parsed(lines: list[bytes]) -> list[Record]:

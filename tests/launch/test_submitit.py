@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import cli
-from launch.commands.launch_submitit import slurm_parameters
+from data_pipeline.errors import UserError
+from launch import cli, slurm_client
+from launch.commands.launch_submitit import slurm_parameters, submit_once, wait_for_slurm
 from launch.slurm_options import SlurmOptions
 from launch.submitit_job import TrainingFailed, TrainingJob, rank_environment
 from memformer.run import jsonl
@@ -89,6 +90,43 @@ def test_options_reach_slurm() -> None:
     further = {"mem": "0", "reservation": "r", "switches": "1", "exclusive": True, "requeue": True}
     assert found["additional_parameters"] == {**further, "kill-on-invalid-dep": "yes"}
     assert found["setup"] == ["export PYTHONPATH='/runs/a b/code'", "module x"]
+
+
+class FailedSubmissionError(Exception):
+    """submitit's, which is known by its name."""
+
+
+def test_what_slurm_may_have_taken_is_not_submitted_again_unless_it_is_known_to_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Executor:
+        tries = 0
+
+        def submit(self, function: object) -> str:
+            self.tries += 1
+            raise FailedSubmissionError("sbatch: error: Socket timed out on send/recv operation")
+
+    monkeypatch.setattr(slurm_client, "PATIENCE_SECONDS", 0.0)
+    for known, tries in ((True, slurm_client.ATTEMPTS), (False, 1)):
+        monkeypatch.setattr(slurm_client, "cancel", lambda name, known=known: known)
+        executor = Executor()
+        with pytest.raises(UserError, match=r"did not answer .*timed out.* look with squeue --name=unique"):
+            submit_once(executor, [None], "unique")
+        assert executor.tries == tries
+
+
+def test_jobs_are_waited_for_while_slurm_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Job:
+        job_id = "7"
+
+    answers = ["RUNNING", *[slurm_client.UNKNOWN] * 5, "FAILED", slurm_client.UNKNOWN, "FAILED", slurm_client.GONE]
+    left = iter([*answers, slurm_client.GONE])
+    monkeypatch.setattr(slurm_client, "states", lambda ids: {job: next(left) for job in ids})
+    assert wait_for_slurm([Job], [tmp_path], 0.0) == 1
+    assert next(left, None) is None, "not given up before it was known three times"
+    assert "job 7 ended" in capsys.readouterr().err
 
 
 @pytest.fixture
