@@ -1,14 +1,12 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The data sets of a run: found, checked against the model, opened as streams."""
+"""The data sets of a run: found, checked against the model, opened as streams. Finding and checking them needs no torch."""
 
 import dataclasses
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from data_pipeline import (
     Blend,
@@ -24,11 +22,15 @@ from data_pipeline.far import default_cache
 from data_pipeline.opening import holds_data
 from data_pipeline.stream import Damage
 from memformer.config.schema import Config, DataConfig
-from memformer.models.memformer import MemformerConfig
-from memformer.processes.group import World
-from memformer.replay import Rollout
+from memformer.models.memformer.config import MemformerConfig
 from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    import torch
+
+    from memformer.processes.group import World
+    from memformer.replay import Rollout
 
 LOG = logging.getLogger("memformer")
 
@@ -94,7 +96,7 @@ class TrainingData:
             segment_length=segment_length,
         )
 
-    def train_stream(self, config: Config, world: World) -> SegmentStream:
+    def train_stream(self, config: Config, world: "World") -> SegmentStream:
         """The endless stream of this process's lanes; all processes of a replica read the same."""
         data = config.data
         return SegmentStream(
@@ -111,7 +113,7 @@ class TrainingData:
             on_skip=reporting(config, world, "training"),
         )
 
-    def held_out_stream(self, config: Config, world: World) -> SegmentStream:
+    def held_out_stream(self, config: Config, world: "World") -> SegmentStream:
         """One epoch of the held-out documents, one segment a batch; as many lanes as documents, at most num_lanes."""
         if self.held_out is None:
             raise ValueError("there are no held-out documents")
@@ -143,8 +145,11 @@ def far_settings(config: DataConfig) -> FarSettings:
     )
 
 
-def agreement(world: World) -> Callable[[Damage], Damage]:
+def agreement(world: "World") -> Callable[[Damage], Damage]:
     """How processes tell each other which documents they found damaged: one number a batch, and names where needed."""
+
+    import torch
+    import torch.distributed as dist
 
     def agree(found: Damage) -> Damage:
         if world.size == 1:
@@ -160,7 +165,7 @@ def agreement(world: World) -> Callable[[Damage], Damage]:
     return agree
 
 
-def reporting(config: Config, world: World, documents: str) -> Callable[[Damage], None]:
+def reporting(config: Config, world: "World", documents: str) -> Callable[[Damage], None]:
     """What is said of documents that are skipped: an event each, and a line in the log."""
 
     def report(damage: Damage) -> None:
@@ -172,8 +177,12 @@ def reporting(config: Config, world: World, documents: str) -> Callable[[Damage]
     return report
 
 
-def rollout_of(batch: SegmentBatch, device: torch.device) -> Rollout:
+def rollout_of(batch: SegmentBatch, device: "torch.device") -> "Rollout":
     """The batch as tensors on the device."""
+    import torch
+
+    from memformer.replay import Rollout
+
     return Rollout.of(
         torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths), torch.from_numpy(batch.resets), device
     )
@@ -188,7 +197,7 @@ class Audit:
         enabled: The setting `data.audit`.
     """
 
-    def __init__(self, run: RunDirectory, world: World, enabled: bool) -> None:
+    def __init__(self, run: RunDirectory, world: "World", enabled: bool) -> None:
         self._rank, self._file = world.mesh.data.rank, None
         if enabled and world.mesh.speaks:
             run.audit.mkdir(exist_ok=True)

@@ -29,6 +29,7 @@ from memformer.guards.watchdog import Watchdog
 from memformer.inference import evaluate, pictures
 from memformer.inference.diagnostics import inspected_memory, memory_diagnostics
 from memformer.processes import group
+from memformer.processes.environment import prepare_environment
 from memformer.processes.group import World
 from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
@@ -61,7 +62,7 @@ def train(config: Config, resume: str = "auto") -> int:
         UserError: The settings, the data, the checkpoint or the number of processes do not fit.
     """
     # Everything a user may have got wrong is checked before the slow part (DeepSpeed, the process group) starts.
-    group.prepare_environment()
+    prepare_environment()
     data = TrainingData.open(config.data)
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
