@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table, provenance, write_results
 from memformer.config.schema import parse_config
+from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
 
 STEPS = 12
@@ -48,8 +49,8 @@ def train_once(root: Path, data: Path, width: int, background: bool) -> dict[str
     }
     values["model"] |= {"d_ff": 4 * width, "num_memory_slots": 16}
     train(parse_config(values, "benchmark"))
-    steps = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    saves = [row for row in map(json.loads, run.events.read_text().splitlines()) if row["event"] == "save"]
+    steps = jsonl.records(run.metrics)
+    saves = [row for row in jsonl.records(run.events) if row["event"] == "save"]
     # The first step and the first save warm up; the last save has no step to hide behind.
     return {
         "step_seconds": statistics.median(row["step_seconds"] for row in steps[1:]),

@@ -59,6 +59,7 @@ from benchmarks.data_peers import (
 )
 from data_pipeline import DocumentIndex, FarSettings, LanePlan, SegmentStream, ShardStore, build_dataset, open_data
 from data_pipeline.opening import open_store
+from memformer.run import jsonl
 from tests.data_pipeline.faulty_server import serving
 
 LANES, SEGMENT = 64, 512
@@ -290,7 +291,7 @@ def training_share(paths: dict[str, Path], root: Path) -> dict[str, float]:
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "launch.cli", "train", str(config), *words]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
-    rows = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()][2:]
+    rows = jsonl.records(root / "run" / "metrics.jsonl")[2:]
     step = statistics.median(row["step_seconds"] for row in rows)
     import yaml
 

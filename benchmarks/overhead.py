@@ -34,6 +34,7 @@ from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.memformer import MemformerConfig
 from memformer.models.sizes import count_parameters
 from memformer.processes import group
+from memformer.processes.environment import prepare_environment
 from memformer.replay import Carry, Rollout, memory_replay_backward
 from memformer.run.data import TrainingData
 from memformer.run.directory import RunDirectory
@@ -96,7 +97,7 @@ class TakingTurns:
 
 def measure(zero_stage: int, width: int, steps: int, warm_up: int) -> dict[str, Any]:
     """Runs both loops and returns the figures."""
-    group.prepare_environment()
+    prepare_environment()
     with tempfile.TemporaryDirectory() as directory:
         books = sorted((ROOT / "corpora" / "books").glob("*.txt.gz"))[:4]
         build_dataset(books, Path(directory) / "books")

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from memformer.run import jsonl
 
 SHOWN = ("seconds", "steps", "tokens", "first_loss", "last_loss", "perplexity_with_memory", "perplexity_memory_reset")
 
@@ -31,9 +32,9 @@ def measure(steps: int | None) -> dict[str, Any]:
         started = time.perf_counter()
         subprocess.run([*command, *(["--steps", str(steps)] if steps else [])], cwd=ROOT, check=True)
         seconds = time.perf_counter() - started
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        metrics = jsonl.records(run / "metrics.jsonl")
         evaluation = json.loads((run / "evaluation.json").read_text())
-        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        events = jsonl.records(run / "events.jsonl")
         return {
             **provenance(device),
             "processes": next(event["processes"] for event in events if event["event"] == "start"),

@@ -1,19 +1,24 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Long documents as token shards, and what every lane of the global batch reads from them."""
 
-from data_pipeline.blend import Blend
-from data_pipeline.build import BuildReport, build_dataset
-from data_pipeline.errors import DamagedDocument, UserError
-from data_pipeline.far import FarSettings
-from data_pipeline.index import DocumentIndex
-from data_pipeline.opening import open_data
-from data_pipeline.plan import LanePlan
-from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
-from data_pipeline.store import ShardStore, Store
-from data_pipeline.stream import SegmentStream
-from data_pipeline.stream_settings import StreamSettings
-from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.tokenizer_choice import load_tokenizer
+from typing import TYPE_CHECKING
+
+from data_pipeline.faces import face
+
+if TYPE_CHECKING:
+    from data_pipeline.blend import Blend
+    from data_pipeline.build import BuildReport, build_dataset
+    from data_pipeline.errors import DamagedDocument, UserError
+    from data_pipeline.far import FarSettings
+    from data_pipeline.index import DocumentIndex
+    from data_pipeline.opening import open_data
+    from data_pipeline.plan import LanePlan
+    from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
+    from data_pipeline.store import ShardStore, Store
+    from data_pipeline.stream import SegmentStream
+    from data_pipeline.stream_settings import StreamSettings
+    from data_pipeline.tokenizer import Tokenizer
+    from data_pipeline.tokenizer_choice import load_tokenizer
 
 __all__ = [
     "Blend",
@@ -36,3 +41,28 @@ __all__ = [
     "open_data",
     "trace_rows",
 ]
+
+__getattr__ = face(
+    __name__,
+    {
+        "Blend": "blend",
+        "BuildReport": "build",
+        "DamagedDocument": "errors",
+        "DocumentIndex": "index",
+        "FarSettings": "far",
+        "LanePlan": "plan",
+        "Rollout": "rollout",
+        "SegmentBatch": "rollout",
+        "SegmentStream": "stream",
+        "ShardStore": "store",
+        "Store": "store",
+        "StreamSettings": "stream_settings",
+        "Tokenizer": "tokenizer",
+        "UserError": "errors",
+        "build_dataset": "build",
+        "lanes_of": "rollout",
+        "load_tokenizer": "tokenizer_choice",
+        "open_data": "opening",
+        "trace_rows": "rollout",
+    },
+)

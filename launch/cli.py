@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from data_pipeline.errors import UserError
+from memformer.run import exit_codes
 
 # subcommand -> (module, one-line summary shown by `memformer --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -38,7 +39,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with exit code 2 and one line on stderr."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(exit_codes.USAGE, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -63,28 +64,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: memformer COMMAND ...   (memformer COMMAND --help tells its options)\n")
         print("\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()))
-        return 0 if arguments else 2
+        return exit_codes.DONE if arguments else exit_codes.USAGE
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
         from importlib.metadata import version
 
         print(f"memformer {version('memformer-train')}")
-        return 0
+        return exit_codes.DONE
     if name not in COMMANDS:
         print(f"memformer: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return exit_codes.USAGE
     module, parser = command(name)
     try:
-        return int(module.run(parser.parse_args(rest)) or 0)
+        return int(module.run(parser.parse_args(rest)) or exit_codes.DONE)
     except UserError as error:
         print(f"memformer {name}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"memformer {name}: interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our stdout went away (`| head`): nothing to report, nobody to report to
-        return 0
+        return exit_codes.DONE
 
 
 if __name__ == "__main__":

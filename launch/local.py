@@ -29,11 +29,11 @@ from datetime import datetime
 from pathlib import Path
 
 from launch import child
-from launch.machine import available_cores, core_slices, free_port
+from launch.machine import available_cores, core_slices
 from launch.tail import LogEcho, last_lines
+from memformer.processes.ports import free_port
+from memformer.run import exit_codes
 
-EXIT_USAGE = 2
-EXIT_SAVED = 75  # EX_TEMPFAIL: saved after a preemption; the same command goes on from there
 PASSED_ON = {
     signal.SIGINT: signal.SIGINT,
     signal.SIGTERM: signal.SIGTERM,
@@ -77,8 +77,7 @@ class Rank:
         if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return False
         _kill_group(self.process.pid)
-        code = self.process.wait()
-        self.code = code if code >= 0 else 128 - code
+        self.code = exit_codes.of_process(self.process.wait())
         return True
 
 
@@ -214,7 +213,7 @@ class _Supervisor:
         self.passed_on: list[int] = []
         self.failure: Rank | None = None  # the first rank that failed by itself
         self.obeyed: int | None = None  # exit code of the first rank that ended by a signal passed on to it
-        self.saved = False  # a rank said EXIT_SAVED before any failed
+        self.saved = False  # a rank said that it has saved before any failed
         self.shown = False  # whether the failure was told
         self.terminate_at = self.kill_at = float("inf")  # time.monotonic() when the others get SIGTERM, SIGKILL
 
@@ -249,18 +248,18 @@ class _Supervisor:
     def _note_end(self, rank: Rank) -> None:
         if rank.code == 0 or rank.killed:
             return
-        if rank.code == EXIT_SAVED:
+        if rank.code == exit_codes.SAVED:
             self.saved = self.saved or self.failure is None
             self._kill_in(self.grace_seconds)
             return
-        if rank.code in {128 + PASSED_ON[signal.Signals(signum)] for signum in self.passed_on}:
+        if rank.code in {exit_codes.of_signal(PASSED_ON[signal.Signals(signum)]) for signum in self.passed_on}:
             self.obeyed = self.obeyed or rank.code
             return
         if self.failure is not None:
             return
         self.failure = rank
         now = time.monotonic()
-        if rank.code == EXIT_USAGE:
+        if rank.code == exit_codes.USAGE:
             self.terminate_at = now + USAGE_WAIT_SECONDS
         else:
             self._show_failure()
@@ -295,9 +294,9 @@ class _Supervisor:
         codes = [rank.code for rank in self.ranks]
         if self.saved:
             say(f"saved and stopped; the same command goes on from there ({ends})")
-            return EXIT_SAVED
+            return exit_codes.SAVED
         if self.failure is not None and self.failure.code is not None:
-            if codes[0] != EXIT_USAGE:  # otherwise rank 0 has told the user what to mend, and that is all
+            if codes[0] != exit_codes.USAGE:  # otherwise rank 0 has told the user what to mend, and that is all
                 self._show_failure()
                 say(f"failed: {', '.join(f'rank {rank} {code}' for rank, code in enumerate(codes) if code)} ({ends})")
             return self.failure.code
@@ -306,9 +305,9 @@ class _Supervisor:
             return self.obeyed
         if any(codes) or None in codes:
             say(f"stopped by force ({ends})")
-            return 128 + signal.SIGKILL
+            return exit_codes.KILLED
         say(f"{self._count(self.ranks)} done ({ends})")
-        return 0
+        return exit_codes.DONE
 
     def _show_failure(self) -> None:
         """Tells once which rank failed, with what it said last."""
@@ -340,7 +339,7 @@ class _Supervisor:
 
 def _likeliest_cause(rank: Rank) -> tuple[bool, bool, int]:
     """Sorts ranks that ended in the same moment: saved ones, then those a signal killed, which pull others along."""
-    return (rank.code != EXIT_SAVED, rank.process.returncode >= 0, rank.rank)
+    return (rank.code != exit_codes.SAVED, rank.process.returncode >= 0, rank.rank)
 
 
 def say(message: str) -> None:

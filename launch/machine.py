@@ -1,16 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What this machine offers a run: GPUs, cores, a free port. Asked without importing torch, so that it costs nothing."""
+"""What this machine offers a run: GPUs and cores. Asked without importing torch, so that it costs nothing."""
 
 import os
-import random
-import socket
 import subprocess
 from itertools import pairwise
 from pathlib import Path
-
-# Below Linux's range for outgoing connections (32768 and up): between our look and the moment rank 0 listens, torch
-# is imported, and in those seconds any program's connection could be given a port of that range.
-PORT_RANGE = range(20000, 32768)
 
 
 def visible_gpus() -> int:
@@ -45,22 +39,3 @@ def core_slices(cores: list[int], parts: int) -> list[list[int]]:
         return [[] for _ in range(parts)]
     edges = [len(cores) * part // parts for part in range(parts + 1)]
     return [cores[start:end] for start, end in pairwise(edges)]
-
-
-def free_port(attempts: int = 200) -> int:
-    """Finds a TCP port that nobody listens on.
-
-    Args:
-        attempts: How many random ports to try.
-
-    Raises:
-        OSError: If all of them were taken.
-    """
-    for port in random.SystemRandom().sample(PORT_RANGE, attempts):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise OSError(f"no free TCP port among {attempts} tried between {PORT_RANGE.start} and {PORT_RANGE.stop - 1}")

@@ -4,13 +4,13 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from data_pipeline.errors import UserError
 
-from data_pipeline import Tokenizer, UserError, load_tokenizer
-from memformer import load_model
-from memformer.models.protocol import MemoryModel
+if TYPE_CHECKING:
+    from data_pipeline import Tokenizer
+    from memformer.models.protocol import MemoryModel
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +20,31 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
 
 
-def open_model(arguments: argparse.Namespace) -> tuple[MemoryModel, Tokenizer]:
+def check_model(path: Path) -> None:
+    """Refuses what is no exported model at a glance, before torch is imported.
+
+    Raises:
+        UserError: There is none.
+    """
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: is a run, not an exported model: memformer export {path} --out DIR makes one")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: holds no config.json: give a directory made by memformer export")
+
+
+def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]":
     """The model and the tokenizer that the arguments name.
 
     Raises:
         UserError: There is no exported model there, it is damaged, or the device does not exist.
     """
     path = Path(arguments.model)
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: is a run, not an exported model: memformer export {path} --out DIR makes one")
+    check_model(path)
+    import torch
+
+    from data_pipeline import load_tokenizer
+    from memformer import load_model
+
     name = arguments.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

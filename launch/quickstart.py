@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from launch.machine import visible_gpus
+from memformer.run import jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "train" / "quickstart.yaml"
@@ -82,7 +83,7 @@ def say(what: str) -> None:
 def report(run: Path, data: Path, seconds: float) -> None:
     """Where each result lies."""
     evaluation = json.loads((run / "evaluation.json").read_text())
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = jsonl.records(run / "metrics.jsonl")
     with_memory, reset = (evaluation[mode]["perplexity"] for mode in ("with_memory", "memory_reset"))
     say(f"done in {seconds:.0f} s")
     rows = {

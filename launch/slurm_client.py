@@ -17,13 +17,21 @@ COMMAND_SECONDS = 60.0  # a controller that is busy or away: Slurm's own time-ou
 LOOKUPS = 6  # after an unclear answer: how often the queue is asked before sbatch is tried again
 PATIENCE_SECONDS = 5.0
 ATTEMPTS = 5
+GONE = "GONE"
+"""Slurm says that it knows no such job, or no longer."""
+UNKNOWN = "UNKNOWN"
+"""Slurm did not answer: the job may be in any state."""
+ENDED = frozenset(
+    "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY REVOKED".split()
+)
+"""States that nothing follows. A state that is not among these may still run, also one that a later Slurm adds."""
 
 
 def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: float = PATIENCE_SECONDS) -> str:
     """Submits a script once and returns the job's id.
 
     A controller may accept a job and not say so in time. After an unclear failure the queue is therefore searched for
-    the job's name before anything is submitted again.
+    the job's name before anything is submitted again; where that search is not answered, nothing is.
 
     Args:
         script: The batch script.
@@ -37,14 +45,11 @@ def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: fl
     complaint = ""
     for attempt in range(ATTEMPTS):
         if attempt:
-            for _ in range(LOOKUPS):
-                known = find(name)
-                if known is None:
-                    time.sleep(patience)
-                    continue
-                if known:
-                    return known[0]
+            known = find_patiently(name, patience)
+            if known is None:
                 break
+            if known:
+                return known[0]
         code, output, complaint = _run("sbatch", "--parsable", f"--job-name={name}", *options, str(script))
         if code == 0 and (match := re.match(r"\d+", output.splitlines()[-1] if output else "")):
             return match[0]
@@ -60,33 +65,47 @@ def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: fl
 
 
 def find(name: str) -> list[str] | None:
-    """Ids of the queued or running jobs of that name; None when the controller does not answer."""
-    code, output, _ = _run("squeue", "--noheader", f"--name={name}", "--format=%F")
+    """Ids of the jobs of that name, those that have just ended too; None when the controller does not answer."""
+    code, output, _ = _run("squeue", "--noheader", f"--name={name}", "--format=%F", "--states=all")
     return sorted(set(output.split())) if code == 0 else None
 
 
+def find_patiently(name: str, patience: float = PATIENCE_SECONDS) -> list[str] | None:
+    """As `find`, asked again while the controller does not answer; None when it still does not after `LOOKUPS`."""
+    for attempt in range(LOOKUPS):
+        if attempt:
+            time.sleep(patience)
+        known = find(name)
+        if known is not None:
+            return known
+    return None
+
+
 def states(job_ids: Iterable[str]) -> dict[str, str]:
-    """The state of each job that Slurm still knows (PENDING, RUNNING, COMPLETED, ...); an array's by its own id."""
+    """The state of each job: what Slurm says (PENDING, RUNNING, COMPLETED, ...), `GONE`, or `UNKNOWN`.
+
+    An array is asked for by its own id and has the state of a task that has not ended, as long as there is one.
+    """
     found: dict[str, str] = {}
     for job_id in job_ids:
-        code, output, _ = _run("scontrol", "--oneliner", "show", "job", job_id)
+        code, output, complaint = _run("scontrol", "--oneliner", "show", "job", job_id)
         shown = re.findall(r"JobState=(\S+)", output) if code == 0 else []
-        for state in shown:  # of an array, the liveliest
-            if found.get(job_id) not in ("RUNNING", "PENDING"):
-                found[job_id] = state
+        if shown:
+            found[job_id] = next((state for state in shown if not has_ended(state)), shown[0])
+        else:
+            found[job_id] = GONE if "invalid job id" in complaint.lower() else UNKNOWN
     return found
 
 
-def alive(job_ids: Iterable[str]) -> list[str]:
-    """Those of the jobs that wait, run or are being ended."""
-    lively = {"PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUE_HOLD"}
-    return [job for job, state in states(job_ids).items() if state in lively]
+def has_ended(state: str) -> bool:
+    """Whether nothing follows a state; not so where it is not known."""
+    return state == GONE or ENDED.issuperset(state.split(","))
 
 
-def cancel(name: str) -> None:
-    """Cancels the jobs of that name."""
-    for job in find(name) or []:
-        _run("scancel", job)
+def cancel(name: str, patience: float = PATIENCE_SECONDS) -> bool:
+    """Cancels the jobs of that name; False where it is not known whether there are any, or they could not be."""
+    known = find_patiently(name, patience)
+    return known is not None and all(_run("scancel", job)[0] == 0 for job in known)
 
 
 def unclear(complaint: str) -> bool:

@@ -78,6 +78,12 @@ class SlurmOptions:
         """Processes of the run."""
         return self.nodes * self.tasks_per_node
 
+    @property
+    def tasks_said(self) -> str:
+        """The number of processes as the command line gives it."""
+        name = "--gpus-per-node" if self.gpus_per_node else "--tasks-per-node"
+        return f"--nodes {self.nodes} x {name} {self.tasks_per_node} = {self.tasks}"
+
 
 def time_seconds(text: str) -> float:
     """Seconds of a time limit as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S, or UNLIMITED.

@@ -42,10 +42,11 @@ def snapshot_code(destination: Path) -> str:
             if (root / name).is_file():  # not one that was deleted and not yet committed
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, fresh / name)
-        commit, changes = (_git(root, "rev-parse", "HEAD") or "").strip(), _git(root, "diff", "--binary", "HEAD") or ""
+        commit, changes = (_git(root, "rev-parse", "HEAD") or "unknown").strip(), _git(root, "diff", "--binary", "HEAD")
         (fresh / "COMMIT").write_text(commit + "\n")
-        (fresh / "uncommitted.diff").write_text(changes)
-        said = f"commit {commit[:12]}{' with uncommitted changes' if changes else ''}"
+        (fresh / "uncommitted.diff").write_text("git did not tell\n" if changes is None else changes)
+        uncommitted = ", git did not tell what is uncommitted" if changes is None else " with uncommitted changes"
+        said = f"commit {commit[:12]}{uncommitted if changes != '' else ''}"
     else:
         for name in PACKAGES:
             shutil.copytree(root / name, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))

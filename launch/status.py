@@ -15,10 +15,8 @@ import yaml
 
 from data_pipeline.errors import UserError
 from memformer.checkpoints.directory import candidates
+from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
-
-TAIL_BYTES = 256 * 1024
-"""Of metrics.jsonl only the end is read: a run of a million steps is answered as fast as a short one."""
 
 SPEED_STEPS = 20
 """The speed is the median of this many last steps."""
@@ -84,9 +82,9 @@ def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -
         raise UserError(f"{root}: is no directory: give the run_dir of a run")
     run = RunDirectory(root)
     now = now or datetime.now(timezone.utc)
-    metrics = tail_records(run.metrics)
-    events = [event for event in tail_records(run.events) if "event" in event]
-    lives = [life for life in tail_records(root / "jobs.jsonl") if "event" in life]
+    metrics = jsonl.tail(run.metrics)
+    events = [event for event in jsonl.tail(run.events) if "event" in event]
+    lives = [life for life in jsonl.tail(root / "jobs.jsonl") if "event" in life]
     submission = _submission(root)
     last = metrics[-1] if metrics else {}
     recent = metrics[-SPEED_STEPS:]
@@ -152,26 +150,6 @@ def _state(
         return ("requeued" if lives else "stopped"), None
     patience = max(SILENT_SECONDS, 20 * (step_seconds or 0.0))
     return ("silent" if silence is not None and silence > patience else "running"), None
-
-
-def tail_records(path: Path) -> list[dict[str, Any]]:
-    """The complete records at the end of a JSONL file, oldest first; none where there is no file."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    found = []
-    for line in lines[1:] if size > TAIL_BYTES else lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # being written at this moment, or cut off by a kill
-        if isinstance(record, dict):
-            found.append(record)
-    return found
 
 
 def _submission(root: Path) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from typing import Any
 
 import submitit
 
-EXIT_SAVED = 75
-NOT_MENDED_BY_RETRYING = (2, 130)  # bad usage; interrupted by someone
-STOPPED = (EXIT_SAVED, 128 + signal.SIGUSR1, 128 + signal.SIGUSR2, 128 + signal.SIGTERM)
+from memformer.processes.ports import port_of_job
+from memformer.run import exit_codes
+
 REQUEUE_SECONDS = 300.0  # how long a job that asked to be requeued waits for its own end
 CONTROLLER_ATTEMPTS = 60
 CONTROLLER_PATIENCE = 10.0
@@ -63,12 +63,12 @@ class TrainingJob:
         if task.global_rank == 0:
             before, attempts = self._begin(task)
         code = self._run_rank(task)
-        if code == 0:
+        if code == exit_codes.DONE:
             if task.global_rank == 0:
                 self._end(task, "finished")
                 (self.run_dir / "attempts").unlink(missing_ok=True)
             return "finished"
-        if code in STOPPED:
+        if code in exit_codes.STOPPED:
             # submitit's handler has been called or Slurm is about to end this job: there is nothing more to do here
             time.sleep(REQUEUE_SECONDS)
             raise TrainingFailed(f"rank {task.global_rank} was stopped (exit code {code}) and the job not requeued")
@@ -78,7 +78,7 @@ class TrainingJob:
             f"rank {task.global_rank} on {socket.gethostname()} failed with exit code {code}; see {self._log(task)}"
         )
         hopeless = newest_checkpoint(self.run_dir) == before and attempts >= self.max_failures
-        again = under_slurm() and code not in NOT_MENDED_BY_RETRYING and not hopeless
+        again = under_slurm() and code not in exit_codes.NOT_MENDED_BY_RETRYING and not hopeless
         self._end(task, "failed", again="yes" if again else "no", detail=reason)
         if again:
             print(
@@ -123,12 +123,11 @@ class TrainingJob:
         try:
             while not has_ended(self._rank):
                 time.sleep(0.1)
-            code = self._rank.wait()
+            code = exit_codes.of_process(self._rank.wait())
         except BaseException:
             # submitit's handler ends this process by an exception once the job is requeued
             self._rank.kill()
             raise
-        code = code if code >= 0 else 128 - code
         codes = self.run_dir / "logs" / "exit-codes" / f"{task.job_id}-{restart_count()}"
         codes.mkdir(parents=True, exist_ok=True)
         (codes / f"rank-{task.global_rank:05d}").write_text(f"{code} {socket.gethostname()} {int(time.time())}\n")
@@ -164,8 +163,7 @@ def rank_environment(task: Any) -> dict[str, str]:
         "WORLD_SIZE": str(task.num_tasks),
         "LOCAL_RANK": str(task.local_rank),
         "MASTER_ADDR": nodes[0] if len(nodes) > 1 else "127.0.0.1",
-        # below Linux's outgoing ports, apart for jobs that share a node, another one in each life
-        "MASTER_PORT": str(20000 + (number * 7 + restart_count()) % 12000),
+        "MASTER_PORT": str(port_of_job(number, restart_count())),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK") or "1",
         "PYTHONUNBUFFERED": "1",
     }

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Looks at everything; returns 1 if something will break a run."""
     rank, local_rank = 0, 0
     if arguments.nodes:
-        from memformer.processes.group import prepare_environment
+        from memformer.processes.environment import prepare_environment
 
         prepare_environment()
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])

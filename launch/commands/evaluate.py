@@ -26,17 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Scores the data set and prints a table."""
     from data_pipeline import DocumentIndex, SegmentStream, UserError
-    from launch.models import open_model
-    from memformer.inference import evaluate
+    from launch.models import check_model, open_model
 
     for name in ("lanes", "max_segments"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
-    model, tokenizer = open_model(arguments)
+    check_model(Path(arguments.model))
     directory = Path(arguments.data)
     if (directory / "validation" / "manifest.json").exists():
         directory = directory / "validation"
     index = DocumentIndex.load(directory)
+    model, tokenizer = open_model(arguments)
+    from memformer.inference import evaluate
+
     if index.manifest.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"--data {directory}: was built with another tokenizer than the model's: build it with "

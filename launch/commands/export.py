@@ -26,10 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Exports and says what was written."""
     from data_pipeline import UserError
-    from memformer.checkpoints.exporting import export
+    from memformer.checkpoints.directory import refuse_full, refuse_no_checkpoint
 
     if arguments.max_file_megabytes < 1:
         raise UserError(f"--max-file-megabytes {arguments.max_file_megabytes}: give 1 or more")
+    refuse_no_checkpoint(arguments.source)
+    refuse_full(arguments.out)
+    from memformer.checkpoints.exporting import export  # and torch: only for what can be exported
+
     result = export(
         arguments.source,
         arguments.out,

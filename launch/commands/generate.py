@@ -27,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Streams the continuation to standard output."""
-    from launch.models import open_model
-    from memformer.inference.generation import generate
+    from launch.models import check_model, open_model
 
     check(arguments)
+    check_model(Path(arguments.model))
     text = read_prompt(arguments)
     model, tokenizer = open_model(arguments)
+    from memformer.inference.generation import generate
+
     prompt = tokenizer.encode(text).tolist()
     started = time.perf_counter()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -37,21 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads the text, writes the files and prints a summary."""
     from data_pipeline import UserError
-    from launch.models import open_model
-    from memformer.inference.inspection import MemoryInspector
+    from launch.models import check_model, open_model
     from memformer.inference.pictures import available, pictures
 
     check(arguments)
     if not arguments.no_pictures and not available():
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
-    model, tokenizer = open_model(arguments)
     path, out = Path(arguments.text_file), Path(arguments.out)
+    check_model(Path(arguments.model))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file: name a directory")
+    if not path.is_file():
+        raise UserError(f"--text-file {path}: cannot be read as UTF-8 text (there is no such file)")
+    model, tokenizer = open_model(arguments)
+    from memformer.inference.inspection import MemoryInspector
+
     # Two passes, so that places in the document are known while it is read, without keeping it.
     count = sum(map(len, token_pieces(path, tokenizer)))
     if count == 0:
         raise UserError(f"--text-file {path}: is empty: give a text of one segment at least")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file: name a directory")
     inspector = MemoryInspector(
         model,
         tokenizer,

@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configuration, then starts the ranks; returns the exit code of the whole."""
     from memformer.config.schema import load_config  # pydantic takes a moment, and --help needs none of it
+    from memformer.config.topology import replicas_of
 
     config = load_config(arguments.config, arguments.overrides)
     gpus = 0 if config.device == "cpu" else visible_gpus()
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--nproc {nproc} asks for more processes than there are visible GPUs ({gpus}); lower it, or "
             "train on the CPU with --device cpu"
         )
+    replicas_of(config, nproc, f"--nproc {nproc}" + ("" if hasattr(arguments, "nproc") else " (the default here)"))
     resume = ["--resume", arguments.resume] if hasattr(arguments, "resume") else []
     command = [sys.executable, "-m", "launch.cli", "train", arguments.config, *resume, *arguments.overrides]
     log_dir = Path(config.run_dir) / "logs"

@@ -58,12 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks everything, writes the script, submits it, tells what to type next."""
     from launch import slurm_client
     from launch.snapshot import read_settings, snapshot_code, write_config
+    from memformer.config.topology import replicas_of
 
     options = read_options(arguments)
     if arguments.time_chain and (options.array or options.dependency):
         raise UserError("--time-chain: does not go with --array or --dependency; leave it out")
     config, varying = read_settings(arguments.config, arguments.overrides, options.array)
-    check_lanes(config.data.num_lanes, options.tasks)
+    replicas_of(config, options.tasks, options.tasks_said)
     directory = Path(os.path.abspath(config.run_dir))
     prefix = re.sub(r"[^A-Za-z0-9._-]", "-", arguments.job_name or directory.name)
     name = f"{prefix}-{secrets.token_hex(4)}"
@@ -119,49 +120,52 @@ def job_script(
     )
 
 
-def check_lanes(lanes: int, tasks: int) -> None:
-    """Refuses a number of processes that the lanes do not divide over, before the job waits in a queue.
-
-    Raises:
-        UserError: Names the setting, the number of processes and the mend.
-    """
-    if lanes % tasks:
-        raise UserError(
-            f"data.num_lanes is {lanes}, which {tasks} processes cannot share equally: change --nodes or "
-            f"--tasks-per-node, or set --data.num_lanes to a multiple of {tasks}"
-        )
-
-
 def finished_step(directory: Path) -> int:
     """The step at which the run said that it had finished; 0 if the last that it said was something else."""
-    try:
-        lines = (directory / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a life was killed in the middle of a line
-        if event["event"] in ("start", "resume", "end"):
-            return int(event["step"]) if event["event"] == "end" else 0
-    return 0
+    from memformer.run import jsonl
+
+    said = jsonl.last(directory / "events.jsonl", lambda event: event.get("event") in ("start", "resume", "end"))
+    return int(said["step"]) if said is not None and said["event"] == "end" else 0
 
 
 def refuse_second_job(directory: Path, client: Any) -> None:
-    """Two jobs in one run directory would write over one another.
+    """Two jobs in one run directory would write over one another: where it is not known that there is none, refuse.
 
     Raises:
-        UserError: A job of this run waits or runs.
+        UserError: A job of this run waits or runs, or may do so.
     """
-    try:
-        earlier = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))["jobs"]
-    except (OSError, ValueError, KeyError):
-        return
-    if queued := client.alive(earlier):
+    states = client.states(submitted_jobs(directory / DESCRIPTION_FILE))
+    if silent := [job for job, state in states.items() if state == client.UNKNOWN]:
+        raise UserError(
+            f"{directory}: Slurm does not answer whether job {', '.join(silent)} of this run has ended: submit again "
+            "when scontrol ping says that the controller is up",
+            exit_code=1,
+        )
+    if queued := [job for job, state in states.items() if not client.has_ended(state)]:
         raise UserError(
             f"{directory}: job {', '.join(queued)} of this run waits or runs: wait for it, or scancel {queued[0]}"
         )
+
+
+def submitted_jobs(path: Path) -> list[str]:
+    """The jobs that a description names; none where there is no such file.
+
+    Raises:
+        UserError: The file cannot be read or names no jobs: a job of this run may wait or run all the same.
+    """
+    try:
+        jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+        if not isinstance(jobs, list) or not all(isinstance(job, str) for job in jobs):
+            raise ValueError(jobs)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise UserError(
+            f"{path}: cannot be read ({why}), so that a job of this run may wait or run unknown: look with squeue, "
+            "then delete the file"
+        ) from None
+    return jobs
 
 
 def describe_submission(directory: Path, name: str, jobs: list[str], tasks: int) -> None:

@@ -47,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configurations, submits, and waits if asked to."""
     from launch import slurm_client
-    from launch.commands.launch_slurm import check_lanes, describe_submission, refuse_second_job
+    from launch.commands.launch_slurm import describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
     from memformer.config.schema import load_config
+    from memformer.config.topology import replicas_of
 
     options = read_options(arguments)
     if arguments.executor != "slurm" and options.nodes > 1:
@@ -59,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     if twice := {str(directory) for directory in directories if directories.count(directory) > 1}:
         raise UserError(f"run_dir: {', '.join(sorted(twice))} is that of several runs; give each configuration its own")
     for config, directory in zip(configs, directories, strict=True):
-        check_lanes(config.data.num_lanes, options.tasks if arguments.executor != "debug" else 1)
+        if arguments.executor == "debug":
+            replicas_of(config, 1, "--executor debug (1 process)")
+        else:
+            replicas_of(config, options.tasks, options.tasks_said)
         if arguments.executor == "slurm":
             refuse_second_job(directory, slurm_client)
     functions = []
@@ -151,11 +155,12 @@ def submit_once(executor: Any, functions: list[Any], name: str) -> list[Any]:
     """Submits the runs, as an array if there are several; a job that Slurm took without saying so is cancelled first.
 
     Raises:
-        UserError: Slurm refused.
+        UserError: Slurm refused, or did not answer.
     """
     from launch import slurm_client
 
-    for attempt in range(slurm_client.ATTEMPTS):
+    said = ""
+    for _ in range(slurm_client.ATTEMPTS):
         try:
             if len(functions) == 1:
                 return [executor.submit(functions[0])]
@@ -165,12 +170,18 @@ def submit_once(executor: Any, functions: list[Any], name: str) -> list[Any]:
         except Exception as error:
             if type(error).__name__ != "FailedSubmissionError":
                 raise
-            if not slurm_client.unclear(str(error)) or attempt + 1 == slurm_client.ATTEMPTS:
-                raise UserError(f"sbatch refused: {' '.join(str(error).split())[-300:]}", exit_code=1) from None
+            said = " ".join(str(error).split())[-300:]
+            if not slurm_client.unclear(said):
+                raise UserError(f"sbatch refused: {said}", exit_code=1) from None
             time.sleep(slurm_client.PATIENCE_SECONDS)
             # Without submitit's record of it, such a job would wait for its function in vain.
-            slurm_client.cancel(name)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+            if not slurm_client.cancel(name):
+                break
+    raise UserError(
+        f"Slurm did not answer ({said}); nothing is known to be submitted: look with squeue --name={name} and cancel "
+        "what is there before trying again",
+        exit_code=1,
+    )
 
 
 def wait_for_slurm(jobs: list[Any], directories: list[Path], interval: float) -> int:
@@ -179,14 +190,13 @@ def wait_for_slurm(jobs: list[Any], directories: list[Path], interval: float) ->
     from launch.commands.launch_slurm import finished_step
 
     ids = [str(job.job_id) for job in jobs]
-    missing = 0
-    while missing < 3:  # the controller may be away for a moment: ask again before calling the jobs gone
+    ended = 0
+    while ended < 3:  # a job that is being requeued may look ended for a moment: ask again
         time.sleep(interval)
-        missing = 0 if slurm_client.alive(ids) else missing + 1
         if all(finished_step(directory) for directory in directories):
             return 0
-        if missing and slurm_client.states(ids) == {}:
-            missing = 0
+        # While Slurm does not answer, the jobs run on for all that is known.
+        ended = ended + 1 if all(map(slurm_client.has_ended, slurm_client.states(ids).values())) else 0
     for job, directory in zip(ids, directories, strict=True):
         if not finished_step(directory):
             print(f"launch: job {job} ended, but {directory} has not finished: see its logs", file=sys.stderr)

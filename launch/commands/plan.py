@@ -15,7 +15,8 @@ from typing import Any
 from data_pipeline.errors import UserError
 from launch.overrides import OverridesParser
 from memformer.config.schema import Config, describe_fields, load_config
-from memformer.planning.devices import DEVICES
+from memformer.config.topology import replicas_of
+from memformer.planning.devices import DEVICES, device_of
 
 Parser = OverridesParser
 
@@ -40,11 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     if not 0 < arguments.efficiency <= 1:
         raise UserError(f"--efficiency is {arguments.efficiency:g}: give a part of the peak above 0, at most 1")
-    from memformer.planning import make_plan
+    device_of(arguments.device)
+    nodes, gpus = arguments.nodes, arguments.gpus_per_node
+    replicas_of(config, nodes * gpus, f"--nodes {nodes} x --gpus-per-node {gpus} = {nodes * gpus}")
+    model = _model(config)
+    from memformer.planning import make_plan  # and torch: only for what can be planned
     from memformer.planning.search import search
 
-    model = _model(config)
-    place = (arguments.nodes, arguments.gpus_per_node, arguments.device)
+    place = (nodes, gpus, arguments.device)
     plan = make_plan(config, model, *place, efficiency=arguments.efficiency)
     result = vars(plan)
     found = search(config, model, *place) if arguments.search else []

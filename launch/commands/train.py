@@ -7,9 +7,10 @@ exit codes: 0 done; 1 failed; 2 bad usage; 75 saved after being asked to stop, t
 after Ctrl-C."""
 
 import argparse
+import os
 
 from launch.overrides import OverridesParser
-from memformer.config.schema import describe_fields, load_config
+from memformer.config.schema import Config, describe_fields, load_config
 from memformer.run.stop_requests import hold_back
 
 Parser = OverridesParser
@@ -29,9 +30,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks the configuration first; torch and DeepSpeed are imported only for one that holds."""
+    """Checks settings, processes and data first; torch and DeepSpeed are imported only for what holds."""
     config = load_config(arguments.config, arguments.overrides)
     hold_back()
+    check(config)
     from memformer.training.trainer import train
 
     return train(config, arguments.resume)
+
+
+def check(config: Config) -> None:
+    """What `train` refuses as well, but seconds later, after its imports.
+
+    Raises:
+        UserError: The environment, the number of processes or the data sets do not fit.
+    """
+    from data_pipeline.far import is_address
+    from memformer.config.topology import replicas_of
+    from memformer.processes.environment import prepare_environment
+    from memformer.run.data import TrainingData
+
+    prepare_environment()
+    sources = config.data.path if isinstance(config.data.path, list) else [config.data.path]
+    paths = [*(source if isinstance(source, str) else source.path for source in sources), config.data.eval_path or ""]
+    if not any(map(is_address, paths)):  # opening one at an address is no quick check
+        TrainingData.open(config.data).complete(config.model, config.data.segment_length)
+    replicas_of(config, int(os.environ["WORLD_SIZE"]))

@@ -173,6 +173,30 @@ def newest_complete(run: RunDirectory) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Refuses at a glance what `locate` can find nothing in; reads no checkpoint.
+
+    Raises:
+        UserError: It is no directory, or neither a checkpoint nor a run that has one.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
+    if not _NAME.fullmatch(given.name) and not candidates(RunDirectory(given)):
+        raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
+
+
+def refuse_full(out: str | os.PathLike[str]) -> None:
+    """Refuses a place for an export that holds something.
+
+    Raises:
+        UserError: It does.
+    """
+    target = Path(out)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise UserError(f"--out {target}: exists and is not empty: choose another directory")
+
+
 def locate(path: str | os.PathLike[str]) -> Path:
     """The checkpoint that a user means by a run directory (its newest complete one) or a checkpoint directory.
 
@@ -180,9 +204,8 @@ def locate(path: str | os.PathLike[str]) -> Path:
         UserError: There is none.
         CheckpointDamaged: The one that was named does not verify.
     """
+    refuse_no_checkpoint(path)
     given = Path(path)
-    if not given.is_dir():
-        raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
     if _NAME.fullmatch(given.name):
         verify(given)
         return given

@@ -55,8 +55,7 @@ def export(
         CheckpointDamaged: The checkpoint does not verify, or the weights do not give the losses it recorded.
     """
     checkpoint, target = files.locate(source), Path(out)
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        raise UserError(f"--out {target}: exists and is not empty: choose another directory")
+    files.refuse_full(target)
     state = files.read_state(checkpoint)
     shapes = {name: tuple(shape) for name, shape in state["parameters"].items()}
     kind = family(state.get("family", DEFAULT))

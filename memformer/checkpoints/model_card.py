@@ -1,12 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The README.md of an export: what the model is and what its run measured, nothing that was not."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
+from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
 
 
@@ -29,10 +30,12 @@ def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], resu
         "training tokens": f"{state['tokens']:,}",
         "skipped steps": f"{state['skipped_steps']:,}",
     }
-    trained = _last(run.metrics, state["step"], lambda row: row["step"] == state["step"])
+    trained = jsonl.last(run.metrics, lambda row: row.get("step") == state["step"])
     if trained:
         rows["training loss at this step"] = f"{trained['loss']:.4f} nats a token"
-    scored = _last(run.events, state["step"], lambda row: row["event"] == "evaluation")
+    scored = jsonl.last(
+        run.events, lambda row: row.get("event") == "evaluation" and row.get("step", math.inf) <= state["step"]
+    )
     if scored:
         with_memory, without = scored["with_memory"], scored["memory_reset"]
         rows[f"held-out perplexity (step {scored['step']:,})"] = (
@@ -50,17 +53,3 @@ def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], resu
         f"Weights: {', '.join(result['files'])} ({result['dtype']}, {result['bytes']:,} bytes).\n\n"
         '```python\nfrom memformer import load_model\n\nmodel = load_model(".")\n```\n'
     )
-
-
-def _last(path: Path, step: int, wanted: Any) -> dict[str, Any] | None:
-    """The last row of a JSONL file up to a step that is wanted; None if there is none."""
-    found = None
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                if row.get("step", step + 1) <= step and wanted(row):
-                    found = row
-            except (ValueError, KeyError, AttributeError):
-                continue  # a line that a crash cut off
-    return found

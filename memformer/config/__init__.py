@@ -3,7 +3,7 @@
 
 from typing import TYPE_CHECKING
 
-from memformer.faces import face
+from data_pipeline.faces import face
 
 if TYPE_CHECKING:
     from memformer.config.schema import Config, describe_fields, load_config, parse_config, save_config

@@ -21,11 +21,10 @@ from typing import Any
 
 from memformer.processes import collective_log
 from memformer.processes.group import World
+from memformer.run import exit_codes
 from memformer.run.directory import RunDirectory
 
 LOG = logging.getLogger("memformer")
-HUNG = 76
-"""Exit code of a run that the watchdog ended."""
 
 
 class Watchdog:
@@ -112,7 +111,7 @@ class Watchdog:
         except OSError as error:
             print(f"the hang report could not be written ({error})", file=sys.stderr)
         print(f"hang at step {self._step}: {'; '.join(culprits)}; stacks in {folder}", file=sys.stderr, flush=True)
-        os._exit(HUNG)
+        os._exit(exit_codes.HUNG)
 
 
 def read_heartbeats(run: RunDirectory, size: int) -> dict[int, dict[str, Any] | None]:

@@ -3,7 +3,7 @@
 
 from typing import TYPE_CHECKING
 
-from memformer.faces import face
+from data_pipeline.faces import face
 
 if TYPE_CHECKING:
     from memformer.planning.cost_model import Plan, make_plan

@@ -11,6 +11,7 @@ from collections import Counter
 
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config
+from memformer.config.topology import replicas_of
 from memformer.engine.precision import AUTOCAST
 from memformer.models.memformer import MemformerConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
@@ -121,7 +122,9 @@ def make_plan(
         UserError: The device is not known, or the sizes do not divide.
     """
     hardware = device_of(device)
-    run = _arrange(config, model, nodes * gpus_per_node)
+    world = nodes * gpus_per_node
+    replicas = replicas_of(config, world, f"--nodes {nodes} x --gpus-per-node {gpus_per_node} = {world}")
+    run = _arrange(config, model, replicas)
     data, parallel = config.data, config.parallel
     traces = trace_parts(model, run.lanes, data.segment_length, parallel.tensor, run.precision, run.recompute)
     plain = traces
@@ -151,7 +154,6 @@ def make_plan(
     peak = peak_flops(hardware.name, run.precision)
     if peak is None:
         raise UserError(f"--device {device}: no peak is known for precision {run.precision}: set precision to bf16")
-    world = nodes * gpus_per_node
     compute = flops / world / (peak * efficiency) / (1 - bubble)
     seconds = _communication_seconds(run, traffic, hardware, gpus_per_node)
     step = compute + sum(seconds.values())
@@ -182,21 +184,9 @@ def make_plan(
     )
 
 
-def _arrange(config: Config, model: MemformerConfig, world: int) -> _Run:
-    parallel, lanes = config.parallel, config.data.num_lanes
-    per_replica = parallel.tensor * parallel.pipeline
-    if world % per_replica:
-        raise UserError(
-            f"{world} processes are no multiple of parallel.tensor {parallel.tensor} x parallel.pipeline "
-            f"{parallel.pipeline} = {per_replica}: change --nodes, --gpus-per-node or one of these settings"
-        )
-    replicas = world // per_replica
-    if lanes % replicas:
-        raise UserError(
-            f"data.num_lanes is {lanes}, which {replicas} data-parallel processes cannot share equally: choose a "
-            f"multiple of {replicas}"
-        )
-    own, group = lanes // replicas, config.training.lanes_per_micro_batch
+def _arrange(config: Config, model: MemformerConfig, replicas: int) -> _Run:
+    parallel = config.parallel
+    own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
     if parallel.pipeline > 1:
         spans = lanes_of_groups(own, parallel.pipeline, group)
         size, groups = spans[0][1] - spans[0][0], len(spans)
@@ -238,7 +228,7 @@ def traffic_by_stage(config: Config, model: MemformerConfig, world: int) -> list
     Raises:
         UserError: The sizes do not divide.
     """
-    run = _arrange(config, model, world)
+    run = _arrange(config, model, replicas_of(config, world))
     traces = trace_parts(
         model, run.lanes, config.data.segment_length, config.parallel.tensor, run.precision, run.recompute
     )

@@ -1,15 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The processes of a run: who am I, which device is mine, and the process group.
-
-The environment contract is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); under `srun` without
-it, Slurm's variables are read; with neither, the run is a single process.
-"""
+"""The processes of a run: who am I, which device is mine, and the process group."""
 
 import dataclasses
 import importlib
 import os
-import socket
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +13,7 @@ import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 from memformer.processes import collective_log, rendezvous
+from memformer.processes.environment import prepare_environment
 from memformer.processes.topology import Axis, Mesh, make_mesh
 
 
@@ -54,36 +50,6 @@ class World:
         """
         mesh = make_mesh(self.rank, self.size, tensor, pipeline, timeout_seconds)
         return dataclasses.replace(self, mesh=mesh)
-
-
-def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Fills in torchrun's variables, from Slurm's or for a single process.
-
-    Raises:
-        UserError: RANK is set but another variable of the contract is missing, or is no number.
-    """
-    if "RANK" not in environment and "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
-        environment["RANK"] = environment["SLURM_PROCID"]
-        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
-    if "RANK" not in environment:
-        environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        environment["MASTER_PORT"] = str(free_port())
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
-        if not environment.get(name, "").isdigit():
-            raise UserError(
-                f"environment variable {name} is {environment.get(name)!r}: set it to a number, or start the run "
-                "with memformer launch, torchrun or srun"
-            )
-    if not environment.get("MASTER_ADDR"):
-        raise UserError("environment variable MASTER_ADDR is not set: set it to the address of rank 0's machine")
-
-
-def free_port() -> int:
-    """A TCP port that is free on this machine now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def choose_device(setting: str, local_rank: int) -> torch.device:

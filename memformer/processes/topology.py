@@ -128,7 +128,7 @@ def make_mesh(rank: int, size: int, tensor: int = 1, pipeline: int = 1, timeout_
 
     Args:
         rank: This process.
-        size: All processes, a multiple of tensor * pipeline (`run_description.check_world_size`).
+        size: All processes, a multiple of tensor * pipeline (`config.topology.replicas_of`).
         tensor: Tensor-parallel processes.
         pipeline: Pipeline stages.
         timeout_seconds: How long a collective of the new groups may wait.

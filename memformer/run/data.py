@@ -1,14 +1,12 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The data sets of a run: found, checked against the model, opened as streams."""
+"""The data sets of a run: found, checked against the model, opened as streams. Only the streams need torch."""
 
 import dataclasses
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline import (
     Blend,
@@ -25,10 +23,14 @@ from data_pipeline.opening import holds_data
 from data_pipeline.stream_settings import Damage, StreamSettings
 from memformer.config.schema import Config, DataConfig
 from memformer.models.configuration import ModelConfig
-from memformer.processes import group
-from memformer.processes.group import World
-from memformer.replay import Rollout
-from memformer.run.directory import RunDirectory, truncate_lines
+from memformer.run import jsonl
+from memformer.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    import torch
+
+    from memformer.processes.group import World
+    from memformer.replay import Rollout
 
 LOG = logging.getLogger("memformer")
 
@@ -89,7 +91,7 @@ class TrainingData:
                 )
         return model.completed(tokenizer.vocab_size, tokenizer.start_token_id, segment_length)
 
-    def train_stream(self, config: Config, world: World) -> SegmentStream:
+    def train_stream(self, config: Config, world: "World") -> SegmentStream:
         """The endless stream of this process's lanes; all processes of a replica read the same."""
         settings = stream_settings(
             config,
@@ -102,7 +104,7 @@ class TrainingData:
         )
         return SegmentStream(self.train, settings)
 
-    def held_out_stream(self, config: Config, world: World) -> SegmentStream:
+    def held_out_stream(self, config: Config, world: "World") -> SegmentStream:
         """One epoch of the held-out documents, one segment a batch; as many lanes as documents, at most num_lanes."""
         if self.held_out is None:
             raise ValueError("there are no held-out documents")
@@ -119,7 +121,7 @@ class TrainingData:
         return SegmentStream(self.held_out, settings)
 
 
-def stream_settings(config: Config, world: World, documents: str, **fields: Any) -> StreamSettings:
+def stream_settings(config: Config, world: "World", documents: str, **fields: Any) -> StreamSettings:
     """What all streams of a run have in common, and what one of them has of its own.
 
     Args:
@@ -150,8 +152,12 @@ def far_settings(config: DataConfig) -> FarSettings:
     )
 
 
-def agreement(world: World) -> Callable[[Damage], Damage]:
+def agreement(world: "World") -> Callable[[Damage], Damage]:
     """How processes tell each other which documents they found damaged: one number a batch, and names where needed."""
+
+    import torch
+
+    from memformer.processes import group
 
     def agree(found: Damage) -> Damage:
         if world.size == 1:
@@ -163,7 +169,7 @@ def agreement(world: World) -> Callable[[Damage], Damage]:
     return agree
 
 
-def reporting(config: Config, world: World, documents: str) -> Callable[[Damage], None]:
+def reporting(config: Config, world: "World", documents: str) -> Callable[[Damage], None]:
     """What is said of documents that are skipped: an event each, and a line in the log."""
 
     def report(damage: Damage) -> None:
@@ -175,8 +181,12 @@ def reporting(config: Config, world: World, documents: str) -> Callable[[Damage]
     return report
 
 
-def rollout_of(batch: SegmentBatch, device: torch.device) -> Rollout:
+def rollout_of(batch: SegmentBatch, device: "torch.device") -> "Rollout":
     """The batch as tensors on the device."""
+    import torch
+
+    from memformer.replay import Rollout
+
     return Rollout.of(
         torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths), torch.from_numpy(batch.resets), device
     )
@@ -191,7 +201,7 @@ class Audit:
         enabled: The setting `data.audit`.
     """
 
-    def __init__(self, run: RunDirectory, world: World, enabled: bool) -> None:
+    def __init__(self, run: RunDirectory, world: "World", enabled: bool) -> None:
         self._rank, self._file = world.mesh.data.rank, None
         if enabled and world.mesh.speaks:
             run.audit.mkdir(exist_ok=True)
@@ -202,7 +212,7 @@ class Audit:
     def truncate_all(run: RunDirectory, last_step: int) -> None:
         """Drops what was read after the checkpoint that the run resumes from, by whatever number of processes."""
         for path in sorted(run.audit.glob("rank-*.jsonl")):
-            truncate_lines(path, last_step)
+            jsonl.truncate(path, last_step)
 
     def delivered(self, batch: SegmentBatch) -> None:
         """One line a segment of the batch."""

@@ -54,31 +54,6 @@ class RunDirectory:
             file.write(json.dumps(json_ready({"time": now, "event": kind, **details})) + "\n")
 
 
-def truncate_lines(path: Path, last_step: int) -> int:
-    """Drops the lines of a JSONL file whose `step` lies after `last_step`, and a half-written last line.
-
-    A resumed run trains these steps again, and each step stands in the file once.
-
-    Returns:
-        The number of lines dropped.
-    """
-    if not path.exists():
-        return 0
-    kept, dropped = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            keep = line.endswith("\n") and json.loads(line)["step"] <= last_step
-        except (ValueError, KeyError, TypeError):
-            keep = False
-        if keep:
-            kept.append(line)
-        else:
-            dropped += 1
-    if dropped:
-        write_atomically(path, "".join(kept))
-    return dropped
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file by one with this text, or leaves it as it was: synced, then renamed."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -19,11 +19,7 @@ import time
 import types
 from pathlib import Path
 
-PREEMPTED = 75
-"""Exit code (EX_TEMPFAIL): saved, start me again and I go on."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: saved as well, but nobody should start the run again by itself."""
+from memformer.run import exit_codes
 
 ECHO_SECONDS = 5.0
 """A second signal within this time is taken for the first one again, unless it is Ctrl-C."""
@@ -101,7 +97,7 @@ class StopRequests:
 
     def exit_code(self, urgency: int) -> int:
         """The exit code for the urgency that was agreed on."""
-        return {1: PREEMPTED, 2: INTERRUPTED}[urgency]
+        return {1: exit_codes.SAVED, 2: exit_codes.INTERRUPTED}[urgency]
 
     def reason(self) -> str:
         """What asked this process to stop, for the log."""
@@ -120,6 +116,6 @@ def _exit_at_the_second(readable: int) -> None:
             continue
         now = time.monotonic()
         if first < now and (number == signal.SIGINT or now > first + ECHO_SECONDS):
-            os._exit(128 + number)
+            os._exit(exit_codes.of_signal(number))
         first = min(first, now)
     os.close(readable)

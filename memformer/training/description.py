@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from data_pipeline import UserError
 from memformer.config.schema import Config
 from memformer.engine.precision import resolve_precision
 from memformer.models.configuration import ModelConfig
@@ -61,28 +60,6 @@ class Costs:
             "mfu": tokens_per_second * self.model_flops / self.peak,
             "hfu": tokens_per_second * self.hardware_flops / self.peak,
         }
-
-
-def check_world_size(config: Config, world_size: int) -> None:
-    """Refuses a number of processes that do not make whole replicas, or that the lanes do not divide over.
-
-    Raises:
-        UserError: Names the settings and the mend.
-    """
-    lanes, tensor, pipeline = config.data.num_lanes, config.parallel.tensor, config.parallel.pipeline
-    replicas, rest = divmod(world_size, tensor * pipeline)
-    if rest or not replicas:
-        raise UserError(
-            f"world size {world_size} is not parallel.tensor {tensor} x parallel.pipeline {pipeline} x data for any "
-            f"number of data-parallel processes: start a multiple of {tensor * pipeline} processes, or lower "
-            "parallel.tensor or parallel.pipeline"
-        )
-    if lanes % replicas:
-        raise UserError(
-            f"data.num_lanes is {lanes}, which {replicas} data-parallel processes cannot share equally "
-            f"(world size {world_size} = parallel.tensor {tensor} x parallel.pipeline {pipeline} x data {replicas}): "
-            f"choose a multiple of {replicas}"
-        )
 
 
 def run_identity(

@@ -18,6 +18,7 @@ from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
 from memformer.checkpoints.saving import Saver, SaveReport
 from memformer.config.schema import Config, save_config
+from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.optimizer import learning_rate
 from memformer.engine.pipeline_engine import PipelineReplayEngine
@@ -28,14 +29,16 @@ from memformer.guards.watchdog import Watchdog
 from memformer.inference import evaluate, pictures
 from memformer.inference.diagnostics import inspected_memory, memory_diagnostics
 from memformer.processes import group
+from memformer.processes.environment import prepare_environment
 from memformer.processes.group import World
 from memformer.replay import RolloutResult
 from memformer.replay.random_state import mix_seed
+from memformer.run import jsonl
 from memformer.run.data import Audit, TrainingData, rollout_of
-from memformer.run.directory import RunDirectory, truncate_lines, write_atomically
+from memformer.run.directory import RunDirectory, write_atomically
 from memformer.run.metrics import MetricsWriter, log_line, peak_memory_bytes, perplexity, set_up_logging
 from memformer.run.stop_requests import StepAbandoned, StopRequests
-from memformer.training.description import Costs, check_world_size, describe_run, run_identity
+from memformer.training.description import Costs, describe_run, run_identity
 from memformer.training.initial_weights import initial_model
 
 LOG = logging.getLogger("memformer")
@@ -59,10 +62,10 @@ def train(config: Config, resume: str = "auto") -> int:
         UserError: The settings, the data, the checkpoint or the number of processes do not fit.
     """
     # Everything a user may have got wrong is checked before the slow part (DeepSpeed, the process group) starts.
-    group.prepare_environment()
+    prepare_environment()
     data = TrainingData.open(config.data)
     model_config = data.complete(config.model, config.data.segment_length)
-    check_world_size(config, int(os.environ["WORLD_SIZE"]))
+    replicas_of(config, int(os.environ["WORLD_SIZE"]))
     run = RunDirectory(config.run_dir)
     run.create()
 
@@ -196,7 +199,7 @@ class Trainer:
     def drop_later_lines(self) -> None:
         """Drops what an earlier life logged of steps that are trained again, be it all of them."""
         if self.world.is_main:
-            truncate_lines(self.run.metrics, self.progress.step)
+            jsonl.truncate(self.run.metrics, self.progress.step)
             Audit.truncate_all(self.run, self.progress.step)
         group.barrier()  # before a process appends to its audit
 

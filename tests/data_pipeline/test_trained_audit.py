@@ -4,7 +4,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from memformer.run import jsonl
 from tests.data_pipeline.test_elastic import REPOSITORY, audit
+from tests.held import held_python, hold, release
 
 
 def rows_of(capsys: Any, data: Path, *options: object, lanes: int = 4, world: int = 2) -> list[dict[str, Any]]:
@@ -42,7 +43,8 @@ def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(
         "checkpoint": {"interval": 3, "keep_last": 10},
     }
     (tmp_path / "config.yaml").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "launch.cli", "launch", "local", str(tmp_path / "config.yaml")]
+    hold(run, 10)
+    command = [held_python(tmp_path), "-m", "launch.cli", "launch", "local", str(tmp_path / "config.yaml")]
     first = subprocess.Popen(
         [*command, "--nproc", "2"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -53,9 +55,10 @@ def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(
     assert state.exists() and first.poll() is None, "it is killed in the midst of its steps"
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=30)
+    release(run)
     again = [*command, "--nproc", str(world), "--data.num_lanes", str(lanes)]
     subprocess.run(again, cwd=REPOSITORY, check=True, timeout=200, capture_output=True)
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = jsonl.records(run / "events.jsonl")
     resumed = next(event["step"] for event in events if event["event"] == "resume")
     delivered = audit(run / "audit", range(1, steps + 1))
     before = rows_of(capsys, dataset, "--steps", resumed)

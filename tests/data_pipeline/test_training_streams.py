@@ -17,6 +17,7 @@ from data_pipeline import Blend, DocumentIndex, UserError, build_dataset, trace_
 from memformer.config.schema import load_config
 from memformer.processes.group import World
 from memformer.processes.topology import Mesh
+from memformer.run import jsonl
 from memformer.run.data import TrainingData
 from tests.data_pipeline.faulty_server import serving
 from tests.data_pipeline.test_skipping import flip
@@ -47,7 +48,7 @@ def test_processes_skip_alike_and_tell_it_once(dataset: Path, tmp_path: Path) ->
     file = configuration(tmp_path, path=str(broken), on_damage="skip")
     results = run_distributed(read, 2, file, 25)
     assert results[0][1] == results[1][1] and results[0][1]["skipped"] == "2 7"
-    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    events = jsonl.records(tmp_path / "run" / "events.jsonl")
     assert sorted((event["event"], event["document"]) for event in events) == [
         ("skip_document", 2),
         ("skip_document", 7),

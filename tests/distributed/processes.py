@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from memformer.processes import group
+from memformer.processes.ports import free_port
 from tests.distributed import collectives
 
 TELL_STACK = signal.SIGQUIT
@@ -44,7 +45,7 @@ def run_distributed(
         AssertionError: A process failed (its traceback is in the message), died, or did not answer in time (its stack
             is in the message).
     """
-    context, port = fork_server(), group.free_port()
+    context, port = fork_server(), free_port()
     with tempfile.TemporaryDirectory(prefix="stacks-") as folder:
         ranks = [_Rank(context, number, Path(folder) / f"rank-{number}") for number in range(world_size)]
         try:

@@ -5,7 +5,6 @@ Covers: memformer/checkpoints/saving.py, memformer/checkpoints/state.py, memform
 memformer/training/trainer.py
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from memformer.checkpoints.exporting import export
 from memformer.config.schema import Config, parse_config
 from memformer.engine.replay_engine import ReplayEngine
 from memformer.processes.group import World
+from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS, RunDirectory
 from memformer.training.trainer import Trainer, train
 from tests.books import small_dataset
@@ -106,7 +106,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    rows = jsonl.records(run.metrics)
     return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
 
 
@@ -119,7 +119,7 @@ def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> Non
     for rank in (0, 1) if precision != "tensor" else (0,):
         name = f"rank-{rank:05d}.jsonl"
         assert (broken.audit / name).read_text() == (whole.audit / name).read_text()
-    events = [json.loads(line) for line in broken.events.read_text().splitlines()]
+    events = jsonl.records(broken.events)
     if precision == "fp16":
         scales = [row["loss_scale"] for row in metrics_of(whole)]
         assert len(set(scales)) > 2 and scales != sorted(scales, reverse=True), scales

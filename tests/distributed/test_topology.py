@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline import UserError
-from memformer.config.schema import parse_config
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
-from memformer.training.description import check_world_size
 from tests.distributed.processes import run_distributed
 
 WORLD = 4
@@ -62,16 +59,3 @@ def test_tensor_ranks_are_neighbours_then_data_then_stages() -> None:
     assert first[2, 2]["tensor"] == [0, 1] and first[2, 2]["pipe"] == [0, 2] and first[2, 2]["data"] == [0]
     for grid, replicas in (((1, 1), 4), ((2, 1), 2), ((1, 2), 2), ((4, 1), 1), ((2, 2), 1)):
         assert sum(rank[grid]["speaks"] for rank in ranks) == replicas
-
-
-def test_a_world_that_is_no_product_is_refused_by_the_three_settings() -> None:
-    config = parse_config({"run_dir": "unused", "data": {"path": "unused", "num_lanes": 6}}, "test")
-    check_world_size(config, 3)
-    with pytest.raises(UserError, match=r"data\.num_lanes is 6, which 4 data-parallel"):
-        check_world_size(config, 4)
-    parallel = config.parallel.model_copy(update={"tensor": 2, "pipeline": 2})
-    config = config.model_copy(update={"parallel": parallel})
-    check_world_size(config, 12)
-    for size in (2, 6):
-        with pytest.raises(UserError, match=rf"world size {size} is not parallel\.tensor 2 x parallel\.pipeline 2"):
-            check_world_size(config, size)

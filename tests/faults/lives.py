@@ -1,7 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Tiny runs to be killed, damaged and moved, and what is counted afterwards."""
 
-import json
 import os
 import sys
 import time
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config, parse_config
-from memformer.processes import group
+from memformer.processes.ports import free_port
+from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS, RunDirectory
 from memformer.training.trainer import train
 from tests.books import TINY_MODEL
@@ -49,19 +49,19 @@ def tiny_config(root: Path, name: str, **sections: dict[str, Any]) -> Config:
 
 def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the machine's speed."""
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    rows = jsonl.records(run.metrics)
     return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
 
 
 def events_of(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
     """The events of one kind, in order."""
-    rows = [json.loads(line) for line in run.events.read_text().splitlines()]
+    rows = jsonl.records(run.events)
     return [row for row in rows if row["event"] == kind]
 
 
 def audit_of(run: RunDirectory) -> list[dict[str, Any]]:
     """Every segment that was trained on, in the order of steps."""
-    rows = [json.loads(line) for path in run.audit.glob("rank-*.jsonl") for line in path.read_text().splitlines()]
+    rows = [row for path in run.audit.glob("rank-*.jsonl") for row in jsonl.records(path)]
     return sorted(rows, key=lambda row: (row["step"], row["segment"], row["lane"]))
 
 
@@ -79,7 +79,7 @@ def assert_every_token_once(run: RunDirectory) -> None:
 
 def start(root: Path, name: str, sections: dict[str, Any]) -> list[BaseProcess]:
     """One life of a run, in two processes of its own that log to root/name-RANK.log."""
-    port = group.free_port()
+    port = free_port()
     context = fork_server()
     processes: list[BaseProcess] = [
         context.Process(target=_live, args=(rank, port, str(root), name, sections)) for rank in range(PROCESSES)

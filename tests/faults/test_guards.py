@@ -21,8 +21,9 @@ import torch
 from data_pipeline.errors import UserError
 from memformer.engine.replay_engine import ReplayEngine
 from memformer.guards.faulty_steps import spike_score
-from memformer.guards.watchdog import HUNG, find_culprits
+from memformer.guards.watchdog import find_culprits
 from memformer.processes.group import World
+from memformer.run import exit_codes
 from memformer.run.directory import RunDirectory
 from memformer.training.trainer import Trainer, train
 from tests.books import small_dataset
@@ -225,7 +226,7 @@ def test_a_hang_is_reported_with_stacks_and_the_rank_at_fault(tmp_path: Path) ->
     small_dataset(tmp_path, characters=3_000)
     processes = stopped_run(tmp_path, timeout_seconds=3)
     processes[0].join(90)
-    assert finish(processes, seconds=0)[0] == HUNG
+    assert finish(processes, seconds=0)[0] == exit_codes.HUNG
     run = RunDirectory(tmp_path / "stopped")
     (event,) = events_of(run, "hang")
     (culprit,) = event["culprits"]

@@ -19,7 +19,7 @@ import pytest
 
 from launch import checks, cli, preflight
 from launch.checks import Finding
-from launch.machine import free_port
+from memformer.processes.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

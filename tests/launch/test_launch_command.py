@@ -41,12 +41,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_settings_pass_through_wherever_they_stand(config: str, launched: list[dict[str, Any]], tmp_path: Path) -> None:
-    line = ["--training.max_steps", "700", config, "--nproc", "3", "--seed=4", "--resume", "never"]
+    line = ["--training.max_steps", "700", config, "--nproc", "4", "--seed=4", "--resume", "never"]
     assert cli.main(["launch", "local", *line]) == 75, "the ranks' exit code is passed through"
     (call,) = launched
     train = [sys.executable, "-m", "launch.cli", "train", config, "--resume", "never"]
     assert call["command"] == [*train, "--training.max_steps", "700", "--seed=4"]
-    assert (call["nproc"], call["log_dir"]) == (3, tmp_path / "run/logs")
+    assert (call["nproc"], call["log_dir"]) == (4, tmp_path / "run/logs")
     assert call["bind_cores"] is True
 
 
@@ -58,7 +58,7 @@ def test_a_run_dir_given_on_the_command_line_has_the_logs(
     assert launched[0]["bind_cores"] is False
 
 
-@pytest.mark.parametrize(("gpus", "cores", "expected"), [("", [0], 1), ("", [0, 1, 2, 3], 2), ("0,1,2", [0], 3)])
+@pytest.mark.parametrize(("gpus", "cores", "expected"), [("", [0], 1), ("", [0, 1, 2, 3], 2), ("0,1,2,3", [0], 4)])
 def test_the_default_number_of_processes(
     config: str,
     launched: list[dict[str, Any]],

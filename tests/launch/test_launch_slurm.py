@@ -15,6 +15,8 @@ from launch import cli, slurm_client
 from launch.slurm_options import SlurmOptions, time_seconds
 from launch.slurm_script import TEMPLATES, render
 
+NO_SUCH_JOB = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
+AWAY = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
 CONFIG = "run_dir: {folder}/run\ndata:\n  path: {folder}/data\n"
 SBATCH = """
 count=$(cat {folder}/count 2>/dev/null || echo 0); echo $((count + 1)) >{folder}/count
@@ -36,7 +38,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "commands"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    answer(folder, sbatch=SBATCH.format(folder=folder, answer="echo 7"), squeue=":", scontrol="exit 1")
+    answer(folder, sbatch=SBATCH.format(folder=folder, answer="echo 7"), squeue=":", scontrol=NO_SUCH_JOB)
     return folder
 
 
@@ -116,6 +118,68 @@ def test_submission_copies_code_and_configuration(
     assert "job 7 of this run waits or runs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [
+        (AWAY, 1, "Slurm does not answer whether job 7 of this run has ended: submit again when scontrol ping"),
+        ("exit 0", 1, "Slurm does not answer whether job 7"),
+        ("sleep 30", 1, "Slurm does not answer whether job 7"),
+        ('echo "JobId=7 JobState=A_STATE_OF_TOMORROW"', 2, "job 7 of this run waits or runs"),
+        ('echo "JobId=7 JobState=COMPLETED,COMPLETING"', 2, "job 7 of this run waits or runs"),
+        (
+            'echo "JobId=7 JobState=CANCELLED x"; echo "JobId=7 JobState=PENDING x"',
+            2,
+            "job 7 of this run waits or runs",
+        ),
+        ('echo "JobId=7 JobState=CANCELLED Reason=None"', 0, ""),
+        (NO_SUCH_JOB, 0, ""),
+    ],
+)
+def test_a_second_job_is_submitted_only_where_the_first_is_known_to_have_ended(
+    config: str,
+    slurm: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(slurm_client, "COMMAND_SECONDS", 3.0)
+    assert cli.main(["launch", "slurm", config]) == 0
+    capsys.readouterr()
+    answer(slurm, scontrol=said)
+    assert cli.main(["launch", "slurm", config]) == code
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == bool(told)
+    assert (slurm / "count").read_text() == ("1\n" if code else "2\n")
+
+
+@pytest.mark.parametrize("text", ["", '{"time": "2026', "[]", "{}", '{"jobs": "7"}', '{"jobs": [7]}', "directory"])
+def test_a_damaged_description_of_the_last_submission_refuses(
+    config: str, slurm: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
+) -> None:
+    description = tmp_path / "run/submission.json"
+    description.parent.mkdir()
+    if text == "directory":
+        description.mkdir()  # as unreadable to root as to anybody
+    else:
+        description.write_text(text)
+    for words in (["slurm", config], ["submitit", config]):
+        assert cli.main(["launch", *words]) == 2
+        error = capsys.readouterr().err
+        assert f"{description}: cannot be read" in error and "delete the file" in error and error.count("\n") == 1
+    assert not (slurm / "count").exists()
+
+
+def test_events_that_cannot_be_read_are_not_taken_for_none(
+    config: str, slurm: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run/events.jsonl").mkdir(parents=True)
+    assert cli.main(["launch", "slurm", config]) == 1
+    assert "events.jsonl: cannot be read" in capsys.readouterr().err
+    assert not (slurm / "count").exists()
+
+
 def test_a_finished_run_is_not_submitted(config: str, slurm: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/events.jsonl").write_text('{"event": "start", "step": 0}\n{"event": "end", "step": 50}\n')
@@ -147,7 +211,7 @@ def test_an_array_keeps_what_differs_for_the_command_line(config: str, capsys: p
     ("words", "named"),
     [
         (["--nodes", "0"], "--nodes"),
-        (["--nodes", "3"], "data.num_lanes is 16, which 3 processes"),
+        (["--nodes", "3"], "data.num_lanes is 16, which 3 data-parallel processes"),
         (["--gpus-per-node", "2", "--tasks-per-node", "4"], "--tasks-per-node 4"),
         (["--time", "soon"], "--time 'soon'"),
         (["--time", "5"], "--warning-seconds 300"),
@@ -196,6 +260,15 @@ def test_a_job_that_was_not_accepted_is_submitted_again_under_the_same_name(slur
     answer(slurm, sbatch=SBATCH.format(folder=slurm, answer=refused))
     assert slurm_client.submit(tmp_path / "script", "unique", patience=0.01) == "9"
     assert (slurm / "names").read_text() == "unique\nunique\n"
+
+
+def test_where_it_is_not_known_whether_a_job_was_accepted_none_is_submitted_again(slurm: Path, tmp_path: Path) -> None:
+    """The controller is away whenever it is asked for the job, and back whenever one is submitted."""
+    hung = '[ $count = 0 ] || { echo 9; exit 0; }; echo "Socket timed out on send/recv operation" >&2; exit 1'
+    answer(slurm, sbatch=SBATCH.format(folder=slurm, answer=hung), squeue=AWAY)
+    with pytest.raises(UserError, match="nothing is known to be submitted: look with squeue --name=unique"):
+        slurm_client.submit(tmp_path / "script", "unique", patience=0.01)
+    assert (slurm / "count").read_text() == "1\n"
 
 
 def test_a_refusal_is_told_at_once(slurm: Path, tmp_path: Path) -> None:

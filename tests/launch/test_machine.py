@@ -1,12 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What `launch.machine` says of a machine with GPUs, without them, and with few cores."""
 
-import socket
 from pathlib import Path
 
 import pytest
 
-from launch.machine import PORT_RANGE, available_cores, core_slices, free_port, visible_gpus
+from launch.machine import available_cores, core_slices, visible_gpus
 
 
 @pytest.fixture
@@ -60,14 +59,3 @@ def test_slices_share_out_all_cores_evenly(parts: int) -> None:
 def test_more_ranks_than_cores_are_not_bound() -> None:
     assert core_slices([0, 1], 3) == [[], [], []]
     assert available_cores()
-
-
-def test_a_free_port_can_be_listened_on_and_a_taken_one_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    assert port in PORT_RANGE
-    with socket.socket() as listener:
-        listener.bind(("", port))
-        listener.listen()
-        monkeypatch.setattr("launch.machine.PORT_RANGE", range(port, port + 1))
-        with pytest.raises(OSError, match="no free TCP port"):
-            free_port(attempts=1)

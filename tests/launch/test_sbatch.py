@@ -1,13 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`slurm/pretrain.sbatch` between stand-ins for Slurm's commands: what it starts, what it makes of how that ends."""
 
-import json
 import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from memformer.run import jsonl
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "slurm/pretrain.sbatch"
 RUN = "runs/memformer-123456"
@@ -82,7 +83,7 @@ def test_every_task_trains_with_one_rendezvous(tmp_path: Path) -> None:
     (port,) = [line.partition("=")[2] for line in environment if line.startswith("MASTER_PORT=")]
     assert 20000 <= int(port) < 32768
     assert not (tmp_path / "requeued").exists()
-    records = [json.loads(line) for line in (tmp_path / RUN / "jobs.jsonl").read_text().splitlines()]
+    records = jsonl.records(tmp_path / RUN / "jobs.jsonl")
     assert [(record["event"], record.get("outcome")) for record in records] == [("start", None), ("end", "finished")]
     assert records[0]["nodes"] == "node7 node8"
     code_file = tmp_path / RUN / "logs/exit-codes/123456-0/rank-00001"

@@ -4,7 +4,6 @@
 Covers: launch/commands/launch_submitit.py, launch/submitit_job.py
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -17,10 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import cli
-from launch.commands.launch_submitit import slurm_parameters
+from data_pipeline.errors import UserError
+from launch import cli, slurm_client
+from launch.commands.launch_submitit import slurm_parameters, submit_once, wait_for_slurm
 from launch.slurm_options import SlurmOptions
 from launch.submitit_job import TrainingFailed, TrainingJob, rank_environment
+from memformer.run import jsonl
 from tests.books import small_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def test_on_this_machine_it_trains_and_finishes(config: Path, tmp_path: Path, ex
         [*command, "--tasks-per-node", str(processes)], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    events = jsonl.records(tmp_path / "run/events.jsonl")
     assert events[-1]["event"] == "end"
     assert [event["processes"] for event in events if event["event"] == "start"] == [processes]
 
@@ -94,6 +95,43 @@ def test_options_reach_slurm() -> None:
     assert found["setup"] == ["export PYTHONPATH='/runs/a b/code'", "module x"]
 
 
+class FailedSubmissionError(Exception):
+    """submitit's, which is known by its name."""
+
+
+def test_what_slurm_may_have_taken_is_not_submitted_again_unless_it_is_known_to_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Executor:
+        tries = 0
+
+        def submit(self, function: object) -> str:
+            self.tries += 1
+            raise FailedSubmissionError("sbatch: error: Socket timed out on send/recv operation")
+
+    monkeypatch.setattr(slurm_client, "PATIENCE_SECONDS", 0.0)
+    for known, tries in ((True, slurm_client.ATTEMPTS), (False, 1)):
+        monkeypatch.setattr(slurm_client, "cancel", lambda name, known=known: known)
+        executor = Executor()
+        with pytest.raises(UserError, match=r"did not answer .*timed out.* look with squeue --name=unique"):
+            submit_once(executor, [None], "unique")
+        assert executor.tries == tries
+
+
+def test_jobs_are_waited_for_while_slurm_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Job:
+        job_id = "7"
+
+    answers = ["RUNNING", *[slurm_client.UNKNOWN] * 5, "FAILED", slurm_client.UNKNOWN, "FAILED", slurm_client.GONE]
+    left = iter([*answers, slurm_client.GONE])
+    monkeypatch.setattr(slurm_client, "states", lambda ids: {job: next(left) for job in ids})
+    assert wait_for_slurm([Job], [tmp_path], 0.0) == 1
+    assert next(left, None) is None, "not given up before it was known three times"
+    assert "job 7 ended" in capsys.readouterr().err
+
+
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """This process as the only task of a job of submitit's debug executor; the run directory."""
@@ -105,7 +143,7 @@ def task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def outcomes(run: Path) -> list[Any]:
-    records = [json.loads(line) for line in (run / "jobs.jsonl").read_text().splitlines()]
+    records = jsonl.records(run / "jobs.jsonl")
     return [record.get("outcome", record["event"]) for record in records]
 
 

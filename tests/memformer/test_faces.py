@@ -24,7 +24,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "shown").mkdir()
     (tmp_path / "shown" / "inside.py").write_text("import sys\nsys.imported = getattr(sys, 'imported', 0) + 1\nX = 5\n")
     (tmp_path / "shown" / "__init__.py").write_text(
-        "from memformer.faces import face\n__getattr__ = face(__name__, {'X': 'inside', 'Y': 'inside'})\n"
+        "from data_pipeline.faces import face\n__getattr__ = face(__name__, {'X': 'inside', 'Y': 'inside'})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "imported", 0, raising=False)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.machine import free_port
+from memformer.processes.ports import free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "unshare", "setpriv")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

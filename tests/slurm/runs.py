@@ -4,7 +4,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import yaml
 
 from memformer.run.directory import TIMING_FIELDS
+from memformer.run.jsonl import records
 from tests.books import TINY_MODEL
+from tests.held import held_python
 from tests.slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,13 +38,14 @@ def write_config(path: Path, data: Path, steps: int = STEPS) -> Path:
 
 
 def memformer(cluster: Cluster, *words: str, code: int = 0) -> str:
-    """Runs a command of the project as a user of the cluster; returns what it said on stdout.
+    """Runs a command of the project as a user of the cluster; returns what it said on stdout. Runs that it submits can
+    be held (tests/held.py).
 
     Raises:
         AssertionError: It ended with another code.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", *words],
+        [held_python(cluster.root), "-m", "launch.cli", *words],
         cwd=ROOT,
         env=cluster.environment,
         capture_output=True,
@@ -60,13 +62,6 @@ def launch(cluster: Cluster, config: Path, run: Path, *options: str) -> str:
     memformer(cluster, "launch", "slurm", str(config), *resources, "--run_dir", str(run), *options)
     jobs = json.loads((run / "submission.json").read_text())["jobs"]
     return str(jobs[0])
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file; none if there is no file yet."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def wait_for_step(run: Path, step: int, seconds: float = LIFE_SECONDS) -> None:

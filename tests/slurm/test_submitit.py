@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.held import hold, release
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.runs import (
     LIFE_SECONDS,
@@ -30,13 +31,15 @@ def submit(cluster: Cluster, *words: str, run: Path, code: int = 0) -> str:
 
 def test_train_preempt_resume_finish(cluster: Cluster, config: Path) -> None:
     run = config.parent / "run"
+    hold(run, 5)
     job = submit(cluster, str(config), "--nodes", "2", "--tasks-per-node", "1", run=run)
     wait_for_step(run, 5)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
     other = cluster.client(*urgent, "--wrap=sleep 1").strip()
     cluster.wait_for(other, "COMPLETED", seconds=90)
-    assert last_step(run) < STEPS, "preempted too late for this test"
+    assert last_step(run) < STEPS
     wait_until(lambda: restarts(cluster, job) >= 1, 60, "requeued after the preemption")
+    release(run)
     wait_for_end(cluster, job, run, seconds=LIFE_SECONDS)
     events = records(run / "events.jsonl")
     saved = [event["step"] for event in events if event["event"] == "preemption"]

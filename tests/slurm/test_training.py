@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.held import hold, release
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.runs import (
     LIFE_SECONDS,
@@ -61,29 +62,35 @@ def test_two_nodes_train_and_finish(cluster: Cluster, config: Path, reference: P
 def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Path, reference: Path) -> None:
     """Four lives of one job: a time-out warning, a rank's kill -9, a preemption, and the controller away at the end."""
     run = config.parent / "interrupted"
+    hold(run, 5)
     job = launch(cluster, config, run)
 
     wait_for_step(run, 5)
     cluster.client("scancel", "--signal=USR1", job)  # what --signal=USR1@300 sends before the time limit
     wait_until(lambda: restarts(cluster, job) == 1, 90, "requeued after the warning")
     saved = [event["step"] for event in records(run / "events.jsonl") if event["event"] == "preemption"]
-    assert len(saved) == 1 and 5 <= saved[0] < STEPS
+    assert saved == [5]
 
-    wait_for_step(run, saved[0] + 12)
+    hold(run, 17)
+    wait_for_step(run, 17)
     os.kill(rank_process(job, 1), signal.SIGKILL)
     wait_until(lambda: restarts(cluster, job) == 2, 90, "requeued after the death of a rank")
     assert "rank-00001 on node1 ended first, with exit code 137" in job_log(run)
 
-    wait_for_step(run, last_step(run) + 3)
+    hold(run, 20)
+    wait_for_step(run, 20)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
     other = cluster.client(*urgent, "--wrap=sleep 2").strip()
     cluster.wait_for(other, "COMPLETED", seconds=90)
-    assert last_step(run) < STEPS, "preempted too late for this test"
+    assert last_step(run) < STEPS
     wait_until(lambda: restarts(cluster, job) >= 3, 90, "requeued after the preemption")
     assert len([event for event in records(run / "events.jsonl") if event["event"] == "preemption"]) >= 2
 
-    wait_for_step(run, last_step(run) + 3)
+    held = last_step(run) + 3  # it may have been preempted again since
+    hold(run, held)
+    wait_for_step(run, held)
     cluster.stop_controller()
+    release(run)
     wait_until(lambda: last_step(run) == STEPS, LIFE_SECONDS, "the run ends while the controller is away")
     wait_until(lambda: "done: the run has finished" in job_log(run), 60, "the job notices")
     cluster.start_controller()
@@ -97,11 +104,13 @@ def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Pa
 def test_a_node_dies(cluster: Cluster, config: Path, reference: Path) -> None:
     """The job goes on with another node in its place; srun's own answer to this is sometimes 0."""
     run = config.parent / "node-death"
+    hold(run, 15)
     job = launch(cluster, config, run)
     wait_for_step(run, 15)
     lost = cluster.job(job)["BatchHost"]
     cluster.kill(lost)
     wait_until(lambda: cluster.job(job).get("Restarts") == "1", 90, "requeued after the death of a node")
+    release(run)
     wait_for_end(cluster, job, run)
     starts = [record["nodes"].split() for record in records(run / "jobs.jsonl") if record["event"] == "start"]
     assert len(starts) == 2 and lost in starts[0] and lost not in starts[1]
@@ -135,10 +144,15 @@ def test_a_run_has_one_job_at_a_time_and_a_cancelled_one_stays_cancelled(
     cluster: Cluster, config: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
+    hold(run, 3)
     job = launch(cluster, config, run)
     wait_for_step(run, 3)
     words = ["launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(run)]
     memformer(cluster, *words, code=2)
+    cluster.stop_controller()
+    memformer(cluster, *words, code=1)
+    cluster.start_controller()
+    assert json.loads((run / "submission.json").read_text())["jobs"] == [job], "not while Slurm does not answer"
     cluster.client("scancel", job)
     cluster.wait_for(job, "CANCELLED", seconds=60)
     wait_until(lambda: "Slurm is ending this job itself" in job_log(run), 30, "the script has noticed")

@@ -137,7 +137,7 @@ def test_search_finds_what_fits_fastest_first() -> None:
     ("world", "device", "parallel", "words"),
     [
         (8, "h1000", {}, "choose one of a100, h100, h200"),
-        (6, "h100", {"tensor": 4}, "6 processes are no multiple of parallel.tensor 4"),
+        (6, "h100", {"tensor": 4}, "--nodes 1 x --gpus-per-node 6 = 6 is not parallel.tensor 4"),
         (32, "h100", {}, "data.num_lanes is 16, which 32 data-parallel processes cannot share"),
     ],
 )

@@ -1,21 +1,12 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Files of a run: events, truncation on resume, atomic replacement."""
+"""Files of a run: events, atomic replacement."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from memformer.run.directory import RunDirectory, truncate_lines, write_atomically
-
-
-def test_truncation_drops_later_steps_and_half_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
-    assert truncate_lines(path, 3) == 3
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    assert truncate_lines(path, 3) == 0
-    assert truncate_lines(tmp_path / "none", 3) == 0
+from memformer.run.directory import RunDirectory, write_atomically
 
 
 def test_a_failed_replacement_leaves_the_file_as_it_was(tmp_path: Path) -> None:
