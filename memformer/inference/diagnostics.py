@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline import SegmentBatch, Tokenizer
 from memformer.inference.inspection import KEPT, OVERWRITTEN, MemoryInspector
+from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.memformer import Memformer
 from memformer.processes.group import all_sum, from_main
 from memformer.replay import Carry, Segment
@@ -32,13 +33,11 @@ def memory_diagnostics(
     """
     if not model.config.num_memory_slots:
         return {}
-    training = model.training
-    model.eval()
     live = carry.length > 0
     no_reset = torch.zeros_like(live)
     segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
-    own_BK, memory_BKD = model.slots_kept(segment, carry.memory)
-    model.train(training)
+    with evaluation_mode(model):
+        own_BK, memory_BKD = model.slots_kept(segment, carry.memory)
     unit_BKD = torch.nn.functional.normalize(memory_BKD.float(), dim=-1)
     slots = memory_BKD.shape[1]
     cosine_B = (unit_BKD.sum(1).square().sum(-1) - slots) / max(1, slots * (slots - 1))
@@ -82,11 +81,8 @@ def inspected_memory(model: Memformer, batches: Iterable[SegmentBatch], tokenize
     tokens = from_main(np.concatenate(found) if found else None)
     if tokens is None:
         return None
-    training = model.training
-    model.eval()
     length = int(batch.tokens.shape[2])
-    inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
-    inspector.read(tokens)
-    report = inspector.report()
-    model.train(training)
-    return report
+    with evaluation_mode(model):
+        inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
+        inspector.read(tokens)
+        return inspector.report()
