@@ -28,7 +28,7 @@ def memory_diagnostics(
 
     Returns:
         slot_norm: mean L2 norm of a slot (1 by construction); slot_cosine: mean cosine between two slots of a lane
-        (towards 1: collapsed); self_attention: the writer's mean weight of a slot on itself; kept_share and
+        (towards 1: collapsed); self_weight: the writer's mean weight of a slot on itself; kept_share and
         overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory.
     """
     if not model.config.num_memory_slots:
@@ -44,7 +44,7 @@ def memory_diagnostics(
     per_lane = {
         "slot_norm": memory_BKD.float().norm(dim=-1).mean(1),
         "slot_cosine": cosine_B,
-        "self_attention": own_BK.mean(1),
+        "self_weight": own_BK.mean(1),
         "kept_share": (own_BK > KEPT).float().mean(1),
         "overwritten_share": (own_BK < OVERWRITTEN).float().mean(1),
     }

@@ -44,14 +44,14 @@ def test_figures_are_those_of_the_slots_kept(model: Memformer) -> None:
     carry.length[2] = 0
     found = memory_diagnostics(model, carry)
     assert model.training and found == memory_diagnostics(model, carry), "no dropout inside"
-    names = ["slot_norm", "slot_cosine", "self_attention", "kept_share", "overwritten_share"]
+    names = ["slot_norm", "slot_cosine", "self_weight", "kept_share", "overwritten_share"]
     assert list(found) == names
     slots = carry.memory[:2].float()
     assert found["slot_norm"] == pytest.approx(1, abs=1e-6)
     cosine_BKK = slots @ slots.transpose(1, 2)
     different = ~torch.eye(slots.shape[1], dtype=torch.bool)
     assert found["slot_cosine"] == pytest.approx(float(cosine_BKK[:, different].mean()), abs=1e-6)
-    assert 0 < found["self_attention"] < 1
+    assert 0 < found["self_weight"] < 1
 
 
 def test_diagnostics_that_fail_leave_the_model_in_training_mode(
