@@ -56,6 +56,25 @@ class StepReport:
     loss_scale: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class LaneGroup:
+    """Lanes that are replayed together (`training.lanes_per_micro_batch`), one group after another.
+
+    Attributes:
+        start: The first of them, among this process's lanes.
+        stop: The one after the last.
+        rollout: The rollout of these lanes.
+        carry: Their state before it.
+        seed: What `segment_seeds` gives each of their segments its random numbers from.
+    """
+
+    start: int
+    stop: int
+    rollout: Rollout
+    carry: Carry
+    seed: int
+
+
 class ReplayEngine:
     """Trains a Memformer by whole rollouts; also the `Cell` that evaluation runs on.
 
@@ -130,28 +149,61 @@ class ReplayEngine:
         """
         algorithm = memory_replay_backward if self.config.training.replay == "mrbp" else bptt_backward
         lanes = len(rollout.tokens)
-        group = self.config.training.lanes_per_micro_batch or lanes
-        starts = range(0, lanes, group)
         results = []
         self.replay_buffer_bytes = 0
         with self._accumulation():
-            for start in starts:
-                stop = min(start + group, lanes)
+            for group in self.lane_groups(rollout, carry, seed):
                 buffer = replay_buffer(self.config, self.world)
-                part = Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
                 results.append(
                     algorithm(
                         self,
-                        rollout.lanes(start, stop),
-                        part,
-                        functools.partial(self._backward, last_group=stop == lanes),
+                        group.rollout,
+                        group.carry,
+                        functools.partial(self._backward, last_group=group.stop == lanes),
                         denominator=max(1, valid_tokens) / self.world.mesh.data.size,
-                        seed=mix_seed(seed, self.world.mesh.data.rank * lanes + start),
+                        seed=group.seed,
                         buffer=buffer,
                     )
                 )
                 self.replay_buffer_bytes = max(self.replay_buffer_bytes, buffer.peak_bytes)
         return self._unscaled(results[0] if len(results) == 1 else _joined(results))
+
+    def lane_groups(self, rollout: Rollout, carry: Carry, seed: int) -> list[LaneGroup]:
+        """The groups of this process's lanes that a rollout is trained in, each with a random stream of its own.
+
+        Args:
+            rollout: This process's lanes.
+            carry: Their state before it.
+            seed: Of the rollout, as in `rollout_backward`.
+        """
+        lanes = len(rollout.tokens)
+        size = self.config.training.lanes_per_micro_batch or lanes
+        spans = [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
+        first = self.world.mesh.data.rank * lanes
+        return [
+            LaneGroup(*span, rollout.lanes(*span), carry_of_lanes(carry, *span), mix_seed(seed, first + span[0]))
+            for span in spans
+        ]
+
+    def token_losses(
+        self, group: LaneGroup, index: int, memory: torch.Tensor, seed_stream: Callable[[int], None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of a group's segment computed again without a graph, with the random numbers of the training step.
+
+        Called by all processes together (ZeRO-3 gathers parameters).
+
+        Args:
+            group: One of `lane_groups`.
+            index: The segment's number in the rollout.
+            memory: The group's memory before it, [lanes, K, D].
+            seed_stream: What `segment_seeds(group.seed, ...)` gives.
+
+        Returns:
+            Loss of each target in nats, [lanes, S], 0 beyond the valid length; and the next memory.
+        """
+        seed_stream(index)
+        with torch.no_grad(), self.autocast():
+            return self.model.losses(group.rollout.segment(index, group.carry), memory)
 
     def _unscaled(self, result: RolloutResult) -> RolloutResult:
         if self.loss_scale is None:
@@ -352,6 +404,11 @@ def _parameters_gathered(model: torch.nn.Module) -> Iterator[None]:
         present = [p for p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
         if present:
             present[0].partition(param_list=present, has_been_updated=False)
+
+
+def carry_of_lanes(carry: Carry, start: int, stop: int) -> Carry:
+    """The lanes start .. stop-1 alone."""
+    return Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
 
 
 def _joined(results: list[RolloutResult]) -> RolloutResult:
