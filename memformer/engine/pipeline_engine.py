@@ -114,7 +114,7 @@ class PipelineReplayEngine(ReplayEngine):
             with self._accumulation():
                 executor.run()
                 self._add_shared_gradients()
-        if self.stage == 0:
+        if self.zero_stage == 0:
             self.deepspeed.set_gradient_accumulation_boundary(True)
             self.deepspeed.allreduce_gradients()
         figures = mesh.pipe.sum(torch.cat([executor.segment_losses, executor.memory_gradient_squares]))

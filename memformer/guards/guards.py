@@ -200,7 +200,7 @@ class Guards:
     def _compared(self, step: int) -> None:
         """Compares the replicas' parameters when it is time to."""
         interval = self._settings.checksum_interval
-        if not interval or step % interval or self._engine.stage == 3 or self._world.size == 1:
+        if not interval or step % interval or self._engine.zero_stage == 3 or self._world.size == 1:
             return
         wrong = different_replicas(self._engine.model, self._world.mesh)
         if wrong:
