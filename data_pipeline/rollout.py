@@ -26,7 +26,7 @@ class Rollout:
             segment of a document: the lane's next segment begins another one.
         resets: bool `[B, T]`, true where a document begins (its start is 0): the memory is the initial one, and the
             segment before is the start token alone.
-        carry_from: int64 `[B]`, -1 where the lane goes on with its own carry (or resets); otherwise the carry slot
+        carry_from: int64 `[B]`, -1 where the lane goes on with its own carry (or resets); otherwise the carry row
             whose memory and previous segment the lane takes over before this rollout. Only a run that was resumed
             with another number of lanes has such rollouts; see `LanePlan`.
         valid_tokens: Target tokens in the rollout over all lanes of the global batch, not only of this block.

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Waiting:
-    """A piece read up to `offset` that waits for a lane; its carry is in `slot`."""
+    """A piece read up to `offset` that waits for a lane; its carry is in row `row`."""
 
     piece: int
     epoch: int
     offset: int
-    slot: int
+    row: int
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class TrainingState:
     def stepped(self, batch: SegmentBatch, carry: Carry, stream: SegmentStream) -> None:
         """Moves on by one optimizer step, to the carry that its rollout has left."""
         scale = self.engine.loss_scale
-        self.lanes = self.lanes.after(carry, stream.carry_slots)
+        self.lanes = self.lanes.after(carry, stream.carry_rows)
         self.progress = dataclasses.replace(
             self.progress,
             step=self.progress.step + 1,

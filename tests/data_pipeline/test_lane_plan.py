@@ -17,7 +17,7 @@ Reading = tuple[int, int]  # (epoch, document)
 
 @dataclass
 class Reader:
-    """Follows a run: what was read, and whose carry each slot holds, moved about as a trainer would."""
+    """Follows a run: what was read, and whose carry each row holds, moved about as a trainer would."""
 
     lengths: list[int]
     positions: dict[Reading, int] = field(default_factory=lambda: defaultdict(int))
@@ -29,9 +29,9 @@ class Reader:
         assert rollout.valid_tokens == rollout.lengths.sum()
         self.steps += 1
         num_lanes, num_segments = rollout.documents.shape
-        for lane, slot in enumerate(rollout.carry_from.tolist()):
-            if slot >= 0:
-                self.carries[lane] = self.carries.pop(slot)
+        for lane, row in enumerate(rollout.carry_from.tolist()):
+            if row >= 0:
+                self.carries[lane] = self.carries.pop(row)
         for lane in range(num_lanes):
             for segment in range(num_segments):
                 document = int(rollout.documents[lane, segment])
@@ -51,9 +51,9 @@ class Reader:
 
     def move(self, plan: LanePlan) -> None:
         sources = plan.carry_sources.tolist()
-        moved = [slot for slot in sources if slot >= 0]
+        moved = [row for row in sources if row >= 0]
         assert len(set(moved)) == len(moved) and -1 not in sources[plan.num_lanes :]
-        self.carries = {slot: self.carries.get(old) for slot, old in enumerate(sources) if old >= 0}
+        self.carries = {row: self.carries.get(old) for row, old in enumerate(sources) if old >= 0}
 
     def check_complete(self, epochs: int) -> None:
         expected = {(e, d): n for e in range(epochs) for d, n in enumerate(self.lengths) if n}
@@ -245,7 +245,7 @@ def test_dropped_lanes_hand_their_document_and_carry_to_the_next_free_lane() -> 
     narrow.load_state_dict(wide.state_dict())
     assert narrow.carry_sources.tolist() == [0, 1, 2, 3]
     rollouts = [narrow.next_rollout(4) for _ in range(4)]
-    # 30 tokens are left of each document, 6 segments: the lanes idle for 2 segments, then take over slots 2 and 3.
+    # 30 tokens are left of each document, 6 segments: the lanes idle for 2 segments, then take over rows 2 and 3.
     assert [rollout.carry_from.tolist() for rollout in rollouts] == [[-1, -1], [-1, -1], [2, 3], [-1, -1]]
     assert rollouts[1].documents[0].tolist() == [0, 0, -1, -1]
     assert rollouts[2].documents[:, 0].tolist() == [2, 3] and rollouts[2].starts[:, 0].tolist() == [10, 10]
@@ -259,7 +259,7 @@ def test_waiting_documents_go_before_the_queue() -> None:
     narrow = LanePlan([40] * 9, num_lanes=3, segment_length=5, order="sequential")
     narrow.load_state_dict(wide.state_dict())
     rollouts = [narrow.next_rollout(4) for _ in range(3)]
-    # After 6 segments the three lanes are free: two take the next documents at once, the last is kept for slot 3.
+    # After 6 segments the three lanes are free: two take the next documents at once, the last is kept for row 3.
     assert [rollout.carry_from.tolist() for rollout in rollouts] == [[-1, -1, -1], [-1, -1, -1], [-1, -1, 3]]
     assert rollouts[1].documents[:, 2:].tolist() == [[4, 4], [5, 5], [-1, -1]]
     assert rollouts[2].documents[:, 0].tolist() == [4, 5, 3]
