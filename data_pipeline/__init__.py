@@ -8,7 +8,7 @@ from data_pipeline.far import FarSettings
 from data_pipeline.index import DocumentIndex
 from data_pipeline.opening import open_data
 from data_pipeline.plan import LanePlan
-from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
+from data_pipeline.reading import Reading, SegmentBatch, lanes_of, trace_rows
 from data_pipeline.store import ShardStore, Store
 from data_pipeline.stream import SegmentStream
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -20,7 +20,7 @@ __all__ = [
     "DocumentIndex",
     "FarSettings",
     "LanePlan",
-    "Rollout",
+    "Reading",
     "SegmentBatch",
     "SegmentStream",
     "ShardStore",

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data_pipeline.document_order import DocumentOrder, Order, Source, blocks_of
 from data_pipeline.errors import UserError
-from data_pipeline.rollout import Rollout
+from data_pipeline.reading import Reading
 from data_pipeline.stretch import PlanState, SourceState, Stretch, Waiting
 
 STATE_VERSION = 2
@@ -126,10 +126,10 @@ class LanePlan:
         )
         self._check_some_document()
 
-    def next_rollout(self, num_segments: int) -> Rollout | None:
+    def next_rollout(self, num_segments: int) -> Reading | None:
         """What all lanes read in the next `num_segments` segments; None when the last epoch has ended."""
         stretch = self.next_stretch(num_segments, 1)
-        return None if stretch is None else Rollout(**stretch.fields(0))
+        return None if stretch is None else Reading(**stretch.fields(0))
 
     def next_stretch(self, num_segments: int, rollouts: int) -> Stretch | None:
         """The next rollouts, at most this many and fewer where an epoch is the last; None as in `next_rollout`."""

@@ -29,7 +29,7 @@ from data_pipeline.errors import DamagedDocument, UserError
 from data_pipeline.index import DocumentIndex
 from data_pipeline.opening import open_data, open_store
 from data_pipeline.plan import LanePlan
-from data_pipeline.rollout import SegmentBatch, lanes_of
+from data_pipeline.reading import SegmentBatch, lanes_of
 from data_pipeline.store import Store
 from data_pipeline.stretch import PlanState, Stretch
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from data_pipeline.rollout import lanes_of
+from data_pipeline.reading import lanes_of
 from memformer.replay import Carry
 
 WAITING = "waiting.safetensors"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import LanePlan, Rollout, UserError, lanes_of
+from data_pipeline import LanePlan, Reading, UserError, lanes_of
 
-Reading = tuple[int, int]  # (epoch, document)
+EpochDocument = tuple[int, int]
 
 
 @dataclass
@@ -20,28 +20,28 @@ class Reader:
     """Follows a run: what was read, and whose carry each row holds, moved about as a trainer would."""
 
     lengths: list[int]
-    positions: dict[Reading, int] = field(default_factory=lambda: defaultdict(int))
+    positions: dict[EpochDocument, int] = field(default_factory=lambda: defaultdict(int))
     carries: dict[int, tuple[int, int, int] | None] = field(default_factory=dict)
     steps: int = 0
 
-    def follow(self, rollout: Rollout, segment_length: int) -> None:
-        assert rollout.step == self.steps and rollout.first_lane == 0
-        assert rollout.valid_tokens == rollout.lengths.sum()
+    def follow(self, reading: Reading, segment_length: int) -> None:
+        assert reading.step == self.steps and reading.first_lane == 0
+        assert reading.valid_tokens == reading.lengths.sum()
         self.steps += 1
-        num_lanes, num_segments = rollout.documents.shape
-        for lane, row in enumerate(rollout.carry_from.tolist()):
+        num_lanes, num_segments = reading.documents.shape
+        for lane, row in enumerate(reading.carry_from.tolist()):
             if row >= 0:
                 self.carries[lane] = self.carries.pop(row)
         for lane in range(num_lanes):
             for segment in range(num_segments):
-                document = int(rollout.documents[lane, segment])
+                document = int(reading.documents[lane, segment])
                 epoch, start, length = (
-                    int(a[lane, segment]) for a in (rollout.epochs, rollout.starts, rollout.lengths)
+                    int(a[lane, segment]) for a in (reading.epochs, reading.starts, reading.lengths)
                 )
                 if document < 0:
-                    assert (epoch, start, length) == (0, 0, 0) and not rollout.resets[lane, segment]
+                    assert (epoch, start, length) == (0, 0, 0) and not reading.resets[lane, segment]
                     continue
-                assert rollout.resets[lane, segment] == (start == 0)
+                assert reading.resets[lane, segment] == (start == 0)
                 if start > 0:
                     assert self.carries[lane] == (epoch, document, start), "the lane holds another document's memory"
                 assert self.positions[epoch, document] == start
@@ -170,7 +170,7 @@ def test_a_stretch_is_its_rollouts_one_by_one(
         for number, state in enumerate(stretch.states[1:]):
             whole = single.next_rollout(shape[1])
             assert whole is not None
-            expected, found = whole.block(lanes), Rollout(**block.fields(number))
+            expected, found = whole.block(lanes), Reading(**block.fields(number))
             for name, value in vars(expected).items():
                 assert np.array_equal(value, getattr(found, name)), name
             assert single.state_dict() == many.state_dict(state)
