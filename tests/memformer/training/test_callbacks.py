@@ -2,6 +2,7 @@
 """The named points of a training run: which are reached, in which order, and what a callback is shown there."""
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,28 @@ class Recorder(Callback):
         return note
 
 
+def callback_of_the_page() -> Any:
+    """The callback that docs/operations.md shows, without the run that it is shown with."""
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    definitions, call = example.rsplit("\ntrain(", 1)
+    assert call.endswith("callbacks=[losses])\n")
+    found: dict[str, Any] = {}
+    exec(definitions, found)
+    return found["losses"]
+
+
 def points_of(world: World, root: str) -> list[Any]:
     """Every point of a run of three steps: the second is evaluated and saved, the last saved."""
     seen: list[Any] = []
     training = {"max_steps": STEPS, "eval_interval": 2, "eval_segments": 2}
+    documented = callback_of_the_page()
     code = train(
         tiny_config(Path(root), "points", training=training),
-        callbacks=[Recorder(seen, "first"), Recorder(seen, "second")],
+        callbacks=[Recorder(seen, "first"), Recorder(seen, "second"), documented],
     )
     assert code == 0
+    assert documented.found == [row["loss"] for row in metrics_of(RunDirectory(Path(root) / "points"))]
     return seen
 
 
