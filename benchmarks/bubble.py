@@ -59,7 +59,7 @@ def real_model(name: str, stages: int, m: int, t: int) -> dict[str, Any]:
     """A model split by FLOPs; what its layers do not divide into is part of the bubble."""
     model = MemformerConfig(vocab_size=32_000, start_token_id=0, **MODELS[name])  # type: ignore[arg-type]
     schedule = replay_schedule(balanced_split(model, stages, LENGTH, t), model, LENGTH, m, t)
-    busy = [sum(slot.end - slot.start for slot in slots) for slots in schedule.timeline.slots]
+    busy = [sum(interval.end - interval.start for interval in intervals) for intervals in schedule.timeline.intervals]
     return {
         "model": name,
         "p": stages,

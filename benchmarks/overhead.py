@@ -25,21 +25,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table, provenance, synchronize, write_results
-from data_pipeline import SegmentStream, build_dataset
+from data_pipeline import build_dataset
 from memformer import Memformer
 from memformer.config.schema import Config, load_config
 from memformer.engine.optimizer import make_optimizer
 from memformer.engine.precision import resolve_precision
-from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.memformer import MemformerConfig
 from memformer.models.sizes import count_parameters
-from memformer.processes import group
 from memformer.processes.environment import prepare_environment
 from memformer.replay import Carry, Rollout, memory_replay_backward
-from memformer.run.data import TrainingData
-from memformer.run.directory import RunDirectory
-from memformer.run.metrics import set_up_logging
-from memformer.training.trainer import Trainer, run_identity
+from memformer.training import Callback, TrainingState, train
 
 
 class BareLoop:
@@ -70,29 +65,30 @@ class BareLoop:
         self.carry = result.carry
 
 
-class TakingTurns:
-    """A stream whose every `next` first runs a bare step: what lies between two of them is one step of ours."""
+class TakingTurns(Callback):
+    """Runs a bare step before each of ours: what lies between two of them is one step of ours."""
 
-    def __init__(self, stream: SegmentStream, bare: BareLoop, device: torch.device) -> None:
-        self.stream, self.bare, self.device = stream, bare, device
+    def __init__(self) -> None:
         self.ours: list[float] = []
         self.theirs: list[float] = []
+        self.parameters = 0
+        self._bare: BareLoop | None = None
         self._returned: float | None = None
 
-    def __next__(self) -> Any:
-        synchronize(self.device)
+    def before_data(self, state: TrainingState) -> None:
+        """A bare step, and the times of both."""
+        device, model = state.world.device, state.engine.model.config
+        synchronize(device)
         called = time.perf_counter()
         if self._returned is not None:
             self.ours.append(called - self._returned)
+        if self._bare is None:
+            self._bare, self.parameters = BareLoop(model, state.config, device), count_parameters(model)
         started = time.perf_counter()
-        self.bare.step()
-        synchronize(self.device)
+        self._bare.step()
+        synchronize(device)
         self._returned = time.perf_counter()
         self.theirs.append(self._returned - started)
-        return next(self.stream)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 def measure(zero_stage: int, width: int, steps: int, warm_up: int) -> dict[str, Any]:
@@ -116,25 +112,14 @@ def measure(zero_stage: int, width: int, steps: int, warm_up: int) -> dict[str, 
                 f"--model.d_ff={4 * width}",
             ],
         )
-        world = group.initialise(config.device)
-        set_up_logging(world.rank)
-        data = TrainingData.open(config.data)
-        model = data.complete(config.model, config.data.segment_length)
-        precision = resolve_precision(config.precision, world.device)
-        engine = ReplayEngine(Memformer(model), config, world, precision)
-        run = RunDirectory(config.run_dir)
-        run.create()
-        trainer = Trainer(config, run, world, data, engine, run_identity(config, model, data, world, precision))
-        with data.train_stream(config, world) as stream:
-            turns = TakingTurns(stream, BareLoop(model, config, world.device), world.device)
-            trainer.loop(turns)  # type: ignore[arg-type]
+        turns = TakingTurns()
+        train(config, callbacks=[turns])
         ours, theirs = turns.ours[warm_up:], turns.theirs[warm_up:]
         ours = ours[: len(theirs)]
-        engine.close()
         return {
             "zero_stage": zero_stage,
             "width": width,
-            "parameters": count_parameters(model),
+            "parameters": turns.parameters,
             "steps": len(ours),
             "ours_seconds": statistics.median(ours),
             "bare_seconds": statistics.median(theirs),

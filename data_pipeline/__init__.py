@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from data_pipeline.index import DocumentIndex
     from data_pipeline.opening import open_data
     from data_pipeline.plan import LanePlan
-    from data_pipeline.rollout import Rollout, SegmentBatch, lanes_of, trace_rows
+    from data_pipeline.reading import Reading, SegmentBatch, lanes_of, trace_rows
     from data_pipeline.store import ShardStore, Store
     from data_pipeline.stream import SegmentStream
     from data_pipeline.stream_settings import StreamSettings
@@ -27,7 +27,7 @@ __all__ = [
     "DocumentIndex",
     "FarSettings",
     "LanePlan",
-    "Rollout",
+    "Reading",
     "SegmentBatch",
     "SegmentStream",
     "ShardStore",
@@ -51,8 +51,8 @@ __getattr__ = face(
         "DocumentIndex": "index",
         "FarSettings": "far",
         "LanePlan": "plan",
-        "Rollout": "rollout",
-        "SegmentBatch": "rollout",
+        "Reading": "reading",
+        "SegmentBatch": "reading",
         "SegmentStream": "stream",
         "ShardStore": "store",
         "Store": "store",
@@ -60,9 +60,9 @@ __getattr__ = face(
         "Tokenizer": "tokenizer",
         "UserError": "errors",
         "build_dataset": "build",
-        "lanes_of": "rollout",
+        "lanes_of": "reading",
         "load_tokenizer": "tokenizer_choice",
         "open_data": "opening",
-        "trace_rows": "rollout",
+        "trace_rows": "reading",
     },
 )

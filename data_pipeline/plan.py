@@ -6,11 +6,11 @@ one queue. All ranks compute the whole plan, so they agree without a word, and t
 of ranks. An epoch queues every document once; the next epoch follows without a gap.
 
 Another number of lanes. A lane's unfinished document cannot be read on without the lane's carry (its memory and
-previous segment), so carries have numbers, called slots: slot g is lane g, and documents that wait for a lane have
-slots from `num_lanes` on. A saved state lists the slots in use (`carry_slots`); whoever saves the state saves the
-carries of these slots. `load_state_dict` puts the unfinished documents of lanes that are gone at the head of the
-queue, and `carry_sources` then tells for each slot now in use which saved slot its carry comes from. A lane takes a
-waiting document only at the start of a rollout, and that rollout's `carry_from` names the slot; so a carry never
+previous segment), so the carries are numbered like the rows of a table: row g is lane g, and documents that wait for a
+lane have rows from `num_lanes` on. A saved state lists the rows in use (`carry_rows`); whoever saves the state saves
+the carries of these rows. `load_state_dict` puts the unfinished documents of lanes that are gone at the head of the
+queue, and `carry_sources` then tells for each row now in use which saved row its carry comes from. A lane takes a
+waiting document only at the start of a rollout, and that rollout's `carry_from` names the row; so a carry never
 changes hands within a rollout. A lane that ends its document in mid-rollout while documents wait stays idle for the
 rest of it.
 
@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from data_pipeline.document_order import DocumentOrder, Order, Source, blocks_of
 from data_pipeline.errors import UserError
-from data_pipeline.rollout import Rollout
+from data_pipeline.reading import Reading
 from data_pipeline.stretch import PlanState, SourceState, Stretch, Waiting
 
 STATE_VERSION = 2
@@ -126,10 +126,10 @@ class LanePlan:
         )
         self._check_some_document()
 
-    def next_rollout(self, num_segments: int) -> Rollout | None:
+    def next_rollout(self, num_segments: int) -> Reading | None:
         """What all lanes read in the next `num_segments` segments; None when the last epoch has ended."""
         stretch = self.next_stretch(num_segments, 1)
-        return None if stretch is None else Rollout(**stretch.fields(0))
+        return None if stretch is None else Reading(**stretch.fields(0))
 
     def next_stretch(self, num_segments: int, rollouts: int) -> Stretch | None:
         """The next rollouts, at most this many and fewer where an epoch is the last; None as in `next_rollout`."""
@@ -168,7 +168,7 @@ class LanePlan:
         Columns are strings of numbers with blanks between them: 1,024 lanes take less than 20 kB of JSON.
         """
         state = state or self.state
-        waiting = [(item.piece, item.epoch, item.offset, item.slot) for item in state.waiting]
+        waiting = [(item.piece, item.epoch, item.offset, item.row) for item in state.waiting]
         return {
             "version": STATE_VERSION,
             "fingerprint": self.fingerprint,
@@ -222,7 +222,7 @@ class LanePlan:
         ] + waiting
         kept, missing = slice(0, self.num_lanes), max(0, self.num_lanes - len(pieces))
         lane_sources = [*range(self.num_lanes - missing), *[-1] * missing]
-        self.carry_sources = np.array([*lane_sources, *(item.slot for item in waiting)], dtype=np.int64)
+        self.carry_sources = np.array([*lane_sources, *(item.row for item in waiting)], dtype=np.int64)
         self.state = PlanState(
             step=step,
             tokens=tokens,
@@ -230,7 +230,7 @@ class LanePlan:
             pieces=np.pad(pieces[kept], (0, missing), constant_values=-1),
             epochs=np.pad(epochs[kept], (0, missing)),
             offsets=np.pad(offsets[kept], (0, missing)),
-            waiting=tuple(replace(item, slot=self.num_lanes + i) for i, item in enumerate(waiting)),
+            waiting=tuple(replace(item, row=self.num_lanes + i) for i, item in enumerate(waiting)),
             skipped=skipped,
         )
         self._check_some_document()
@@ -380,13 +380,13 @@ class _Planner:
         return rows[:, np.argsort(rows[0], kind="stable")], sources
 
     def _take_waiting(self) -> NDArray[np.int64]:
-        """Gives waiting documents to free lanes, in order; returns the slots they come from, -1 elsewhere."""
+        """Gives waiting documents to free lanes, in order; returns the carry rows they come from, -1 elsewhere."""
         taken = np.full(len(self._pieces), -1, np.int64)
         if self._waiting:
             free = np.flatnonzero(self._offsets == self._tokens(self._pieces)).tolist()
             for lane, item in zip(free, self._waiting, strict=False):
                 self._pieces[lane], self._epochs[lane], self._offsets[lane] = item.piece, item.epoch, item.offset
-                taken[lane] = item.slot
+                taken[lane] = item.row
             self._waiting = self._waiting[len(free) :]
         return taken
 

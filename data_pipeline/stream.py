@@ -28,7 +28,7 @@ from data_pipeline.errors import DamagedDocument
 from data_pipeline.index import DocumentIndex
 from data_pipeline.opening import open_data, open_store
 from data_pipeline.plan import LanePlan
-from data_pipeline.rollout import SegmentBatch
+from data_pipeline.reading import SegmentBatch
 from data_pipeline.store import Store
 from data_pipeline.stream_settings import Damage, StreamSettings
 from data_pipeline.stretch import PlanState, Stretch
@@ -100,17 +100,17 @@ class SegmentStream:
 
     @property
     def carry_sources(self) -> NDArray[np.int64]:
-        """What `load_state_dict` did to the carries: `[lanes, then waiting documents]` → saved slot, or -1 for none.
+        """What `load_state_dict` did to the carries: `[lanes, then waiting documents]` → saved row, or -1 for none.
 
-        Entry s tells from which slot of the saved run the carry of slot s comes. Without a load, or with the same
+        Entry s tells from which row of the saved run the carry of row s comes. Without a load, or with the same
         number of lanes and no waiting document, it is 0, 1, 2, …; see `data_pipeline.plan` for the whole protocol.
         """
         return self._plan.carry_sources
 
     @property
-    def carry_slots(self) -> NDArray[np.int64]:
-        """The slots whose carries belong to `state_dict()`: all lanes, then the documents that wait for a lane."""
-        waiting = [item.slot for item in self._delivered.waiting]
+    def carry_rows(self) -> NDArray[np.int64]:
+        """The rows whose carries belong to `state_dict()`: all lanes, then the documents that wait for a lane."""
+        waiting = [item.row for item in self._delivered.waiting]
         return np.array([*range(self._plan.num_lanes), *waiting], dtype=np.int64)
 
     @property

@@ -10,7 +10,7 @@ from data_pipeline.document_order import Order
 from data_pipeline.errors import UserError
 from data_pipeline.index import DocumentIndex
 from data_pipeline.plan import LanePlan
-from data_pipeline.rollout import lanes_of
+from data_pipeline.reading import lanes_of
 
 OnDamage = Literal["stop", "skip"]
 Damage = Mapping[int, str]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Waiting:
-    """A piece read up to `offset` that waits for a lane; its carry is in `slot`."""
+    """A piece read up to `offset` that waits for a lane; its carry is in row `row`."""
 
     piece: int
     epoch: int
     offset: int
-    slot: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Stretch:
 
     Attributes:
         step: Number of the first.
-        first_lane: As in `Rollout`.
-        columns: What `Rollout` holds for each segment, by name, `[rollouts, B, T]`.
+        first_lane: As in `Reading`.
+        columns: What `Reading` holds for each segment, by name, `[rollouts, B, T]`.
         carry_from: Of every rollout; with more than one, no carry changes hands.
         valid_tokens: Of each rollout.
         states: Where the plan stands before the first and after each.
@@ -91,7 +91,7 @@ class Stretch:
         )
 
     def fields(self, number: int) -> dict[str, Any]:
-        """The arguments of `Rollout` for one of the rollouts, counted from 0."""
+        """The arguments of `Reading` for one of the rollouts, counted from 0."""
         return {
             "step": self.step + number,
             "first_lane": self.first_lane,

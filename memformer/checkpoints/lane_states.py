@@ -3,11 +3,12 @@
 
 A carry is a lane's memory and previous segment. It belongs to a document, so it follows the document when the lanes
 are dealt out anew: to another process, to another lane, or into a waiting line when there are fewer lanes than
-before (`data_pipeline.plan` decides; its slot numbers are used here). Waiting carries are few and short-lived, and
+before (`data_pipeline.plan` decides; its row numbers are used here). Waiting carries are few and short-lived, and
 every process keeps all of them, in host memory.
 
     CHECKPOINT/lanes/rank-00000.safetensors   memory [B, K, D], tokens [B, S], length [B] of a replica's lanes
-    CHECKPOINT/lanes/waiting.safetensors      the same of waiting documents, and slots [W]; absent if none wait
+    CHECKPOINT/lanes/waiting.safetensors      the same of waiting documents; absent if none wait. Their row numbers
+                                              stand there as slots [W], the name that saved runs have
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from data_pipeline.rollout import lanes_of
+from data_pipeline.reading import lanes_of
 from memformer.replay import Carry
 
 WAITING = "waiting.safetensors"
 _FIELDS = ("memory", "tokens", "length")
 
-Slot = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Memory [K, D], tokens [S] and length [] of one carry."""
+CarryRow = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Memory [K, D], tokens [S] and length [] of one carry; which row it has among all of a run is the plan's business."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,34 +36,34 @@ class LaneStates:
 
     Attributes:
         carry: Of this process's lanes.
-        waiting: Of documents that wait for a lane, by slot; on the CPU, the same on all processes.
+        waiting: Of documents that wait for a lane, by row; on the CPU, the same on all processes.
     """
 
     carry: Carry
-    waiting: Mapping[int, Slot] = dataclasses.field(default_factory=dict)
+    waiting: Mapping[int, CarryRow] = dataclasses.field(default_factory=dict)
 
     def before(self, carry_from: NDArray[np.int64]) -> Carry:
         """The carry that a rollout starts from: lanes that take a waiting document take its carry.
 
         Args:
-            carry_from: The batch's, [lanes]: a slot of `waiting`, or -1.
+            carry_from: The batch's, [lanes]: a row of `waiting`, or -1.
         """
-        taken = [(lane, self.waiting[int(slot)]) for lane, slot in enumerate(carry_from.tolist()) if slot >= 0]
+        taken = [(lane, self.waiting[int(row)]) for lane, row in enumerate(carry_from.tolist()) if row >= 0]
         if not taken:
             return self.carry
         tensors = [getattr(self.carry, name).clone() for name in _FIELDS]
-        for lane, slot in taken:
-            for tensor, value in zip(tensors, slot, strict=True):
+        for lane, values in taken:
+            for tensor, value in zip(tensors, values, strict=True):
                 tensor[lane] = value
-        ragged = any(int(slot[2]) < slot[1].numel() for _, slot in taken)
+        ragged = any(int(length) < tokens.numel() for _, (_, tokens, length) in taken)
         return Carry(tensors[0], tensors[1], tensors[2], self.carry.ragged or ragged)
 
-    def after(self, carry: Carry, slots: Sequence[int] | NDArray[np.int64]) -> "LaneStates":
-        """The state after a rollout; `slots` are the stream's `carry_slots`: who still waits."""
+    def after(self, carry: Carry, rows: Sequence[int] | NDArray[np.int64]) -> "LaneStates":
+        """The state after a rollout; `rows` are the stream's `carry_rows`: who still waits."""
         if not self.waiting:
             return LaneStates(carry)
-        kept = set(map(int, slots))
-        return LaneStates(carry, {slot: value for slot, value in self.waiting.items() if slot in kept})
+        kept = set(map(int, rows))
+        return LaneStates(carry, {row: values for row, values in self.waiting.items() if row in kept})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """This process's lanes, for its file."""
@@ -92,7 +93,7 @@ def load_lanes(
         directory: CHECKPOINT/lanes.
         saved_lanes: Lanes of the run that saved.
         saved_size: Its data-parallel processes.
-        sources: The stream's `carry_sources`: for each slot now in use, the saved slot or -1.
+        sources: The stream's `carry_sources`: for each row now in use, the saved row or -1.
         own: This process's lanes.
         num_lanes: Lanes now, of all processes.
         empty: Makes the carry of that many lanes which have read nothing, on the model's device.
@@ -105,13 +106,13 @@ def load_lanes(
             open_files[name] = load_file(directory / name)
         return open_files[name]
 
-    def row(slot: int) -> Slot:
-        if slot < saved_lanes:
-            rank = next(rank for rank, block in enumerate(blocks) if block.start <= slot < block.stop)
-            tensors, index = tensors_of(f"rank-{rank:05d}.safetensors"), slot - blocks[rank].start
+    def saved(row: int) -> CarryRow:
+        if row < saved_lanes:
+            rank = next(rank for rank, block in enumerate(blocks) if block.start <= row < block.stop)
+            tensors, index = tensors_of(f"rank-{rank:05d}.safetensors"), row - blocks[rank].start
         else:
             tensors = tensors_of(WAITING)
-            index = tensors["slots"].tolist().index(slot)
+            index = tensors["slots"].tolist().index(row)
         memory, tokens, length = (tensors[name][index].clone() for name in _FIELDS)
         return memory, tokens, length
 
@@ -119,10 +120,10 @@ def load_lanes(
     tensors = [getattr(carry, name).clone() for name in _FIELDS]
     for lane, source in enumerate(sources[own.start : own.stop]):
         if source >= 0:
-            values = row(int(source))
+            values = saved(int(source))
             tensors[0] = tensors[0].to(values[0].dtype)  # of the precision that the run was saved in
             for tensor, value in zip(tensors, values, strict=True):
                 tensor[lane] = value
     ragged = bool((tensors[2] < tensors[1].shape[1]).any())
-    waiting = {num_lanes + i: row(int(source)) for i, source in enumerate(sources[num_lanes:])}
+    waiting = {num_lanes + i: saved(int(source)) for i, source in enumerate(sources[num_lanes:])}
     return LaneStates(Carry(tensors[0], tensors[1], tensors[2], ragged), waiting)

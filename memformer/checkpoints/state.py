@@ -20,6 +20,7 @@ from memformer.checkpoints import directory as files
 from memformer.checkpoints.lane_states import LaneStates, load_lanes
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.replay_engine import ReplayEngine
+from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.probe import probe
 from memformer.models.registry import DEFAULT
 from memformer.processes import group
@@ -208,12 +209,8 @@ def not_carried(changes: list[str]) -> str:
 @torch.no_grad()
 def probe_losses(engine: ReplayEngine) -> list[float]:
     """Losses of a fixed short text in float32: what an export of this checkpoint must reproduce."""
-    training = engine.model.training
-    engine.model.eval()
-    with engine.master_weights():
-        losses = probe(engine.model, engine.world.device)
-    engine.model.train(training)
-    return losses
+    with evaluation_mode(engine.model), engine.master_weights():
+        return probe(engine.model, engine.world.device)
 
 
 def random_states(world: World) -> dict[str, torch.Tensor]:

@@ -20,9 +20,9 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
         world_size: Data-parallel processes.
         precision: fp32, bf16 or fp16 (resolved).
     """
-    stage = config.parallel.zero_stage
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
+    zero_stage = config.parallel.zero_stage
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if zero_stage == 3:
         # Every parameter is partitioned, small ones too: what is resident is then what the settings say.
         zero["stage3_param_persistence_threshold"] = 0
     for section, setting in (
@@ -37,7 +37,7 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
         "gradient_accumulation_steps": 1,
         "steps_per_print": 10**9,
         # At stage 0 the step clips before the engine sees the gradients (see memformer/engine/replay_engine.py).
-        "gradient_clipping": config.optimizer.gradient_clipping if stage else 0.0,
+        "gradient_clipping": config.optimizer.gradient_clipping if zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

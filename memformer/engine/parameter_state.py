@@ -48,19 +48,19 @@ class ParameterState:
 
     Args:
         deepspeed: The DeepSpeed engine.
-        stage: Its ZeRO stage.
+        zero_stage: Of the engine.
         mesh: This process among all.
 
     Raises:
         UserError: `deepspeed` settings give the engine an optimizer whose memory this form does not know.
     """
 
-    def __init__(self, deepspeed: Any, stage: int, mesh: Mesh) -> None:
-        self._engine, self._stage, self._mesh = deepspeed, stage, mesh
-        self._base: Any = deepspeed.optimizer if stage == 0 else deepspeed.optimizer.optimizer
-        if stage == 0 and not isinstance(self._base, torch.optim.Optimizer):
+    def __init__(self, deepspeed: Any, zero_stage: int, mesh: Mesh) -> None:
+        self._engine, self._zero_stage, self._mesh = deepspeed, zero_stage, mesh
+        self._base: Any = deepspeed.optimizer if zero_stage == 0 else deepspeed.optimizer.optimizer
+        if zero_stage == 0 and not isinstance(self._base, torch.optim.Optimizer):
             raise UserError("deepspeed: its settings need parallel.zero_stage 1 or more here: set that")
-        if stage == 3 and deepspeed.optimizer.swap_optimizer:
+        if zero_stage == 3 and deepspeed.optimizer.swap_optimizer:
             raise UserError("deepspeed: optimizer states on NVMe cannot be saved: offload to cpu")
 
     def shapes(self) -> dict[str, list[int]]:
@@ -78,7 +78,7 @@ class ParameterState:
                 yield piece
 
     def _piece(self, name: str, parameter: Any) -> Piece | None:
-        if self._stage == 0:
+        if self._zero_stage == 0:
             # Every process has everything: each writes its share.
             flat, numel = parameter.detach().view(-1), parameter.numel()
             rank, size = self._mesh.data.rank, self._mesh.data.size
@@ -86,7 +86,7 @@ class ParameterState:
             region = _region(parameter, start, stop)
             return Piece(name, region, flat[start:stop], parameter, start) if start < stop else None
         optimizer = self._engine.optimizer
-        if self._stage == 3:
+        if self._zero_stage == 3:
             group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
             start = length * optimizer._get_param_partition_rank(parameter)
             count = min(length, parameter.ds_numel - start)  # the last partitions are padded
@@ -132,7 +132,7 @@ class ParameterState:
         """
         for name, parameter in self._engine.module.named_parameters():
             shape = _shape(parameter)
-            piece = self._whole(name, parameter) if self._stage == 0 else self._piece(name, parameter)
+            piece = self._whole(name, parameter) if self._zero_stage == 0 else self._piece(name, parameter)
             if piece is not None:
                 piece.weight.copy_(saved.read(WEIGHT, name, piece.region))
                 kinds = [kind for kind in saved.kinds(name) if kind != WEIGHT]
@@ -141,13 +141,13 @@ class ParameterState:
                     target = state.setdefault(kind, torch.zeros_like(piece.flat)).view(-1)
                     values = saved.read(kind, name, piece.region)
                     target[piece.offset : piece.offset + len(values)].copy_(values)
-            if self._stage == 3:
+            if self._zero_stage == 3:
                 partition = parameter.ds_tensor.data.view(-1)
                 start = partition.numel() * self._engine.optimizer._get_param_partition_rank(parameter)
                 stop = min(shape.numel(), start + partition.numel())
                 if start < stop:
                     partition[: stop - start].copy_(saved.read(WEIGHT, name, _region(parameter, start, stop)))
-            if self._stage in (1, 2) or (self._stage == 3 and parameter.ds_status.name == "AVAILABLE"):
+            if self._zero_stage in (1, 2) or (self._zero_stage == 3 and parameter.ds_status.name == "AVAILABLE"):
                 parameter.data.copy_(saved.read(WEIGHT, name, _region(parameter, 0, shape.numel())).view(shape))
 
     def _whole(self, name: str, parameter: torch.Tensor) -> Piece:

@@ -15,13 +15,14 @@ none.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 
 from memformer.config.schema import Config
 from memformer.engine.fragments import FragmentReader
-from memformer.engine.replay_engine import ReplayEngine, StepReport
+from memformer.engine.replay_engine import LaneGroup, ReplayEngine, StepReport, carry_of_lanes
 from memformer.models.memformer import Memformer
 from memformer.parallel.activation_checkpointing import replay_buffer
 from memformer.parallel.pipeline.executor import RolloutExecutor
@@ -92,21 +93,19 @@ class PipelineReplayEngine(ReplayEngine):
 
         mesh, model = self.world.mesh, self.model
         lanes, segments = len(rollout.tokens), rollout.num_segments
-        spans = lanes_of_groups(lanes, mesh.pipe.size, self.config.training.lanes_per_micro_batch)
-        groups = [(rollout.lanes(*span), carry.lanes(*span)) for span in spans]
+        groups = self.lane_groups(rollout, carry, seed)
         schedule = self.schedule(lanes)
-        with segment_seeds(mix_seed(seed, mesh.data.rank * lanes), self.world.device) as seed_stream:
+        with segment_seeds(groups[0].seed, self.world.device) as seed_stream:
 
             def seed_task(micro_batch: int, segment: int, decoder: bool) -> None:
-                stream = (spans[micro_batch][0] * segments + segment) * mesh.pipe.size + model.stage
-                seed_stream(2 * stream + decoder)
+                seed_stream(self._stream(groups[micro_batch], segment, decoder))
 
             executor = RolloutExecutor(
                 self,
                 schedule,
                 StageSchedule(schedule, model.stage),
                 self._channels,
-                groups,
+                [(group.rollout, group.carry) for group in groups],
                 max(1, valid_tokens) / mesh.data.size,
                 seed_task,
                 self.at_segment,
@@ -115,7 +114,7 @@ class PipelineReplayEngine(ReplayEngine):
             with self._accumulation():
                 executor.run()
                 self._add_shared_gradients()
-        if self.stage == 0:
+        if self.zero_stage == 0:
             self.deepspeed.set_gradient_accumulation_boundary(True)
             self.deepspeed.allreduce_gradients()
         figures = mesh.pipe.sum(torch.cat([executor.segment_losses, executor.memory_gradient_squares]))
@@ -129,6 +128,29 @@ class PipelineReplayEngine(ReplayEngine):
                 figures[:segments], rollout.lengths.sum(dim=0), figures[segments:].sqrt(), rollout.carry(memory)
             )
         )
+
+    def lane_groups(self, rollout: Rollout, carry: Carry, seed: int) -> list[LaneGroup]:
+        """The micro-batches of this replica; they have one seed, and the streams of their tasks are numbered."""
+        lanes, data = len(rollout.tokens), self.world.mesh.data
+        spans = lanes_of_groups(lanes, self.world.mesh.pipe.size, self.config.training.lanes_per_micro_batch)
+        seed = mix_seed(seed, data.rank * lanes)
+        return [LaneGroup(*span, rollout.lanes(*span), carry_of_lanes(carry, *span), seed) for span in spans]
+
+    def token_losses(
+        self, group: LaneGroup, index: int, memory: torch.Tensor, seed_stream: Callable[[int], None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As in `ReplayEngine`: each stage's encoder and decoder have the random streams that their tasks had."""
+
+        def seed_part(decoder: bool) -> None:
+            seed_stream(self._stream(group, index, decoder))
+
+        with self.autocast():
+            return self.model.losses(group.rollout.segment(index, group.carry), memory, seed_part)
+
+    def _stream(self, group: LaneGroup, segment: int, decoder: bool) -> int:
+        """Number of the random stream of this stage's encoder or decoder, for a group's segment."""
+        task = group.start * group.rollout.num_segments + segment
+        return 2 * (task * self.world.mesh.pipe.size + self.model.stage) + decoder
 
     def step(self, learning_rate: float) -> StepReport:
         """Applies the reduced gradients on all stages, or on none if their common norm is not finite."""

@@ -56,6 +56,25 @@ class StepReport:
     loss_scale: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class LaneGroup:
+    """Lanes that are replayed together (`training.lanes_per_micro_batch`), one group after another.
+
+    Attributes:
+        start: The first of them, among this process's lanes.
+        stop: The one after the last.
+        rollout: The rollout of these lanes.
+        carry: Their state before it.
+        seed: What `segment_seeds` gives each of their segments its random numbers from.
+    """
+
+    start: int
+    stop: int
+    rollout: Rollout
+    carry: Carry
+    seed: int
+
+
 class ReplayEngine:
     """Trains a Memformer by whole rollouts; also the `Cell` that evaluation runs on.
 
@@ -68,7 +87,7 @@ class ReplayEngine:
 
     def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
         self.config, self.world = config, world
-        self.stage = config.parallel.zero_stage
+        self.zero_stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
         self.at_segment: Callable[[], None] = lambda: None
         self.replay_buffer_bytes = 0
@@ -109,7 +128,7 @@ class ReplayEngine:
 
     def parameter_state(self) -> ParameterState:
         """Weights and optimizer states as pieces that any topology can load."""
-        return ParameterState(self.deepspeed, self.stage, self.world.mesh)
+        return ParameterState(self.deepspeed, self.zero_stage, self.world.mesh)
 
     def load_parameters(self, saved: FragmentReader) -> None:
         """Puts saved parameters and optimizer states in place, whatever topology they were saved from.
@@ -130,27 +149,61 @@ class ReplayEngine:
         """
         algorithm = memory_replay_backward if self.config.training.replay == "mrbp" else bptt_backward
         lanes = len(rollout.tokens)
-        group = self.config.training.lanes_per_micro_batch or lanes
-        starts = range(0, lanes, group)
         results = []
         self.replay_buffer_bytes = 0
         with self._accumulation():
-            for start in starts:
-                stop = min(start + group, lanes)
+            for group in self.lane_groups(rollout, carry, seed):
                 buffer = replay_buffer(self.config, self.world)
                 results.append(
                     algorithm(
                         self,
-                        rollout.lanes(start, stop),
-                        carry.lanes(start, stop),
-                        functools.partial(self._backward, last_group=stop == lanes),
+                        group.rollout,
+                        group.carry,
+                        functools.partial(self._backward, last_group=group.stop == lanes),
                         denominator=max(1, valid_tokens) / self.world.mesh.data.size,
-                        seed=mix_seed(seed, self.world.mesh.data.rank * lanes + start),
+                        seed=group.seed,
                         buffer=buffer,
                     )
                 )
                 self.replay_buffer_bytes = max(self.replay_buffer_bytes, buffer.peak_bytes)
         return self._unscaled(results[0] if len(results) == 1 else _joined(results))
+
+    def lane_groups(self, rollout: Rollout, carry: Carry, seed: int) -> list[LaneGroup]:
+        """The groups of this process's lanes that a rollout is trained in, each with a random stream of its own.
+
+        Args:
+            rollout: This process's lanes.
+            carry: Their state before it.
+            seed: Of the rollout, as in `rollout_backward`.
+        """
+        lanes = len(rollout.tokens)
+        size = self.config.training.lanes_per_micro_batch or lanes
+        spans = [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
+        first = self.world.mesh.data.rank * lanes
+        return [
+            LaneGroup(*span, rollout.lanes(*span), carry_of_lanes(carry, *span), mix_seed(seed, first + span[0]))
+            for span in spans
+        ]
+
+    def token_losses(
+        self, group: LaneGroup, index: int, memory: torch.Tensor, seed_stream: Callable[[int], None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of a group's segment computed again without a graph, with the random numbers of the training step.
+
+        Called by all processes together (ZeRO-3 gathers parameters).
+
+        Args:
+            group: One of `lane_groups`.
+            index: The segment's number in the rollout.
+            memory: The group's memory before it, [lanes, K, D].
+            seed_stream: What `segment_seeds(group.seed, ...)` gives.
+
+        Returns:
+            Loss of each target in nats, [lanes, S], 0 beyond the valid length; and the next memory.
+        """
+        seed_stream(index)
+        with torch.no_grad(), self.autocast():
+            return self.model.losses(group.rollout.segment(index, group.carry), memory)
 
     def _unscaled(self, result: RolloutResult) -> RolloutResult:
         if self.loss_scale is None:
@@ -161,7 +214,7 @@ class ReplayEngine:
         """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        report = self._step_unsharded() if self.stage == 0 else self._step_sharded()
+        report = self._step_unsharded() if self.zero_stage == 0 else self._step_sharded()
         if self.loss_scale is not None:
             report = dataclasses.replace(report, loss_scale=self.loss_scale.value)
             self.loss_scale.update(report.applied)
@@ -215,7 +268,7 @@ class ReplayEngine:
         """Keeps the norm of each local gradient on the device; nothing waits for it unless a step is skipped."""
         found = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
         self._gradient_norms = None
-        if found and (self.stage == 0 or self._coalesced):
+        if found and (self.zero_stage == 0 or self._coalesced):
             norms = torch._foreach_norm([gradient for _, gradient in found])
             self._gradient_norms = [name for name, _ in found], torch.stack(list(norms))
 
@@ -227,23 +280,23 @@ class ReplayEngine:
         self._back_propagate(objective)
 
     def _back_propagate(self, objective: torch.Tensor) -> None:
-        if self.loss_scale is not None and self.stage == 0:
+        if self.loss_scale is not None and self.zero_stage == 0:
             objective = objective * self.loss_scale.value
         # The objective is divided by the global count already.
         self.deepspeed.backward(objective, scale_wrt_gas=False)
 
     @property
     def _coalesced(self) -> bool:
-        return self.stage > 0 and self.config.parallel.gradient_reduction == "rollout"
+        return self.zero_stage > 0 and self.config.parallel.gradient_reduction == "rollout"
 
     @contextlib.contextmanager
     def _accumulation(self) -> Iterator[None]:
         """Everything inside is one accumulation of gradients."""
-        if self.loss_scale is not None and self.stage > 0:
+        if self.loss_scale is not None and self.zero_stage > 0:
             self.deepspeed.optimizer.override_loss_scale(self.loss_scale.value)
         with contextlib.ExitStack() as stack:
-            _zero_kept_gradients(self.deepspeed.optimizer, self.stage)
-            if self.stage == 3 and self.config.parallel.zero3_gather == "rollout":
+            _zero_kept_gradients(self.deepspeed.optimizer, self.zero_stage)
+            if self.zero_stage == 3 and self.config.parallel.zero3_gather == "rollout":
                 stack.enter_context(_parameters_gathered(self.model))
             if self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
@@ -254,7 +307,7 @@ class ReplayEngine:
 
     def whole_model(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model's parameters can be read directly on every process (ZeRO-3 gathers them)."""
-        if self.stage < 3:
+        if self.zero_stage < 3:
             return contextlib.nullcontext()
         import deepspeed
 
@@ -268,7 +321,7 @@ class ReplayEngine:
         """
         from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME as NAME
 
-        marked = [(p, getattr(p, NAME)) for p in self.model.parameters() if self.stage == 3 and hasattr(p, NAME)]
+        marked = [(p, getattr(p, NAME)) for p in self.model.parameters() if self.zero_stage == 3 and hasattr(p, NAME)]
         for parameter, _ in marked:
             delattr(parameter, NAME)
         try:
@@ -310,19 +363,19 @@ class _RolloutClock:
         return self._seconds
 
 
-def _zero_kept_gradients(optimizer: Any, stage: int) -> None:
+def _zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
     """Clears gradients that DeepSpeed keeps from one step to the next and would apply again.
 
     Of parameters that a step does not use: stage 3's partitions, and with offload the copies in host memory that are
     stepped. Private attributes, hence the pinned version and a test.
     """
     stepped: list[Any] = []
-    if stage == 3:
+    if zero_stage == 3:
         for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
             partition.zero_()
         if optimizer.offload_optimizer:
             stepped = optimizer.fp32_partitioned_groups_flat
-    elif stage and optimizer.cpu_offload:
+    elif zero_stage and optimizer.cpu_offload:
         stepped = optimizer.single_partition_of_fp32_groups
     for flat in stepped:
         if flat.grad is not None:
@@ -351,6 +404,11 @@ def _parameters_gathered(model: torch.nn.Module) -> Iterator[None]:
         present = [p for p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
         if present:
             present[0].partition(param_list=present, has_been_updated=False)
+
+
+def carry_of_lanes(carry: Carry, start: int, stop: int) -> Carry:
+    """The lanes start .. stop-1 alone."""
+    return Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
 
 
 def _joined(results: list[RolloutResult]) -> RolloutResult:

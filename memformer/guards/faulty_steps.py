@@ -13,25 +13,28 @@ from data_pipeline import SegmentBatch
 from memformer.engine.replay_engine import ReplayEngine
 from memformer.processes import group
 from memformer.replay import Carry, Rollout
-from memformer.replay.random_state import mix_seed, segment_seeds
+from memformer.replay.random_state import segment_seeds
 
 
 @torch.no_grad()
 def lane_losses(engine: ReplayEngine, rollout: Rollout, carry: Carry, seed: int) -> torch.Tensor:
     """Mean loss of each lane in each segment, [B, T] in nats a token (0 where a lane is idle), by computing it again.
 
+    Lanes are taken in the groups of the training step, with its random numbers. After a step that was left out the
+    losses are therefore those of the step, to rounding, dropout included, whatever the topology; after one that was
+    applied they are those of the weights that it made.
+
     Called by all processes together (ZeRO-3 gathers parameters).
     """
-    losses = []
-    memory = carry.memory
-    seed = mix_seed(seed, engine.world.mesh.data.rank * len(carry.length))
-    with segment_seeds(seed, memory.device) as seed_segment, engine.autocast():
-        for t in range(rollout.num_segments):
-            seed_segment(t)
-            segment = rollout.segment(t, carry)
-            each, memory = engine.model.losses(segment, memory)
-            losses.append(each.sum(1) / segment.target_length.clamp(min=1))
-    return torch.stack(losses, dim=1).float()
+    parts = []
+    for own in engine.lane_groups(rollout, carry, seed):
+        losses, memory = [], own.carry.memory
+        with segment_seeds(own.seed, memory.device) as seed_stream:
+            for t in range(rollout.num_segments):
+                each_BS, memory = engine.token_losses(own, t, memory, seed_stream)
+                losses.append(each_BS.sum(1) / own.rollout.lengths[:, t].clamp(min=1))
+        parts.append(torch.stack(losses, dim=1))
+    return torch.cat(parts).float()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
 
 from data_pipeline import SegmentBatch
 from data_pipeline.errors import UserError
@@ -21,6 +20,7 @@ from memformer.processes import group
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout
 from memformer.run.directory import RunDirectory
+from memformer.run.metrics import StepFigures
 
 LOG = logging.getLogger("memformer")
 
@@ -42,6 +42,21 @@ class Step:
     seed: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What the guards make of a step, and what the run goes on with.
+
+    Attributes:
+        lanes: The carries: those after the step, with memories mended where it went wrong.
+        progress: The run, with its skips, rollbacks and recent losses counted.
+        spike_score: How many standard deviations the loss lies above the last ones; None for a step left out.
+    """
+
+    lanes: LaneStates
+    progress: checkpoint.Progress
+    spike_score: float | None = None
+
+
 class Guards:
     """The guards of a run. Every method is called by all processes together.
 
@@ -60,20 +75,31 @@ class Guards:
         self._event = event
         self._times = stragglers.StepTimes()
 
-    def skipped(
-        self, step: Step, lanes: LaneStates, progress: checkpoint.Progress, metrics: dict[str, Any]
-    ) -> tuple[LaneStates, checkpoint.Progress]:
-        """After a step that was left out whole: says where it went wrong, heals memories, counts.
+    def look_at(self, step: Step, figures: StepFigures, lanes: LaneStates, progress: checkpoint.Progress) -> Findings:
+        """Looks at a step that is done: at its loss, or at why it was left out; at its times; at the replicas.
+
+        Args:
+            step: What it was made of.
+            figures: What was measured of it.
+            lanes: The carries after it.
+            progress: The run after it.
 
         Raises:
-            UserError: The budget of skips is used up.
+            UserError: The budget of skips or of rollbacks is used up, or the replicas' parameters differ.
         """
+        found = (self._scored if figures.applied else self._skipped)(step, figures, lanes, progress)
+        self._timed(progress.step, figures.seconds, figures.data_seconds)
+        self._compared(progress.step)
+        return found
+
+    def _skipped(self, step: Step, figures: StepFigures, lanes: LaneStates, progress: checkpoint.Progress) -> Findings:
+        """A step that was left out whole: says where it went wrong, heals memories, counts."""
         settings, number = self._settings, progress.step
-        if self._is_overflow(lanes, metrics):
-            scale, smaller = metrics["loss_scale"], metrics["loss_scale"] / 2
-            self._event("overflow", step=number, loss=metrics["loss"], loss_scale=scale)
-            LOG.info("step %d left out: its gradient overflowed at loss scale %g, next is %g", number, scale, smaller)
-            return lanes, dataclasses.replace(progress, skipped_steps=progress.skipped_steps + 1)
+        scale = figures.loss_scale
+        if scale is not None and self._is_overflow(lanes, figures.loss, scale):
+            self._event("overflow", step=number, loss=figures.loss, loss_scale=scale)
+            LOG.info("step %d left out: its gradient overflowed at loss scale %g, next is %g", number, scale, scale / 2)
+            return Findings(lanes, dataclasses.replace(progress, skipped_steps=progress.skipped_steps + 1))
         losses = lane_losses(self._engine, step.rollout, step.before, step.seed)
         place = first_bad(losses, step.batch, self._world.rank)
         parameter = bad_parameter(self._engine.bad_parameters())
@@ -84,8 +110,8 @@ class Guards:
         self._event(
             "skip",
             step=number,
-            loss=metrics["loss"],
-            grad_norm=metrics["grad_norm"],
+            loss=figures.loss,
+            grad_norm=figures.grad_norm,
             first_bad=None if place is None else vars(place),
             parameter=parameter,
             lanes_concerned=concerned,
@@ -95,8 +121,8 @@ class Guards:
         LOG.warning(
             "step %d skipped, loss %s, gradient norm %s: %s; first parameter %s; memory of %d lane(s): %s",
             number,
-            metrics["loss"],
-            metrics["grad_norm"],
+            figures.loss,
+            figures.grad_norm,
             where,
             parameter or "unknown",
             concerned,
@@ -109,30 +135,24 @@ class Guards:
                 "optimizer.learning_rate, resume from an earlier checkpoint, or raise guards.max_skips",
                 exit_code=1,
             )
-        return dataclasses.replace(lanes, carry=carry), progress
+        return Findings(dataclasses.replace(lanes, carry=carry), progress)
 
-    def _is_overflow(self, lanes: LaneStates, metrics: dict[str, Any]) -> bool:
+    def _is_overflow(self, lanes: LaneStates, loss: float, loss_scale: float) -> bool:
         """Whether a skipped step needs no more than a smaller loss scale (fp16).
 
         So it is if the loss and all memories are finite, which no scale has touched, and the scale can still shrink:
         then nothing is wrong with weights or data, and the search for the scale, at the start of every run, does not
         use up the budget of skips. A gradient that is never finite does, once the scale has reached its minimum.
         """
-        if metrics.get("loss_scale", 0.0) <= self._engine.config.loss_scale.minimum:
+        if loss_scale <= self._engine.config.loss_scale.minimum:
             return False
         memory_is_bad = group.all_max(int(not lanes.carry.memory.isfinite().all()))
-        return math.isfinite(metrics["loss"]) and not memory_is_bad
+        return math.isfinite(loss) and not memory_is_bad
 
-    def scored(
-        self, step: Step, lanes: LaneStates, progress: checkpoint.Progress, metrics: dict[str, Any]
-    ) -> tuple[LaneStates, checkpoint.Progress]:
-        """After a step that was applied: gives its loss a score, and acts if it is a spike.
-
-        Raises:
-            UserError: The rollbacks are used up.
-        """
-        settings, loss = self._settings, metrics["loss"]
-        score = metrics["spike_score"] = spike_score(progress.recent_losses, loss, settings.spike_window)
+    def _scored(self, step: Step, figures: StepFigures, lanes: LaneStates, progress: checkpoint.Progress) -> Findings:
+        """A step that was applied: gives its loss a score, and acts if it is a spike."""
+        settings, loss = self._settings, figures.loss
+        score = spike_score(progress.recent_losses, loss, settings.spike_window)
         if settings.spike_threshold and score > settings.spike_threshold:
             losses = lane_losses(self._engine, step.rollout, step.before, step.seed)
             place = worst(losses, step.batch, self._world.rank)
@@ -140,10 +160,10 @@ class Guards:
             self._event("spike", step=progress.step, action=settings.spike_action, **details)
             LOG.warning("step %d: loss %.4f is a spike (score %.1f), worst at %s", progress.step, loss, score, place)
             if settings.spike_action == "rollback":
-                return self._rolled_back(lanes, progress)
-            return lanes, progress  # it does not count as usual
+                return Findings(*self._rolled_back(lanes, progress), score)
+            return Findings(lanes, progress, score)  # it does not count as usual
         recent = [*progress.recent_losses, loss][-settings.spike_window :]
-        return lanes, dataclasses.replace(progress, recent_losses=recent)
+        return Findings(lanes, dataclasses.replace(progress, recent_losses=recent), score)
 
     def _rolled_back(self, lanes: LaneStates, progress: checkpoint.Progress) -> tuple[LaneStates, checkpoint.Progress]:
         """Weights and optimizer as in the last checkpoint; steps and data go on, so what was read since is left."""
@@ -165,7 +185,7 @@ class Guards:
         LOG.warning("rolled back to the weights of %s; the data read since is left out", found)
         return lanes, dataclasses.replace(progress, rollbacks=progress.rollbacks + 1)
 
-    def timed(self, step: int, seconds: float, data_seconds: float) -> None:
+    def _timed(self, step: int, seconds: float, data_seconds: float) -> None:
         """Adds a step's times; compares the processes when it is time to."""
         self._times.add(seconds, data_seconds, self._engine.rollout_seconds())
         interval = self._settings.straggler_interval
@@ -177,14 +197,10 @@ class Guards:
         for line in slow if self._world.is_main else []:
             LOG.warning("step %d: %s", step, line)
 
-    def compared(self, step: int) -> None:
-        """Compares the replicas' parameters when it is time to.
-
-        Raises:
-            UserError: They differ.
-        """
+    def _compared(self, step: int) -> None:
+        """Compares the replicas' parameters when it is time to."""
         interval = self._settings.checksum_interval
-        if not interval or step % interval or self._engine.stage == 3 or self._world.size == 1:
+        if not interval or step % interval or self._engine.zero_stage == 3 or self._world.size == 1:
             return
         wrong = different_replicas(self._engine.model, self._world.mesh)
         if wrong:

@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline import SegmentBatch, Tokenizer
 from memformer.inference.inspection import KEPT, OVERWRITTEN, MemoryInspector
+from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 from memformer.processes.group import all_sum, from_main
@@ -28,16 +29,14 @@ def memory_diagnostics(
 
     Returns:
         slot_norm: mean L2 norm of a slot (1 by construction); slot_cosine: mean cosine between two slots of a lane
-        (towards 1: collapsed); self_attention: the writer's mean weight of a slot on itself; kept_share and
+        (towards 1: collapsed); self_weight: the writer's mean weight of a slot on itself; kept_share and
         overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory slots.
     """
-    training = model.training
-    model.eval()
     live = carry.length > 0
     no_reset = torch.zeros_like(live)
     segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
-    found = model.self_weights(segment, carry.memory)
-    model.train(training)
+    with evaluation_mode(model):
+        found = model.self_weights(segment, carry.memory)
     if found is None:
         return {}
     own_BK, memory_BKD = found
@@ -47,7 +46,7 @@ def memory_diagnostics(
     per_lane = {
         "slot_norm": memory_BKD.float().norm(dim=-1).mean(1),
         "slot_cosine": cosine_B,
-        "self_attention": own_BK.mean(1),
+        "self_weight": own_BK.mean(1),
         "kept_share": (own_BK > KEPT).float().mean(1),
         "overwritten_share": (own_BK < OVERWRITTEN).float().mean(1),
     }
@@ -86,11 +85,8 @@ def inspected_memory(
     tokens = from_main(np.concatenate(found) if found else None)
     if tokens is None:
         return None
-    training = model.training
-    model.eval()
     length = int(batch.tokens.shape[2])
-    inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
-    inspector.read(tokens)
-    report = inspector.report()
-    model.train(training)
-    return report
+    with evaluation_mode(model):
+        inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
+        inspector.read(tokens)
+        return inspector.report()

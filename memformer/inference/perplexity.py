@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from data_pipeline import SegmentBatch
+from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel
 from memformer.processes.group import all_sum
 from memformer.replay import Carry
@@ -79,12 +80,10 @@ def evaluate(
         autocast: The precision to compute in; None: the weights' own.
         total: Sums a tensor over the replicas, in place.
     """
-    training = model.training
-    model.eval()
     sums = {mode: torch.zeros(2, BUCKETS, dtype=torch.float64, device=device) for mode in MODES}
     carries: dict[str, Carry] = {}
     length = 0
-    with autocast or contextlib.nullcontext():
+    with evaluation_mode(model), autocast or contextlib.nullcontext():
         for done, batch in enumerate(batches):
             if max_segments is not None and done * batch.tokens.shape[1] >= max_segments:
                 break
@@ -103,6 +102,5 @@ def evaluate(
                 sums[mode][1].index_add_(0, buckets[:, t], segment.target_length.double())
                 if t == rollout.num_segments - 1:
                     carries[mode] = rollout.carry(memory)
-    model.train(training)
     totals = {mode: total(each).cpu() for mode, each in sums.items()}
     return {mode: Score(each[0], each[1], length) for mode, each in totals.items()}

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What a step reports: metrics.jsonl, TensorBoard, and one line of the log with an ETA."""
+"""What a step reports: its figures, metrics.jsonl, TensorBoard, and one line of the log with an ETA."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -22,6 +23,82 @@ def set_up_logging(rank: int) -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s [{rank}] %(message)s", datefmt="%H:%M:%S"))
     LOG.handlers, LOG.propagate = [handler], False
     LOG.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFigures:
+    """What was measured of one optimizer step.
+
+    Attributes:
+        loss: Mean over the valid targets of all lanes, nats.
+        grad_norm: Global L2 norm of the gradient before clipping; inf or nan where it was not finite.
+        applied: False when the step was left out because the gradient was not finite.
+        loss_scale: What the objective was multiplied by; None unless the precision is fp16.
+        learning_rate: Of this step.
+        tokens: Valid targets of this step, of all lanes.
+        replay_buffer_bytes: Largest size of the replay buffer on this process.
+        memory_gradient_norms: L2 norm of the loss's gradient with respect to the memory before segments 1 .. T-1.
+        memory: `memory_diagnostics`, at the steps that have them.
+        seconds: How long the step took.
+        data_seconds: How long it waited for its batch.
+        peak_memory_bytes: `peak_memory_bytes` after it.
+    """
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    loss_scale: float | None
+    learning_rate: float
+    tokens: int
+    replay_buffer_bytes: int
+    memory_gradient_norms: list[float]
+    memory: dict[str, float] | None
+    seconds: float
+    data_seconds: float
+    peak_memory_bytes: int
+
+    def line(
+        self,
+        step: int,
+        tokens: int,
+        skipped_steps: int,
+        utilisation: dict[str, float | None],
+        spike_score: float | None,
+    ) -> dict[str, Any]:
+        """The step's line of metrics.jsonl.
+
+        Args:
+            step: Its number.
+            tokens: Valid targets trained on so far.
+            skipped_steps: Steps left out so far, this one among them.
+            utilisation: mfu and hfu, 0 to 1.
+            spike_score: How unusual the loss is; None for a step that was left out.
+        """
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": self.loss,
+            "perplexity": perplexity(self.loss),
+            "tokens": tokens,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "skipped_steps": skipped_steps,
+            "replay_buffer_bytes": self.replay_buffer_bytes,
+            "memory_gradient_norms": self.memory_gradient_norms,
+        }
+        if self.loss_scale is not None:
+            line["loss_scale"] = self.loss_scale
+        if self.memory is not None:
+            line["memory"] = self.memory
+        line |= {
+            "step_seconds": self.seconds,
+            "data_seconds": self.data_seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+            **utilisation,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+        if spike_score is not None:
+            line["spike_score"] = spike_score
+        return line
 
 
 class MetricsWriter:

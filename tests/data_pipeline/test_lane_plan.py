@@ -13,38 +13,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import LanePlan, Rollout, UserError, lanes_of
+from data_pipeline import LanePlan, Reading, UserError, lanes_of
 
-Reading = tuple[int, int]  # (epoch, document)
+EpochDocument = tuple[int, int]
 
 
 @dataclass
 class Reader:
-    """Follows a run: what was read, and whose carry each slot holds, moved about as a trainer would."""
+    """Follows a run: what was read, and whose carry each row holds, moved about as a trainer would."""
 
     lengths: list[int]
-    positions: dict[Reading, int] = field(default_factory=lambda: defaultdict(int))
+    positions: dict[EpochDocument, int] = field(default_factory=lambda: defaultdict(int))
     carries: dict[int, tuple[int, int, int] | None] = field(default_factory=dict)
     steps: int = 0
 
-    def follow(self, rollout: Rollout, segment_length: int) -> None:
-        assert rollout.step == self.steps and rollout.first_lane == 0
-        assert rollout.valid_tokens == rollout.lengths.sum()
+    def follow(self, reading: Reading, segment_length: int) -> None:
+        assert reading.step == self.steps and reading.first_lane == 0
+        assert reading.valid_tokens == reading.lengths.sum()
         self.steps += 1
-        num_lanes, num_segments = rollout.documents.shape
-        for lane, slot in enumerate(rollout.carry_from.tolist()):
-            if slot >= 0:
-                self.carries[lane] = self.carries.pop(slot)
+        num_lanes, num_segments = reading.documents.shape
+        for lane, row in enumerate(reading.carry_from.tolist()):
+            if row >= 0:
+                self.carries[lane] = self.carries.pop(row)
         for lane in range(num_lanes):
             for segment in range(num_segments):
-                document = int(rollout.documents[lane, segment])
+                document = int(reading.documents[lane, segment])
                 epoch, start, length = (
-                    int(a[lane, segment]) for a in (rollout.epochs, rollout.starts, rollout.lengths)
+                    int(a[lane, segment]) for a in (reading.epochs, reading.starts, reading.lengths)
                 )
                 if document < 0:
-                    assert (epoch, start, length) == (0, 0, 0) and not rollout.resets[lane, segment]
+                    assert (epoch, start, length) == (0, 0, 0) and not reading.resets[lane, segment]
                     continue
-                assert rollout.resets[lane, segment] == (start == 0)
+                assert reading.resets[lane, segment] == (start == 0)
                 if start > 0:
                     assert self.carries[lane] == (epoch, document, start), "the lane holds another document's memory"
                 assert self.positions[epoch, document] == start
@@ -54,9 +54,9 @@ class Reader:
 
     def move(self, plan: LanePlan) -> None:
         sources = plan.carry_sources.tolist()
-        moved = [slot for slot in sources if slot >= 0]
+        moved = [row for row in sources if row >= 0]
         assert len(set(moved)) == len(moved) and -1 not in sources[plan.num_lanes :]
-        self.carries = {slot: self.carries.get(old) for slot, old in enumerate(sources) if old >= 0}
+        self.carries = {row: self.carries.get(old) for row, old in enumerate(sources) if old >= 0}
 
     def check_complete(self, epochs: int) -> None:
         expected = {(e, d): n for e in range(epochs) for d, n in enumerate(self.lengths) if n}
@@ -173,7 +173,7 @@ def test_a_stretch_is_its_rollouts_one_by_one(
         for number, state in enumerate(stretch.states[1:]):
             whole = single.next_rollout(shape[1])
             assert whole is not None
-            expected, found = whole.block(lanes), Rollout(**block.fields(number))
+            expected, found = whole.block(lanes), Reading(**block.fields(number))
             for name, value in vars(expected).items():
                 assert np.array_equal(value, getattr(found, name)), name
             assert single.state_dict() == many.state_dict(state)
@@ -248,7 +248,7 @@ def test_dropped_lanes_hand_their_document_and_carry_to_the_next_free_lane() -> 
     narrow.load_state_dict(wide.state_dict())
     assert narrow.carry_sources.tolist() == [0, 1, 2, 3]
     rollouts = [narrow.next_rollout(4) for _ in range(4)]
-    # 30 tokens are left of each document, 6 segments: the lanes idle for 2 segments, then take over slots 2 and 3.
+    # 30 tokens are left of each document, 6 segments: the lanes idle for 2 segments, then take over rows 2 and 3.
     assert [rollout.carry_from.tolist() for rollout in rollouts] == [[-1, -1], [-1, -1], [2, 3], [-1, -1]]
     assert rollouts[1].documents[0].tolist() == [0, 0, -1, -1]
     assert rollouts[2].documents[:, 0].tolist() == [2, 3] and rollouts[2].starts[:, 0].tolist() == [10, 10]
@@ -262,7 +262,7 @@ def test_waiting_documents_go_before_the_queue() -> None:
     narrow = LanePlan([40] * 9, num_lanes=3, segment_length=5, order="sequential")
     narrow.load_state_dict(wide.state_dict())
     rollouts = [narrow.next_rollout(4) for _ in range(3)]
-    # After 6 segments the three lanes are free: two take the next documents at once, the last is kept for slot 3.
+    # After 6 segments the three lanes are free: two take the next documents at once, the last is kept for row 3.
     assert [rollout.carry_from.tolist() for rollout in rollouts] == [[-1, -1, -1], [-1, -1, -1], [-1, -1, 3]]
     assert rollouts[1].documents[:, 2:].tolist() == [[4, 4], [5, 5], [-1, -1]]
     assert rollouts[2].documents[:, 0].tolist() == [4, 5, 3]

@@ -122,11 +122,11 @@ def test_another_number_of_lanes_keeps_the_carries_known(dataset: Path) -> None:
         saved = wide.state_dict()
     with SegmentStream(dataset, **{**SHAPE, "num_lanes": 3}) as narrow:
         narrow.load_state_dict(saved)
-        sources, slots = narrow.carry_sources.tolist(), narrow.carry_slots.tolist()
-        assert len(sources) == len(slots) and slots == list(range(len(slots)))
+        sources, rows = narrow.carry_sources.tolist(), narrow.carry_rows.tolist()
+        assert len(sources) == len(rows) and rows == list(range(len(rows)))
         assert set(sources[3:]) <= {3, 4} and len(sources) > 3
-        taken = [slot for batch in itertools.islice(narrow, 60) for slot in batch.carry_from.tolist() if slot >= 0]
-        assert taken == slots[3:] and narrow.carry_slots.tolist() == [0, 1, 2]
+        taken = [row for batch in itertools.islice(narrow, 60) for row in batch.carry_from.tolist() if row >= 0]
+        assert taken == rows[3:] and narrow.carry_rows.tolist() == [0, 1, 2]
 
 
 def test_an_ended_stream_stays_ended_and_a_closed_one_too(dataset: Path, no_threads_left: None) -> None:

@@ -32,7 +32,7 @@ from memformer.replay import Carry
 from memformer.replay.random_state import mix_seed, segment_seeds
 from memformer.run.directory import RunDirectory
 from memformer.run.stop_requests import StepAbandoned
-from memformer.training.trainer import Trainer, train
+from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, model_of, rollout_of
@@ -239,14 +239,23 @@ MODEL = {"num_decoder_layers": 2}
 
 
 class Crash(BaseException):
+    """Breaks a run off."""
+
+
+class Crashing(Callback):
     """Breaks a run off between an optimizer step and its log line."""
 
+    def after_step(self, state: TrainingState) -> None:
+        if state.progress.step == CRASH_AT:
+            raise Crash
 
-def life(root: str, name: str, steps: int, sections: dict[str, Any]) -> None:
+
+def life(root: str, name: str, steps: int, sections: dict[str, Any], *callbacks: Callback) -> None:
     training = {"max_steps": steps, "eval_interval": 3, "eval_segments": 4, "diagnostics_interval": 2}
     model = {**MODEL, **sections.get("model", {})}
     checkpoint = {"interval": 3, "keep_last": 5}
-    train(tiny_config(Path(root), name, **{**sections, "model": model, "training": training, "checkpoint": checkpoint}))
+    sections = {**sections, "model": model, "training": training, "checkpoint": checkpoint}
+    train(tiny_config(Path(root), name, **sections), callbacks=callbacks)
 
 
 def on_one(world: World, root: str) -> None:
@@ -260,37 +269,26 @@ def on_two(world: World, root: str) -> None:
     life(root, "from pipeline", MOVE_AT, PIPELINE)
     dropout = {**PIPELINE, "model": {"dropout": 0.1}}
     life(root, "whole", STEPS, dropout)
-    measure = Trainer.measure
-
-    def crashing(self: Trainer, *arguments: Any) -> Any:
-        if self.progress.step == CRASH_AT:
-            raise Crash
-        return measure(self, *arguments)
-
-    Trainer.measure = crashing  # type: ignore[method-assign]
     with pytest.raises(Crash):
-        life(root, "broken", STEPS, dropout)
-    Trainer.measure = measure  # type: ignore[method-assign]
+        life(root, "broken", STEPS, dropout, Crashing())
     life(root, "broken", STEPS, dropout)
     skip_a_step(root)
 
 
 def skip_a_step(root: str) -> None:
     """A run in which the last stage's head gives nan in step 2."""
-    original, calls = PipelineReplayEngine.rollout_backward, iter(range(1, STEPS + 1))
 
-    def poisoning(self: PipelineReplayEngine, *arguments: Any, **keywords: Any) -> Any:
-        handles = []
-        if next(calls) == 2 and self.model.last:
-            handles.append(self.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan")))
-        result = original(self, *arguments, **keywords)
-        for handle in handles:
-            handle.remove()
-        return result
+    class Poisoning(Callback):
+        def before_rollout(self, state: TrainingState) -> None:
+            model = state.engine.model
+            if state.progress.step + 1 == 2 and model.last:
+                self.hook = model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
 
-    PipelineReplayEngine.rollout_backward = poisoning  # type: ignore[method-assign]
-    life(root, "skipping", MOVE_AT, PIPELINE)
-    PipelineReplayEngine.rollout_backward = original  # type: ignore[method-assign]
+        def before_optimizer_step(self, state: TrainingState) -> None:
+            if state.progress.step + 1 == 2 and state.engine.model.last:
+                self.hook.remove()
+
+    life(root, "skipping", MOVE_AT, PIPELINE, Poisoning())
 
 
 def back_on_one(world: World, root: str) -> None:

@@ -19,7 +19,7 @@ from memformer.engine.replay_engine import ReplayEngine
 from memformer.processes.group import World
 from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS, RunDirectory
-from memformer.training.trainer import Trainer, train
+from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 
@@ -28,7 +28,22 @@ VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16"), (3,
 
 
 class Crash(BaseException):
-    """Breaks a run off between an optimizer step and its log line."""
+    """Breaks a run off."""
+
+
+class CrashAfter(Callback):
+    """Breaks a run off between an optimizer step and its log line.
+
+    Args:
+        step: The step.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, state: TrainingState) -> None:
+        if state.progress.step == self.step:
+            raise Crash
 
 
 def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
@@ -77,18 +92,10 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
 
 def crash_and_resume(world: World, root: str) -> None:
     """For each variant: one life, and two lives with a crash between checkpoints."""
-    whole_step = Trainer.measure
 
     def two_lives(config: Config, crash_at: int) -> None:
-        def crashing(self: Trainer, *arguments: Any) -> Any:
-            if self.progress.step == crash_at:
-                raise Crash
-            return whole_step(self, *arguments)
-
-        Trainer.measure = crashing  # type: ignore[method-assign]
         with pytest.raises(Crash):
-            train(config)
-        Trainer.measure = whole_step  # type: ignore[method-assign]
+            train(config, callbacks=[CrashAfter(crash_at)])
         train(config)
 
     for stage, precision in VARIANTS:

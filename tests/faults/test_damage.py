@@ -12,14 +12,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from memformer.checkpoints import directory as files
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
-from memformer.training.trainer import train
+from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.faults.lives import assert_every_token_once, events_of, metrics_of, tiny_config
@@ -152,32 +151,27 @@ def small_disk(directory: Path) -> Iterator[bool]:
 
 def fill_and_train(world: World, root: str, mounted: bool, background: bool) -> str:
     """Six steps; after the checkpoint of step 2 there is no room any more."""
-    from memformer.training import trainer
-
     name = f"small disk/{background}"
     config = tiny_config(
         Path(root), name, training={"max_steps": STEPS}, checkpoint={"background": background}, data={"audit": False}
     )
-    whole_save = trainer.Trainer.save
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def filling(self: Any) -> None:
-        if self.progress.step == 4 and world.is_main and mounted:
-            with contextlib.suppress(OSError), (Path(config.run_dir) / "filler").open("wb") as file:
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-        if self.progress.step == 4 and not mounted:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        whole_save(self)
+    class Filling(Callback):
+        def before_save(self, state: TrainingState) -> None:
+            if state.progress.step == 4 and world.is_main and mounted:
+                with contextlib.suppress(OSError), (Path(config.run_dir) / "filler").open("wb") as file:
+                    while True:
+                        file.write(bytes(4096))
+                        file.flush()
+            if state.progress.step == 4 and not mounted:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 
-    trainer.Trainer.save = filling  # type: ignore[method-assign]
     try:
-        train(config)
+        train(config, callbacks=[Filling()])
     except Exception as error:
         return str(error)
     finally:
-        trainer.Trainer.save = whole_save  # type: ignore[method-assign]
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         if world.is_main:
             (Path(config.run_dir) / "filler").unlink(missing_ok=True)

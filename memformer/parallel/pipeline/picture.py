@@ -44,11 +44,11 @@ def svg(schedule: ReplaySchedule) -> str:
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="26" font-size="15">{title}</text>',
     ]
-    for stage, slots in enumerate(schedule.timeline.slots):
+    for stage, intervals in enumerate(schedule.timeline.intervals):
         top = TOP + stage * (ROW + GAP)
         parts.append(f'<text x="8" y="{top + 19}">stage {stage}</text>')
         parts.append(f'<rect x="{LEFT}" y="{top}" width="{WIDTH}" height="{ROW}" fill="#f2f2f2"/>')
-        for task, start, end in slots:
+        for task, start, end in intervals:
             if task.kind not in COLOURS:
                 continue  # begin and end take no time
             x, width = LEFT + start * scale, (end - start) * scale

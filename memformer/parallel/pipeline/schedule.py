@@ -28,7 +28,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
-from memformer.parallel.pipeline.simulate import Slot, StageCost, Timeline, best_timeline
+from memformer.parallel.pipeline.simulate import Interval, StageCost, Timeline, best_timeline
 from memformer.parallel.pipeline.tasks import (
     DECODE,
     DECODE_BACKWARD,
@@ -109,7 +109,7 @@ class ReplaySchedule:
     @property
     def bubble(self) -> float:
         """Part of the stages' time in which they wait, 0 .. 1."""
-        busy = sum(slot.end - slot.start for slots in self.timeline.slots for slot in slots)
+        busy = sum(interval.end - interval.start for intervals in self.timeline.intervals for interval in intervals)
         return 1 - busy / (self.layout.stages * self.makespan)
 
     def is_early(self, task: Task) -> bool:
@@ -122,17 +122,17 @@ class ReplaySchedule:
 
     def messages(self) -> Iterator[Message]:
         """All messages of a rollout."""
-        for stage, slots in enumerate(self.timeline.slots):
-            for slot in slots:
-                yield from self.outgoing(stage, slot.task)
+        for stage, intervals in enumerate(self.timeline.intervals):
+            for interval in intervals:
+                yield from self.outgoing(stage, interval.task)
 
     def held_graphs(self, stage: int) -> int:
         """Largest number of segments whose graph the stage holds at once, of encoder or decoder layers."""
         most = [0, 0]
         held = [0, 0]
-        for slot in self.timeline.slots[stage]:
+        for interval in self.timeline.intervals[stage]:
             for number, (opens, closes) in enumerate(((REPLAY, REPLAY_BACKWARD), (DECODE, DECODE_BACKWARD))):
-                held[number] += (slot.task.kind == opens) - (slot.task.kind == closes)
+                held[number] += (interval.task.kind == opens) - (interval.task.kind == closes)
                 most[number] = max(most[number], held[number])
         return max(most)
 
@@ -141,31 +141,33 @@ class ReplaySchedule:
 
         The T - 1 `Agree` points lie at equal times.
         """
-        slots = self.timeline.slots[stage]
+        intervals = self.timeline.intervals[stage]
         steps: list[list[Instruction]] = []
         posts, releases = self._posts[stage], self._releases[stage]
         cuts = [self.makespan * (k + 1) // self.layout.segments for k in range(self.layout.segments - 1)]
-        starts = [slot.start for slot in slots]
+        starts = [interval.start for interval in intervals]
         agrees = [bisect.bisect_left(starts, cut) for cut in cuts]
-        for index in range(len(slots) + 1):
+        for index in range(len(intervals) + 1):
             step: list[Instruction] = [Agree(number) for number, at in enumerate(agrees) if at == index]
             step += map(Receive, posts.get(index, ()))
             step += map(Release, releases.get(index, ()))
-            if index < len(slots):
-                step.append(Compute(slots[index].task))
-                step += map(Send, self.outgoing(stage, slots[index].task))
+            if index < len(intervals):
+                step.append(Compute(intervals[index].task))
+                step += map(Send, self.outgoing(stage, intervals[index].task))
             steps.append(step)
         return steps
 
     @functools.cached_property
     def _index(self) -> list[dict[Task, int]]:
-        return [{slot.task: index for index, slot in enumerate(slots)} for slots in self.timeline.slots]
+        return [
+            {interval.task: index for index, interval in enumerate(intervals)} for intervals in self.timeline.intervals
+        ]
 
     @functools.cached_property
     def _posts(self) -> list[dict[int, list[Message]]]:
         """By stage and step, the receives to post: one task ahead of the arrival, in the order of each sender."""
         posts: list[dict[int, list[Message]]] = [{} for _ in range(self.layout.stages)]
-        ends = [[slot.end for slot in slots] for slots in self.timeline.slots]
+        ends = [[interval.end for interval in intervals] for intervals in self.timeline.intervals]
         for channel in self._channels():
             for arrival, message in channel:
                 # The task that runs when the message arrives, or the next one: at the latest its consumer.
@@ -177,22 +179,22 @@ class ReplaySchedule:
     def _releases(self) -> list[dict[int, list[Message]]]:
         """By stage and step, the sends whose receiver has begun to use them."""
         releases: list[dict[int, list[Message]]] = [{} for _ in range(self.layout.stages)]
-        starts = [[slot.start for slot in slots] for slots in self.timeline.slots]
+        starts = [[interval.start for interval in intervals] for intervals in self.timeline.intervals]
         for channel in self._channels():
             for _, message in channel:
-                consumed = self._slot(message.target, message.task).start
+                consumed = self._interval(message.target, message.task).start
                 index = bisect.bisect_left(starts[message.source], consumed)
                 releases[message.source].setdefault(index, []).append(message)
         return releases
 
-    def _slot(self, stage: int, task: Task) -> Slot:
-        return self.timeline.slots[stage][self._index[stage][task]]
+    def _interval(self, stage: int, task: Task) -> Interval:
+        return self.timeline.intervals[stage][self._index[stage][task]]
 
     def _channels(self) -> list[list[tuple[int, Message]]]:
         """For each pair of stages and direction, the messages in the order of their sending, with that time."""
         channels: dict[tuple[int, int], list[tuple[int, Message]]] = {}
-        for stage, slots in enumerate(self.timeline.slots):
-            for slot in slots:
-                for message in self.outgoing(stage, slot.task):
-                    channels.setdefault((stage, message.target), []).append((slot.end, message))
+        for stage, intervals in enumerate(self.timeline.intervals):
+            for interval in intervals:
+                for message in self.outgoing(stage, interval.task):
+                    channels.setdefault((stage, message.target), []).append((interval.end, message))
         return list(channels.values())

@@ -51,8 +51,8 @@ class StageCost(NamedTuple):
         return max(1, times.get(kind, 1))
 
 
-class Slot(NamedTuple):
-    """A task in its place on a stage."""
+class Interval(NamedTuple):
+    """A task and the time that it takes on its stage."""
 
     task: Task
     start: int
@@ -64,12 +64,12 @@ class Timeline:
     """What the simulation found.
 
     Attributes:
-        slots: Each stage's tasks in order.
+        intervals: Each stage's tasks in order, with their times.
         early: (micro-batch, segment) whose context the decoder takes from the first pass.
         makespan: End of the last task.
     """
 
-    slots: tuple[tuple[Slot, ...], ...]
+    intervals: tuple[tuple[Interval, ...], ...]
     early: frozenset[tuple[int, int]]
     makespan: int
 
@@ -152,7 +152,7 @@ def _simulate(graph: _Graph, window: int, group: int, backward_first: bool) -> T
     """
     layout, size = graph.layout, len(graph.nodes)
     needs = graph.needs * layout.micro_batches
-    slots: list[list[Slot]] = [[] for _ in range(layout.stages)]
+    intervals: list[list[Interval]] = [[] for _ in range(layout.stages)]
     # What may start, by stage: tasks that open a graph of the encoder, of the decoder, and others.
     ready: list[list[list[tuple[bool, int, int, int]]]] = [[[], [], []] for _ in range(layout.stages)]
     held = [[0, 0] for _ in range(layout.stages)]
@@ -196,7 +196,7 @@ def _simulate(graph: _Graph, window: int, group: int, backward_first: bool) -> T
             if task.kind in opens:
                 held[stage][opens[task.kind]] += 1
             idle[stage] = False
-            slots[stage].append(Slot(task._replace(micro_batch=micro_batch), now, now + graph.cost[index]))
+            intervals[stage].append(Interval(task._replace(micro_batch=micro_batch), now, now + graph.cost[index]))
             heapq.heappush(finishing, (now + graph.cost[index], node))
         if not finishing:
             break
@@ -221,4 +221,4 @@ def _simulate(graph: _Graph, window: int, group: int, backward_first: bool) -> T
                     met(micro_batch * size + graph.context[index])
     if any(needs):
         raise RuntimeError(f"no schedule for {layout} with a window of {window}")
-    return Timeline(tuple(map(tuple, slots)), frozenset(early), now)
+    return Timeline(tuple(map(tuple, intervals)), frozenset(early), now)

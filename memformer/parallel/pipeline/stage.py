@@ -4,6 +4,7 @@
 Shapes: B lanes of a micro-batch, S tokens a segment, K slots, D width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -134,20 +135,33 @@ class StageModel(Memformer):
         return self._from_writer(own, batch_size)
 
     @torch.no_grad()
-    def losses(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`Memformer.losses`; groups of lanes follow each other through the stages (a forward-only pipeline)."""
+    def losses(
+        self, segment: Segment, memory_BKD: torch.Tensor, seed_part: Callable[[bool], None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Memformer.losses`; groups of lanes follow each other through the stages (a forward-only pipeline).
+
+        Args:
+            segment: The segment.
+            memory_BKD: The lanes' memory before it.
+            seed_part: Called before this stage's encoder layers (False) and decoder layers (True) draw random numbers;
+                the lanes then stay one group, since masks depend on how many there are.
+        """
         losses = torch.zeros_like(segment.target, dtype=torch.float32)
         memory_BKD = self._from_writer(self.begin(segment.reset, memory_BKD), len(memory_BKD))
         after = memory_BKD.clone()
         under_way: list[Transfer] = []
-        for start, stop in lanes_of_groups(len(memory_BKD), self.split.stages, None):
+        size = None if seed_part is None else len(memory_BKD)
+        seed_part = seed_part or _unseeded
+        for start, stop in lanes_of_groups(len(memory_BKD), self.split.stages, size):
             part = segment.lanes(start, stop)
             context = None
             if self.encoder:
+                seed_part(False)
                 context = self._encode(part, memory_BKD[start:stop], after[start:stop], under_way)
                 if self.writes and not self.decoder:
                     under_way.append(self.channels.send(EVALUATION, context, self.stage + 1))
             if self.decoder:
+                seed_part(True)
                 losses[start:stop] = self._decode(part, context, under_way)
         for transfer in under_way:
             transfer.wait()
@@ -204,6 +218,10 @@ class StageModel(Memformer):
         if self.writes and memory is not None:
             shared.copy_(memory)
         return self.channels.broadcast(shared, self.split.writer_stage) if shared.numel() else shared
+
+
+def _unseeded(decoder: bool) -> None:
+    """The random numbers are left as they come."""
 
 
 def keep_layers(model: Memformer, split: Split, stage: int) -> None:

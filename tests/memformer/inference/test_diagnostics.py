@@ -1,15 +1,19 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What is looked at while training, against plain loops over lanes and slots, and against the inspected document."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
-from data_pipeline import SegmentBatch
+from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream
 from data_pipeline.tokenizer import ByteTokenizer
+from memformer import Memformer
 from memformer.inference.diagnostics import INSPECTED_HORIZON, inspected_memory, memory_diagnostics
 from memformer.inference.inspection import KEPT, OVERWRITTEN, inspect_tokens
 from memformer.replay import Carry, Segment
+from tests.books import small_dataset
 from tests.memformer.examples import random_memory, random_tokens, small_model
 
 LANES, LENGTH = 4, 6
@@ -28,13 +32,13 @@ def test_figures_are_those_of_a_plain_loop_over_the_lanes_that_read() -> None:
     for lane in (0, 2, 3):
         part = carry.lanes(lane, lane + 1)
         segment = Segment(part.tokens, part.length, part.tokens, part.length, torch.tensor([False]))
-        own = model.eval().slots_kept(segment, part.memory)[0][0].detach()
+        own = model.eval().self_weights(segment, part.memory)[0][0].detach()
         memory = part.memory[0]
         pairs = [(i, j) for i in range(len(memory)) for j in range(len(memory)) if i != j]
         rows["slot_norm"].append(float(torch.stack([slot.norm() for slot in memory]).mean()))
         cosines = [torch.nn.functional.cosine_similarity(memory[i], memory[j], dim=0) for i, j in pairs]
         rows["slot_cosine"].append(float(torch.stack(cosines).mean()))
-        rows["self_attention"].append(float(own.mean()))
+        rows["self_weight"].append(float(own.mean()))
         rows["kept_share"].append(sum(float(each) > KEPT for each in own) / len(own))
         rows["overwritten_share"].append(sum(float(each) < OVERWRITTEN for each in own) / len(own))
     for name, values in rows.items():
@@ -90,3 +94,53 @@ def test_the_first_document_alone_is_inspected(after: SegmentBatch) -> None:
     expected = inspect_tokens(model.eval(), ByteTokenizer(), pieces, horizon=INSPECTED_HORIZON, segment_length=LENGTH)
     assert found == expected
     assert found is not None and found["document"]["tokens"] == len(document)
+
+
+class Broken(Exception):
+    """What breaks a look into the memory off."""
+
+
+@pytest.fixture
+def model() -> Memformer:
+    """In training mode, with dropout: whether it is active can be seen."""
+    made = small_model(dropout=0.5)
+    assert made.training
+    return made
+
+
+def carry_of(model: Memformer, lanes: int) -> Carry:
+    length = torch.full((lanes,), 6)
+    return Carry(random_memory(model, lanes), random_tokens(lanes, 6), length, ragged=False)
+
+
+def broken(*arguments: object, **keywords: object) -> None:
+    raise Broken
+
+
+def test_diagnostics_that_fail_leave_the_model_in_training_mode(
+    model: Memformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "self_weights", broken)
+    with pytest.raises(Broken):
+        memory_diagnostics(model, carry_of(model, 2))
+    assert all(module.training for module in model.modules())
+
+
+def test_an_inspection_that_fails_leaves_the_model_in_training_mode(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = DocumentIndex.load(small_dataset(tmp_path_factory.mktemp("books"), characters=4_500) / "train")
+    tokenizer = index.tokenizer
+    model = small_model(vocab_size=tokenizer.vocab_size, start_token_id=tokenizer.start_token_id, dropout=0.5)
+    monkeypatch.setattr("memformer.inference.inspection.MemoryInspector.read", broken)
+
+    def two(stream: SegmentStream) -> Iterator[SegmentBatch]:
+        yield next(stream)
+        yield next(stream)
+
+    with (
+        SegmentStream(index, num_lanes=1, segment_length=32, num_segments=1, epochs=1) as stream,
+        pytest.raises(Broken),
+    ):
+        inspected_memory(model, two(stream), tokenizer)
+    assert all(module.training for module in model.modules())

@@ -2,16 +2,18 @@
 """Evaluation against a plain loop over whole documents, one at a time."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from data_pipeline import DocumentIndex, SegmentStream, ShardStore
+from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, ShardStore
 from memformer import Memformer, MemformerConfig
 from memformer.inference.perplexity import BUCKETS, evaluate
 from memformer.models.memformer import token_losses
 from memformer.replay import Segment
+from memformer.run.stop_requests import StepAbandoned
 from tests.books import small_dataset
 
 LENGTH = 32
@@ -88,3 +90,21 @@ def test_report_names_positions(index: DocumentIndex, model: Memformer) -> None:
     assert report["tokens"] == sum(row["tokens"] for row in report["by_position"]) == 2 * 8 * LENGTH
     assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
     assert model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_that_is_broken_off_leaves_the_model_in_its_mode(
+    index: DocumentIndex, model: Memformer, training: bool
+) -> None:
+    """A run that is asked to stop ends its evaluation by an exception; one that goes on must still have dropout."""
+
+    def breaking(stream: SegmentStream) -> Iterator[SegmentBatch]:
+        yield next(stream)
+        assert not model.training
+        raise StepAbandoned
+
+    model.train(training)
+    stream = SegmentStream(index, num_lanes=1, segment_length=LENGTH, num_segments=1, epochs=1)
+    with stream, pytest.raises(StepAbandoned):
+        evaluate(model, breaking(stream), torch.device("cpu"))
+    assert all(module.training == training for module in model.modules())

@@ -249,7 +249,9 @@ def test_bubble_of_a_real_model() -> None:
     model = MemformerConfig(vocab_size=32_000, start_token_id=0)
     for stages in (2, 4):
         schedule = replay_schedule(balanced_split(model, stages, 512, 8), model, 512, stages, 8)
-        busy = [sum(slot.end - slot.start for slot in slots) for slots in schedule.timeline.slots]
+        busy = [
+            sum(interval.end - interval.start for interval in intervals) for intervals in schedule.timeline.intervals
+        ]
         balance = sum(busy) / stages / max(busy)
         assert schedule.bubble < 1 - balance * (1 - (stages - 1) / (8 * stages + stages - 1)) + 0.06
 
@@ -291,5 +293,5 @@ def test_the_picture_shows_the_schedule() -> None:
     """docs/pipeline_schedule.svg is what `python -m memformer.parallel.pipeline.picture` draws now."""
     drawn = svg(example())
     assert PICTURE.read_text(encoding="utf-8") == drawn
-    boxes = sum(len(slots) for slots in example().timeline.slots) - 2 * example().layout.micro_batches
+    boxes = sum(len(intervals) for intervals in example().timeline.intervals) - 2 * example().layout.micro_batches
     assert drawn.count("<rect x=") == boxes + example().layout.stages + len(COLOURS)

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""One rollout as arrays: which tokens each lane reads in it, with the tokens (`SegmentBatch`) or without (`Rollout`).
+"""What lanes read in one rollout, as arrays: without the tokens (`Reading`) or with them (`SegmentBatch`).
 
 Shape letters: B lanes (of the batch, or of one rank's block of it), T segments, S tokens a segment.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout:
+class Reading:
     """What a block of lanes reads in one rollout.
 
     Attributes:
@@ -26,7 +26,7 @@ class Rollout:
             segment of a document: the lane's next segment begins another one.
         resets: bool `[B, T]`, true where a document begins (its start is 0): the memory is the initial one, and the
             segment before is the start token alone.
-        carry_from: int64 `[B]`, -1 where the lane goes on with its own carry (or resets); otherwise the carry slot
+        carry_from: int64 `[B]`, -1 where the lane goes on with its own carry (or resets); otherwise the carry row
             whose memory and previous segment the lane takes over before this rollout. Only a run that was resumed
             with another number of lanes has such rollouts; see `LanePlan`.
         valid_tokens: Target tokens in the rollout over all lanes of the global batch, not only of this block.
@@ -42,9 +42,9 @@ class Rollout:
     carry_from: NDArray[np.int64]
     valid_tokens: int
 
-    def block(self, lanes: slice) -> "Rollout":
-        """The part for these lanes, given by their place in this rollout's arrays."""
-        return Rollout(
+    def block(self, lanes: slice) -> "Reading":
+        """The part for these lanes, given by their place in these arrays."""
+        return Reading(
             step=self.step,
             first_lane=self.first_lane + lanes.start,
             documents=self.documents[lanes],
@@ -58,8 +58,8 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentBatch(Rollout):
-    """A rollout with its tokens.
+class SegmentBatch(Reading):
+    """What lanes read, with its tokens.
 
     Attributes:
         tokens: int32 `[B, T, S]`, the target tokens: `lengths` of them in each segment, then 0.
@@ -83,21 +83,21 @@ def lanes_of(rank: int, world_size: int, num_lanes: int) -> slice:
     return slice(first, first + share + (rank < extra))
 
 
-def trace_rows(rollout: Rollout, rank: int) -> Iterator[dict[str, Any]]:
+def trace_rows(reading: Reading, rank: int) -> Iterator[dict[str, Any]]:
     """One JSON-serialisable row for each segment that is read, lane by lane; an idle segment has none.
 
-    `step` is the number of the optimizer step that trains on the rollout, counted from 1 as in `metrics.jsonl`;
+    `step` is the number of the optimizer step that trains on the reading, counted from 1 as in `metrics.jsonl`;
     `lane` is the global lane. Tokens `start .. start + length` of the document are the segment's targets.
     """
-    for lane, segment in np.argwhere(rollout.lengths > 0).tolist():
+    for lane, segment in np.argwhere(reading.lengths > 0).tolist():
         yield {
-            "step": rollout.step + 1,
+            "step": reading.step + 1,
             "rank": rank,
-            "lane": rollout.first_lane + lane,
+            "lane": reading.first_lane + lane,
             "segment": segment,
-            "epoch": int(rollout.epochs[lane, segment]),
-            "document": int(rollout.documents[lane, segment]),
-            "start": int(rollout.starts[lane, segment]),
-            "length": int(rollout.lengths[lane, segment]),
-            "reset": bool(rollout.resets[lane, segment]),
+            "epoch": int(reading.epochs[lane, segment]),
+            "document": int(reading.documents[lane, segment]),
+            "start": int(reading.starts[lane, segment]),
+            "length": int(reading.lengths[lane, segment]),
+            "reset": bool(reading.resets[lane, segment]),
         }

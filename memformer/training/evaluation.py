@@ -1,0 +1,105 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a run looks at on held-out documents: `Evaluation` scores them, `MemoryPictures` draws what the memory keeps."""
+
+import logging
+from collections.abc import Iterable, Iterator
+
+from data_pipeline import SegmentBatch
+from memformer.inference import evaluate, pictures
+from memformer.inference.diagnostics import inspected_memory
+from memformer.processes import group
+from memformer.run.data import TrainingData
+from memformer.run.metrics import MetricsWriter
+from memformer.run.stop_requests import StepAbandoned
+from memformer.training.callbacks import Callback, TrainingState
+from memformer.training.stopping import StopAgreement
+
+LOG = logging.getLogger("memformer")
+
+
+class Evaluation:
+    """Scores the held-out documents with the memory and with it reset at every segment, where there are any.
+
+    Args:
+        state: The run.
+        data: Its data sets.
+        stopping: An evaluation ends early when the run is asked to stop.
+        callback: Told of each batch, and of the scores.
+    """
+
+    def __init__(self, state: TrainingState, data: TrainingData, stopping: StopAgreement, callback: Callback) -> None:
+        self._state, self._data, self._stopping, self._callback = state, data, stopping, callback
+
+    @property
+    def due(self) -> bool:
+        """Whether the step that is done is one after which the run is evaluated."""
+        settings, step = self._state.config.training, self._state.progress.step
+        interval = settings.eval_interval
+        return bool(interval) and (step % interval == 0 or step == settings.max_steps)
+
+    def run(self) -> None:
+        """Scores, and says so; called by all processes together."""
+        state = self._state
+        if self._data.held_out is None:
+            return
+        try:
+            with self._data.held_out_stream(state.config, state.world) as stream:
+                scores = evaluate(
+                    state.engine.model,
+                    self._attentive(stream),
+                    state.world.device,
+                    max_segments=state.config.training.eval_segments,
+                    autocast=state.engine.autocast(),
+                    total=state.world.mesh.data.sum,
+                )
+        except StepAbandoned:
+            LOG.info("the evaluation of step %d was broken off: the run is asked to stop", state.progress.step)
+            return
+        self._callback.after_evaluation(state, {mode: score.report() for mode, score in scores.items()})
+
+    def _attentive(self, batches: Iterable[SegmentBatch]) -> Iterator[SegmentBatch]:
+        for number, batch in enumerate(batches):
+            self._callback.during_evaluation(self._state)
+            self._stopping.before_batch(number)
+            yield batch
+
+
+class MemoryPictures:
+    """Draws what the memory keeps of a held-out document as TensorBoard images, where such pictures are wanted.
+
+    Args:
+        state: The run.
+        data: Its data sets.
+        writer: Where the pictures go.
+        callback: Told that the document is read.
+    """
+
+    def __init__(self, state: TrainingState, data: TrainingData, writer: MetricsWriter, callback: Callback) -> None:
+        self._state, self._data, self._writer, self._callback = state, data, writer, callback
+
+    @property
+    def due(self) -> bool:
+        """Whether pictures of the step that is done are wanted."""
+        config, step = self._state.config, self._state.progress.step
+        interval = config.training.memory_pictures_interval
+        return bool(interval and step % interval == 0) and config.tensorboard and self._data.held_out is not None
+
+    def draw(self) -> None:
+        """Reads the document and draws; called by all processes together."""
+        state = self._state
+        if state.world.mesh.pipe.size > 1:
+            self._say_once("memformer inspect-memory draws them of an export", "from a pipeline")
+            return
+        if not group.from_main(pictures.available()):
+            self._say_once("they need matplotlib (pip install 'memformer-train[plots]')")
+            return
+        self._callback.during_evaluation(state)
+        with self._data.held_out_stream(state.config, state.world) as stream, state.engine.autocast():
+            report = inspected_memory(state.engine.model, stream, self._data.train.tokenizer)
+        if report is not None and state.world.is_main:
+            self._writer.figures("memory", state.progress.step, pictures.pictures(report))
+
+    def _say_once(self, why: str, where: str = "") -> None:
+        """At the first step of which pictures are wanted, why there are none."""
+        if self._state.progress.step == self._state.config.training.memory_pictures_interval:
+            LOG.info("no pictures of the memory%s: %s", f" {where}" if where else "", why)

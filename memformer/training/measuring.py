@@ -1,0 +1,88 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Meter`: what is measured of a step, before anything is made of it."""
+
+import math
+import time
+
+import torch
+
+from memformer.engine.replay_engine import StepReport
+from memformer.guards.guards import Findings
+from memformer.inference.diagnostics import memory_diagnostics
+from memformer.replay import RolloutResult
+from memformer.run.metrics import StepFigures, peak_memory_bytes
+from memformer.training.callbacks import TrainingState
+from memformer.training.description import Costs
+
+
+class StepClock:
+    """The time of one step: from its making, with the part that was waited for the batch."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.data_seconds = 0.0
+        """How long the batch took."""
+
+    def batch_arrived(self) -> None:
+        """What has passed so far was waiting for the batch."""
+        self.data_seconds = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """What has passed so far."""
+        return time.perf_counter() - self._started
+
+
+class Meter:
+    """Measures the steps of a run, and puts together their lines of metrics.jsonl.
+
+    Args:
+        state: The run.
+    """
+
+    def __init__(self, state: TrainingState) -> None:
+        self._state = state
+        self._costs = Costs.of(state.config, state.engine.model.config, state.world)
+
+    def measure(
+        self, result: RolloutResult, report: StepReport, learning_rate: float, tokens: int, clock: StepClock
+    ) -> StepFigures:
+        """Measures the step that is done; called by all processes together.
+
+        One small all-reduce for the loss and the memory's gradient, and at some steps one for the memory's slots.
+
+        Args:
+            result: What its rollout left.
+            report: What its optimizer step did.
+            learning_rate: Of this step.
+            tokens: Valid targets of all lanes.
+            clock: Of the step.
+        """
+        state = self._state
+        data, engine = state.world.mesh.data, state.engine
+        local = torch.cat([result.segment_losses.double().sum()[None], result.memory_gradient_norms.double().square()])
+        loss_sum, *squares = data.sum(local).tolist()
+        interval, step = state.config.training.diagnostics_interval, state.progress.step
+        look = interval and (step == 1 or step % interval == 0)
+        memory = memory_diagnostics(engine.model, state.lanes.carry, data.sum) if look else None
+        return StepFigures(
+            loss=loss_sum / max(1, tokens),
+            grad_norm=report.grad_norm,
+            applied=report.applied,
+            loss_scale=report.loss_scale,
+            learning_rate=learning_rate,
+            tokens=tokens,
+            replay_buffer_bytes=engine.replay_buffer_bytes,
+            # Each replica's objective is scaled by their number, for the average of the gradients.
+            memory_gradient_norms=[math.sqrt(square) / data.size for square in squares],
+            memory=memory,
+            seconds=clock.seconds,
+            data_seconds=clock.data_seconds,
+            peak_memory_bytes=peak_memory_bytes(state.world.device),
+        )
+
+    def line(self, figures: StepFigures, found: Findings) -> dict[str, object]:
+        """The step's line of metrics.jsonl, with what the guards found."""
+        utilisation = self._costs.utilisation(figures.tokens / figures.seconds)
+        progress = found.progress
+        return figures.line(progress.step, progress.tokens, progress.skipped_steps, utilisation, found.spike_score)
