@@ -4,11 +4,11 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch
+from memformer.models.protocol import MemoryModel
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: torch.MemoryModel) -> Iterator[None]:
+def evaluation_mode(model: MemoryModel) -> Iterator[None]:
     """Inside the block the model draws no dropout; afterwards it is in the mode that it was in before.
 
     An evaluation may be broken off by an exception, after which the run goes on with the same model: it must not train
