@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from data_pipeline.errors import UserError
 from memformer.config.files import read_values
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import DEFAULT, UnknownFamily, family
+from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of
 
 
 class Section(BaseModel):
@@ -357,16 +357,16 @@ def schema_of(family_name: str) -> type[Config]:
 def _check_tensor_parallel(config: Config) -> None:
     """What tensor parallelism and activation partitioning ask of the model."""
     tensor, model = config.parallel.tensor, config.model
+    family = family_of(model)
     if tensor == 1 and config.activation_checkpointing.partition_activations:
         raise ValueError(
             "activation_checkpointing.partition_activations is true: it needs parallel.tensor above 1, set it to false"
         )
-    sizes = {
-        "num_heads": model.num_heads,
-        "writer_heads": model.effective_writer_heads if model.num_memory_slots else tensor,
-        "d_ff": model.d_ff,
-    }
-    for name, size in sizes.items():
+    if tensor == 1:
+        return
+    if family.shard is None:
+        raise ValueError(f"parallel.tensor: not built for family {family.name}: set it to 1")
+    for name, size in family.shard.sizes(model).items():
         if size % tensor:
             raise ValueError(
                 f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "

@@ -15,6 +15,7 @@ from memformer.config.schema import Config
 from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.optimizer import make_optimizer
 from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel
 from memformer.parallel.activation_checkpointing import checkpoint_layers
 from memformer.parallel.pipeline.channels import Channels
 from memformer.parallel.pipeline.split import split_of
@@ -61,7 +62,7 @@ def parallelize(model: Memformer, config: Config, world: World, precision: str) 
     return engine
 
 
-def compile_layers(model: Memformer) -> None:
+def compile_layers(model: MemoryModel) -> None:
     """torch.compile of each layer: all layers of a stack share one graph, and ZeRO's hooks stay outside it.
 
     Under tensor parallelism a layer's graph breaks where the processes talk.
@@ -73,5 +74,5 @@ def compile_layers(model: Memformer) -> None:
         # gradients and the one without.
         torch._inductor.config.fallback_random = True
     leave_uncompiled()
-    for layer in (*model.encoder, *model.decoder):
+    for layer in model.layers():
         layer.compile()

@@ -24,5 +24,9 @@ class Construction:
         return module
 
     def whole(self, parameters: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[object]:
-        """Inside, these parameters are whole; what is written to them lasts."""
+        """Inside, these parameters are whole; what is written to them lasts.
+
+        What they held before can be read only in a part that tensor parallelism leaves whole until the model is drawn
+        (`Role.JOINED_HEADS`).
+        """
         return contextlib.nullcontext()

@@ -39,7 +39,11 @@ class MemoryModel(Cell, Protocol):
         """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; and the next memory."""
 
     def layers(self) -> list[nn.Module]:
-        """The layers that are recomputed, compiled and counted one by one, in the order of the computation."""
+        """The layers that are recomputed, compiled and counted one by one, in the order of the computation.
+
+        Each is called with its input [B, S, D], one tensor that all layers of its stack share (its gradient is summed
+        over them), and any number of arguments without gradient; it returns the next layer's input.
+        """
 
     def undecayed(self) -> set[str]:
         """Names of the matrices that weight decay leaves alone; what is no matrix never decays."""

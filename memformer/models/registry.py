@@ -37,10 +37,16 @@ class Role(enum.Enum):
     VOCABULARY = "vocabulary"
     """`nn.Embedding`: each process has the rows of some ids."""
     HEAD = "head"
-    """`nn.Linear` to the logits: each process has those of some ids. The model's `token_losses` and `whole_logits`
-    are replaced."""
+    """`nn.Linear` to the logits: each process has those of some ids.
+
+    A model with this role scores through two attributes, which are replaced:
+    `token_losses` (at first `memformer.models.scoring.token_losses`), from what the head gives and the segment to the
+    losses [B, S]; and `whole_logits` (at first `scoring.all_logits`), from what the head gives to logits [..., V].
+    """
     JOINED_HEADS = "joined heads"
-    """Like ATTENTION, but what its heads give is joined instead of projected; its attribute `heads` is replaced."""
+    """Like ATTENTION, but what its heads give is joined instead of projected: its attribute `heads`, a
+    `memformer.models.heads.Heads`, is replaced. It is cut after the model is drawn, not while: its matrices may be
+    drawn from each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Sharding:
     """How tensor parallelism cuts a family.
 
     Attributes:
-        sizes: Of a configuration: field -> what the number of processes must divide.
+        sizes: Of a configuration: field -> what the number of processes must divide; the first that it does not is
+            named.
         roles: Of a module, be it the whole model or a part of it: every module inside that has a role. A tied head is
             told by its weight being the embedding's.
     """

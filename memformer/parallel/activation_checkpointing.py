@@ -21,18 +21,18 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from memformer.config.schema import Config
-from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
 from memformer.replay import ReplayBuffer
 
 
-def checkpoint_layers(model: Memformer, config: Config, world: World) -> None:
+def checkpoint_layers(model: MemoryModel, config: Config, world: World) -> None:
     """Makes each layer keep what the settings say; changed in place, parameter names stay as they are."""
     settings = config.activation_checkpointing
     if settings.mode == "none":
         return
-    layers = [*model.encoder, *model.decoder]
+    layers = model.layers()
     # Where the device is the host, there is nothing to move, and DeepSpeed's copy would be the tensor itself.
     to_host = settings.cpu_checkpointing and world.device.type != "cpu"
     if not (settings.partition_activations or to_host):

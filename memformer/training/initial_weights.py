@@ -20,7 +20,7 @@ from memformer.models.loading import read_description, weight_files
 from memformer.models.memformer import Memformer, MemformerConfig
 from memformer.parallel.pipeline.construction import StagedConstruction
 from memformer.parallel.pipeline.split import split_of
-from memformer.parallel.tensor import SlicedConstruction
+from memformer.parallel.tensor import SlicedConstruction, sharding_of
 from memformer.processes.group import World
 from memformer.run.data import TrainingData
 
@@ -68,7 +68,7 @@ def construction_of(config: Config, model: MemformerConfig, world: World) -> Con
     """
     made: Construction
     if world.mesh.tensor.size > 1:
-        made = SlicedConstruction(world.mesh.tensor)
+        made = SlicedConstruction(world.mesh.tensor, sharding_of(model))
     elif config.parallel.zero_stage < 3:
         made = Construction()
     else:

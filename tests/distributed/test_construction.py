@@ -15,7 +15,7 @@ import torch
 from benchmarks.activations import LiveTensors
 from memformer import Memformer, MemformerConfig
 from memformer.models.sizes import count_parameters
-from memformer.parallel.tensor import SlicedConstruction, shard_model, slice_of
+from memformer.parallel.tensor import SlicedConstruction, shard_model, sharding_of, slice_of
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
 from memformer.training.initial_weights import Partitioned
@@ -103,7 +103,7 @@ def test_tensor_parallel_parts_are_cut_from_the_plain_weights(config: MemformerC
         axis = Axis(rank, 2)
         torch.manual_seed(5)
         with LiveTensors() as live:
-            model = Memformer(config, SlicedConstruction(axis))
+            model = Memformer(config, SlicedConstruction(axis, sharding_of(config)))
         assert float(torch.rand(())) == next_number
         shard_model(model, axis)
         again = copy.deepcopy(plain)

@@ -24,7 +24,7 @@ from memformer.parallel.pipeline.construction import StagedConstruction
 from memformer.parallel.pipeline.split import Split, lanes_of_groups, split_of
 from memformer.parallel.pipeline.stage import StageModel, keep_layers
 from memformer.parallel.pipeline.traffic import sent_by_stage
-from memformer.parallel.tensor import SlicedConstruction
+from memformer.parallel.tensor import SlicedConstruction, sharding_of
 from memformer.processes.collective_log import LOG
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
@@ -361,10 +361,10 @@ def test_a_stage_draws_what_one_process_draws_and_keeps_its_layers(tensor: int) 
     split, axis = Split((3, 2, 3), 3), Axis(0, tensor)
     torch.manual_seed(3)
     with LiveTensors() as whole_model:
-        whole = Memformer(config, SlicedConstruction(axis) if tensor > 1 else None)
+        whole = Memformer(config, SlicedConstruction(axis, sharding_of(config)) if tensor > 1 else None)
     for stage in range(3):
         torch.manual_seed(3)
-        inner = SlicedConstruction(axis) if tensor > 1 else Construction()
+        inner = SlicedConstruction(axis, sharding_of(config)) if tensor > 1 else Construction()
         with LiveTensors() as live:
             model = Memformer(config, StagedConstruction(split, stage, inner))
         keep_layers(model, split, stage)

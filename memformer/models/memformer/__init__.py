@@ -7,7 +7,8 @@ from data_pipeline.faces import face
 
 if TYPE_CHECKING:
     from memformer.models.memformer.config import MemformerConfig
-    from memformer.models.memformer.model import Memformer, token_losses
+    from memformer.models.memformer.model import Memformer
+    from memformer.models.scoring import token_losses
 
 __all__ = [
     "Memformer",

@@ -51,8 +51,8 @@ def _cut(model: "Memformer", encoder: range, decoder: range) -> Any:
 
 def _sizes(config: MemformerConfig) -> dict[str, int]:
     """What the number of tensor-parallel processes must divide."""
-    sizes = {"num_heads": config.num_heads, "d_ff": config.d_ff}
-    return sizes | ({"writer_heads": config.effective_writer_heads} if config.num_memory_slots else {})
+    writer = {"writer_heads": config.effective_writer_heads} if config.num_memory_slots else {}
+    return {"num_heads": config.num_heads} | writer | {"d_ff": config.d_ff}
 
 
 def _costs(config: MemformerConfig, segment_length: int) -> tuple[int, int, int, int]:

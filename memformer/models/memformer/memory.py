@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from memformer.models.heads import Heads
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.layers import Attention, merge_heads, split_heads
 
@@ -69,6 +70,7 @@ class MemoryWriter(nn.Module):
         super().__init__()
         width = config.d_model
         self.num_heads = config.effective_writer_heads
+        self.heads = Heads()
         self.slot_scale = width**0.5
         self.value_scale = width**-0.5
         self.logit_scale = (width // self.num_heads) ** -0.5 / config.memory_temperature
@@ -77,7 +79,7 @@ class MemoryWriter(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
 
     def weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """Attention of every slot on [itself ; every token], [B, H, K, 1 + S], rows summing to 1."""
+        """Attention of every slot on [itself ; every token], [B, H, K, 1 + S], rows summing to 1, of the heads here."""
         slots_BKD = memory_BKD * self.slot_scale
         q_BHKE = split_heads(self.query(slots_BKD), self.num_heads) * self.logit_scale
         own_BHK1 = (q_BHKE * split_heads(self.key(slots_BKD), self.num_heads)).sum(-1, keepdim=True)
@@ -86,19 +88,16 @@ class MemoryWriter(nn.Module):
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
         return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
 
+    @torch.no_grad()
     def all_weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """`weights` of all heads, also where this module has some of them; to be looked at, without gradient."""
-        return self.weights(memory_BKD, x_BSD, mask_BS)
+        return self.heads.gather(self.weights(memory_BKD, x_BSD, mask_BS))
 
     def weight_on_itself(
         self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
     ) -> torch.Tensor:
         """How much of itself each slot keeps, 0 to 1, mean over all heads, [B, K]; without gradient."""
         return self.all_weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
-
-    def slots_of_heads(self, memory_BKD: torch.Tensor) -> torch.Tensor:
-        """The columns of the slots that the heads of this module keep: all of them, where it has all heads."""
-        return memory_BKD
 
     def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """The written memory before forgetting, [B, K, D].
@@ -108,7 +107,8 @@ class MemoryWriter(nn.Module):
             x_BSD: Output of the last encoder layer.
             mask_BS: True at valid tokens; None when all are.
         """
+        memory_BKD = self.heads.enter(memory_BKD)
         a_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
-        kept_BHKE = a_BHKL[..., :1] * split_heads(self.slots_of_heads(memory_BKD), self.num_heads)
+        kept_BHKE = a_BHKL[..., :1] * split_heads(self.heads.own(memory_BKD), self.num_heads)
         v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
-        return merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE)
+        return self.heads.join(merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE))

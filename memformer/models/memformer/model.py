@@ -8,7 +8,6 @@ Shapes: B lanes, S tokens a segment, K slots, D width, V vocabulary. One segment
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from memformer.models.construction import Construction
@@ -16,10 +15,10 @@ from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
 from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
+from memformer.models.scoring import all_logits, token_losses
 from memformer.replay.segment import Segment
 
 SLOT_BIAS = "forget.bias"
-IGNORE = -100  # cross_entropy's mark of a target that does not count
 
 
 class EncoderLayer(nn.Module):
@@ -143,7 +142,7 @@ class Memformer(nn.Module):
         built(self.head)
         # Replaced where the vocabulary is spread over several processes, which then have a part of the logits each.
         self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
-        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = all_logits
         initialise(self, config, construction)
 
     @property
@@ -272,23 +271,3 @@ class Memformer(nn.Module):
         """
         losses_BS, memory_BKD = self.losses(segment, memory_BKD)
         return losses_BS.sum(), segment.target_length.sum(), memory_BKD
-
-
-def token_losses(logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32."""
-    if logits_BSV.dtype in (torch.bfloat16, torch.float16):
-        logits_BSV = logits_BSV.float()
-    targets = scored_targets(segment)
-    flat = F.cross_entropy(logits_BSV.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return flat.view_as(targets)
-
-
-def _unchanged(logits: torch.Tensor) -> torch.Tensor:
-    return logits
-
-
-def scored_targets(segment: Segment) -> torch.Tensor:
-    """The segment's targets, int64 [B, S], with `IGNORE` beyond the valid length."""
-    target_BS = segment.target
-    valid_BS = torch.arange(target_BS.shape[1], device=target_BS.device) < segment.target_length[:, None]
-    return target_BS.masked_fill(~valid_BS, IGNORE)

@@ -7,13 +7,21 @@ from data_pipeline.faces import face
 
 if TYPE_CHECKING:
     from memformer.parallel.tensor.collectives import leave_uncompiled
-    from memformer.parallel.tensor.sharding import Slice, SlicedConstruction, shard_model, slice_of, whole_tensor
+    from memformer.parallel.tensor.sharding import (
+        Slice,
+        SlicedConstruction,
+        shard_model,
+        sharding_of,
+        slice_of,
+        whole_tensor,
+    )
 
 __all__ = [
     "Slice",
     "SlicedConstruction",
     "leave_uncompiled",
     "shard_model",
+    "sharding_of",
     "slice_of",
     "whole_tensor",
 ]
@@ -25,6 +33,7 @@ __getattr__ = face(
         "SlicedConstruction": "sharding",
         "leave_uncompiled": "collectives",
         "shard_model": "sharding",
+        "sharding_of": "sharding",
         "slice_of": "sharding",
         "whole_tensor": "sharding",
     },

@@ -1,19 +1,20 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What the modules of a Memformer become when a layer is spread over processes.
+"""What the modules of a layer become when it is spread over processes.
 
 A module keeps its name, its parameters' names and its place; only its class changes, and with it what it does at the
-border between replicated and sliced work. Dropout stands outside: all of the model's is in replicated work, where the
+border between replicated and sliced work. Dropout stands outside: a model has it in replicated work alone, where the
 processes draw the same masks because their seeds are equal.
 
-Shapes: B lanes, S tokens, K slots, D width, V vocabulary, t processes.
+Shapes: B lanes, K slots, D width, H heads, t processes.
 """
 
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from memformer.models.memformer.memory import MemoryWriter
+from memformer.models.heads import Heads
 from memformer.parallel.tensor.collectives import from_ranks, gather_last, joined, to_ranks
 from memformer.processes.topology import Axis
 
@@ -55,25 +56,34 @@ class RowParallelLinear(nn.Linear):
     axis: Axis
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[..., D/t] -> [..., D]."""
-        return from_ranks(super().forward(input), self.axis)
+        """[..., D/t] -> [..., D]; a bias is replicated, and added once."""
+        out = from_ranks(F.linear(input, self.weight), self.axis)
+        return out if self.bias is None else out + self.bias
 
 
-class ParallelMemoryWriter(MemoryWriter):
-    """A memory writer with some of the heads: what they write, [B, K, D/t], is joined before the normalisation."""
+class ParallelHeads(Heads):
+    """Some of the heads: what they write, [B, K, D/t], is joined.
 
-    axis: Axis
+    Args:
+        axis: The processes that share the heads.
+    """
 
-    def slots_of_heads(self, memory_BKD: torch.Tensor) -> torch.Tensor:
-        """The columns of the slots that this process's heads keep, [B, K, D/t]."""
-        return memory_BKD.chunk(self.axis.size, dim=-1)[self.axis.rank]
+    def __init__(self, axis: Axis) -> None:
+        self._axis = axis
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of the gradients is taken here."""
+        return to_ranks(x, self._axis)
+
+    def own(self, x_BKD: torch.Tensor) -> torch.Tensor:
+        """[B, K, D] -> [B, K, D/t]."""
+        return x_BKD.chunk(self._axis.size, dim=-1)[self._axis.rank]
+
+    def join(self, x_BKD: torch.Tensor) -> torch.Tensor:
+        """[B, K, D/t] -> [B, K, D]."""
+        return joined(x_BKD, self._axis)
 
     @torch.no_grad()
-    def all_weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """[B, H, K, 1 + S], the heads of all processes."""
-        own_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
-        return gather_last(own_BHKL.movedim(1, -1), self.axis).movedim(-1, 1)
-
-    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """As the plain writer's."""
-        return joined(super().forward(to_ranks(memory_BKD, self.axis), x_BSD, mask_BS), self.axis)
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, H/t, ...] -> [B, H, ...]."""
+        return gather_last(x.movedim(1, -1), self._axis).movedim(-1, 1)

@@ -1,16 +1,16 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Turns a plain Memformer, in place, into this process's part of it.
+"""Turns a plain model, in place, into this process's part of it, as its family says (`memformer.models.registry.Role`).
 
-| part | sliced by | sums of [B, S, D] (forward + backward) |
+| role | sliced by | what the processes send, forward + backward |
 |---|---|---|
-| attention, reader, attention to the context | heads: query, key, value rows, output columns | 1 + 1 |
-| feed-forward | hidden width: up rows, down columns | 1 + 1 |
-| memory writer | its heads: query, key, value rows | a gather of [B, K, D] + 1 of [B, K, D] |
-| embedding, head, loss | vocabulary | 1 + 1, and 3 numbers a token |
-| norms, slot bias | not at all: replicated, with equal gradients | |
+| attention and its linear maps | heads: query, key, value rows, output columns | a sum of [B, S, D] + 1 |
+| other columns and rows | the width between them | a sum of [B, S, D] + 1 |
+| joined heads | heads: query, key, value rows | a gather of [B, K, D] + a sum of it |
+| vocabulary, head, loss | ids of the vocabulary | a sum of [B, S, D] + 1, and 3 numbers a token |
+| none | not at all: replicated, with equal gradients | |
 
-The encoder's output, which the writer and every decoder layer read, sums its gradient once for all of them. The
-weights are slices of those that one process would have: what a run computes depends on the seed, not on the topology.
+The weights are slices of those that one process would have: what a run computes depends on the seed, not on the
+topology.
 """
 
 import contextlib
@@ -21,15 +21,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction, Part
-from memformer.models.memformer import Memformer
-from memformer.models.memformer.layers import Attention, FeedForward
-from memformer.models.memformer.memory import MemoryReader
-from memformer.models.memformer.model import DecoderLayer, Embedding, EncoderLayer
+from memformer.models.registry import Role, Sharding, family_of
 from memformer.parallel.tensor.modules import (
     IdentityBeforeRanks,
     NormBeforeRanks,
-    ParallelMemoryWriter,
+    ParallelHeads,
     RowParallelLinear,
     become,
 )
@@ -59,58 +57,59 @@ def slice_of(parameter: torch.Tensor) -> Slice | None:
     return getattr(parameter, "tensor_slice", None)
 
 
-def shard_model(model: Memformer, axis: Axis) -> None:
+def sharding_of(config: ModelConfig) -> Sharding:
+    """How a model of this configuration is cut; the check of a run's settings has refused families that are not."""
+    family = family_of(config)
+    assert family.shard is not None, f"tensor parallelism is not built for family {family.name}"
+    return family.shard
+
+
+def shard_model(model: Any, axis: Axis) -> None:
     """Leaves this process its part of every layer; nothing happens where there is one process.
 
     Args:
-        model: Whole, and equal on all processes of the axis.
-        axis: The tensor-parallel processes; their number divides num_heads, writer heads and d_ff
-            (the configuration sees to it).
+        model: A `MemoryModel`, whole, and equal on all processes of the axis; or what a `SlicedConstruction` made.
+        axis: The tensor-parallel processes; their number divides the `Sharding.sizes` of the model's configuration
+            (the check of a run's settings sees to it).
     """
     if axis.size == 1:
         return
-    for layer in (*model.encoder, *model.decoder):
-        _shard_layer(layer, axis)
-    become(model.encoder_norm, NormBeforeRanks, axis)
-    if model.writer is not None:
-        writer = become(model.writer, ParallelMemoryWriter, axis)
-        writer.num_heads //= axis.size
-        for linear in (writer.query, writer.key, writer.value):
-            _slice_weight(linear, 0, axis)
-    become(model.decoder_norm, NormBeforeRanks, axis)
-    tied = model.head.weight is model.embedding.tokens.weight
-    _shard_embedding(model.embedding.tokens, axis)
-    if tied:
-        model.head.weight = model.embedding.tokens.weight
-    else:
-        _slice_weight(model.head, 0, axis)
-    vocabulary = slice_of(model.head.weight)
-    if vocabulary is not None:
-        score = ParallelScore(vocabulary.shape[0], axis)
-        model.token_losses, model.whole_logits = score.losses, score.whole
+    parts = list(sharding_of(model.config).roles(model))
+    embeddings = {id(module.weight): module for module, role in parts if role is Role.VOCABULARY}
+    heads = [(module, embeddings.get(id(module.weight))) for module, role in parts if role is Role.HEAD]
+    for module, role in parts:
+        if role is not Role.HEAD:
+            _spread(module, role, axis)
+    for head, tied in heads:
+        if tied is not None:
+            head.weight = tied.weight
+        _spread(head, Role.HEAD, axis)
+        vocabulary = slice_of(head.weight)
+        if vocabulary is not None:
+            score = ParallelScore(vocabulary.shape[0], axis)
+            model.token_losses, model.whole_logits = score.losses, score.whole
 
 
 class SlicedConstruction(Construction):
-    """Cuts layers, embedding and head as soon as they are made, so that no process ever holds a whole model.
+    """Cuts the parts of a model as soon as they are made, so that no process ever holds a whole one.
 
     The small rest is cut by `shard_model`, to which the model goes next. The random numbers are those of the plain
     construction: each process draws whole matrices, one at a time, and keeps its part.
 
     Args:
         axis: The tensor-parallel processes.
+        sharding: How the model's family is cut (`sharding_of`).
     """
 
-    def __init__(self, axis: Axis) -> None:
-        self.axis = axis
+    def __init__(self, axis: Axis, sharding: Sharding) -> None:
+        self._axis, self._sharding = axis, sharding
 
     def built(self, module: Part) -> Part:
-        """Cuts a part."""
-        if isinstance(module, (EncoderLayer, DecoderLayer)):
-            _shard_layer(module, self.axis)
-        elif isinstance(module, Embedding):
-            _shard_embedding(module.tokens, self.axis)
-        elif isinstance(module, nn.Linear):
-            _slice_weight(module, 0, self.axis)
+        """Cuts a part, but for one with joined heads: its matrices may be drawn from each other."""
+        parts = list(self._sharding.roles(module))
+        if all(role is not Role.JOINED_HEADS for _, role in parts):
+            for inner, role in parts:
+                _spread(inner, role, self._axis)
         return module
 
     @contextlib.contextmanager
@@ -127,42 +126,34 @@ class SlicedConstruction(Construction):
                 parameter.data = _cut(parameter.detach(), part)
 
 
-def _shard_layer(layer: nn.Module, axis: Axis) -> None:
-    for name, child in list(layer.named_children()):
-        if isinstance(child, Attention):
-            _shard_attention(child, axis)
-        elif isinstance(child, MemoryReader):
-            _shard_attention(child.attention, axis)
-            if isinstance(child.norm, nn.LayerNorm):
-                become(child.norm, NormBeforeRanks, axis)
-            else:
-                become(child.norm, IdentityBeforeRanks, axis)
-        elif isinstance(child, FeedForward):
-            _slice_weight(child.up, 0, axis)
-            _slice_weight(become(child.down, RowParallelLinear, axis), 1, axis)
-        elif name.endswith("norm"):
-            become(child, NormBeforeRanks, axis)
+def _spread(module: Any, role: Role, axis: Axis) -> None:
+    """Leaves this process its part of a module, once, however often the module is met."""
+    if getattr(module, "tensor_role", None) is role:
+        return
+    match role:
+        case Role.ATTENTION:
+            module.num_heads //= axis.size
+        case Role.JOINED_HEADS:
+            module.num_heads //= axis.size
+            module.heads = ParallelHeads(axis)
+        case Role.COLUMNS | Role.HEAD:
+            _slice(module, "weight", 0, axis)
+            if module.bias is not None:
+                _slice(module, "bias", 0, axis)
+        case Role.ROWS:
+            _slice(become(module, RowParallelLinear, axis), "weight", 1, axis)
+        case Role.BEFORE:
+            become(module, IdentityBeforeRanks if isinstance(module, nn.Identity) else NormBeforeRanks, axis)
+        case Role.VOCABULARY:
+            _slice(become(module, VocabularyParallelEmbedding, axis), "weight", 0, axis)
+            module.first, stop = part_of(module.num_embeddings, axis)
+            module.num_embeddings = stop - module.first
+    module.tensor_role = role
 
 
-def _shard_attention(attention: Attention, axis: Axis) -> None:
-    if slice_of(attention.query.weight) is None:
-        attention.num_heads //= axis.size
-    for linear in (attention.query, attention.key, attention.value):
-        _slice_weight(linear, 0, axis)
-    _slice_weight(become(attention.output, RowParallelLinear, axis), 1, axis)
-
-
-def _shard_embedding(tokens: nn.Embedding, axis: Axis) -> None:
-    embedding = become(tokens, VocabularyParallelEmbedding, axis)
-    _slice_weight(embedding, 0, axis)
-    part = slice_of(embedding.weight)
-    if part is not None:
-        embedding.first, embedding.num_embeddings = part.start, part.stop - part.start
-
-
-def _slice_weight(module: Any, dim: int, axis: Axis) -> None:
-    """Cuts a module's weight, unless it is a part already. `in_features` stays that of the whole: it is fan-in."""
-    whole = module.weight
+def _slice(module: nn.Module, name: str, dim: int, axis: Axis) -> None:
+    """Cuts a parameter, unless it is a part already. `in_features` stays that of the whole: it is fan-in."""
+    whole = getattr(module, name)
     if slice_of(whole) is not None:
         return
     start, stop = part_of(whole.shape[dim], axis)
@@ -170,7 +161,7 @@ def _slice_weight(module: Any, dim: int, axis: Axis) -> None:
     parameter: Any = nn.Parameter(_cut(whole.detach(), part), requires_grad=whole.requires_grad)
     parameter.tensor_slice = part
     parameter.model_parallel = True  # by this name DeepSpeed counts it in the norm of the gradient on every process
-    module.weight = parameter
+    setattr(module, name, parameter)
 
 
 def _cut(whole: torch.Tensor, part: Slice) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from memformer.models.memformer.model import IGNORE, scored_targets
+from memformer.models.scoring import IGNORE, scored_targets
 from memformer.parallel.tensor.collectives import from_ranks
 from memformer.processes.topology import Axis
 from memformer.replay.segment import Segment
@@ -78,7 +78,7 @@ class ParallelScore:
         self.first, self.stop = part_of(vocab_size, axis)
 
     def losses(self, logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
-        """`memformer.models.memformer.token_losses` of logits [B, S, stop - first]."""
+        """`memformer.models.scoring.token_losses` of logits [B, S, stop - first]."""
         if logits_BSV.dtype in (torch.bfloat16, torch.float16):
             logits_BSV = logits_BSV.float()
         targets_BS = scored_targets(segment)
