@@ -8,11 +8,12 @@ decoder layers are split as the run itself splits them.
 import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Mapping
 
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import Stages, family_of
+from memformer.models.registry import family_of
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, split_of
 from memformer.planning.segment_trace import (
@@ -36,6 +37,7 @@ class Arrangement:
         lanes: Of a group.
         layers: By pipeline stage: how many layers it has of each stack.
         schedule: Of the pipeline; None without one.
+        home: Which stage trains what is in no layer (`Stages.home`); empty without a pipeline.
     """
 
     config: Config
@@ -43,7 +45,8 @@ class Arrangement:
     groups: int
     lanes: int
     layers: tuple[dict[str, int], ...]
-    schedule: ReplaySchedule | None
+    schedule: ReplaySchedule | None = None
+    home: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -121,16 +124,13 @@ class Arrangement:
     @property
     def embedding(self) -> int:
         """Elements of the first stage's embedding that a process has."""
-        home = _stages(self.config).home
-        parts = [shapes for part, shapes in self.traces.rest_parameters.items() if home[part] == "first"]
+        parts = [shapes for part, shapes in self.traces.rest_parameters.items() if self.home.get(part) == "first"]
         return sum(shape.numel * count for shapes in parts for shape, count in shapes.items())
 
     def _home(self, part: str) -> int:
         """The stage that trains a part of the model which is no layer."""
-        if self.stages == 1:
-            return 0
         places = {"first": 0, "writer": self.writer_stage, "last": self.stages - 1}
-        return places[_stages(self.config).home[part]]
+        return places[self.home[part]] if self.home else 0
 
 
 def arrange(config: Config, model: ModelConfig, world: int) -> Arrangement:
@@ -142,10 +142,16 @@ def arrange(config: Config, model: ModelConfig, world: int) -> Arrangement:
         world: Processes.
 
     Raises:
-        UserError: The sizes do not divide, or the model's family has no stages.
+        UserError: The sizes do not divide, or the model's family is not built for the settings.
     """
     config = config.model_copy(update={"model": model})
     parallel, lanes = config.parallel, config.data.num_lanes
+    family = family_of(model)
+    for setting, built in (("tensor", family.shard), ("pipeline", family.stages)):
+        if built is None and getattr(parallel, setting) > 1:
+            raise UserError(
+                f"parallel.{setting} is {getattr(parallel, setting)}: not built for family {family.name}, set it to 1"
+            )
     per_replica = parallel.tensor * parallel.pipeline
     if world % per_replica:
         raise UserError(
@@ -159,35 +165,13 @@ def arrange(config: Config, model: ModelConfig, world: int) -> Arrangement:
             f"multiple of {replicas}"
         )
     own, group = lanes // replicas, config.training.lanes_per_micro_batch
-    if parallel.pipeline == 1:
+    if family.stages is None or parallel.pipeline == 1:
         size = min(own, group or own)
         everything = {stack: getattr(model, stack) for stack in model.stacks}
-        return Arrangement(config, replicas, -(-own // size), size, (everything,), None)
-    layers = _layers_by_stage(config)
+        return Arrangement(config, replicas, -(-own // size), size, (everything,))
+    split, (encoder, decoder) = split_of(config, config.model), model.stacks
+    layers = ({encoder: len(split.encoder(stage)), decoder: len(split.decoder(stage))} for stage in range(split.stages))
     spans = lanes_of_groups(own, parallel.pipeline, group)
+    size = spans[0][1] - spans[0][0]
     schedule = schedule_of(config, config.model, own)
-    return Arrangement(config, replicas, len(spans), spans[0][1] - spans[0][0], layers, schedule)
-
-
-def _layers_by_stage(config: Config) -> tuple[dict[str, int], ...]:
-    _stages(config)
-    split = split_of(config, config.model)
-    encoder, decoder = config.model.stacks
-    return tuple(
-        {encoder: len(split.encoder(stage)), decoder: len(split.decoder(stage))} for stage in range(split.stages)
-    )
-
-
-def _stages(config: Config) -> Stages:
-    """How the family is cut into stages.
-
-    Raises:
-        UserError: It is not.
-    """
-    stages = family_of(config.model).stages
-    if stages is None:
-        raise UserError(
-            f"parallel.pipeline is {config.parallel.pipeline}: a pipeline is not built for family "
-            f"{config.model.family}, set it to 1"
-        )
-    return stages
+    return Arrangement(config, replicas, len(spans), size, tuple(layers), schedule, family.stages.home)

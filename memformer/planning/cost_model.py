@@ -84,7 +84,8 @@ def make_plan(
         efficiency: Part of the peak that matrix products reach.
 
     Raises:
-        UserError: The device is not known, the sizes do not divide, or the model's family has no stages.
+        UserError: The device is not known, the sizes do not divide, or the model's family is not built for the
+            settings.
     """
     hardware = device_of(device)
     run = arrange(config, model, nodes * gpus_per_node)

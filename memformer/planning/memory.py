@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a process holds during a step, by part: each part has a function of its own, with its reason.
 
-P parameters of the process, d data-parallel processes; fp32 numbers of 4 bytes, whatever the precision.
+Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision.
 """
 
 import math
@@ -123,7 +123,7 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The memory before each segment but the first, of the lanes that are replayed together; a pipeline's are all."""
+    """The memory before each segment but the first: of one group of lanes, or of all groups, which a pipeline mixes."""
     if run.config.training.replay != "mrbp" or stage > run.writer_stage:
         return
     checkpointing = run.config.activation_checkpointing

@@ -31,7 +31,7 @@ def traffic_by_stage(config: Config, model: ModelConfig, world: int) -> list[dic
     """What a process of each stage gives to the calls of one optimizer step, by axis and kind: all that are made.
 
     Raises:
-        UserError: The sizes do not divide, or the model's family has no stages.
+        UserError: The sizes do not divide, or the model's family is not built for the settings.
     """
     run = arrange(config, model, world)
     return [stage_traffic(run, stage) for stage in range(run.stages)]

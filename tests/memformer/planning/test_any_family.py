@@ -186,10 +186,12 @@ def test_the_width_of_the_vocabulary_does_not_make_logits_of_a_layers_activation
     assert trace_parts(as_wide, how).stacks == trace_parts(EchoConfig(), how).stacks
 
 
-def test_a_pipeline_is_refused_in_one_line() -> None:
+@pytest.mark.parametrize("setting", ["pipeline", "tensor"])
+def test_what_the_family_is_not_built_for_is_refused_in_one_line(setting: str) -> None:
     config = config_of()
-    config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"pipeline": 2})})
-    with pytest.raises(UserError, match=r"parallel\.pipeline is 2: a pipeline is not built for family echo, set it"):
+    config = config.model_copy(update={"parallel": config.parallel.model_copy(update={setting: 2})})
+    words = rf"^parallel\.{setting} is 2: not built for family echo, set it to 1$"
+    with pytest.raises(UserError, match=words):
         make_plan(config, EchoConfig(), 1, 4, "h100")
-    with pytest.raises(UserError, match="not built for family echo"):
+    with pytest.raises(UserError, match=words):
         traffic_by_stage(config, EchoConfig(), 4)
