@@ -9,7 +9,7 @@ it. So `build`, `reader` and the like import what they need when they are called
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -69,7 +69,8 @@ class Stages:
     """How a pipeline cuts a family whose cell is an encoder, on the memory's path, and a decoder that needs its output.
 
     Attributes:
-        layers: Of a configuration: number of encoder layers and of decoder layers.
+        layers: Of a configuration: number of encoder layers and of decoder layers; its `stacks` name the fields of
+            the two in this order.
         words: Where these numbers are set, for error messages.
         costs: (configuration, segment length) -> FLOPs of (all encoder layers, the writer, all decoder layers, the
             head) for a forward of one lane's segment.
@@ -77,6 +78,8 @@ class Stages:
         kind: Of a part of the model: "encoder" or "decoder" where it is such a layer, else None.
         cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage; see
             `memformer.parallel.pipeline.stage`.
+        home: Attribute of the model that has parameters outside its layers -> the stage that trains them: "first" (the
+            token embedding, of which other stages may hold copies), "writer" (of the last encoder layer) or "last".
     """
 
     layers: Callable[[Any], tuple[int, int]]
@@ -85,6 +88,7 @@ class Stages:
     width: Callable[[Any], int]
     kind: Callable[[Any], str | None]
     cut: Callable[[Any, range, range], Any]
+    home: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,14 @@ FAMILY = Family(
         width=lambda config: int(config.d_model),
         kind=_kind,
         cut=_cut,
+        home={
+            "embedding": "first",
+            "encoder_norm": "writer",
+            "writer": "writer",
+            "forget": "writer",
+            "decoder_norm": "last",
+            "head": "last",
+        },
     ),
     inspect=_inspect,
 )
