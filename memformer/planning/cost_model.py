@@ -16,7 +16,7 @@ from memformer.engine.precision import AUTOCAST
 from memformer.models.memformer import MemformerConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.parallel.pipeline.schedule import ReplaySchedule
-from memformer.parallel.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
+from memformer.parallel.pipeline.split import Split, Work, lanes_of_groups, replay_schedule, split_of
 from memformer.planning.devices import Device, device_of, peak_flops
 from memformer.planning.segment_trace import (
     ACTIVATIONS,
@@ -193,15 +193,8 @@ def _arrange(config: Config, model: MemformerConfig, replicas: int) -> _Run:
     else:
         size = min(own, group or own)
         groups = -(-own // size)
-    by_hand = parallel.pipeline_layers
-    recompute = config.activation_checkpointing.mode == "full"
-    split = (
-        Split(tuple(by_hand), model.num_encoder_layers)
-        if by_hand is not None
-        else balanced_split(model, parallel.pipeline, config.data.segment_length, config.data.num_segments, recompute)
-    )
     precision = "bf16" if config.precision == "auto" else config.precision
-    return _Run(config, model, precision, replicas, split, groups, size)
+    return _Run(config, model, precision, replicas, split_of(config, model), groups, size)
 
 
 def _layers(run: _Run, traces: StackTraces, stage: int) -> SegmentTrace:
@@ -237,16 +230,8 @@ def traffic_by_stage(config: Config, model: MemformerConfig, world: int) -> list
 
 
 def _schedule(run: _Run) -> ReplaySchedule:
-    data = run.config.data
-    return replay_schedule(
-        run.split,
-        run.model,
-        data.segment_length,
-        run.groups,
-        data.num_segments,
-        run.recompute,
-        run.config.parallel.segments_in_flight,
-    )
+    window = run.config.parallel.segments_in_flight
+    return replay_schedule(run.split, Work.of_run(run.config, run.model), run.groups, window)
 
 
 def _stage_traffic(run: _Run, traces: StackTraces, schedule: ReplaySchedule, stage: int) -> dict[str, Counter[str]]:
