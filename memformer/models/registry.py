@@ -11,7 +11,7 @@ import enum
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from memformer.models.configuration import ModelConfig, SegmentFlops
 
@@ -64,27 +64,41 @@ class Sharding:
     roles: Callable[[Any], Iterator[tuple[Any, Role]]]
 
 
+class PartFlops(NamedTuple):
+    """Operations of one forward of one lane's segment, by part of the model."""
+
+    encoder: int
+    """All encoder layers."""
+    writer: int
+    """What the last encoder stage does for the memory; 0 where there is none."""
+    decoder: int
+    """All decoder layers."""
+    head: int
+    """What follows the last decoder layer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stages:
     """How a pipeline cuts a family whose cell is an encoder, on the memory's path, and a decoder that needs its output.
+
+    The layers of each kind are children of one module, named by their number.
 
     Attributes:
         layers: Of a configuration: number of encoder layers and of decoder layers; its `stacks` name the fields of
             the two in this order.
         words: Where these numbers are set, for error messages.
-        costs: (configuration, segment length) -> FLOPs of (all encoder layers, the writer, all decoder layers, the
-            head) for a forward of one lane's segment.
+        costs: (configuration, segment length) -> what the parts cost.
         width: Of a configuration: numbers a token in what one layer hands to the next.
         kind: Of a part of the model: "encoder" or "decoder" where it is such a layer, else None.
-        cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage; see
-            `memformer.parallel.pipeline.stage`.
+        cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage, a
+            `protocol.Stage`. The model may have been left with these layers alone.
         home: Attribute of the model that has parameters outside its layers -> the stage that trains them: "first" (the
             token embedding, of which other stages may hold copies), "writer" (of the last encoder layer) or "last".
     """
 
     layers: Callable[[Any], tuple[int, int]]
     words: str
-    costs: Callable[[Any, int], tuple[int, int, int, int]]
+    costs: Callable[[Any, int], PartFlops]
     width: Callable[[Any], int]
     kind: Callable[[Any], str | None]
     cut: Callable[[Any, range, range], Any]
@@ -122,6 +136,10 @@ class UnknownFamily(ValueError):
     """No family of that name or architecture."""
 
 
+class NotBuilt(ValueError):
+    """A family is without what a setting needs; the message names the setting, the family and the mend."""
+
+
 _registered: dict[str, Family] = {}
 
 
@@ -148,6 +166,18 @@ def family(name: str) -> Family:
 def family_of(config: ModelConfig) -> Family:
     """The family of a configuration."""
     return family(config.family)
+
+
+def stages_of(config: ModelConfig) -> Stages:
+    """How a pipeline cuts the family of a configuration.
+
+    Raises:
+        NotBuilt: It does not.
+    """
+    stages = family_of(config).stages
+    if stages is None:
+        raise NotBuilt(f"parallel.pipeline: not built for family {config.family}: set it to 1")
+    return stages
 
 
 def family_of_architecture(architecture: str) -> Family:

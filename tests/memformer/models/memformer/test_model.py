@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The model as a whole: settings, initial values, what may depend on what, precision, compilation.
 
-Covers: memformer/models/memformer/config.py, memformer/models/memformer/initialise.py,
-memformer/models/memformer/layers.py
+Covers: memformer/models/memformer/computation.py, memformer/models/memformer/config.py,
+memformer/models/memformer/initialise.py, memformer/models/memformer/layers.py
 """
 
 import dataclasses
