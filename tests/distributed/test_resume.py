@@ -2,7 +2,8 @@
 """Two real processes train, one life breaks off, a second life resumes: nothing may differ from a run in one life.
 
 Covers: memformer/checkpoints/saving.py, memformer/checkpoints/state.py, memformer/engine/parameter_state.py,
-memformer/training/trainer.py
+memformer/training/evaluation.py, memformer/training/loop.py, memformer/training/measuring.py,
+memformer/training/reports.py, memformer/training/save_schedule.py, memformer/training/trainer.py
 """
 
 from pathlib import Path

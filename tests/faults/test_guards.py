@@ -4,7 +4,7 @@
 The faulty process is rank 1 of two; its lanes are 2 and 3 of four.
 
 Covers: memformer/guards/faulty_steps.py, memformer/guards/guards.py, memformer/guards/stragglers.py,
-memformer/guards/watchdog.py
+memformer/guards/watchdog.py, memformer/training/stopping.py
 """
 
 import itertools

@@ -4,9 +4,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from memformer.models.family_record import Family, PartFlops, Role, Sharding, Stages
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.flops import segment_flops
-from memformer.models.registry import Family, PartFlops, Role, Sharding, Stages
 
 if TYPE_CHECKING:
     from memformer.models.construction import Construction

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from memformer.models.registry import PartFlops
+from memformer.models.family_record import PartFlops
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.split import Work, balanced_split, replay_schedule
 from memformer.parallel.pipeline.tasks import ADVANCE, DECODE, DECODE_BACKWARD, REPLAY, REPLAY_BACKWARD

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from memformer.config.schema import Config
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import PartFlops, stages_of
+from memformer.models.family_record import PartFlops
+from memformer.models.registry import stages_of
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.simulate import StageCost
 from memformer.parallel.pipeline.tasks import Layout

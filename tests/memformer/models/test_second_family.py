@@ -3,6 +3,9 @@
 
 The commands find it as they would find that of an installed package: by an entry point. Tolerance between ZeRO stages
 and one process: 1e-4 nats after a few steps of AdamW in float32 (seen: under 1e-5; sums run in another order).
+
+Covers: memformer/models/configuration.py, memformer/models/family_record.py, memformer/models/protocol.py,
+memformer/models/registry.py
 """
 
 import json

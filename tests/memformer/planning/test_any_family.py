@@ -16,7 +16,8 @@ from data_pipeline import UserError
 from memformer.config.schema import Config, parse_config
 from memformer.models import registry
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import Family, family, register
+from memformer.models.family_record import Family
+from memformer.models.registry import family, register
 from memformer.models.sizes import count_parameters
 from memformer.planning import make_plan
 from memformer.planning.segment_trace import Execution, recomputation_peak, trace_parts

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The cost model against one process: what autograd keeps of a segment; and what plans say of themselves.
 
-Covers: memformer/planning/search.py, memformer/planning/segment_trace.py
+Covers: memformer/planning/arrangement.py, memformer/planning/memory.py, memformer/planning/search.py,
+memformer/planning/segment_trace.py
 """
 
 import dataclasses

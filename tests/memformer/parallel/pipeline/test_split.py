@@ -16,7 +16,8 @@ from memformer.config.schema import parse_config
 from memformer.models import registry
 from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction
-from memformer.models.registry import Family, NotBuilt, PartFlops, Stages, stages_of
+from memformer.models.family_record import Family, PartFlops, Stages
+from memformer.models.registry import NotBuilt, stages_of
 from memformer.parallel.pipeline.construction import StagedConstruction, keep_layers
 from memformer.parallel.pipeline.split import Split, Work, balanced_split, replay_schedule
 from memformer.parallel.pipeline.traffic import sent_by_stage
