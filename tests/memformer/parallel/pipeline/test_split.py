@@ -72,6 +72,7 @@ STAGES = Stages(
     width=lambda config: int(config.breadth),
     kind=kind,
     cut=lambda model, encoder, decoder: model,
+    home={"middle": "writer"},
 )
 
 
