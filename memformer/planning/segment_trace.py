@@ -65,7 +65,7 @@ class SegmentTrace:
         """self + factor * other."""
 
         def add(a: Counter[Any], b: Counter[Any]) -> Counter[Any]:
-            return Counter({key: a[key] + factor * b[key] for key in {*a, *b}})
+            return Counter({key: a[key] + factor * b[key] for key in {**a, **b}})
 
         fields = (field.name for field in dataclasses.fields(self))
         return SegmentTrace(*(add(getattr(self, name), getattr(other, name)) for name in fields))
