@@ -53,7 +53,7 @@ def search(
 
 
 def _with(config: Config, settings: Settings) -> Config:
-    values = config.model_dump()
+    values = config.values()
     for name, value in settings.items():
         section, field = name.split(".")
         values[section][field] = value

@@ -20,6 +20,7 @@ from memformer.models.family_record import Family
 from memformer.models.registry import family, register
 from memformer.models.sizes import count_parameters
 from memformer.planning import make_plan
+from memformer.planning.search import search
 from memformer.planning.segment_trace import Execution, recomputation_peak, trace_parts
 from memformer.planning.traffic import traffic_by_stage
 from memformer.replay import Segment
@@ -196,3 +197,11 @@ def test_what_the_family_is_not_built_for_is_refused_in_one_line(setting: str) -
         make_plan(config, EchoConfig(), 1, 4, "h100")
     with pytest.raises(UserError, match=words):
         traffic_by_stage(config, EchoConfig(), 4)
+
+
+def test_a_search_keeps_the_family() -> None:
+    """Where neither tensor parallelism nor pipelines are built for it, all that is found does without."""
+    found = search(config_of(), EchoConfig(), 1, 4, "h100")
+    assert found
+    assert all(settings["parallel.tensor"] == settings["parallel.pipeline"] == 1 for settings, _ in found)
+    assert {plan.parameters for _, plan in found} == {count_parameters(EchoConfig())}
