@@ -140,8 +140,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(**sections: dict[str, object]) -> Config:
     data = {"path": "not/there", "num_lanes": 4 * LANES, "segment_length": LENGTH, "num_segments": 5}
-    config = parse_config({"run_dir": "unused", "data": data, **sections}, "test")
-    return config.model_copy(update={"model": EchoConfig()})
+    return parse_config({"run_dir": "unused", "data": data, "model": {"family": "echo"}, **sections}, "test")
 
 
 def test_a_plan_has_its_parameters_and_its_memory() -> None:
