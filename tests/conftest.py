@@ -1,0 +1,60 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""How the tests are shared out among workers: `make test` has one a core, up to four (`pytest -n auto`).
+
+A file stays whole, so that what its fixtures make is made once. Files that would disturb each other are one piece of
+work, which one worker does: Slurm tests have one cluster, others look at how fast processes are or wait for moments.
+Longest first, so that no worker is left with a long file when the others have nothing to do.
+"""
+
+import os
+from typing import Any
+
+import pytest
+
+# Before torch is imported, here and in what tests start: workers share the cores, and threads that wait for a core
+# burn it. On tensors as small as these, waiting for each other costs threads more than they gain in any case.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MOST_WORKERS = 4
+
+ALONE = ("tests/slurm/", "tests/faults/test_guards.py", "tests/faults/test_kills.py", "tests/launch/test_local.py")
+"""Not beside each other."""
+
+LONGEST = (
+    "tests/launch/test_train_command.py",
+    "tests/distributed/",
+    "tests/project/test_readme.py",
+    "tests/memformer/models/",
+    "tests/faults/",
+    "tests/launch/",
+    "tests/data_pipeline/test_trained_audit.py",
+)
+"""After those above, and before all others."""
+
+
+def place(nodeid: str) -> int:
+    """Where a test stands in the order of work."""
+    order = (*ALONE, *LONGEST)
+    return next((i for i, start in enumerate(order) if nodeid.startswith(start)), len(order))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: place(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "alone" if nodeid.startswith(ALONE) else nodeid.split("::", 1)[0]
+
+    config.option.loadscopereorder = False  # which would go by the number of tests
+    return ByFile(config, log)
