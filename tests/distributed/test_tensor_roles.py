@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from memformer.models.configuration import ModelConfig
+from memformer.models.family_record import Family, Role, Sharding
 from memformer.models.heads import Heads
-from memformer.models.registry import Family, Role, Sharding, register
+from memformer.models.registry import register
 from memformer.models.scoring import all_logits, token_losses
 from memformer.parallel.tensor import SlicedConstruction, shard_model, sharding_of, slice_of, whole_tensor
 from memformer.processes.group import World
