@@ -42,7 +42,8 @@ def family(name: str) -> Family:
     if name not in _registered:
         _register_installed(name)
     if name not in _registered:
-        raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(sorted(_registered))}")
+        known = {*_registered, *(point.name for point in entry_points(group=GROUP))}
+        raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(sorted(known))}")
     return _registered[name]
 
 
