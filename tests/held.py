@@ -43,6 +43,13 @@ def main(stand_in: str, arguments: list[str]) -> None:
     """Runs the project's command with ranks that wait, or replaces this process by Python."""
     if arguments[:2] != COMMAND:
         os.execv(sys.executable, [sys.executable, *arguments])
+    wait_for_the_test()
+    sys.executable, sys.argv = stand_in, arguments[1:]
+    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+
+
+def wait_for_the_test() -> None:
+    """Has the run of this process wait where a test says so."""
     from memformer.run.stop_requests import StopRequests
 
     look = StopRequests.urgency.fget
@@ -54,8 +61,6 @@ def main(stand_in: str, arguments: list[str]) -> None:
         return int(asked)
 
     setattr(StopRequests, "urgency", property(urgency))  # noqa: B010 - mypy knows no assignment to a property
-    sys.executable, sys.argv = stand_in, arguments[1:]
-    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 
 def must_wait(run: Path) -> bool:

@@ -2,8 +2,6 @@
 """A real training run, killed and resumed, also on other hardware: its audit is what `memformer data trace` says."""
 
 import json
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ import pytest
 
 from launch.cli import main
 from memformer.run import jsonl
-from tests.data_pipeline.test_elastic import REPOSITORY, audit
-from tests.held import held_python, hold, release
+from tests.commands import end, run_ranks, start_ranks
+from tests.data_pipeline.test_elastic import audit
+from tests.held import hold, release
 
 
 def rows_of(capsys: Any, data: Path, *options: object, lanes: int = 4, world: int = 2) -> list[dict[str, Any]]:
@@ -44,20 +43,17 @@ def test_trace_is_the_audit_of_a_killed_and_resumed_training_run(
     }
     (tmp_path / "config.yaml").write_text(json.dumps(settings))
     hold(run, 10)
-    command = [held_python(tmp_path), "-m", "launch.cli", "launch", "local", str(tmp_path / "config.yaml")]
-    first = subprocess.Popen(
-        [*command, "--nproc", "2"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    config = str(tmp_path / "config.yaml")
+    first = start_ranks(config, count=2, log=tmp_path / "first", hold=True)
     state = run / "checkpoints" / "step-00000003" / "state.json"
     deadline = time.monotonic() + 150
-    while not state.exists() and first.poll() is None and time.monotonic() < deadline:
+    while not state.exists() and all(rank.is_alive() for rank in first) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert state.exists() and first.poll() is None, "it is killed in the midst of its steps"
-    first.send_signal(signal.SIGKILL)
-    first.wait(timeout=30)
+    there = state.exists() and all(rank.is_alive() for rank in first)
+    end(first)
+    assert there, "it is killed in the midst of its steps"
     release(run)
-    again = [*command, "--nproc", str(world), "--data.num_lanes", str(lanes)]
-    subprocess.run(again, cwd=REPOSITORY, check=True, timeout=200, capture_output=True)
+    run_ranks(config, "--data.num_lanes", str(lanes), count=world, log=tmp_path / "again")
     events = jsonl.records(run / "events.jsonl")
     resumed = next(event["step"] for event in events if event["event"] == "resume")
     delivered = audit(run / "audit", range(1, steps + 1))

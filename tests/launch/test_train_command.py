@@ -1,6 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`memformer train` as a user meets it: what it refuses, one line each, and a kill -9 in the middle.
 
+The kill and SIGUSR1 meet ranks of a real launcher; elsewhere the command runs in forked processes (tests/commands.py).
+
 Covers: launch/commands/checkpoint.py, launch/commands/train.py
 """
 
@@ -19,6 +21,7 @@ import yaml
 from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS
 from tests.books import TINY_MODEL, small_dataset
+from tests.commands import end, run_command, run_ranks, start_ranks
 from tests.held import held_python, hold, release
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,26 +50,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "checkpoint": {"interval": 1},
     }
     (root / "config.yaml").write_text(yaml.safe_dump(settings))
-    done = memformer("train", str(root / "config.yaml"))
+    done = run_command("train", str(root / "config.yaml"))
     assert done.returncode == 0, done.stderr
     return root
-
-
-def memformer(*words: str, world_size: int | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment["OMP_NUM_THREADS"] = "1"
-    if world_size:
-        environment.update(
-            RANK="0", WORLD_SIZE=str(world_size), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1"
-        )
-    return subprocess.run(
-        [sys.executable, "-m", "launch.cli", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 REFUSALS = {
@@ -94,7 +80,7 @@ REFUSALS = {
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_refuses_with_one_line_and_exit_code_2(workshop: Path, kind: str) -> None:
     words, message = REFUSALS[kind]
-    result = memformer("train", str(workshop / "config.yaml"), *(word.format(root=workshop) for word in words))
+    result = run_command("train", str(workshop / "config.yaml"), *(word.format(root=workshop) for word in words))
     lines = [line for line in result.stderr.splitlines() if "Warning" not in line and not line.startswith("  return")]
     assert (result.returncode, len(lines)) == (2, 1), result.stderr
     assert lines[0].startswith("memformer train: error: ")
@@ -103,7 +89,8 @@ def test_refuses_with_one_line_and_exit_code_2(workshop: Path, kind: str) -> Non
 
 def test_refuses_a_world_size_that_does_not_fit(workshop: Path) -> None:
     """Before it waits for the other processes."""
-    result = memformer("train", str(workshop / "config.yaml"), world_size=3)
+    world = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    result = run_command("train", str(workshop / "config.yaml"), environment=world)
     assert result.returncode == 2
     assert "data.num_lanes is 4, which 3 data-parallel processes cannot share equally" in result.stderr
     assert "choose a multiple of 3" in result.stderr
@@ -118,24 +105,24 @@ def test_refuses_a_damaged_named_checkpoint_and_skips_it_in_auto(workshop: Path,
     damaged[-1] ^= 1
     shard.write_bytes(damaged)
     config = str(workshop / "config.yaml")
-    named = memformer("train", config, "--run_dir", str(run), "--resume", str(newest))
+    named = run_command("train", config, "--run_dir", str(run), "--resume", str(newest))
     assert named.returncode == 1
     assert "rank-00000.safetensors: its content changed" in named.stderr
-    listed = memformer("checkpoint", "verify", str(run), "--json")
+    listed = run_command("checkpoint", "verify", str(run), "--json")
     assert listed.returncode == 1
     assert json.loads(listed.stdout.splitlines()[-1])["damaged"] == 1
-    resumed = memformer("train", config, "--run_dir", str(run))
+    resumed = run_command("train", config, "--run_dir", str(run))
     assert resumed.returncode == 0, resumed.stderr
     assert "skipped a checkpoint" in resumed.stdout
     assert "resumed from" in resumed.stdout and "step-00000002" in resumed.stdout
-    assert memformer("checkpoint", "verify", str(run)).returncode == 0
+    assert run_command("checkpoint", "verify", str(run)).returncode == 0
 
 
 def test_goes_on_with_other_lanes_and_another_stage_and_says_so(workshop: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(workshop / "run", run)
     changed = ["--data.num_lanes", "8", "--parallel.zero_stage", "2", "--training.max_steps", "5"]
-    result = memformer("train", str(workshop / "config.yaml"), "--run_dir", str(run), *changed)
+    result = run_command("train", str(workshop / "config.yaml"), "--run_dir", str(run), *changed)
     assert result.returncode == 0, result.stderr
     assert "carried over to ZeRO 1 -> 2, 4 -> 8 lanes; dropout draws other masks" in result.stdout
     assert [row["step"] for row in rows_of(run)] == [1, 2, 3, 4, 5]
@@ -144,7 +131,7 @@ def test_goes_on_with_other_lanes_and_another_stage_and_says_so(workshop: Path, 
 
 def test_a_finished_run_is_not_started_again(workshop: Path) -> None:
     before = (workshop / "run" / "metrics.jsonl").read_text()
-    result = memformer("train", str(workshop / "config.yaml"))
+    result = run_command("train", str(workshop / "config.yaml"))
     assert result.returncode == 0
     assert "the run has finished its 3 steps" in result.stdout
     assert (workshop / "run" / "metrics.jsonl").read_text() == before
@@ -154,10 +141,9 @@ def test_a_finished_run_is_not_started_again(workshop: Path) -> None:
 def test_kill_9_of_a_launched_run_loses_nothing(workshop: Path, tmp_path: Path) -> None:
     """Two processes die in the middle of the run; the same command goes on, bit-equal to a run in one life."""
     steps = ["--training.max_steps", "40", "--checkpoint.interval", "5", "--data.segment_length", "64"]
-    python = held_python(tmp_path)
-    command = [python, "-m", "launch.cli", "launch", "local", str(workshop / "config.yaml"), "--nproc", "2", *steps]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*command, "--run_dir", str(whole)], cwd=ROOT, check=True, capture_output=True, timeout=180)
+    config, whole, broken = str(workshop / "config.yaml"), tmp_path / "whole", tmp_path / "broken"
+    command = [held_python(tmp_path), "-m", "launch.cli", "launch", "local", config, "--nproc", "2", *steps]
+    run_ranks(config, *steps, "--run_dir", str(whole), count=2, log=tmp_path / "log")
     hold(broken, 30)
     launcher = subprocess.Popen([*command, "--run_dir", str(broken)], cwd=ROOT, stdout=subprocess.DEVNULL)
     wait_for_steps(broken / "metrics.jsonl", 12)
@@ -189,34 +175,40 @@ def rows_of(run: Path) -> list[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ask", "code"), [("SIGUSR1", 75), ("stop file", 75), ("SIGINT", 130)])
 def test_asked_to_stop_it_saves_and_goes_on_later(workshop: Path, tmp_path: Path, ask: str, code: int) -> None:
-    """Saved at the step it was asked in; the next life starts there, not at an older checkpoint."""
+    """Saved at the step it was asked in; the next life starts there, not at an older checkpoint. SIGUSR1 goes to a
+    launcher, which passes signals on (tests/launch/test_local.py), the others to the ranks themselves.
+    """
     run = tmp_path / "run"
     steps = ["--training.max_steps", "100000", "--optimizer.schedule", "constant", "--checkpoint.interval", "0"]
-    command = [sys.executable, "-m", "launch.cli", "launch", "local", str(workshop / "config.yaml"), "--nproc", "2"]
-    with subprocess.Popen(
-        [*command, "--run_dir", str(run), *steps],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        # A shell starts background jobs with SIGINT ignored, which the launcher would respect.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as launcher:
+    words = [str(workshop / "config.yaml"), "--run_dir", str(run), *steps]
+    if ask == "SIGUSR1":
+        command = [sys.executable, "-m", "launch.cli", "launch", "local", *words, "--nproc", "2"]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as launcher:
+            try:
+                wait_for_steps(run / "metrics.jsonl", 5)
+                launcher.send_signal(signal.SIGUSR1)
+                assert launcher.wait(timeout=60) == code
+            finally:
+                launcher.terminate()
+    else:
+        ranks = start_ranks(*words, count=2, log=tmp_path / "first")
         try:
             wait_for_steps(run / "metrics.jsonl", 5)
             if ask == "stop file":
                 (run / "stop").touch()
-            else:
-                launcher.send_signal(getattr(signal, ask))
-            assert launcher.wait(timeout=60) == code
+            for rank in ranks if ask == "SIGINT" else []:
+                assert rank.pid is not None
+                os.kill(rank.pid, signal.SIGINT)
+            for rank in ranks:
+                rank.join(60)
+            assert [rank.exitcode for rank in ranks] == [code, code]
         finally:
-            launcher.terminate()
+            end(ranks)
     done = len(rows_of(run))
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [f"step-{done:08d}"]
     assert not (run / "stop").exists()
     events = jsonl.records(run / "events.jsonl")
     assert events[-1]["event"] == "preemption" and events[-1]["step"] == done
-    again = [*steps, "--training.max_steps", str(done + 3)]
-    resumed = subprocess.run(
-        [*command, "--run_dir", str(run), *again], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
-    )
-    assert f"resumed from {run}/checkpoints/step-{done:08d}" in resumed.stdout
+    said = run_ranks(*words, "--training.max_steps", str(done + 3), count=2, log=tmp_path / "later")
+    assert f"resumed from {run}/checkpoints/step-{done:08d}" in said
     assert [row["step"] for row in rows_of(run)] == list(range(1, done + 4))
