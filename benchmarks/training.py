@@ -83,6 +83,8 @@ def train(
         beta2=0.98,
     )
     device = next(reader.module.parameters()).device
+    if not hasattr(reader.module, "undecayed"):
+        reader.module.undecayed = set  # the models of other libraries: all of their matrices decay
     optimizer = make_optimizer(reader.module, settings, device)
     reader.module.train()
     state: State = None
