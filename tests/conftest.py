@@ -7,13 +7,22 @@ Longest first, so that no worker is left with a long file when the others have n
 """
 
 import os
+import sys
 from typing import Any
 
 import pytest
 
+from tests import ROOT
+
 # Before torch is imported, here and in what tests start: workers share the cores, and threads that wait for a core
 # burn it. On tensors as small as these, waiting for each other costs threads more than they gain in any case.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where Python is told to write no bytecode (containers often are), every program that tests start would compile
+# torch and DeepSpeed again: nine seconds more. It is kept in pytest's own folder instead, away from the sources.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
+    sys.dont_write_bytecode = False
 
 MOST_WORKERS = 4
 

@@ -14,6 +14,7 @@ import pytest
 
 from launch.cli import command
 from memformer.config.schema import load_config
+from tests.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,14 +75,8 @@ def test_the_sequence_on_your_own_text_runs(tmp_path: Path) -> None:
             words += ["--training.max_steps", "4", "--training.eval_segments", "4", "--optimizer.warmup_steps", "1"]
             words += ["--device", "cpu", "--data.segment_length", "32"]
         words = ["20" if before == "200" else before for before in words]
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *words[1:]],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        # The launcher starts its ranks as programs of their own.
+        done = run_command(*words[1:], environment={"HOME": str(tmp_path)}, folder=tmp_path, seconds=240)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     assert (tmp_path / "runs" / "own" / "model" / "model.safetensors").is_file()
 
