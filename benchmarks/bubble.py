@@ -24,7 +24,7 @@ from benchmarks.common import markdown_table, provenance, write_results
 from memformer.models.memformer import MemformerConfig
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.simulate import StageCost
-from memformer.parallel.pipeline.split import balanced_split, replay_schedule
+from memformer.parallel.pipeline.split import Work, balanced_split, replay_schedule
 from memformer.parallel.pipeline.tasks import Layout
 
 SHOWN = [(p, m, t) for p in (2, 4, 8) for m in (1, 4, 16) for t in (1, 2, 4, 8, 16)]
@@ -58,7 +58,8 @@ def equal_stages(p: int, m: int, t: int) -> dict[str, Any]:
 def real_model(name: str, stages: int, m: int, t: int) -> dict[str, Any]:
     """A model split by FLOPs; what its layers do not divide into is part of the bubble."""
     model = MemformerConfig(vocab_size=32_000, start_token_id=0, **MODELS[name])  # type: ignore[arg-type]
-    schedule = replay_schedule(balanced_split(model, stages, LENGTH, t), model, LENGTH, m, t)
+    work = Work.of(model, LENGTH, t)
+    schedule = replay_schedule(balanced_split(work, stages), work, m)
     busy = [sum(interval.end - interval.start for interval in intervals) for intervals in schedule.timeline.intervals]
     return {
         "model": name,

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import markdown_table, provenance, write_results
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import Config, parse_config
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.making import make_engine
 from memformer.models.sizes import count_parameters
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout
@@ -73,7 +73,7 @@ def count(world: World, way: dict[str, Any], lengths: Sequence[int]) -> list[dic
     config = config_of(way, max(lengths))
     world = world.arranged(config.parallel.tensor, 1)
     torch.manual_seed(0)
-    engine = ReplayEngine(Memformer(MODEL), config, world, config.precision)
+    engine = make_engine(Memformer(MODEL), config, world, config.precision)
     lanes, rows = LANES // world.mesh.data.size, []
     carry = Carry.empty(engine.initial_memory(lanes), LENGTH)
     for segments in lengths:

@@ -25,7 +25,7 @@ from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import WAITING, LaneStates
 from memformer.checkpoints.tensor_file import layout_of, write_tensors
 from memformer.config.schema import CheckpointConfig
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.base import Engine
 from memformer.processes import group
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
@@ -116,7 +116,7 @@ class Saver:
         self,
         run: RunDirectory,
         world: World,
-        engine: ReplayEngine,
+        engine: Engine,
         identity: dict[str, Any],
         tokenizer_file: Path,
         settings: CheckpointConfig,

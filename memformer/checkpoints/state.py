@@ -18,8 +18,8 @@ from data_pipeline import SegmentStream
 from data_pipeline.errors import UserError
 from memformer.checkpoints import directory as files
 from memformer.checkpoints.lane_states import LaneStates, load_lanes
+from memformer.engine.base import Engine
 from memformer.engine.fragments import FragmentReader
-from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.probe import probe
 from memformer.models.registry import DEFAULT
@@ -93,7 +93,7 @@ def _find(run: RunDirectory, resume: str) -> Path | None:
     return found
 
 
-def load(directory: Path, world: World, engine: ReplayEngine, stream: SegmentStream) -> tuple[LaneStates, Progress]:
+def load(directory: Path, world: World, engine: Engine, stream: SegmentStream) -> tuple[LaneStates, Progress]:
     """Puts a verified checkpoint's state into the engine, the stream and the random generators.
 
     Called by all processes, of whatever number, ZeRO stage and lanes: each reads the pieces that are its own now.
@@ -127,7 +127,7 @@ def load(directory: Path, world: World, engine: ReplayEngine, stream: SegmentStr
     return lanes, progress
 
 
-def load_parameters(directory: Path, engine: ReplayEngine) -> None:
+def load_parameters(directory: Path, engine: Engine) -> None:
     """Weights and optimizer states alone.
 
     Raises:
@@ -207,7 +207,7 @@ def not_carried(changes: list[str]) -> str:
 
 
 @torch.no_grad()
-def probe_losses(engine: ReplayEngine) -> list[float]:
+def probe_losses(engine: Engine) -> list[float]:
     """Losses of a fixed short text in float32: what an export of this checkpoint must reproduce."""
     with evaluation_mode(engine.model), engine.master_weights():
         return probe(engine.model, engine.world.device)

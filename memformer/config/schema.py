@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from data_pipeline.errors import UserError
 from memformer.config.files import read_values
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of
+from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of, stages_of
 
 
 class Section(BaseModel):
@@ -376,14 +376,19 @@ def _check_tensor_parallel(config: Config) -> None:
 
 def _check_pipeline(config: Config) -> None:
     """What pipelines ask of the model and of the other settings."""
-    parallel, model = config.parallel, config.model
-    stages, layers = parallel.pipeline, model.num_encoder_layers + model.num_decoder_layers
+    parallel, stages = config.parallel, config.parallel.pipeline
+    if stages == 1 and parallel.pipeline_layers is None:
+        return
+    if stages == 1 and family_of(config.model).stages is None:
+        raise ValueError(f"parallel.pipeline_layers: not built for family {config.model.family}: leave it out")
+    cut = stages_of(config.model)
+    layers = sum(cut.layers(config.model))
     if parallel.pipeline_layers is not None:
         by_hand = parallel.pipeline_layers
         if len(by_hand) != stages or min(by_hand, default=0) < 1 or sum(by_hand) != layers:
             raise ValueError(
                 f"parallel.pipeline_layers is {by_hand}: give each of the {stages} stages of parallel.pipeline at "
-                f"least 1 layer, {layers} in all (model.num_encoder_layers + model.num_decoder_layers)"
+                f"least 1 layer, {layers} in all ({cut.words})"
             )
     if stages == 1:
         return

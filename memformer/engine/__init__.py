@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 from data_pipeline.faces import face
 
 if TYPE_CHECKING:
-    from memformer.engine.pipeline_engine import PipelineReplayEngine
-    from memformer.engine.replay_engine import ReplayEngine
+    from memformer.engine.base import Engine
+    from memformer.engine.making import make_engine
 
 __all__ = [
-    "PipelineReplayEngine",
-    "ReplayEngine",
+    "Engine",
+    "make_engine",
 ]
 
 __getattr__ = face(
     __name__,
     {
-        "PipelineReplayEngine": "pipeline_engine",
-        "ReplayEngine": "replay_engine",
+        "Engine": "base",
+        "make_engine": "making",
     },
 )

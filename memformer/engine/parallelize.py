@@ -14,43 +14,42 @@ import torch
 from memformer.config.schema import Config
 from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.optimizer import make_optimizer
-from memformer.models.memformer import Memformer
 from memformer.models.protocol import MemoryModel
+from memformer.models.registry import stages_of
 from memformer.parallel.activation_checkpointing import checkpoint_layers
-from memformer.parallel.pipeline.channels import Channels
+from memformer.parallel.pipeline.construction import keep_layers
 from memformer.parallel.pipeline.split import split_of
-from memformer.parallel.pipeline.stage import StageModel, keep_layers
 from memformer.parallel.tensor import leave_uncompiled, shard_model
 from memformer.processes.group import World
 
 
-def parallelize(model: Memformer, config: Config, world: World, precision: str) -> Any:
-    """The DeepSpeed engine that trains `model`, on the process's device.
+def parallelize(model: MemoryModel, config: Config, world: World, precision: str) -> Any:
+    """The DeepSpeed engine that trains `model`, or this process's stage of it, on the process's device.
 
     Args:
-        model: On any device; its parameters must be equal on all processes (same seed).
+        model: A module on any device; its parameters must be equal on all processes (same seed).
         config: The run.
         world: This process among all.
         precision: fp32, bf16 or fp16 (resolved).
     """
+    module: Any = model
     pipe = world.mesh.pipe
-    split = split_of(config, model.config) if pipe.size > 1 else None
-    if split is not None:
-        keep_layers(model, split, pipe.rank)
-    shard_model(model, world.mesh.tensor)
-    model.to(world.device)
-    if split is not None:
-        channels = Channels(world.mesh, world.device, next(model.parameters()).dtype)
-        model = StageModel(model, split, pipe.rank, channels)
-    checkpoint_layers(model, config, world)
+    if pipe.size > 1:
+        split, stages = split_of(config, module.config), stages_of(module.config)
+        keep_layers(module, stages.kind, split, pipe.rank)
+    shard_model(module, world.mesh.tensor)
+    module.to(world.device)
+    if pipe.size > 1:
+        module = stages.cut(module, split.encoder(pipe.rank), split.decoder(pipe.rank))
+    checkpoint_layers(module, config, world)
     if config.compile:
-        compile_layers(model)
+        compile_layers(module)
     optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=make_optimizer(model, config.optimizer, optimizer_device),
+        model=module,
+        optimizer=make_optimizer(module, config.optimizer, optimizer_device),
         config=deepspeed_config(config, world.mesh.data.size, precision),
         mpu=world.mesh.mpu,
     )

@@ -1,14 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`PipelineReplayEngine`: memory replay over the stages of a pipeline, with ZeRO 0 or 1 over the replicas.
 
-Each stage has a plain DeepSpeed engine of its layers, and executes its part of the `ReplaySchedule`, a DeepSpeed
-`PipeSchedule`. DeepSpeed's `PipelineEngine` is not used, because it
+Each stage has a plain DeepSpeed engine of its layers, a `models.protocol.Stage`, and executes its part of the
+`ReplaySchedule`, a DeepSpeed `PipeSchedule`. DeepSpeed's `PipelineEngine` is not used, because it
 
 * refuses `coalesce_grad_reduction`, which makes the many backwards of a rollout one reduction;
 * clips by each stage's own norm at ZeRO stage 0, and keeps tied parameters, with their optimizer states, on all stages;
 * sends and receives by blocking calls, which deadlock on gloo when two stages send to each other.
 
-What makes it exact, beside what `memformer/engine/replay_engine.py` says: the decoder's gradient of the encoder's
+What makes it exact, beside what `memformer/engine/base.py` says: the decoder's gradient of the encoder's
 output is handed to the encoder's backward unscaled and undivided; the gradient of the shared embedding is added up on
 its owner before the reduction over the replicas; the norm is summed over all stages, and a step is skipped by all or
 none.
@@ -21,24 +21,23 @@ from typing import Any, cast
 import torch
 
 from memformer.config.schema import Config
+from memformer.engine.base import Engine, LaneGroup, StepReport
 from memformer.engine.fragments import FragmentReader
-from memformer.engine.replay_engine import LaneGroup, ReplayEngine, StepReport, carry_of_lanes
-from memformer.models.memformer import Memformer
+from memformer.models.protocol import MemoryModel, Stage
 from memformer.parallel.activation_checkpointing import replay_buffer
+from memformer.parallel.pipeline.channels import Channels
 from memformer.parallel.pipeline.executor import RolloutExecutor
 from memformer.parallel.pipeline.schedule import ReplaySchedule
-from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of
-from memformer.parallel.pipeline.stage import StageModel
+from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, split_of
+from memformer.parallel.pipeline.stage import StagedModel
 from memformer.parallel.pipeline.traffic import SHARED, SHARED_GRADIENT, sharing_stages
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, RolloutResult
 from memformer.replay.random_state import mix_seed, segment_seeds
 
 
-class PipelineReplayEngine(ReplayEngine):
-    """A `ReplayEngine` whose model is spread over stages; every method is called by all stages together.
-
-    Its results are complete on every stage, so that what uses a `ReplayEngine` need not know of stages.
+class PipelineReplayEngine(Engine):
+    """Trains a model that is spread over stages, by whole rollouts; its results are complete on every stage.
 
     Args:
         model: The whole model, equal on all processes; this stage's part of it is kept.
@@ -47,17 +46,20 @@ class PipelineReplayEngine(ReplayEngine):
         precision: fp32, bf16 or fp16 (resolved).
     """
 
-    def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
+    def __init__(self, model: MemoryModel, config: Config, world: World, precision: str) -> None:
         super().__init__(model, config, world, precision)
-        self._channels = self.model.channels
+        stage, number = cast(Stage, self.module), world.mesh.pipe.rank
+        weight = next(self.module.parameters())
+        channels = Channels(world.mesh, world.device, weight.dtype)
+        self._model = StagedModel(stage, split_of(config, stage.config), number, channels)
         self._schedules: dict[int, ReplaySchedule] = {}
-        if self.model.copy is not None:
-            self.model.copy.requires_grad_()
+        if stage.copy is not None:
+            stage.copy.requires_grad_()
 
     @property
-    def model(self) -> StageModel:
-        """This stage's part of the model; asked as a whole model, all stages answer together."""
-        return cast(StageModel, self.deepspeed.module)
+    def model(self) -> StagedModel:
+        """All stages together."""
+        return self._model
 
     def schedule(self, lanes: int) -> ReplaySchedule:
         """The schedule of a rollout of that many lanes."""
@@ -66,19 +68,17 @@ class PipelineReplayEngine(ReplayEngine):
         return self._schedules[lanes]
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
-        """A part of the stage (`StageModel.forward`) with a graph, in the run's precision."""
+        """A part of the stage (`Stage.__call__`) with a graph, in the run's precision."""
         return self.deepspeed(part, *inputs)  # type: ignore[no-any-return]
 
     def evaluate(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """The same without a graph."""
         with torch.no_grad(), self.autocast():
-            return self.model(part, *inputs)  # type: ignore[no-any-return]
+            return self.model.stage(part, *inputs)
 
     def backward(self, objective: torch.Tensor) -> None:
         """Back-propagates a scalar into this stage's gradients, which accumulate until the rollout's end."""
-        if not self._coalesced:
-            self.deepspeed.set_gradient_accumulation_boundary(False)
-        self._back_propagate(objective)
+        self._back_propagate(objective, boundary=False)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients over all stages and reduces them over the replicas.
@@ -103,10 +103,9 @@ class PipelineReplayEngine(ReplayEngine):
             executor = RolloutExecutor(
                 self,
                 schedule,
-                StageSchedule(schedule, model.stage),
-                self._channels,
+                StageSchedule(schedule, model.number),
                 [(group.rollout, group.carry) for group in groups],
-                max(1, valid_tokens) / mesh.data.size,
+                self._denominator(valid_tokens),
                 seed_task,
                 self.at_segment,
                 functools.partial(replay_buffer, self.config, self.world),
@@ -119,10 +118,10 @@ class PipelineReplayEngine(ReplayEngine):
             self.deepspeed.allreduce_gradients()
         figures = mesh.pipe.sum(torch.cat([executor.segment_losses, executor.memory_gradient_squares]))
         memory = torch.empty_like(carry.memory)
-        if model.writes:
+        if executor.final_memories:
             memory.copy_(torch.cat([executor.final_memories[i] for i in range(len(groups))]))
         if memory.numel():
-            self._channels.broadcast(memory, model.split.writer_stage)
+            model.channels.broadcast(memory, model.split.writer_stage)
         return self._unscaled(
             RolloutResult(
                 figures[:segments], rollout.lengths.sum(dim=0), figures[segments:].sqrt(), rollout.carry(memory)
@@ -134,12 +133,12 @@ class PipelineReplayEngine(ReplayEngine):
         lanes, data = len(rollout.tokens), self.world.mesh.data
         spans = lanes_of_groups(lanes, self.world.mesh.pipe.size, self.config.training.lanes_per_micro_batch)
         seed = mix_seed(seed, data.rank * lanes)
-        return [LaneGroup(*span, rollout.lanes(*span), carry_of_lanes(carry, *span), seed) for span in spans]
+        return [LaneGroup(*span, rollout.lanes(*span), carry.lanes(*span), seed) for span in spans]
 
     def token_losses(
         self, group: LaneGroup, index: int, memory: torch.Tensor, seed_stream: Callable[[int], None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As in `ReplayEngine`: each stage's encoder and decoder have the random streams that their tasks had."""
+        """As in `Engine`: each stage's encoder and decoder have the random streams that their tasks had."""
 
         def seed_part(decoder: bool) -> None:
             seed_stream(self._stream(group, index, decoder))
@@ -150,7 +149,7 @@ class PipelineReplayEngine(ReplayEngine):
     def _stream(self, group: LaneGroup, segment: int, decoder: bool) -> int:
         """Number of the random stream of this stage's encoder or decoder, for a group's segment."""
         task = group.start * group.rollout.num_segments + segment
-        return 2 * (task * self.world.mesh.pipe.size + self.model.stage) + decoder
+        return 2 * (task * self.world.mesh.pipe.size + self.model.number) + decoder
 
     def step(self, learning_rate: float) -> StepReport:
         """Applies the reduced gradients on all stages, or on none if their common norm is not finite."""
@@ -166,29 +165,27 @@ class PipelineReplayEngine(ReplayEngine):
 
     def _add_shared_gradients(self) -> None:
         """The gradients of the copies of the token embedding go to their owner, and from there through the step."""
-        copy = self.model.copy
+        copy, owner, channels = self.model.stage.copy, self.model.stage.shared, self.model.channels
         if copy is not None:
             assert copy.grad is not None
-            self._channels.send(SHARED_GRADIENT, copy.grad, 0).wait()
+            channels.send(SHARED_GRADIENT, copy.grad, 0).wait()
             copy.grad = None
-        elif self.model.first:
-            owner = self.model.embedding.tokens.weight
-            received = [self._channels.receive(SHARED_GRADIENT, owner.shape, stage) for stage in self._copies()]
+        elif owner is not None:
+            received = [channels.receive(SHARED_GRADIENT, owner.shape, stage) for stage in self._copies()]
             assert owner.grad is not None
             for transfer in received:
                 owner.grad.add_(transfer.wait())
 
     def _copies(self) -> list[int]:
-        return sharing_stages(self.model.split.layout(1, 1), self.model.config.tie_embeddings)
+        return sharing_stages(self.model.split.layout(1, 1), tied=bool(self.model.config.tied()))
 
     def _refresh_copies(self) -> None:
         """The owner's token embedding goes to the stages that have a copy."""
-        copy = self.model.copy
+        copy, owner, channels = self.model.stage.copy, self.model.stage.shared, self.model.channels
         with torch.no_grad():
             if copy is not None:
-                copy.copy_(self._channels.receive(SHARED, copy.shape, 0).wait())
-            elif self.model.first:
-                owner = self.model.embedding.tokens.weight
-                sent = [self._channels.send(SHARED, owner, stage) for stage in self._copies()]
+                copy.copy_(channels.receive(SHARED, copy.shape, 0).wait())
+            elif owner is not None:
+                sent = [channels.send(SHARED, owner, stage) for stage in self._copies()]
                 for transfer in sent:
                     transfer.wait()

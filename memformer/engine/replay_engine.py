@@ -1,35 +1,15 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`ReplayEngine`: memory replay on a DeepSpeed engine, exact at every ZeRO stage.
+"""`ReplayEngine`: memory replay on a model that lies whole on each replica, exact at every ZeRO stage."""
 
-What makes it exact (DeepSpeed 0.19.8):
-
-* Stages 1-3 must not see several backward passes as several micro-batches. `coalesce_grad_reduction` keeps gradients
-  local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary.
-* Stage 3 never clears its gradient partitions, nor any stage those it offloads: a parameter without a gradient in a
-  rollout would be given the previous step's again. They are zeroed before each rollout.
-* Gradients are averaged over the replicas, so the loss is divided by (valid targets of all lanes / replicas).
-"""
-
-import contextlib
-import dataclasses
 import functools
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from memformer.config.schema import Config
-from memformer.engine.fragments import FragmentReader
-from memformer.engine.parallelize import parallelize
-from memformer.engine.parameter_state import ParameterState
-from memformer.engine.precision import AUTOCAST, LossScale
-from memformer.models.memformer import Memformer
+from memformer.engine.base import Engine, LaneGroup
+from memformer.models.protocol import MemoryModel
 from memformer.parallel.activation_checkpointing import replay_buffer
-from memformer.parallel.tensor import slice_of
-from memformer.processes import collective_log
-from memformer.processes.group import World
 from memformer.replay import (
     Carry,
     Rollout,
@@ -41,102 +21,27 @@ from memformer.replay import (
 from memformer.replay.random_state import mix_seed
 
 
-@dataclasses.dataclass(frozen=True)
-class StepReport:
-    """What an optimizer step did.
-
-    Attributes:
-        grad_norm: Global L2 norm of the gradient before clipping; inf or nan where it was not finite.
-        applied: False when the step was skipped whole because the gradient was not finite.
-        loss_scale: What the objective was multiplied by; None unless the precision is fp16.
-    """
-
-    grad_norm: float
-    applied: bool
-    loss_scale: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class LaneGroup:
-    """Lanes that are replayed together (`training.lanes_per_micro_batch`), one group after another.
-
-    Attributes:
-        start: The first of them, among this process's lanes.
-        stop: The one after the last.
-        rollout: The rollout of these lanes.
-        carry: Their state before it.
-        seed: What `segment_seeds` gives each of their segments its random numbers from.
-    """
-
-    start: int
-    stop: int
-    rollout: Rollout
-    carry: Carry
-    seed: int
-
-
-class ReplayEngine:
-    """Trains a Memformer by whole rollouts; also the `Cell` that evaluation runs on.
-
-    Args:
-        model: The model, equal on all processes.
-        config: The run.
-        world: This process among all.
-        precision: fp32, bf16 or fp16 (resolved).
-    """
-
-    def __init__(self, model: Memformer, config: Config, world: World, precision: str) -> None:
-        self.config, self.world = config, world
-        self.zero_stage = config.parallel.zero_stage
-        self.deepspeed: Any = parallelize(model, config, world, precision)
-        self.at_segment: Callable[[], None] = lambda: None
-        self.replay_buffer_bytes = 0
-        """Largest size of the last rollout's replay buffer on this process."""
-        self._clock = _RolloutClock(world.device)
-        self._gradient_norms: tuple[list[str], torch.Tensor] | None = None
-        self.autocast = functools.partial(
-            torch.autocast, world.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
-        )
-        self.loss_scale = LossScale(config.loss_scale) if precision == "fp16" else None
+class ReplayEngine(Engine):
+    """Trains a model of any family by whole rollouts; also the `Cell` that a rollout is computed with."""
 
     @property
-    def model(self) -> Memformer:
+    def model(self) -> MemoryModel:
         """The model inside the engine."""
-        return self.deepspeed.module  # type: ignore[no-any-return]
+        model: Any = self.module
+        return model  # type: ignore[no-any-return]
 
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
-        """`Memformer.advance` in the run's precision."""
+        """The model's `advance` in the run's precision."""
         with self.autocast():
             return self.model.advance(segment, memory)
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`Memformer.forward` in the run's precision; with gradients it goes through the engine."""
+        """The model's forward in the run's precision; with gradients it goes through the engine."""
         if torch.is_grad_enabled():
             loss, count, next_memory = self.deepspeed(segment, memory)
             return loss, count, next_memory
         with self.autocast():
-            return self.model(segment, memory)  # type: ignore[no-any-return]
-
-    def initial_memory(self, lanes: int) -> torch.Tensor:
-        """m_0 for each lane, [lanes, K, D], without gradient."""
-        with torch.no_grad():
-            return self.model.initial_memory(lanes).clone()
-
-    def empty_carry(self, lanes: int) -> Carry:
-        """The carry of lanes that have read nothing."""
-        return Carry.empty(self.initial_memory(lanes), self.config.data.segment_length)
-
-    def parameter_state(self) -> ParameterState:
-        """Weights and optimizer states as pieces that any topology can load."""
-        return ParameterState(self.deepspeed, self.zero_stage, self.world.mesh)
-
-    def load_parameters(self, saved: FragmentReader) -> None:
-        """Puts saved parameters and optimizer states in place, whatever topology they were saved from.
-
-        Raises:
-            ValueError: A parameter is missing or incomplete.
-        """
-        self.parameter_state().load(saved)
+            return self.model(segment, memory)
 
     def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.
@@ -160,7 +65,7 @@ class ReplayEngine:
                         group.rollout,
                         group.carry,
                         functools.partial(self._backward, last_group=group.stop == lanes),
-                        denominator=max(1, valid_tokens) / self.world.mesh.data.size,
+                        denominator=self._denominator(valid_tokens),
                         seed=group.seed,
                         buffer=buffer,
                     )
@@ -181,7 +86,7 @@ class ReplayEngine:
         spans = [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
         first = self.world.mesh.data.rank * lanes
         return [
-            LaneGroup(*span, rollout.lanes(*span), carry_of_lanes(carry, *span), mix_seed(seed, first + span[0]))
+            LaneGroup(*span, rollout.lanes(*span), carry.lanes(*span), mix_seed(seed, first + span[0]))
             for span in spans
         ]
 
@@ -191,224 +96,15 @@ class ReplayEngine:
         """Losses of a group's segment computed again without a graph, with the random numbers of the training step.
 
         Called by all processes together (ZeRO-3 gathers parameters).
-
-        Args:
-            group: One of `lane_groups`.
-            index: The segment's number in the rollout.
-            memory: The group's memory before it, [lanes, K, D].
-            seed_stream: What `segment_seeds(group.seed, ...)` gives.
-
-        Returns:
-            Loss of each target in nats, [lanes, S], 0 beyond the valid length; and the next memory.
         """
         seed_stream(index)
         with torch.no_grad(), self.autocast():
             return self.model.losses(group.rollout.segment(index, group.carry), memory)
 
-    def _unscaled(self, result: RolloutResult) -> RolloutResult:
-        if self.loss_scale is None:
-            return result
-        return dataclasses.replace(result, memory_gradient_norms=result.memory_gradient_norms / self.loss_scale.value)
-
-    def step(self, learning_rate: float) -> StepReport:
-        """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
-        report = self._step_unsharded() if self.zero_stage == 0 else self._step_sharded()
-        if self.loss_scale is not None:
-            report = dataclasses.replace(report, loss_scale=self.loss_scale.value)
-            self.loss_scale.update(report.applied)
-        return report
-
-    def _step_sharded(self) -> StepReport:
-        self.deepspeed.set_gradient_accumulation_boundary(True)
-        self.deepspeed.step()
-        norm = float(self.deepspeed.get_global_grad_norm())
-        return StepReport(norm, applied=not self.deepspeed.optimizer.overflow)
-
-    def _step_unsharded(self) -> StepReport:
-        """Stage 0's optimizer is torch's own and knows no skipped steps, so norm, check and clipping are ours."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        if self.loss_scale is not None:
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.loss_scale.value)
-        norm = self._gradient_norm(parameters)
-        finite = math.isfinite(norm_value := float(norm))
-        if not finite:
-            self.deepspeed.zero_grad()
-            return StepReport(norm_value, applied=False)
-        if self.config.optimizer.gradient_clipping:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.gradient_clipping, norm)
-        self.deepspeed.set_gradient_accumulation_boundary(True)
-        self.deepspeed.step()
-        return StepReport(norm_value, applied=True)
-
-    def _gradient_norm(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-        """Of the whole model: slices count on every process of a replica, replicated parameters on one."""
-        mesh = self.world.mesh
-        if mesh.replica.size > 1:
-            parameters = [p for p in parameters if mesh.tensor.rank == 0 or slice_of(p) is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        return norm if mesh.replica.size == 1 else mesh.replica.sum(norm.square()).sqrt()
-
-    def bad_parameters(self) -> list[str]:
-        """Parameters whose gradient, on this process and before the reduction, was not finite in the last rollout.
-
-        Empty where gradients are reduced by segment: none is whole then.
-        """
-        if self._gradient_norms is None:
-            return []
-        names, norms = self._gradient_norms
-        return [name for name, finite in zip(names, norms.isfinite().tolist(), strict=True) if not finite]
-
-    def rollout_seconds(self) -> float:
-        """What this process's last rollout took by itself, without the reduction that waits for the others."""
-        return self._clock.seconds()
-
-    def _look_at_gradients(self) -> None:
-        """Keeps the norm of each local gradient on the device; nothing waits for it unless a step is skipped."""
-        found = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
-        self._gradient_norms = None
-        if found and (self.zero_stage == 0 or self._coalesced):
-            norms = torch._foreach_norm([gradient for _, gradient in found])
-            self._gradient_norms = [name for name, _ in found], torch.stack(list(norms))
-
     def _backward(self, objective: torch.Tensor, remaining: int, *, last_group: bool) -> None:
         if remaining < self.config.data.num_segments - 1:
             self.at_segment()
-        if not self._coalesced:
-            self.deepspeed.set_gradient_accumulation_boundary(last_group and remaining == 0)
-        self._back_propagate(objective)
-
-    def _back_propagate(self, objective: torch.Tensor) -> None:
-        if self.loss_scale is not None and self.zero_stage == 0:
-            objective = objective * self.loss_scale.value
-        # The objective is divided by the global count already.
-        self.deepspeed.backward(objective, scale_wrt_gas=False)
-
-    @property
-    def _coalesced(self) -> bool:
-        return self.zero_stage > 0 and self.config.parallel.gradient_reduction == "rollout"
-
-    @contextlib.contextmanager
-    def _accumulation(self) -> Iterator[None]:
-        """Everything inside is one accumulation of gradients."""
-        if self.loss_scale is not None and self.zero_stage > 0:
-            self.deepspeed.optimizer.override_loss_scale(self.loss_scale.value)
-        with contextlib.ExitStack() as stack:
-            _zero_kept_gradients(self.deepspeed.optimizer, self.zero_stage)
-            if self.zero_stage == 3 and self.config.parallel.zero3_gather == "rollout":
-                stack.enter_context(_parameters_gathered(self.model))
-            if self._coalesced:
-                stack.enter_context(self.deepspeed.coalesce_grad_reduction())
-            self._clock.start()
-            yield
-            self._clock.stop()
-            self._look_at_gradients()
-
-    def whole_model(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, the model's parameters can be read directly on every process (ZeRO-3 gathers them)."""
-        if self.zero_stage < 3:
-            return contextlib.nullcontext()
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))  # type: ignore[no-any-return]
-
-    @contextlib.contextmanager
-    def master_weights(self) -> Iterator[None]:
-        """Inside, the model computes with its float32 weights.
-
-        Under autocast ZeRO-3 gathers the weights of linear layers in 16 bits, as they are multiplied; here it does not.
-        """
-        from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME as NAME
-
-        marked = [(p, getattr(p, NAME)) for p in self.model.parameters() if self.zero_stage == 3 and hasattr(p, NAME)]
-        for parameter, _ in marked:
-            delattr(parameter, NAME)
-        try:
-            yield
-        finally:
-            for parameter, dtype in marked:
-                setattr(parameter, NAME, dtype)
-
-    def close(self) -> None:
-        """Releases the engine's hooks and buffers."""
-        self.deepspeed.destroy()
-        from deepspeed.utils import groups
-
-        groups.mpu = None  # it would take this engine's grid for the next one's
-
-
-class _RolloutClock:
-    """Times rollouts: by the device's events on a GPU, which works behind the host's back."""
-
-    def __init__(self, device: torch.device) -> None:
-        event: Any = torch.cuda.Event
-        self._events = [event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
-        self._seconds = self._began = self._waited = 0.0
-
-    def start(self) -> None:
-        if self._events:
-            self._events[0].record()
-        self._began, self._waited = time.perf_counter(), collective_log.LOG.seconds
-
-    def stop(self) -> None:
-        if self._events:
-            self._events[1].record()
-        self._seconds = time.perf_counter() - self._began - (collective_log.LOG.seconds - self._waited)
-
-    def seconds(self) -> float:
-        if self._events:
-            self._events[1].synchronize()
-            return float(self._events[0].elapsed_time(self._events[1])) / 1000
-        return self._seconds
-
-
-def _zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
-    """Clears gradients that DeepSpeed keeps from one step to the next and would apply again.
-
-    Of parameters that a step does not use: stage 3's partitions, and with offload the copies in host memory that are
-    stepped. Private attributes, hence the pinned version and a test.
-    """
-    stepped: list[Any] = []
-    if zero_stage == 3:
-        for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
-            partition.zero_()
-        if optimizer.offload_optimizer:
-            stepped = optimizer.fp32_partitioned_groups_flat
-    elif zero_stage and optimizer.cpu_offload:
-        stepped = optimizer.single_partition_of_fp32_groups
-    for flat in stepped:
-        if flat.grad is not None:
-            flat.grad.zero_()
-
-
-@contextlib.contextmanager
-def _parameters_gathered(model: torch.nn.Module) -> Iterator[None]:
-    """ZeRO-3: one gather of all parameters for a whole rollout.
-
-    DeepSpeed's coordinator releases a parameter when no module is active that uses it; a sentinel in the set of
-    active modules keeps every parameter until the block ends.
-    """
-    sentinel = -1
-    parameters: list[Any] = [p for p in model.parameters() if hasattr(p, "ds_id")]
-    absent = [p for p in parameters if p.ds_status.name == "NOT_AVAILABLE"]
-    if absent:
-        absent[0].all_gather_coalesced(absent).wait()
-    for parameter in parameters:
-        parameter.ds_active_sub_modules.add(sentinel)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.ds_active_sub_modules.discard(sentinel)
-        present = [p for p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
-        if present:
-            present[0].partition(param_list=present, has_been_updated=False)
-
-
-def carry_of_lanes(carry: Carry, start: int, stop: int) -> Carry:
-    """The lanes start .. stop-1 alone."""
-    return Carry(carry.memory[start:stop], carry.tokens[start:stop], carry.length[start:stop], carry.ragged)
+        self._back_propagate(objective, boundary=last_group and remaining == 0)
 
 
 def _joined(results: list[RolloutResult]) -> RolloutResult:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from data_pipeline import SegmentBatch
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.base import Engine
 from memformer.processes import group
 from memformer.replay import Carry, Rollout
 from memformer.replay.random_state import segment_seeds
 
 
 @torch.no_grad()
-def lane_losses(engine: ReplayEngine, rollout: Rollout, carry: Carry, seed: int) -> torch.Tensor:
+def lane_losses(engine: Engine, rollout: Rollout, carry: Carry, seed: int) -> torch.Tensor:
     """Mean loss of each lane in each segment, [B, T] in nats a token (0 where a lane is idle), by computing it again.
 
     Lanes are taken in the groups of the training step, with its random numbers. After a step that was left out the
@@ -98,9 +98,7 @@ def bad_parameter(names: Sequence[str]) -> str | None:
     return f"{found[0][1]} (rank {found[0][0]})" if len(found) == 1 else f"{found[0][1]} ({len(found)} ranks)"
 
 
-def healed_carry(
-    engine: ReplayEngine, before: Carry, after: Carry, losses: torch.Tensor, policy: str
-) -> tuple[Carry, int]:
+def healed_carry(engine: Engine, before: Carry, after: Carry, losses: torch.Tensor, policy: str) -> tuple[Carry, int]:
     """What lanes go on with after a step that was skipped.
 
     A lane is concerned if one of its losses, or its memory, is not finite. With `reset` it gets the initial memory;

@@ -12,7 +12,7 @@ from memformer.checkpoints import directory as files
 from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
 from memformer.config.schema import Config
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.base import Engine
 from memformer.guards import stragglers
 from memformer.guards.faulty_steps import bad_parameter, first_bad, healed_carry, lane_losses, spike_score, worst
 from memformer.guards.replicas import different_replicas
@@ -69,7 +69,7 @@ class Guards:
     """
 
     def __init__(
-        self, config: Config, run: RunDirectory, world: World, engine: ReplayEngine, event: Callable[..., None]
+        self, config: Config, run: RunDirectory, world: World, engine: Engine, event: Callable[..., None]
     ) -> None:
         self._settings, self._run, self._world, self._engine = config.guards, run, world, engine
         self._event = event

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from memformer.models.protocol import MemoryModel
 from memformer.processes import group
 from memformer.processes.topology import Mesh
 
 
 @torch.no_grad()
-def different_replicas(model: torch.nn.Module, mesh: Mesh) -> list[str]:
+def different_replicas(model: MemoryModel, mesh: Mesh) -> list[str]:
     """Compares every parameter's checksum over the processes that hold the same; called by all of them.
 
     Those are the processes of one place in the replica, and for a parameter that tensor parallelism does not cut, all

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from memformer.models.loading import load_model
     from memformer.models.memformer.config import MemformerConfig
     from memformer.models.memformer.model import Memformer
+    from memformer.models.registry import family
 
 __all__ = [
     "Memformer",
     "MemformerConfig",
+    "family",
     "load_model",
 ]
 
@@ -21,6 +23,7 @@ __getattr__ = face(
     {
         "Memformer": "memformer.model",
         "MemformerConfig": "memformer.config",
+        "family": "registry",
         "load_model": "loading",
     },
 )

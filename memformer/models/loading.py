@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import DEFAULT, Family, UnknownFamily, family, family_of_architecture
+from memformer.models.family_record import Family
+from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of_architecture
 
 FORMAT = 1
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

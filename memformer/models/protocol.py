@@ -25,11 +25,13 @@ class MemoryModel(Cell, Protocol):
 
     Attributes:
         config: Its configuration, with vocab_size and start_token_id.
-        training: Whether dropout is on, as `torch.nn.Module.training`.
     """
 
     config: Any
-    training: bool
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on, as `torch.nn.Module.training`."""
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +58,78 @@ class MemoryModel(Cell, Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """This process's parameters, a tied one once, under their names in the whole model."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switches dropout."""
+
+    def eval(self) -> Any:
+        """Switches dropout off."""
+
+
+class Stage(Protocol):
+    """The layers of one stage of a pipeline, as `registry.Stages.cut` gives them: a `torch.nn.Module`.
+
+    Stage 0 owns the token embedding. Where the decoder begins, and where a head is tied to the embedding, stages have a
+    copy of it. The last encoder stage writes the memory and alone answers `initial_memory` and `self_weights`.
+
+    Attributes:
+        config: Of the whole model.
+        copy: This stage's copy of the token embedding, which is no parameter; None where it has none.
+    """
+
+    config: Any
+    copy: torch.Tensor | None
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on, as `torch.nn.Module.training`."""
+
+    @property
+    def shared(self) -> torch.Tensor | None:
+        """The token embedding, a parameter, on stage 0."""
+
+    def __call__(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """`encode_part` ("encode"), `decode_part` ("decode") or `begin`, the latter in a tuple."""
+
+    def begin(self, reset: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """The memory [B, K, C] that a segment is read with: the initial one in lanes that start a document.
+
+        On the last encoder stage; elsewhere the memory that is given.
+        """
+
+    def encode_part(
+        self,
+        segment: Segment,
+        memory: torch.Tensor,
+        stream: torch.Tensor | None,
+        next_reset: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """This stage's encoder layers, with the memory of `begin`, on what the stage before gives.
+
+        Returns:
+            The stream for the next stage [B, S, width]; or, of the last encoder stage, the encoder's output and, of a
+            model with memory, the memory that the segment after it is read with (see `begin`; None: there is none).
+        """
+
+    def decode_part(
+        self, segment: Segment, context: torch.Tensor, stream: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """This stage's decoder layers: the stream [B, S, width], or the losses [B, S] of the last stage."""
+
+    def initial_memory(self, lanes: int) -> torch.Tensor:
+        """The memory [lanes, K, C] of lanes that have read nothing, of a model with memory; differentiable."""
+
+    def self_weights(self, segment: Segment, memory: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """`MemoryModel.self_weights` of a model with memory, [B, K], from the memory read and the encoder's output."""
+
+    def layers(self) -> list[nn.Module]:
+        """As in `MemoryModel`."""
+
+    def undecayed(self) -> set[str]:
+        """As in `MemoryModel`."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Its parameters, under their names in the whole model."""
 
     def train(self, mode: bool = True) -> Any:
         """Switches dropout."""

@@ -1,121 +1,26 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`Family`: a kind of memory model, with everything the system needs to know of it; and the families there are.
+"""The families there are, by the name in a configuration and by the architecture in an export.
 
 A family of another package is found by an entry point of the group `memformer.families`, whose value names its
-`Family`. Importing the module of a family must not import torch: a configuration is refused, and help is shown, without
-it. So `build`, `reader` and the like import what they need when they are called.
+`Family`.
 """
 
-import dataclasses
-import enum
 import functools
-from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Any
 
-from memformer.models.configuration import ModelConfig, SegmentFlops
+from memformer.models.configuration import ModelConfig
+from memformer.models.family_record import Family, Stages
 
 GROUP = "memformer.families"
 DEFAULT = "memformer"
 
 
-class Role(enum.Enum):
-    """What becomes of a module when a layer is spread over t tensor-parallel processes (Shoeybi et al., 2019).
-
-    A value is *replicated* (the same on all of them), *partial* (they sum to it) or *sliced* (each has a part of the
-    last dimension).
-    """
-
-    ATTENTION = "attention"
-    """Its `num_heads` becomes each process's own; its linear maps have roles of their own."""
-    COLUMNS = "columns"
-    """`nn.Linear` from replicated to sliced: each process has some rows of the weight."""
-    ROWS = "rows"
-    """`nn.Linear` from sliced to replicated: each process has some columns, and the parts add up."""
-    BEFORE = "before"
-    """`nn.LayerNorm` or `nn.Identity` whose output goes into sliced work alone: gradients are summed behind it."""
-    VOCABULARY = "vocabulary"
-    """`nn.Embedding`: each process has the rows of some ids."""
-    HEAD = "head"
-    """`nn.Linear` to the logits: each process has those of some ids.
-
-    A model with this role scores through two attributes, which are replaced:
-    `token_losses` (at first `memformer.models.scoring.token_losses`), from what the head gives and the segment to the
-    losses [B, S]; and `whole_logits` (at first `scoring.all_logits`), from what the head gives to logits [..., V].
-    """
-    JOINED_HEADS = "joined heads"
-    """Like ATTENTION, but what its heads give is joined instead of projected: its attribute `heads`, a
-    `memformer.models.heads.Heads`, is replaced. It is cut after the model is drawn, not while: its matrices may be
-    drawn from each other."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharding:
-    """How tensor parallelism cuts a family.
-
-    Attributes:
-        sizes: Of a configuration: field -> what the number of processes must divide; the first that it does not is
-            named.
-        roles: Of a module, be it the whole model or a part of it: every module inside that has a role. A tied head is
-            told by its weight being the embedding's.
-    """
-
-    sizes: Callable[[Any], dict[str, int]]
-    roles: Callable[[Any], Iterator[tuple[Any, Role]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stages:
-    """How a pipeline cuts a family whose cell is an encoder, on the memory's path, and a decoder that needs its output.
-
-    Attributes:
-        layers: Of a configuration: number of encoder layers and of decoder layers.
-        words: Where these numbers are set, for error messages.
-        costs: (configuration, segment length) -> FLOPs of (all encoder layers, the writer, all decoder layers, the
-            head) for a forward of one lane's segment.
-        width: Of a configuration: numbers a token in what one layer hands to the next.
-        kind: Of a part of the model: "encoder" or "decoder" where it is such a layer, else None.
-        cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage; see
-            `memformer.parallel.pipeline.stage`.
-    """
-
-    layers: Callable[[Any], tuple[int, int]]
-    words: str
-    costs: Callable[[Any, int], tuple[int, int, int, int]]
-    width: Callable[[Any], int]
-    kind: Callable[[Any], str | None]
-    cut: Callable[[Any, range, range], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A kind of memory model. What is None is refused in one line that names the setting and the family.
-
-    Attributes:
-        name: As `model.family` has it.
-        architecture: As `architecture` in the config.json of an export has it.
-        config: Its configuration, a frozen dataclass.
-        build: (configuration, construction or None) -> the model (`protocol.MemoryModel`, a `torch.nn.Module`).
-        flops: (configuration, segment length S) -> operations of a segment.
-        reader: (model, batch size, segment length or None) -> a `protocol.Reader`.
-        shard: For parallel.tensor above 1.
-        stages: For parallel.pipeline above 1.
-        inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`).
-    """
-
-    name: str
-    architecture: str
-    config: type[ModelConfig]
-    build: Callable[..., Any]
-    flops: Callable[[Any, int], SegmentFlops]
-    reader: Callable[..., Any]
-    shard: Sharding | None = None
-    stages: Stages | None = None
-    inspect: Callable[[Any], Any] | None = None
-
-
 class UnknownFamily(ValueError):
     """No family of that name or architecture."""
+
+
+class NotBuilt(ValueError):
+    """A family is without what a setting needs; the message names the setting, the family and the mend."""
 
 
 _registered: dict[str, Family] = {}
@@ -137,13 +42,26 @@ def family(name: str) -> Family:
     if name not in _registered:
         _register_installed(name)
     if name not in _registered:
-        raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(sorted(_registered))}")
+        known = {*_registered, *(point.name for point in entry_points(group=GROUP))}
+        raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(sorted(known))}")
     return _registered[name]
 
 
 def family_of(config: ModelConfig) -> Family:
     """The family of a configuration."""
     return family(config.family)
+
+
+def stages_of(config: ModelConfig) -> Stages:
+    """How a pipeline cuts the family of a configuration.
+
+    Raises:
+        NotBuilt: It does not.
+    """
+    stages = family_of(config).stages
+    if stages is None:
+        raise NotBuilt(f"parallel.pipeline: not built for family {config.family}: set it to 1")
+    return stages
 
 
 def family_of_architecture(architecture: str) -> Family:

@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`make_plan`: parameters, memory by part, traffic by kind, time and bubble of a run on any number of devices.
 
-Bytes follow from the code (`segment_trace`, `traffic`, the pipeline's own schedule). Time is an estimate with two
-stated assumptions: matrix products reach `EFFICIENCY` of the device's peak, and collectives run in rings at the
-bandwidth of the slowest link between their members without being hidden behind computation.
+Bytes follow from the code (`memory` and `traffic`, which ask `segment_trace` and the pipeline's own schedule). Time is
+an estimate with two stated assumptions: matrix products reach `EFFICIENCY` of the device's peak, and collectives run in
+rings at the bandwidth of the slowest link between their members without being hidden behind computation.
 """
 
 import dataclasses
@@ -11,31 +11,17 @@ from collections import Counter
 
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config
-from memformer.config.topology import replicas_of
-from memformer.engine.precision import AUTOCAST
-from memformer.models.memformer import MemformerConfig
+from memformer.models.configuration import ModelConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
-from memformer.parallel.pipeline.schedule import ReplaySchedule
-from memformer.parallel.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
+from memformer.planning.arrangement import Arrangement, arrange
 from memformer.planning.devices import Device, device_of, peak_flops
-from memformer.planning.segment_trace import (
-    ACTIVATIONS,
-    LOGITS,
-    WEIGHT_COPIES,
-    SegmentTrace,
-    Shape,
-    StackTraces,
-    recomputation_peak,
-    trace_parts,
-)
-from memformer.planning.traffic import data_traffic, pipeline_traffic, replica_traffic, tensor_traffic
+from memformer.planning.memory import MENDS, stage_memory
+from memformer.planning.traffic import stage_traffic
 
 EFFICIENCY = 0.5
 """Part of the peak that matrix products reach; large models are reported at 0.4 to 0.6."""
 RESERVED = 5e9
 """Bytes of a device left to the driver, the communication library and the allocator's fragments."""
-REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's default `reduce_bucket_size`, elements."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,30 +65,9 @@ class Plan:
     warnings: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """The sizes that everything follows from."""
-
-    config: Config
-    model: MemformerConfig
-    precision: str
-    replicas: int
-    split: Split
-    groups: int
-    lanes: int  # of a group
-
-    @property
-    def recompute(self) -> bool:
-        return self.config.activation_checkpointing.mode == "full"
-
-    @property
-    def replica_lanes(self) -> int:
-        return self.config.data.num_lanes // self.replicas
-
-
 def make_plan(
     config: Config,
-    model: MemformerConfig,
+    model: ModelConfig,
     nodes: int,
     gpus_per_node: int,
     device: str,
@@ -119,45 +84,31 @@ def make_plan(
         efficiency: Part of the peak that matrix products reach.
 
     Raises:
-        UserError: The device is not known, or the sizes do not divide.
+        UserError: The device is not known, the sizes do not divide, or the model's family is not built for the
+            settings.
     """
     hardware = device_of(device)
     world = nodes * gpus_per_node
-    replicas = replicas_of(config, world, f"--nodes {nodes} x --gpus-per-node {gpus_per_node} = {world}")
-    run = _arrange(config, model, replicas)
-    data, parallel = config.data, config.parallel
-    traces = trace_parts(model, run.lanes, data.segment_length, parallel.tensor, run.precision, run.recompute)
-    plain = traces
-    if run.recompute:
-        plain = trace_parts(model, run.lanes, data.segment_length, parallel.tensor, run.precision)
-    schedule = _schedule(run)
-    if parallel.pipeline == 1:
-        bubble, held = 0.0, [1 if config.training.replay == "mrbp" else data.num_segments]
-    else:
-        bubble, held = schedule.bubble, [schedule.held_graphs(stage) for stage in range(parallel.pipeline)]
-
-    stages = [_stage_memory(run, traces, plain, stage, held[stage]) for stage in range(parallel.pipeline)]
-    worst = max(range(parallel.pipeline), key=lambda stage: sum(stages[stage][0].values()))
-    device_memory, host_memory = (dict(part) for part in stages[worst])
-    device_memory["total"] = sum(device_memory.values())
-
-    traffic = _stage_traffic(run, traces, schedule, worst)
-
-    tokens = data.num_lanes * data.num_segments * data.segment_length
-    flops = tokens * hardware_flops_per_token(
-        model,
-        data.segment_length,
-        data.num_segments,
-        config.training.replay,
-        config.activation_checkpointing.mode,
-    )
+    run = arrange(config, model, world, f"--nodes {nodes} x --gpus-per-node {gpus_per_node} = {world}")
     peak = peak_flops(hardware.name, run.precision)
     if peak is None:
         raise UserError(f"--device {device}: no peak is known for precision {run.precision}: set precision to bf16")
-    compute = flops / world / (peak * efficiency) / (1 - bubble)
+    data, parallel, peak_of_all = config.data, config.parallel, peak * world
+
+    stages = [stage_memory(run, stage) for stage in range(run.stages)]
+    worst = max(range(run.stages), key=lambda stage: sum(stages[stage][0].values()))
+    device_memory, host_memory = stages[worst]
+    device_memory["total"] = sum(device_memory.values())
+    capacity = hardware.memory - RESERVED
+
+    tokens = data.num_lanes * data.num_segments * data.segment_length
+    flops = tokens * hardware_flops_per_token(
+        model, data.segment_length, data.num_segments, config.training.replay, config.activation_checkpointing.mode
+    )
+    traffic = stage_traffic(run, worst)
+    compute = flops / world / (peak * efficiency) / (1 - run.bubble)
     seconds = _communication_seconds(run, traffic, hardware, gpus_per_node)
     step = compute + sum(seconds.values())
-    capacity = hardware.memory - RESERVED
     return Plan(
         parameters=count_parameters(model),
         topology={
@@ -174,159 +125,26 @@ def make_plan(
         fits=device_memory["total"] <= capacity,
         traffic={axis: dict(kinds) for axis, kinds in traffic.items() if len(kinds)},
         flops=flops,
-        bubble=bubble,
+        bubble=run.bubble,
         compute_seconds=compute,
         communication_seconds=seconds,
         step_seconds=step,
         tokens_per_second=tokens / step,
-        mfu=tokens / step * model_flops_per_token(model, data.segment_length) / (peak * world),
-        warnings=_warnings(config, device_memory, capacity, gpus_per_node, seconds, step, bubble),
+        mfu=tokens / step * model_flops_per_token(model, data.segment_length) / peak_of_all,
+        warnings=_warnings(run, device_memory, capacity, gpus_per_node, seconds, step),
     )
-
-
-def _arrange(config: Config, model: MemformerConfig, replicas: int) -> _Run:
-    parallel = config.parallel
-    own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
-    if parallel.pipeline > 1:
-        spans = lanes_of_groups(own, parallel.pipeline, group)
-        size, groups = spans[0][1] - spans[0][0], len(spans)
-    else:
-        size = min(own, group or own)
-        groups = -(-own // size)
-    by_hand = parallel.pipeline_layers
-    recompute = config.activation_checkpointing.mode == "full"
-    split = (
-        Split(tuple(by_hand), model.num_encoder_layers)
-        if by_hand is not None
-        else balanced_split(model, parallel.pipeline, config.data.segment_length, config.data.num_segments, recompute)
-    )
-    precision = "bf16" if config.precision == "auto" else config.precision
-    return _Run(config, model, precision, replicas, split, groups, size)
-
-
-def _layers(run: _Run, traces: StackTraces, stage: int) -> SegmentTrace:
-    """One segment of a stage; embedding, writer, head and loss are counted with the last stage, which has most."""
-    last = stage == run.split.stages - 1
-    return traces.of(len(run.split.encoder(stage)), len(run.split.decoder(stage)), rest=last)
-
-
-def _parameters(run: _Run, traces: StackTraces, stage: int) -> Counter[Shape]:
-    """The parameters that a process of the stage trains."""
-    found = traces.of(len(run.split.encoder(stage)), len(run.split.decoder(stage)), rest=False).parameters
-    last = run.split.stages - 1
-    places = {"embedding": 0, "encoder_norm": run.split.writer_stage, "writer": run.split.writer_stage}
-    places |= {"forget": run.split.writer_stage, "decoder_norm": last, "head": last}
-    for name, shapes in traces.rest_parameters.items():
-        if places[name] == stage:
-            found = found + shapes
-    return found
-
-
-def traffic_by_stage(config: Config, model: MemformerConfig, world: int) -> list[dict[str, Counter[str]]]:
-    """What a process of each stage gives to the calls of one optimizer step, by axis and kind: all that are made.
-
-    Raises:
-        UserError: The sizes do not divide.
-    """
-    run = _arrange(config, model, replicas_of(config, world))
-    traces = trace_parts(
-        model, run.lanes, config.data.segment_length, config.parallel.tensor, run.precision, run.recompute
-    )
-    schedule = _schedule(run)
-    return [_stage_traffic(run, traces, schedule, stage) for stage in range(run.split.stages)]
-
-
-def _schedule(run: _Run) -> ReplaySchedule:
-    data = run.config.data
-    return replay_schedule(
-        run.split,
-        run.model,
-        data.segment_length,
-        run.groups,
-        data.num_segments,
-        run.recompute,
-        run.config.parallel.segments_in_flight,
-    )
-
-
-def _stage_traffic(run: _Run, traces: StackTraces, schedule: ReplaySchedule, stage: int) -> dict[str, Counter[str]]:
-    config, parameters = run.config, _parameters(run, traces, stage)
-    traffic = {
-        "data": data_traffic(config, run.precision, parameters, run.replicas, run.groups),
-        "tensor": tensor_traffic(config, _layers(run, traces, stage), run.groups),
-        "replica": replica_traffic(config, run.model, parameters, run.replicas, run.replica_lanes),
-        "pipeline": Counter[str](),
-    }
-    if run.split.stages > 1:
-        embedding = sum(shape.numel * count for shape, count in traces.rest_parameters["embedding"].items())
-        sent = pipeline_traffic(run.model, schedule, run.lanes, config.data.segment_length, embedding)
-        traffic["pipeline"] = sent[stage]
-    return traffic
-
-
-def _stage_memory(
-    run: _Run, traces: StackTraces, plain: StackTraces, stage: int, held: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Bytes by part on the device and in host memory, of a process of the stage."""
-    parallel, zero = run.config.parallel, run.config.parallel.zero_stage
-    shapes = _parameters(run, traces, stage)
-    count = sum(shape.numel * number for shape, number in shapes.items())
-    low = sum(2 * shape.numel * number for shape, number in shapes.items() if shape.low_precision)
-    share = count / run.replicas
-    device: dict[str, float] = {}
-    host: dict[str, float] = {}
-    parameters_in = host if parallel.offload_parameters == "cpu" else device
-    optimizer_in = host if parallel.offload_optimizer == "cpu" else device
-    parameters_in["weights"] = 4 * share if zero == 3 else 4 * count
-    if zero in (1, 2) or (zero == 3 and optimizer_in is host and parameters_in is device):
-        optimizer_in["master weights"] = 4 * share
-    optimizer_in["optimizer states"] = 8 * (count if zero == 0 else share)
-    whole_gradients = zero < 2 or parallel.gradient_reduction == "rollout"
-    device["gradients"] = 4 * count if whole_gradients else 4 * share
-    if zero >= 2:
-        optimizer_in["gradient partition"] = 4 * share
-    if zero:
-        bucket = run.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
-        device["reduction buffers"] = bucket * (6 if run.precision in AUTOCAST else 4)
-    if zero == 3:
-        gathered = low + 4 * (count - low / 2) if run.precision in AUTOCAST else 4 * count
-        if parallel.zero3_gather == "segment":
-            # The layer in use, the one that is fetched ahead, and its gradient.
-            gathered = 3 * gathered / max(1, run.split.layers[stage])
-        device["gathered parameters"] = gathered
-    elif stage and run.model.tie_embeddings and stage in (run.split.decoder_stage, run.split.stages - 1):
-        device["copies of the embedding"] = 8 * sum(s.numel * n for s, n in traces.rest_parameters["embedding"].items())
-
-    kept = _layers(run, traces, stage).saved
-    device["activations"] = held * kept[ACTIVATIONS]
-    if run.recompute:
-        layers = len(run.split.encoder(stage)), len(run.split.decoder(stage))
-        once = recomputation_peak(traces, plain, *layers)
-        device["activations"] = max(device["activations"], once + (held - 1) * kept[ACTIVATIONS])
-    # Beside what is kept, the gradient of the logits.
-    device["logits"] = 2 * held * kept[LOGITS]
-    if zero < 3:
-        device["16-bit weights"] = kept[WEIGHT_COPIES]
-    checkpointing = run.config.activation_checkpointing
-    memories = (run.config.data.num_segments - 1) * run.replica_lanes * run.model.num_memory_slots * run.model.d_model
-    if run.config.training.replay == "mrbp" and stage <= run.split.writer_stage:
-        shared = parallel.tensor if checkpointing.partition_activations else 1
-        lanes = run.replica_lanes if run.split.stages > 1 else run.lanes
-        buffer = 4 * memories * lanes / run.replica_lanes / shared
-        (host if checkpointing.cpu_checkpointing else device)["replay buffer"] = buffer
-    return device, host
 
 
 def _communication_seconds(
-    run: _Run, traffic: dict[str, Counter[str]], hardware: Device, gpus_per_node: int
+    run: Arrangement, traffic: dict[str, Counter[str]], hardware: Device, gpus_per_node: int
 ) -> dict[str, float]:
     """Time of the collectives in rings, and of messages, by axis."""
     tensor = run.config.parallel.tensor
     # Tensor ranks are neighbours, then come the data ranks, then the stages.
-    world = tensor * run.replicas * run.split.stages
+    world = tensor * run.replicas * run.stages
     spans = {"tensor": tensor, "data": tensor * run.replicas, "pipeline": world, "replica": world}
-    members = {"tensor": tensor, "data": run.replicas, "pipeline": run.split.stages}
-    members["replica"] = tensor * run.split.stages
+    members = {"tensor": tensor, "data": run.replicas, "pipeline": run.stages}
+    members["replica"] = tensor * run.stages
     seconds = {}
     for axis, kinds in traffic.items():
         inside = spans[axis] <= gpus_per_node
@@ -338,36 +156,26 @@ def _communication_seconds(
 
 
 def _warnings(
-    config: Config,
+    run: Arrangement,
     memory: dict[str, float],
     capacity: float,
     gpus_per_node: int,
     seconds: dict[str, float],
     step: float,
-    bubble: float,
 ) -> list[str]:
-    parallel, found = config.parallel, []
+    tensor, found = run.config.parallel.tensor, []
     if memory["total"] > capacity:
         name, size = max(((n, s) for n, s in memory.items() if n != "total"), key=lambda item: item[1])
-        mends = {
-            "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch",
-            "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
-            "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
-            "optimizer states": "a higher parallel.zero_stage, or parallel.offload_optimizer cpu",
-            "weights": "parallel.tensor, parallel.pipeline, or zero_stage 3",
-            "gathered parameters": "parallel.zero3_gather segment",
-            "replay buffer": "activation_checkpointing.cpu_checkpointing",
-        }
-        mend = mends.get(name, "parallel.tensor or parallel.pipeline")
+        mend = MENDS.get(name, "parallel.tensor or parallel.pipeline")
         found.append(
             f"does not fit: {memory['total'] / 1e9:.1f} GB of {capacity / 1e9:.1f} GB; the largest part is {name} "
             f"({size / 1e9:.1f} GB): try {mend}"
         )
-    if parallel.tensor > gpus_per_node:
-        found.append(f"parallel.tensor {parallel.tensor} spans nodes: it talks in every layer, keep it within one")
+    if tensor > gpus_per_node:
+        found.append(f"parallel.tensor {tensor} spans nodes: it talks in every layer, keep it within one")
     axis = max(seconds, key=lambda name: seconds[name])
     if seconds[axis] > 0.3 * step:
         found.append(f"{seconds[axis] / step:.0%} of a step is {axis}-parallel traffic")
-    if bubble > 0.2:
-        found.append(f"the pipeline's bubble is {bubble:.0%}: more segments, or more groups of lanes, fill it")
+    if run.bubble > 0.2:
+        found.append(f"the pipeline's bubble is {run.bubble:.0%}: more segments, or more groups of lanes, fill it")
     return found

@@ -6,7 +6,8 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config, parse_config
-from memformer.models.memformer import MemformerConfig
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import family_of
 from memformer.planning.cost_model import Plan, make_plan
 
 Settings = dict[str, Any]
@@ -14,7 +15,7 @@ MAX_PIPELINE = 16
 
 
 def search(
-    config: Config, model: MemformerConfig, nodes: int, gpus_per_node: int, device: str, keep: int = 8
+    config: Config, model: ModelConfig, nodes: int, gpus_per_node: int, device: str, keep: int = 8
 ) -> list[tuple[Settings, Plan]]:
     """The fastest plans that fit, the best first.
 
@@ -29,9 +30,10 @@ def search(
         device: Short name of the device.
         keep: How many to return.
     """
-    world, layers = nodes * gpus_per_node, model.num_encoder_layers + model.num_decoder_layers
+    layers = sum(getattr(model, stack) for stack in model.stacks)
+    deepest = min(MAX_PIPELINE, layers, nodes * gpus_per_node) if family_of(model).stages else 1
     found = []
-    for tensor, pipeline in itertools.product(_powers(gpus_per_node), _powers(min(MAX_PIPELINE, layers, world))):
+    for tensor, pipeline in itertools.product(_powers(gpus_per_node), _powers(deepest)):
         for stage, mode, group in itertools.product(range(4), ("none", "full"), (None, 1)):
             settings = {
                 "parallel.tensor": tensor,
@@ -51,7 +53,7 @@ def search(
 
 
 def _with(config: Config, settings: Settings) -> Config:
-    values = config.model_dump()
+    values = config.values()
     for name, value in settings.items():
         section, field = name.split(".")
         values[section][field] = value

@@ -2,14 +2,15 @@
 """What one segment keeps and sends: the model's own code, run on tensors that have shapes but no numbers.
 
 No formula can drift from the code here, since there is none: layers, tensor parallelism and checkpointing are those of
-the run. Two depths of each stack are traced, and since layers are alike the rest follows by counting.
+the run. Two depths of each stack of layers are traced, and since the layers of a stack are alike the rest follows by
+counting.
 """
 
 import contextlib
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 from unittest import mock
 
@@ -20,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
-from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import family_of
 from memformer.parallel.tensor import shard_model
 from memformer.processes.topology import Axis
 from memformer.replay import Segment
@@ -63,10 +65,29 @@ class SegmentTrace:
         """self + factor * other."""
 
         def add(a: Counter[Any], b: Counter[Any]) -> Counter[Any]:
-            return Counter({key: a[key] + factor * b[key] for key in {*a, *b}})
+            return Counter({key: a[key] + factor * b[key] for key in {**a, **b}})
 
         fields = (field.name for field in dataclasses.fields(self))
         return SegmentTrace(*(add(getattr(self, name), getattr(other, name)) for name in fields))
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a process computes a segment.
+
+    Attributes:
+        lanes: Lanes that are replayed together.
+        segment_length: S.
+        tensor: Tensor-parallel processes.
+        precision: fp32, bf16 or fp16.
+        recompute: Whether layers are checkpointed.
+    """
+
+    lanes: int
+    segment_length: int
+    tensor: int
+    precision: str
+    recompute: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,95 +95,93 @@ class StackTraces:
     """The traces of the parts of a model.
 
     Attributes:
-        rest: Embedding, writer, norms, head and loss.
-        encoder_layer: One encoder layer.
-        decoder_layer: One decoder layer.
-        rest_parameters: Those of `rest`, by part: embedding, encoder_norm, writer, forget, decoder_norm, head.
+        rest: All that is in no layer: embedding, norms, head, loss and the like.
+        stacks: One layer of each stack, by the configuration's field that counts them.
+        rest_parameters: Those of `rest`, by the model's attribute that holds them.
     """
 
     rest: SegmentTrace
-    encoder_layer: SegmentTrace
-    decoder_layer: SegmentTrace
+    stacks: dict[str, SegmentTrace]
     rest_parameters: dict[str, Counter[Shape]]
 
-    def of(self, encoder_layers: int, decoder_layers: int, rest: bool = True) -> SegmentTrace:
-        """A process that has so many layers, and the rest of the model or not."""
-        start = self.rest.combined(self.rest, 0 if rest else -1)
-        return start.combined(self.encoder_layer, encoder_layers).combined(self.decoder_layer, decoder_layers)
+    def of(self, counts: Mapping[str, int], rest: bool = True) -> SegmentTrace:
+        """A process that has so many layers of each stack, and the rest of the model or not."""
+        found = self.rest.combined(self.rest, 0 if rest else -1)
+        for stack, layer in self.stacks.items():
+            found = found.combined(layer, counts[stack])
+        return found
 
 
-def recomputation_peak(kept: StackTraces, plain: StackTraces, encoder_layers: int, decoder_layers: int) -> int:
-    """Bytes while the largest layer is recomputed: the layers' inputs, the context, and all that one layer keeps.
+def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str, int]) -> int:
+    """Bytes while the largest layer is recomputed: the inputs of all layers, and all that this one layer keeps.
 
     What head, loss and writer kept is gone by then: their backward comes first.
 
     Args:
-        kept: Traced with recomputation.
-        plain: Traced without.
-        encoder_layers: That the process has.
-        decoder_layers: The same.
+        config: The model, with vocab_size.
+        how: How the segment is computed; with recomputation, whatever it says.
+        counts: Layers that the process has of each stack.
     """
-    inputs = encoder_layers * kept.encoder_layer.saved[ACTIVATIONS]
-    inputs += (decoder_layers + 1) * kept.decoder_layer.saved[ACTIVATIONS]
-    return inputs + max(layer.saved[ACTIVATIONS] for layer in (plain.encoder_layer, plain.decoder_layer))
+    kept, plain = (trace_parts(config, dataclasses.replace(how, recompute=each)).stacks for each in (True, False))
+    inputs = sum(counts[stack] * layer.saved[ACTIVATIONS] for stack, layer in kept.items())
+    # What a stack hands to all layers of the next is as large as one of their inputs, and is kept once.
+    handed = sum(kept[stack].saved[ACTIVATIONS] for stack in config.stacks[1:])
+    return inputs + handed + max(layer.saved[ACTIVATIONS] for layer in plain.values())
 
 
-def trace_parts(
-    config: MemformerConfig, lanes: int, segment_length: int, tensor: int, precision: str, recompute: bool = False
-) -> StackTraces:
+def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     """Traces the parts of a model.
 
     Args:
         config: The model, with vocab_size.
-        lanes: Lanes that are replayed together.
-        segment_length: S.
-        tensor: Tensor-parallel processes.
-        precision: fp32, bf16 or fp16.
-        recompute: Whether layers are checkpointed; what one layer's recomputation keeps is not in it.
+        how: How the segment is computed; what the recomputation of one layer keeps is not in the traces.
     """
-    config = dataclasses.replace(config, start_token_id=0, segment_length=None)
-    two, three = (_parts_of_lanes(config, each, segment_length, tensor, precision, recompute) for each in (2, 3))
+    # Subclasses of ModelConfig are dataclasses.
+    config = dataclasses.replace(config, start_token_id=0, segment_length=None)  # type: ignore[type-var]
+    two, three = (_parts_of_lanes(config, dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
 
     def at(a: SegmentTrace, b: SegmentTrace) -> SegmentTrace:
         """Everything grows with the lanes in a straight line; parameters are the same."""
-        return dataclasses.replace(a.combined(b.combined(a, -1), lanes - 2), parameters=a.parameters)
+        return dataclasses.replace(a.combined(b.combined(a, -1), how.lanes - 2), parameters=a.parameters)
 
-    return StackTraces(
-        at(two.rest, three.rest),
-        at(two.encoder_layer, three.encoder_layer),
-        at(two.decoder_layer, three.decoder_layer),
-        two.rest_parameters,
-    )
+    stacks = {stack: at(layer, three.stacks[stack]) for stack, layer in two.stacks.items()}
+    return StackTraces(at(two.rest, three.rest), stacks, two.rest_parameters)
 
 
 @functools.lru_cache(maxsize=64)
-def _parts_of_lanes(
-    config: MemformerConfig, lanes: int, length: int, tensor: int, precision: str, recompute: bool
-) -> StackTraces:
-    traced = {}
-    for encoder, decoder in ((1, 1), (2, 1), (1, 2)):
-        shape = dataclasses.replace(config, num_encoder_layers=encoder, num_decoder_layers=decoder)
-        traced[encoder, decoder], rest = _trace(shape, lanes, length, tensor, precision, recompute)
-    one = traced[1, 1]
-    encoder_layer, decoder_layer = traced[2, 1].combined(one, -1), traced[1, 2].combined(one, -1)
-    return StackTraces(one.combined(encoder_layer, -1).combined(decoder_layer, -1), encoder_layer, decoder_layer, rest)
+def _parts_of_lanes(config: ModelConfig, how: Execution) -> StackTraces:
+    """The parts as differences of whole models: one layer in every stack, and one more in one stack."""
+    ones = dict.fromkeys(config.stacks, 1)
+    one, rest_parameters = _trace(_of_depth(config, ones), how)
+    rest, stacks = one, {}
+    for stack in config.stacks:
+        deeper, _ = _trace(_of_depth(config, ones | {stack: 2}), how)
+        layer = deeper.combined(one, -1)
+        rest = rest.combined(layer, -1)
+        # A layer keeps no logits: what looks like them is only as wide as the vocabulary.
+        saved = Counter(layer.saved)
+        saved[ACTIVATIONS] += saved.pop(LOGITS, 0)
+        stacks[stack] = dataclasses.replace(layer, saved=saved)
+    return StackTraces(rest, stacks, rest_parameters)
 
 
-def _trace(
-    config: MemformerConfig, lanes: int, length: int, tensor: int, precision: str, recompute: bool
-) -> tuple[SegmentTrace, dict[str, Counter[Shape]]]:
+def _of_depth(config: ModelConfig, counts: Mapping[str, int]) -> ModelConfig:
+    return dataclasses.replace(config, **counts)  # type: ignore[type-var]  # subclasses are dataclasses
+
+
+def _trace(config: ModelConfig, how: Execution) -> tuple[SegmentTrace, dict[str, Counter[Shape]]]:
+    """A whole model, and its parameters outside the layers by attribute."""
     with FakeTensorMode(allow_non_fake_inputs=True), _collectives() as sent:
-        model = Memformer(config)
-        shard_model(model, Axis(0, tensor))
-        if recompute:
-            for layer in (*model.encoder, *model.decoder):
+        model = family_of(config).build(config)
+        shard_model(model, Axis(0, how.tensor))
+        if how.recompute:
+            for layer in model.layers():
                 layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=True)
-        tokens = torch.zeros(lanes, length, dtype=torch.int64)
-        full = torch.full((lanes,), length)
-        segment = Segment(tokens, full, tokens, full, torch.zeros(lanes, dtype=torch.bool), False)
-        memory = torch.zeros(lanes, config.num_memory_slots, config.d_model)
-        kept = _Kept(model, logits=(lanes * length, model.head.out_features))
-        autocast = torch.autocast("cpu", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+        segment = _full_segment(how)
+        memory = torch.zeros(how.lanes, *config.memory_shape)
+        here_anyway = [*model.parameters(), segment.context, segment.target]
+        kept = _Kept(here_anyway, (how.lanes * how.segment_length, config.vocab_size or 0))
+        autocast = torch.autocast("cpu", dtype=AUTOCAST.get(how.precision), enabled=how.precision in AUTOCAST)
         with torch.no_grad(), autocast:
             model.advance(segment, memory)
         advance = Counter(sent)
@@ -173,35 +192,61 @@ def _trace(
                 loss, _, following = model(segment, leaf)
             saved = Counter(kept.bytes)  # before the backward, in which checkpoints recompute
         (loss + following.sum()).backward()
-        if precision in AUTOCAST:
-            # Checkpointed layers drop theirs after the forward; until then autocast keeps them all.
-            linear = {id(m.weight): m for m in model.modules() if isinstance(m, torch.nn.Linear)}
-            saved[WEIGHT_COPIES] = sum(2 * module.weight.numel() for module in linear.values())
-            layers = {id(p) for layer in (*model.encoder, *model.decoder) for p in layer.parameters()}
-            kept_now = linear if not recompute else {key: m for key, m in linear.items() if key not in layers}
-            saved[ACTIVATIONS] -= sum(2 * module.weight.numel() for module in kept_now.values())
-        by_part = _shapes(model)
-    rest = {name: shapes for name, shapes in by_part.items() if name not in ("encoder", "decoder")}
-    return SegmentTrace(saved, advance, Counter(sent), sum(by_part.values(), Counter())), rest
+        if how.precision in AUTOCAST:
+            saved[WEIGHT_COPIES], among_saved = _weight_copies(model, how.recompute)
+            saved[ACTIVATIONS] -= among_saved
+        in_layers, rest = _shapes(model)
+    return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers)), rest
 
 
-def _shapes(model: Memformer) -> dict[str, Counter[Shape]]:
-    """The parameters by the model's attribute that holds them."""
+def _full_segment(how: Execution) -> Segment:
+    """A segment whose lanes are all full, and in the middle of a document."""
+    tokens = torch.zeros(how.lanes, how.segment_length, dtype=torch.int64)
+    full = torch.full((how.lanes,), how.segment_length)
+    return Segment(tokens, full, tokens, full, torch.zeros(how.lanes, dtype=torch.bool), False)
+
+
+def _weight_copies(model: Any, recompute: bool) -> tuple[int, int]:
+    """Bytes of the 16-bit copies of linear layers' weights that autocast makes; those that autograd has kept of them.
+
+    Checkpointed layers drop theirs after the forward; until then autocast keeps them all.
+    """
+    linear = {id(module.weight): module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    dropped = _parameters_of_layers(model) if recompute else set()
+    kept = [weight for key, weight in linear.items() if key not in dropped]
+    return sum(2 * weight.numel() for weight in linear.values()), sum(2 * weight.numel() for weight in kept)
+
+
+def _parameters_of_layers(model: Any) -> set[int]:
+    return {id(parameter) for layer in model.layers() for parameter in layer.parameters()}
+
+
+def _shapes(model: Any) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
+    """The parameters of the layers; and the others, by the model's attribute that holds them."""
     linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
     decayed = {id(parameter) for parameter in cast(Any, parameter_groups(model, weight_decay=0.1)[0]["params"])}
-    found: dict[str, Counter[Shape]] = {}
+    layers = _parameters_of_layers(model)
+    in_layers: Counter[Shape] = Counter()
+    rest: dict[str, Counter[Shape]] = {}
     for name, parameter in model.named_parameters():
         shape = Shape(parameter.numel(), id(parameter) in linear, id(parameter) in decayed)
-        found.setdefault(name.split(".")[0], Counter())[shape] += 1
-    return found
+        found = in_layers if id(parameter) in layers else rest.setdefault(name.split(".")[0], Counter())
+        found[shape] += 1
+    return in_layers, rest
 
 
 class _Kept:
-    """Adds up what autograd saves, each storage once, without the parameters."""
+    """Adds up what autograd saves, each storage once.
 
-    def __init__(self, model: Memformer, logits: tuple[int, int]) -> None:
+    Args:
+        exclude: Tensors that are there anyway and do not count: parameters, and the tokens.
+        logits: Rows and columns of the logits, which are told by them: [..., V], a row for each token. What a process
+            has of them where the vocabulary is spread over several counts as activations.
+    """
+
+    def __init__(self, exclude: Iterable[torch.Tensor], logits: tuple[int, int]) -> None:
         self.bytes: Counter[str] = Counter()
-        self._seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self._seen = {tensor.untyped_storage()._cdata for tensor in exclude}
         self._alive: list[torch.Tensor] = []
         self._logits = logits
 
@@ -210,9 +255,12 @@ class _Kept:
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
             self._alive.append(tensor)  # so that no other storage gets this number
-            of_logits = tensor.is_floating_point() and tuple(tensor.shape) == self._logits
-            self.bytes[LOGITS if of_logits else ACTIVATIONS] += storage.nbytes()
+            self.bytes[LOGITS if self._are_logits(tensor) else ACTIVATIONS] += storage.nbytes()
         return tensor
+
+    def _are_logits(self, tensor: torch.Tensor) -> bool:
+        rows, columns = self._logits
+        return tensor.is_floating_point() and tensor.shape[-1:] == (columns,) and tensor.numel() == rows * columns
 
 
 @contextlib.contextmanager

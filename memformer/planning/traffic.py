@@ -14,32 +14,45 @@ after a step (under 1 kB). With `zero3_gather: segment` the parameters are gathe
 what DeepSpeed prefetches and keeps, so that the figure is an upper bound.
 """
 
+import math
 from collections import Counter
 
 from memformer.config.schema import Config
 from memformer.engine.precision import AUTOCAST
-from memformer.models.memformer import MemformerConfig
-from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.models.configuration import ModelConfig
 from memformer.parallel.pipeline.traffic import sent_by_stage
-from memformer.planning.segment_trace import SegmentTrace, Shape
+from memformer.planning.arrangement import Arrangement, arrange
+from memformer.planning.segment_trace import Shape
 
 SUB_GROUP = 10**9  # elements of the groups in which ZeRO-3 takes the norm
 
 
-def data_traffic(
-    config: Config, precision: str, parameters: Counter[Shape], replicas: int, groups: int
-) -> Counter[str]:
-    """Bytes over the data-parallel axis by kind.
+def traffic_by_stage(config: Config, model: ModelConfig, world: int) -> list[dict[str, Counter[str]]]:
+    """What a process of each stage gives to the calls of one optimizer step, by axis and kind: all that are made.
 
-    Args:
-        config: The run.
-        precision: Resolved.
-        parameters: What the process has of the model.
-        replicas: Data-parallel processes.
-        groups: Groups of lanes that are replayed one after another.
+    Raises:
+        UserError: The sizes do not divide, or the model's family is not built for the settings.
     """
+    run = arrange(config, model, world)
+    return [stage_traffic(run, stage) for stage in range(run.stages)]
+
+
+def stage_traffic(run: Arrangement, stage: int) -> dict[str, Counter[str]]:
+    """Bytes by axis and kind, of a process of the stage."""
+    parameters = run.parameters(stage)
+    return {
+        "data": _data(run, parameters),
+        "tensor": _tensor(run, stage),
+        "replica": _replica(run, parameters),
+        "pipeline": _pipeline(run, stage),
+    }
+
+
+def _data(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
+    """Over the data-parallel axis, for a process that has these parameters."""
+    config, precision, replicas = run.config, run.precision, run.replicas
     stage, sent = config.parallel.zero_stage, Counter[str]()
-    segments = config.data.num_segments * groups if config.training.replay == "mrbp" else groups
+    segments = config.data.num_segments * run.groups if config.training.replay == "mrbp" else run.groups
     times = segments if config.parallel.gradient_reduction == "segment" else 1
     if stage == 0:
         sent["all_reduce"] = 4 * _numel(parameters)
@@ -60,52 +73,34 @@ def data_traffic(
     return sent
 
 
-def replica_traffic(
-    config: Config, model: MemformerConfig, parameters: Counter[Shape], replicas: int, lanes: int
-) -> Counter[str]:
-    """Bytes over all processes that hold a replica together: the norm; with stages, losses and the last memory.
-
-    Args:
-        config: The run.
-        model: Its model.
-        parameters: What the process has of the model.
-        replicas: Data-parallel processes.
-        lanes: Of the replica.
-    """
-    parallel, sent = config.parallel, Counter[str]()
+def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
+    """Over all processes that hold a replica together: the norm; with stages, losses and the last memory."""
+    parallel, sent = run.config.parallel, Counter[str]()
     if parallel.tensor * parallel.pipeline > 1:
-        sent["all_reduce"] = _norms(parallel.zero_stage, parameters, replicas)
+        sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.replicas)
     if parallel.pipeline > 1:
-        sent["all_reduce"] += 4 * (2 * config.data.num_segments - 1)
-        sent["broadcast"] = 4 * lanes * model.num_memory_slots * model.d_model
+        sent["all_reduce"] += 4 * (2 * run.config.data.num_segments - 1)
+        sent["broadcast"] = 4 * run.replica_lanes * math.prod(run.model.memory_shape)
     return sent
 
 
-def tensor_traffic(config: Config, trace: SegmentTrace, groups: int) -> Counter[str]:
-    """Bytes over the tensor-parallel axis by kind: layers, writer, embedding and loss of one rollout."""
-    sent: Counter[str] = Counter()
-    advances = (config.data.num_segments - 1) * groups if config.training.replay == "mrbp" else 0
-    for kinds, times in ((trace.advance, advances), (trace.replay, config.data.num_segments * groups)):
+def _tensor(run: Arrangement, stage: int) -> Counter[str]:
+    """Over the tensor-parallel axis: layers, writer, embedding and loss of one rollout."""
+    trace, data, sent = run.segment(stage), run.config.data, Counter[str]()
+    advances = (data.num_segments - 1) * run.groups if run.config.training.replay == "mrbp" else 0
+    for kinds, times in ((trace.advance, advances), (trace.replay, data.num_segments * run.groups)):
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
     return sent
 
 
-def pipeline_traffic(
-    model: MemformerConfig, schedule: ReplaySchedule, lanes: int, segment_length: int, embedding: int
-) -> list[Counter[str]]:
-    """Bytes that each stage sends to others by kind of message, float32.
-
-    Args:
-        model: The model.
-        schedule: Of the rollout.
-        lanes: Of one micro-batch.
-        segment_length: S.
-        embedding: Elements of the token embedding that a process has; it goes to the stages with a copy of it.
-    """
-    groups = [lanes] * schedule.layout.micro_batches
-    sent = sent_by_stage(schedule, model, segment_length, groups, embedding)
-    return [Counter({kind: size for kind, (_, size) in stage.items()}) for stage in sent]
+def _pipeline(run: Arrangement, stage: int) -> Counter[str]:
+    """To other stages by kind of message, float32."""
+    if run.schedule is None:
+        return Counter()
+    lanes = [run.lanes] * run.schedule.layout.micro_batches
+    sent = sent_by_stage(run.schedule, run.config.model, run.config.data.segment_length, lanes, run.embedding)
+    return Counter({kind: size for kind, (_, size) in sent[stage].items()})
 
 
 def _width(shape: Shape, precision: str) -> int:

@@ -26,7 +26,7 @@ from memformer.checkpoints.lane_states import LaneStates
 from memformer.checkpoints.saving import SaveReport
 from memformer.checkpoints.state import Progress
 from memformer.config.schema import Config
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.base import Engine
 from memformer.processes.group import World
 from memformer.replay import Carry
 from memformer.run.directory import RunDirectory
@@ -48,7 +48,7 @@ class TrainingState:
     config: Config
     run: RunDirectory
     world: World
-    engine: ReplayEngine
+    engine: Engine
     lanes: LaneStates
     progress: Progress
 

@@ -15,9 +15,11 @@ from safetensors import safe_open
 
 from data_pipeline import UserError
 from memformer.config.schema import Config
+from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction, Part
 from memformer.models.loading import read_description, weight_files
-from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.models.protocol import MemoryModel
+from memformer.models.registry import family_of, stages_of
 from memformer.parallel.pipeline.construction import StagedConstruction
 from memformer.parallel.pipeline.split import split_of
 from memformer.parallel.tensor import SlicedConstruction, sharding_of
@@ -25,7 +27,6 @@ from memformer.processes.group import World
 from memformer.run.data import TrainingData
 
 LOG = logging.getLogger("memformer")
-_FREE = ("dropout", "segment_length")  # they change nothing about the weights
 
 
 class Partitioned(Construction):
@@ -61,7 +62,7 @@ class Partitioned(Construction):
         return gathered
 
 
-def construction_of(config: Config, model: MemformerConfig, world: World) -> Construction:
+def construction_of(config: Config, model: ModelConfig, world: World) -> Construction:
     """How the run's model comes into being: cut or spread from the start where it will be, plain otherwise.
 
     With both tensor parallelism and ZeRO 3 it is cut at first; the engine spreads the parts.
@@ -74,11 +75,11 @@ def construction_of(config: Config, model: MemformerConfig, world: World) -> Con
     else:
         made = Partitioned(offload=config.parallel.offload_parameters == "cpu")
     if world.mesh.pipe.size > 1:
-        made = StagedConstruction(split_of(config, model), world.mesh.pipe.rank, made)
+        made = StagedConstruction(stages_of(model).kind, split_of(config, model), world.mesh.pipe.rank, made)
     return made
 
 
-def initial_model(config: Config, model_config: MemformerConfig, data: TrainingData, world: World) -> Memformer:
+def initial_model(config: Config, model_config: ModelConfig, data: TrainingData, world: World) -> MemoryModel:
     """The model before the first step, equal on all processes, or each one's part of it.
 
     Raises:
@@ -86,13 +87,13 @@ def initial_model(config: Config, model_config: MemformerConfig, data: TrainingD
     """
     torch.manual_seed(config.seed)
     construction = construction_of(config, model_config, world)
-    model = Memformer(model_config, construction)
+    model: MemoryModel = family_of(model_config).build(model_config, construction)
     if config.init_from is None:
         return model
     source = Path(config.init_from)
     try:
         description, files = read_description(source), weight_files(source)
-        exported = MemformerConfig.from_dict(description["model"])
+        exported = family_of(model_config).config.from_dict(description["model"])
     except Exception as error:
         raise _not_loaded(source, error) from None
     if description.get("tokenizer_sha256") != data.train.tokenizer.sha256:
@@ -102,7 +103,7 @@ def initial_model(config: Config, model_config: MemformerConfig, data: TrainingD
         )
     for name, there in exported.to_dict().items():
         here = model_config.to_dict().get(name)
-        if name not in _FREE and here != there:
+        if name not in model_config.weightless and here != there:
             raise UserError(f"init_from: model.{name} is {there} in {source} and {here} here: set it to {there}")
     try:
         _load(model, files, construction)
@@ -113,7 +114,7 @@ def initial_model(config: Config, model_config: MemformerConfig, data: TrainingD
 
 
 @torch.no_grad()
-def _load(model: Memformer, files: Sequence[Path], construction: Construction) -> None:
+def _load(model: MemoryModel, files: Sequence[Path], construction: Construction) -> None:
     """Copies the weights of an export, one tensor at a time."""
     parameters = dict(model.named_parameters())
     for file in files:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from memformer.engine.replay_engine import StepReport
+from memformer.engine.base import StepReport
 from memformer.guards.guards import Findings
 from memformer.inference.diagnostics import memory_diagnostics
 from memformer.replay import RolloutResult

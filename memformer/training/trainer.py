@@ -15,9 +15,8 @@ from memformer.checkpoints.lane_states import LaneStates
 from memformer.config.schema import Config, save_config
 from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
-from memformer.engine.pipeline_engine import PipelineReplayEngine
+from memformer.engine.making import make_engine
 from memformer.engine.precision import resolve_precision
-from memformer.engine.replay_engine import ReplayEngine
 from memformer.guards.watchdog import Watchdog
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
@@ -62,8 +61,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     world = group.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
     set_up_logging(world.rank)
     precision = resolve_precision(config.precision, world.device)
-    made = PipelineReplayEngine if parallel.pipeline > 1 else ReplayEngine
-    engine = made(initial_model(config, model_config, data, world), config, world, precision)
+    engine = make_engine(initial_model(config, model_config, data, world), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
     lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
     state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())

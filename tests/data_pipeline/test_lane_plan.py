@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The plan: every token once, in order, in one lane at a time, whatever is stopped, resumed or re-sized.
 
-Covers: data_pipeline/document_order.py, data_pipeline/plan.py, data_pipeline/rollout.py, data_pipeline/stretch.py
+Covers: data_pipeline/document_order.py, data_pipeline/plan.py, data_pipeline/reading.py, data_pipeline/stretch.py
 """
 
 import json

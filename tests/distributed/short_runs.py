@@ -16,9 +16,9 @@ import torch
 
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import Config, parse_config
+from memformer.engine.base import Engine
+from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
-from memformer.engine.pipeline_engine import PipelineReplayEngine
-from memformer.engine.replay_engine import ReplayEngine
 from memformer.parallel.tensor import whole_tensor
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, bptt_backward
@@ -164,10 +164,9 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     return losses, initial, flat(model)
 
 
-def engine_of(world: World, case: Case) -> ReplayEngine:
+def engine_of(world: World, case: Case) -> Engine:
     """The case's engine on these processes, arranged as it asks; `engine.world` is where this one stands."""
-    made = PipelineReplayEngine if case.pipeline > 1 else ReplayEngine
-    return made(model_of(case), config_of(case), world.arranged(case.tensor, case.pipeline), case.precision)
+    return make_engine(model_of(case), config_of(case), world.arranged(case.tensor, case.pipeline), case.precision)
 
 
 def train(world: World, case: Case) -> dict[str, Any]:

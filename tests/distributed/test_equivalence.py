@@ -15,7 +15,7 @@ parallelism. Left out: ZeRO 2 and 3, which the configuration refuses, and dropou
 
 Tolerances: tests/distributed/short_runs.py.
 
-Covers: memformer/engine/parallelize.py
+Covers: memformer/engine/making.py, memformer/engine/parallelize.py
 """
 
 import itertools

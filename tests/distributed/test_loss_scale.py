@@ -15,9 +15,9 @@ import torch
 
 from data_pipeline import UserError
 from memformer.config.schema import LossScaleConfig
+from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
 from memformer.engine.precision import LossScale
-from memformer.engine.replay_engine import ReplayEngine
 from memformer.processes.group import World
 from memformer.replay import Carry, bptt_backward
 from memformer.run.directory import RunDirectory
@@ -49,7 +49,7 @@ def search_scale(world: World, case: Case) -> dict[str, Any]:
     """The same rollout again and again from a scale that overflows, until a step is applied; then the next one."""
     config = config_of(case)
     config = config.model_copy(update={"loss_scale": LossScaleConfig(initial=HUGE)})
-    engine = ReplayEngine(model_of(case), config, world, "fp16")
+    engine = make_engine(model_of(case), config, world, "fp16")
     own = LANES // world.size
     start = world.rank * own
     carry = Carry.empty(engine.initial_memory(own), LENGTH)
@@ -65,7 +65,7 @@ def search_scale(world: World, case: Case) -> dict[str, Any]:
         report = engine.step(config.optimizer.learning_rate)
         scales.append(report.loss_scale or 0.0)
         with engine.whole_model():
-            weights = flat(engine.model)
+            weights = flat(engine.module)
         if not report.applied:
             assert not math.isfinite(report.grad_norm)
             unchanged = unchanged and torch.equal(weights, before)

@@ -1,9 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Pipelines in real processes, beside test_equivalence.py: dropout, messages, skipped and given-up steps, runs.
 
-Covers: memformer/engine/pipeline_engine.py, memformer/parallel/pipeline/channels.py,
-memformer/parallel/pipeline/construction.py, memformer/parallel/pipeline/deepspeed_schedule.py,
-memformer/parallel/pipeline/executor.py, memformer/parallel/pipeline/stage.py, memformer/parallel/pipeline/traffic.py
+Covers: memformer/engine/pipeline_engine.py, memformer/models/memformer/stage.py,
+memformer/parallel/pipeline/channels.py, memformer/parallel/pipeline/construction.py,
+memformer/parallel/pipeline/deepspeed_schedule.py, memformer/parallel/pipeline/executor.py,
+memformer/parallel/pipeline/stage.py, memformer/parallel/pipeline/traffic.py
 """
 
 import copy
@@ -20,15 +21,17 @@ from memformer.checkpoints.exporting import export
 from memformer.engine.pipeline_engine import PipelineReplayEngine
 from memformer.guards.faulty_steps import lane_losses
 from memformer.models.construction import Construction
-from memformer.parallel.pipeline.construction import StagedConstruction
+from memformer.models.memformer.family import FAMILY
+from memformer.models.memformer.stage import MemformerStage
+from memformer.models.protocol import MemoryModel
+from memformer.parallel.pipeline.construction import StagedConstruction, keep_layers
 from memformer.parallel.pipeline.split import Split, lanes_of_groups, split_of
-from memformer.parallel.pipeline.stage import StageModel, keep_layers
 from memformer.parallel.pipeline.traffic import sent_by_stage
 from memformer.parallel.tensor import SlicedConstruction, sharding_of
 from memformer.processes.collective_log import LOG
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
-from memformer.replay import Carry
+from memformer.replay import Carry, Segment
 from memformer.replay.random_state import mix_seed, segment_seeds
 from memformer.run.directory import RunDirectory
 from memformer.run.stop_requests import StepAbandoned
@@ -68,11 +71,17 @@ def gradients_with_dropout(world: World, case: Case) -> dict[str, torch.Tensor]:
     return {name: each for stage in engine.world.mesh.pipe.gather(own) for name, each in stage.items()}
 
 
+def stages_of(whole: Memformer, split: Split) -> list[MemformerStage]:
+    """Every stage of a model, which stays as it is."""
+    layers = ((split.encoder(stage), split.decoder(stage)) for stage in range(split.stages))
+    return [MemformerStage(copy.deepcopy(whole), encoder, decoder) for encoder, decoder in layers]
+
+
 def reference_with_dropout(case: Case) -> dict[str, torch.Tensor]:
     """The same in one process: the stages called in turn, one graph over the rollout, masks from the same streams."""
-    config, whole, channels = config_of(case), model_of(case), Any
+    config, whole = config_of(case), model_of(case)
     split = split_of(config, whole.config)
-    stages = [StageModel(copy.deepcopy(whole), split, stage, channels) for stage in range(split.stages)]
+    stages = stages_of(whole, split)
     for stage in stages[1:]:
         if stage.copy is not None:
             stage.copy.requires_grad_()
@@ -81,7 +90,7 @@ def reference_with_dropout(case: Case) -> dict[str, torch.Tensor]:
     with segment_seeds(mix_seed(7, 0), torch.device("cpu")) as seed_stream:
         for start, stop in lanes_of_groups(LANES, split.stages, case.lanes_per_micro_batch):
             part, writer = rollout.lanes(start, stop), stages[split.writer_stage]
-            carry = Carry.empty(Memformer.initial_memory(writer, stop - start), LENGTH)
+            carry = Carry.empty(writer.initial_memory(stop - start), LENGTH)
             memory = writer.begin(part.resets[:, 0], carry.memory)
             for t in range(case.segments):
                 segment = part.segment(t, carry)
@@ -89,11 +98,11 @@ def reference_with_dropout(case: Case) -> dict[str, torch.Tensor]:
                 x = y = None
                 for number, stage in enumerate(stages):
                     stream = (start * case.segments + t) * split.stages + number
-                    if stage.encoder:
+                    if len(stage.encoder):
                         seed_stream(2 * stream)
                         x, *after = stage.encode_part(segment, memory, x, reset)
                         memory_after = after[0] if after else memory
-                    if stage.decoder:
+                    if len(stage.decoder):
                         seed_stream(2 * stream + 1)
                         (y,) = stage.decode_part(segment, x, y)
                 memory = memory_after
@@ -124,21 +133,21 @@ def messages_of_a_step(world: World, case: Case) -> tuple[Any, Any]:
         (model.config.vocab_size or 0) * model.config.d_model,
     )
     engine.close()
-    return counted, predicted[engine.model.stage]
+    return counted, predicted[engine.model.number]
 
 
 def poisoned(world: World, zero_stage: int) -> tuple[list[bool], bool]:
     """One stage's gradient is not finite: (was a step applied, by step), are all weights as they were."""
     case = Case(zero_stage, data=1, pipeline=STAGES)
     engine = engine_of(case, world)
-    before = [p.detach().clone() for p in engine.model.parameters()]
+    before = [p.detach().clone() for p in engine.module.parameters()]
     carry, applied = engine.empty_carry(LANES), []
-    if engine.model.last:
-        hook = engine.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    if engine.module.scores:
+        hook = engine.module.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
     backward(engine, case, 0, carry)
     applied.append(engine.step(1e-3).applied)
-    same = all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
-    if engine.model.last:
+    same = all(torch.equal(a, b) for a, b in zip(before, engine.module.parameters(), strict=True))
+    if engine.module.scores:
         hook.remove()
     backward(engine, case, 0, carry)
     applied.append(engine.step(1e-3).applied)
@@ -166,12 +175,37 @@ def abandoned(world: World) -> list[torch.Tensor]:
     return found
 
 
+ANSWERING = [Case(1, data=1, pipeline=STAGES, pipeline_layers=layers) for layers in ((1, 3), (3, 1))]
+
+
+def segment_and_memory(model: MemoryModel, case: Case) -> tuple[Segment, torch.Tensor]:
+    """The second segment of the first rollout, and a memory that is not the initial one."""
+    carry = Carry.empty(model.initial_memory(LANES).clone(), LENGTH)
+    return rollout_of(0, case.segments).segment(1, carry), torch.roll(carry.memory, 1, dims=1)
+
+
+@torch.no_grad()
+def answers_of(model: MemoryModel, segment: Segment, memory: torch.Tensor) -> list[Any]:
+    """All that a model is asked for without gradients."""
+    tensors = [model.advance(segment, memory), *model(segment, memory), *model.losses(segment, memory)]
+    tensors += [model.initial_memory(LANES), *(model.self_weights(segment, memory) or ())]
+    return [tensor.numpy() for tensor in tensors]
+
+
+def answers(world: World, case: Case) -> list[Any]:
+    engine = engine_of(case, world)
+    found = answers_of(engine.model, *segment_and_memory(engine.model, case))
+    engine.close()
+    return found
+
+
 def measured(world: World) -> dict[str, Any]:
     return {
         "gradients": gradients_with_dropout(world, DROPOUT),
         "messages": [messages_of_a_step(world, case) for case in COUNTED],
         "poisoned": [poisoned(world, zero_stage) for zero_stage in (0, 1)],
         "abandoned": abandoned(world),
+        "answers": [answers(world, case) for case in ANSWERING],
     }
 
 
@@ -231,6 +265,17 @@ def test_an_abandoned_step_leaves_no_message_behind(found: list[dict[str, Any]])
             torch.testing.assert_close(torch.from_numpy(losses), torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", range(len(ANSWERING)), ids=lambda number: str(ANSWERING[number]))
+def test_stages_answer_together_as_the_whole_model(found: list[dict[str, Any]], number: int) -> None:
+    """Every stage has every answer; 1e-5 of rounding."""
+    whole, case = model_of(ANSWERING[number]), ANSWERING[number]
+    expected = answers_of(whole, *segment_and_memory(whole, case))
+    assert len(expected) == 9
+    for stage in found:
+        for own, value in zip(stage["answers"][number], expected, strict=True):
+            torch.testing.assert_close(torch.as_tensor(own), torch.as_tensor(value), rtol=1e-5, atol=1e-5)
+
+
 # Whole runs
 
 STEPS, MOVE_AT, CRASH_AT = 6, 3, 5
@@ -280,12 +325,12 @@ def skip_a_step(root: str) -> None:
 
     class Poisoning(Callback):
         def before_rollout(self, state: TrainingState) -> None:
-            model = state.engine.model
-            if state.progress.step + 1 == 2 and model.last:
-                self.hook = model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+            stage = state.engine.module
+            if state.progress.step + 1 == 2 and stage.scores:
+                self.hook = stage.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
 
         def before_optimizer_step(self, state: TrainingState) -> None:
-            if state.progress.step + 1 == 2 and state.engine.model.last:
+            if state.progress.step + 1 == 2 and state.engine.module.scores:
                 self.hook.remove()
 
     life(root, "skipping", MOVE_AT, PIPELINE, Poisoning())
@@ -345,7 +390,7 @@ def test_layers_of_a_stage_keep_their_names() -> None:
     whole = model_of(Case(1))
     names = {name for name, _ in whole.named_parameters()}
     split = Split((1, 2, 1), 2)
-    stages = [StageModel(model_of(Case(1)), split, stage, Any) for stage in range(3)]
+    stages = stages_of(model_of(Case(1)), split)
     held = [{name for name, _ in stage.named_parameters()} for stage in stages]
     assert set.union(*held) == names
     assert sum(map(len, held)) == len(names), "each parameter has one owner"
@@ -358,7 +403,7 @@ def test_layers_of_a_stage_keep_their_names() -> None:
 def test_a_stage_draws_what_one_process_draws_and_keeps_its_layers(tensor: int) -> None:
     """Bit for bit; of another stage's layer it holds one matrix at a time."""
     config = dataclasses.replace(model_of(Case(1)).config, num_encoder_layers=3, num_decoder_layers=5)
-    split, axis = Split((3, 2, 3), 3), Axis(0, tensor)
+    split, axis, kind = Split((3, 2, 3), 3), Axis(0, tensor), FAMILY.stages.kind
     torch.manual_seed(3)
     with LiveTensors() as whole_model:
         whole = Memformer(config, SlicedConstruction(axis, sharding_of(config)) if tensor > 1 else None)
@@ -366,8 +411,8 @@ def test_a_stage_draws_what_one_process_draws_and_keeps_its_layers(tensor: int) 
         torch.manual_seed(3)
         inner = SlicedConstruction(axis, sharding_of(config)) if tensor > 1 else Construction()
         with LiveTensors() as live:
-            model = Memformer(config, StagedConstruction(split, stage, inner))
-        keep_layers(model, split, stage)
+            model = Memformer(config, StagedConstruction(kind, split, stage, inner))
+        keep_layers(model, kind, split, stage)
         kept = dict(model.named_parameters())
         assert {name.split(".")[1] for name in kept if name.startswith("encoder.")} == set(
             map(str, split.encoder(stage))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from memformer.planning.cost_model import traffic_by_stage
+from memformer.planning.traffic import traffic_by_stage
 from memformer.processes.collective_log import LOG
 from memformer.processes.group import World
 from memformer.replay import Carry

@@ -2,7 +2,8 @@
 """Two real processes train, one life breaks off, a second life resumes: nothing may differ from a run in one life.
 
 Covers: memformer/checkpoints/saving.py, memformer/checkpoints/state.py, memformer/engine/parameter_state.py,
-memformer/training/trainer.py
+memformer/training/evaluation.py, memformer/training/loop.py, memformer/training/measuring.py,
+memformer/training/reports.py, memformer/training/save_schedule.py, memformer/training/trainer.py
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from memformer import load_model
 from memformer.checkpoints import directory as checkpoint_files
 from memformer.checkpoints.exporting import export
 from memformer.config.schema import Config, parse_config
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.making import make_engine
 from memformer.processes.group import World
 from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS, RunDirectory
@@ -164,7 +165,7 @@ def trained_logits(world: World, root: str, stage: int) -> list[float]:
     config = config_of(Path(root), "whole", stage, "fp32")
     model = TrainingData.open(config.data).complete(config.model, config.data.segment_length)
     torch.manual_seed(99)
-    engine = ReplayEngine(Memformer(model), config, world, "fp32")
+    engine = make_engine(Memformer(model), config, world, "fp32")
     load_parameters(checkpoint_files.locate(config.run_dir), engine)
     engine.model.eval()
     losses = probe(engine.model, world.device)

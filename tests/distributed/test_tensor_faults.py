@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.base import Engine
+from memformer.engine.making import make_engine
 from memformer.guards.replicas import different_replicas
 from memformer.processes.group import World
 from tests.distributed.processes import run_distributed
@@ -25,8 +26,8 @@ def poison(world: World, stage: int) -> dict[str, Any]:
     """A step whose gradient is not finite in one slice of one process, then one that is sound."""
     world = world.arranged(2, 1)
     case = Case(stage, data=2, tensor=2)
-    engine = ReplayEngine(model_of(case), config_of(case), world, "fp32")
-    parameter: Any = engine.model.get_parameter(SLICED)
+    engine = make_engine(model_of(case), config_of(case), world, "fp32")
+    parameter: Any = engine.module.get_parameter(SLICED)
     before = parameter.detach().clone()
     carry, rollout, rank = engine.empty_carry(2), rollout_of(0), world.mesh.data.rank
     lanes = rollout.lanes(2 * rank, 2 * rank + 2)
@@ -45,11 +46,11 @@ def poison(world: World, stage: int) -> dict[str, Any]:
     return found
 
 
-def corrupt(world: World, engine: ReplayEngine) -> list[list[str]]:
+def corrupt(world: World, engine: Engine) -> list[list[str]]:
     """What the comparison says of sound parameters, of a slice changed on rank 2, and of a norm changed on rank 1."""
     lines = [different_replicas(engine.model, world.mesh)]
     for name, rank in ((SLICED, 2), ("encoder_norm.weight", 1)):
-        parameter = engine.model.get_parameter(name).data.view(-1)
+        parameter = engine.module.get_parameter(name).data.view(-1)
         kept = parameter[0].item()
         if world.rank == rank:
             parameter[0] += 1e-3

@@ -4,8 +4,9 @@
 Two and three processes, float64: differences are those of the order of summation (1e-12). Three do not divide the
 vocabulary of 50, nor do two one of 51.
 
-Covers: memformer/parallel/tensor/collectives.py, memformer/parallel/tensor/modules.py,
-memformer/parallel/tensor/sharding.py, memformer/parallel/tensor/vocabulary.py
+Covers: memformer/models/heads.py, memformer/models/memformer/roles.py, memformer/models/scoring.py,
+memformer/parallel/tensor/collectives.py, memformer/parallel/tensor/modules.py, memformer/parallel/tensor/sharding.py,
+memformer/parallel/tensor/vocabulary.py
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 
 Tolerances: tests/distributed/short_runs.py.
 
-Covers: memformer/engine/replay_engine.py
+Covers: memformer/engine/base.py, memformer/engine/replay_engine.py, memformer/engine/zero.py
 """
 
 import itertools
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
-from memformer.engine.replay_engine import ReplayEngine
 from memformer.models.memformer import Memformer, MemformerConfig
 from memformer.processes.group import World
 from memformer.replay import Carry, Segment, bptt_backward
@@ -59,7 +59,7 @@ def test_equals_one_process_with_full_bptt(case: Case, trained: dict[Case, list[
 def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[int]]:
     """Collectives of the second step, by kind."""
     case = Case(stage)
-    engine = ReplayEngine(model_of(case), config_of(case), world, "fp32")
+    engine = make_engine(model_of(case), config_of(case), world, "fp32")
     own = LANES // world.size
     carry = Carry.empty(engine.initial_memory(own), LENGTH)
     for step in range(2):
@@ -113,14 +113,14 @@ def extra_after_two_steps(world: World | None, stage: int, offload: str, reducti
     model = SometimesMore(config.model)
     size, rank = (world.size, world.rank) if world else (1, 0)
     own = LANES // size
-    engine = ReplayEngine(model, config, world, "fp32") if world else None
+    engine = make_engine(model, config, world, "fp32") if world else None
     optimizer = make_optimizer(model, config.optimizer, torch.device("cpu"))
     carry = Carry.empty(engine.initial_memory(own) if engine else model.initial_memory(own), LENGTH)
     for step, weight in enumerate((3.0, 0.0)):
         rollout = rollout_of(step)
         count = int(rollout.lengths.sum())
         if engine:
-            engine.model.weight_of_extra = weight
+            engine.module.weight_of_extra = weight
             lanes = rollout.lanes(rank * own, (rank + 1) * own)
             carry = engine.rollout_backward(lanes, carry, count, seed=step).carry
             engine.step(config.optimizer.learning_rate)
@@ -134,7 +134,7 @@ def extra_after_two_steps(world: World | None, stage: int, offload: str, reducti
     if not engine:
         return list(model.extra.tolist())
     with engine.whole_model():
-        found = list(engine.model.extra.tolist())
+        found = list(engine.module.extra.tolist())
     engine.close()
     return found
 

@@ -4,7 +4,7 @@
 The faulty process is rank 1 of two; its lanes are 2 and 3 of four.
 
 Covers: memformer/guards/faulty_steps.py, memformer/guards/guards.py, memformer/guards/stragglers.py,
-memformer/guards/watchdog.py
+memformer/guards/watchdog.py, memformer/training/stopping.py
 """
 
 import itertools
@@ -71,7 +71,7 @@ class PoisonedGradient(Fault):
     """Every loss stays finite."""
 
     def strike(self, state: TrainingState) -> None:
-        parameter = dict(state.engine.model.named_parameters())[PARAMETER]
+        parameter = dict(state.engine.module.named_parameters())[PARAMETER]
         if state.world.rank == 1:
             parameter.register_hook(
                 lambda gradient: gradient * (float("inf") if state.progress.step + 1 == BAD_STEP else 1)
@@ -81,7 +81,7 @@ class PoisonedGradient(Fault):
 class ScrambledWeights(Fault):
     def strike(self, state: TrainingState) -> None:
         with torch.no_grad():
-            state.engine.model.head.weight.mul_(-30)
+            state.engine.module.head.weight.mul_(-30)
 
 
 class ChangedReplica(Fault):
@@ -89,7 +89,7 @@ class ChangedReplica(Fault):
 
     def strike(self, state: TrainingState) -> None:
         if state.world.rank == 1:
-            dict(state.engine.model.named_parameters())[PARAMETER].data.view(-1)[3] += 1e-3
+            dict(state.engine.module.named_parameters())[PARAMETER].data.view(-1)[3] += 1e-3
 
 
 class Slowness(Callback):

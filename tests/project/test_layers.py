@@ -109,6 +109,19 @@ def test_replay_and_models_need_torch_alone(room: str) -> None:
     assert found <= TORCH_ALONE[room]
 
 
+def test_nothing_outside_the_models_knows_a_family() -> None:
+    """Neither its configuration nor its modules; `from memformer import Memformer` is for users."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for package in ("memformer", "launch")
+        for path in files(package)
+        for line, module in imports(path)
+        if module.startswith("memformer.models.memformer")
+    ]
+    ours = "memformer/models/"
+    assert [line for line in found if not line.startswith((ours, "memformer/__init__.py:"))] == []
+
+
 @pytest.mark.parametrize("package", ["data_pipeline", "memformer", "launch"])
 def test_no_circle_of_modules(package: str) -> None:
     """Not even one that type checkers alone walk, or one that is hidden in functions."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_ranks
 from tests.held import hold, release
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.runs import (
@@ -30,33 +31,36 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def reference(slurm: Cluster, config: Path) -> Path:
-    """A run of 2 nodes x 2 processes that nothing interrupted."""
+def reference(config: Path) -> Path:
+    """A run of two processes of this machine that nothing interrupted."""
     run = config.parent / "reference"
-    job = launch(slurm, config, run, "--preflight")
-    wait_for_end(slurm, job, run)
-    assert restarts(slurm, job) == 0
+    run_ranks(str(config), "--run_dir", str(run), count=2, log=config.parent / "log")
     return run
 
 
-def test_two_nodes_train_and_finish(cluster: Cluster, config: Path, reference: Path) -> None:
-    rows = records(reference / "metrics.jsonl")
+def test_two_nodes_train_and_finish(cluster: Cluster, config: Path) -> None:
+    """Two processes on each; nothing happens to them."""
+    run = config.parent / "peace"
+    job = launch(cluster, config, run, "--preflight", tasks=2)
+    wait_for_end(cluster, job, run)
+    assert restarts(cluster, job) == 0
+    rows = records(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
-    assert_every_token_once(reference)
-    assert "4 of 4 ranks answered, on node1, node2" in job_log(reference)
-    assert "all-reduce: 4 ranks agree" in job_log(reference)
-    status = json.loads(memformer(cluster, "status", str(reference), "--json").splitlines()[-1])
+    assert_every_token_once(run)
+    assert "4 of 4 ranks answered, on node1, node2" in job_log(run)
+    assert "all-reduce: 4 ranks agree" in job_log(run)
+    status = json.loads(memformer(cluster, "status", str(run), "--json").splitlines()[-1])
     assert (status["state"], status["step"], status["nodes"]) == ("finished", STEPS, ["node1", "node2"])
-    codes = sorted((reference / "logs/exit-codes").glob("*/rank-*"))
+    codes = sorted((run / "logs/exit-codes").glob("*/rank-*"))
     assert [code.name for code in codes] == [f"rank-{rank:05d}" for rank in range(4)]
     assert [code.read_text().split()[:2] for code in codes] == [["0", f"node{1 + rank // 2}"] for rank in range(4)]
-    said = memformer(cluster, "launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(reference))
+    said = memformer(cluster, "launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(run))
     assert "nothing to do" in said, "a finished run is not submitted again"
-    again = cluster.client("sbatch", "--parsable", str(reference / "submit.sbatch")).strip()
+    again = cluster.client("sbatch", "--parsable", str(run / "submit.sbatch")).strip()
     cluster.wait_for(again, "COMPLETED", seconds=30)
-    assert "has finished: nothing to do" in (reference / f"logs/slurm-{again}.out").read_text()
-    assert len(records(reference / "jobs.jsonl")) == 2, "not even started"
+    assert "has finished: nothing to do" in (run / f"logs/slurm-{again}.out").read_text()
+    assert len(records(run / "jobs.jsonl")) == 2, "not even started"
 
 
 def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Path, reference: Path) -> None:
@@ -75,7 +79,7 @@ def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Pa
     wait_for_step(run, 17)
     os.kill(rank_process(job, 1), signal.SIGKILL)
     wait_until(lambda: restarts(cluster, job) == 2, 90, "requeued after the death of a rank")
-    assert "rank-00001 on node1 ended first, with exit code 137" in job_log(run)
+    assert "rank-00001 on node2 ended first, with exit code 137" in job_log(run)
 
     hold(run, 20)
     wait_for_step(run, 20)

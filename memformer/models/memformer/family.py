@@ -4,13 +4,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from memformer.models.family_record import Family, PartFlops, Role, Sharding, Stages
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.flops import segment_flops
-from memformer.models.registry import Family, Role, Sharding, Stages
 
 if TYPE_CHECKING:
     from memformer.models.construction import Construction
     from memformer.models.memformer.model import Memformer
+    from memformer.models.memformer.stage import MemformerStage
 
 
 def _build(config: MemformerConfig, construction: "Construction | None" = None) -> "Memformer":
@@ -43,7 +44,7 @@ def _kind(part: Any) -> str | None:
     return {EncoderLayer: "encoder", DecoderLayer: "decoder"}.get(type(part))
 
 
-def _cut(model: "Memformer", encoder: range, decoder: range) -> Any:
+def _cut(model: "Memformer", encoder: range, decoder: range) -> "MemformerStage":
     from memformer.models.memformer.stage import MemformerStage
 
     return MemformerStage(model, encoder, decoder)
@@ -55,9 +56,9 @@ def _sizes(config: MemformerConfig) -> dict[str, int]:
     return {"num_heads": config.num_heads} | writer | {"d_ff": config.d_ff}
 
 
-def _costs(config: MemformerConfig, segment_length: int) -> tuple[int, int, int, int]:
+def _costs(config: MemformerConfig, segment_length: int) -> PartFlops:
     flops = segment_flops(config, segment_length)
-    return flops.encoder, flops.writer, flops.decoder, flops.head
+    return PartFlops(flops.encoder, flops.writer, flops.decoder, flops.head)
 
 
 FAMILY = Family(
@@ -75,6 +76,14 @@ FAMILY = Family(
         width=lambda config: int(config.d_model),
         kind=_kind,
         cut=_cut,
+        home={
+            "embedding": "first",
+            "encoder_norm": "writer",
+            "writer": "writer",
+            "forget": "writer",
+            "decoder_norm": "last",
+            "head": "last",
+        },
     ),
     inspect=_inspect,
 )

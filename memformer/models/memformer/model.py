@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from memformer.models.construction import Construction
+from memformer.models.memformer import computation
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
 from memformer.models.memformer.layers import Attention, FeedForward, Rotary
@@ -181,43 +182,16 @@ class Memformer(nn.Module):
             The encoder's output [B, S, D]; the mask of its valid tokens, bool [B, S], or None when all are; and the
             memory it was read with [B, K, D], which is the initial one in lanes that start a document.
         """
-        memory_BKD = self.begin(segment.reset, memory_BKD)
-        tokens_BS, mask_BS = self.context(segment)
-        x_BSD = self.read(self.embedding(tokens_BS), memory_BKD, mask_BS)
+        memory_BKD = computation.begin(segment.reset, memory_BKD, self.initial_memory(len(segment.reset)))
+        tokens_BS, mask_BS = computation.context(segment, self.start_token_id)
+        x_BSD = computation.read(self.encoder, self.embedding(tokens_BS), memory_BKD, mask_BS, self.config)
         return self.encoder_norm(x_BSD), mask_BS, memory_BKD
-
-    def begin(self, reset_B: torch.Tensor, memory_BKD: torch.Tensor) -> torch.Tensor:
-        """The memory [B, K, D] that a segment is read with: the initial one in lanes that start a document."""
-        # Here and in `context`, the selection runs on every segment of every rank, whatever the data: under ZeRO-3
-        # ranks must execute the same modules in the same order.
-        initial_BKD = self.initial_memory(len(reset_B)).to(memory_BKD.dtype)
-        return torch.where(reset_B[:, None, None], initial_BKD, memory_BKD)
-
-    def context(self, segment: Segment) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the encoder reads, int64 [B, S], and the mask of its valid tokens, bool [B, S]; None when all are."""
-        tokens_BS, length_B, reset_B = segment.context, segment.context_length, segment.reset
-        first = torch.zeros_like(tokens_BS)
-        first[:, 0] = self.start_token_id
-        tokens_BS = torch.where(reset_B[:, None], first, tokens_BS)
-        if not segment.ragged:
-            return tokens_BS, None
-        # At least one key stays visible, so that a lane without a document cannot produce NaN.
-        length_B = torch.where(reset_B, torch.ones_like(length_B), length_B).clamp(min=1)
-        return tokens_BS, torch.arange(tokens_BS.shape[1], device=tokens_BS.device) < length_B[:, None]
-
-    def read(self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """The encoder's layers, [B, S, D] -> [B, S, D], without the norm that follows them."""
-        mask = None if mask_BS is None else mask_BS[:, None, None, :]
-        rotary = Rotary.table(0, x_BSD.shape[1], self.config, x_BSD.device)
-        for layer in self.encoder:
-            x_BSD = layer(x_BSD, memory_BKD, mask, rotary)
-        return x_BSD
 
     def write(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """The next memory [B, K, D] from the memory a segment was read with and the encoder's output."""
         if self.writer is None:
             return memory_BKD
-        return self.forget(self.writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
+        return computation.write(self.writer, self.forget, memory_BKD, x_BSD, mask_BS)
 
     def advance(self, segment: Segment, memory_BKD: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, D] alone: encoder and writer, without decoder and head; nothing without memory."""
@@ -228,23 +202,9 @@ class Memformer(nn.Module):
 
     def decode(self, segment: Segment, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """Logits [B, S, V] of the segment's targets, teacher-forced: input start, x_0 .. x_{S-2}."""
-        y_BSD = self.respond(self.embedding(self.inputs(segment)), context_BSD, mask_BS)
+        y_BSD = self.embedding(computation.inputs(segment, self.start_token_id))
+        y_BSD = computation.respond(self.decoder, y_BSD, context_BSD, mask_BS, self.config)
         return self.head(self.decoder_norm(y_BSD))
-
-    def inputs(self, segment: Segment) -> torch.Tensor:
-        """What the decoder reads, int64 [B, S]: start, x_0 .. x_{S-2}."""
-        start = torch.full_like(segment.target[:, :1], self.start_token_id)
-        return torch.cat([start, segment.target[:, :-1]], dim=1)
-
-    def respond(self, y_BSD: torch.Tensor, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """The decoder's layers, [B, S, D] -> [B, S, D], without the norm that follows them."""
-        width, length = context_BSD.shape[1], y_BSD.shape[1]
-        rotary = Rotary.table(0, width + length, self.config, y_BSD.device)
-        context_rotary, rotary = rotary.rows(0, width), rotary.rows(width, width + length)
-        mask = None if mask_BS is None else mask_BS[:, None, None, :]
-        for layer in self.decoder:
-            y_BSD = layer(y_BSD, context_BSD, mask, context_rotary, rotary)
-        return y_BSD
 
     def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from memformer.models.family_record import Role
 from memformer.models.memformer.layers import Attention, FeedForward
 from memformer.models.memformer.memory import MemoryReader, MemoryWriter
 from memformer.models.memformer.model import DecoderLayer, Embedding, EncoderLayer, Memformer
-from memformer.models.registry import Role
 
 
 def roles(module: nn.Module) -> Iterator[tuple[nn.Module, Role]]:

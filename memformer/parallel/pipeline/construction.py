@@ -1,17 +1,19 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`StagedConstruction`: a process of a pipeline draws the whole model, layer by layer, and keeps its stage's layers.
+"""How a process of a pipeline comes to hold its own layers alone.
 
-The random numbers are those of the plain construction, so the weights are the same; of a layer of another stage, a
-process holds one matrix at a time.
+`StagedConstruction`: it draws the whole model, layer by layer, and keeps its stage's layers. The random numbers are
+those of the plain construction, so the weights are the same; of a layer of another stage, a process holds one matrix at
+a time. `keep_layers` then drops what is left of the other layers.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from memformer.models.construction import Construction, Part
-from memformer.models.memformer.model import DecoderLayer, EncoderLayer
 from memformer.parallel.pipeline.split import Split
 
 
@@ -19,21 +21,22 @@ class StagedConstruction(Construction):
     """Empties the layers of other stages as soon as they are made; the rest is left to another construction.
 
     Args:
+        kind: What kind of layer a part is (`models.registry.Stages.kind`).
         split: Layers by stage.
         stage: This process's.
         inner: How this stage's layers come into being, and what belongs to no layer.
     """
 
-    def __init__(self, split: Split, stage: int, inner: Construction) -> None:
-        self._inner = inner
-        self._own = {EncoderLayer: split.encoder(stage), DecoderLayer: split.decoder(stage)}
-        self._made = {EncoderLayer: 0, DecoderLayer: 0}
+    def __init__(self, kind: Callable[[Any], str | None], split: Split, stage: int, inner: Construction) -> None:
+        self._inner, self._kind = inner, kind
+        self._own = split.own(stage)
+        self._made = dict.fromkeys(self._own, 0)
         self._absent: dict[int, torch.Size] = {}
 
     def built(self, module: Part) -> Part:
         """Keeps a part, or its parameters' shapes alone."""
-        kind = type(module)
-        if kind not in self._made:
+        kind = self._kind(module)
+        if kind is None:
             return self._inner.built(module)
         number, self._made[kind] = self._made[kind], self._made[kind] + 1
         if number in self._own[kind]:
@@ -54,3 +57,20 @@ class StagedConstruction(Construction):
             yield
         for parameter in absent:
             parameter.data = parameter.new_empty(0)
+
+
+def keep_layers(model: nn.Module, kind: Callable[[Any], str | None], split: Split, stage: int) -> None:
+    """Drops the layers of other stages, in place; the numbers of those that stay remain part of their names.
+
+    Args:
+        model: Its layers are children of some module, named by their number.
+        kind: What kind of layer a part is (`models.registry.Stages.kind`).
+        split: Layers by stage.
+        stage: Whose layers stay.
+    """
+    own = split.own(stage)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            of_kind = kind(child)
+            if of_kind is not None and int(name) not in own[of_kind]:
+                delattr(parent, name)

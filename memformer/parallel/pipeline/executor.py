@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from memformer.parallel.pipeline import tasks
-from memformer.parallel.pipeline.channels import Channels, Transfer
+from memformer.parallel.pipeline.channels import Transfer
 from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Release, ReplaySchedule, Send
-from memformer.parallel.pipeline.stage import StageModel
+from memformer.parallel.pipeline.stage import StagedModel
 from memformer.parallel.pipeline.tasks import Message, Task
 from memformer.replay import Carry, ReplayBuffer, Rollout, Segment
 from memformer.run.stop_requests import StepAbandoned
@@ -25,8 +25,8 @@ class StageEngine(Protocol):
     """What the executor needs of the engine of a stage."""
 
     @property
-    def model(self) -> StageModel:
-        """The stage's layers."""
+    def model(self) -> StagedModel:
+        """Its place among the stages."""
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """A part of the stage with a graph, in the run's precision."""
@@ -69,7 +69,6 @@ class RolloutExecutor:
         engine: The stage's engine.
         schedule: Of the rollout.
         program: This stage's part of it.
-        channels: To the other stages.
         groups: Of each micro-batch, its lanes of the rollout and their state before it; equal on all stages.
         denominator: What the losses are divided by.
         seed_task: Called with (micro-batch, segment, whether it is the decoder's) before anything random of a task.
@@ -82,17 +81,18 @@ class RolloutExecutor:
         engine: StageEngine,
         schedule: ReplaySchedule,
         program: "StageSchedule",
-        channels: Channels,
         groups: list[tuple[Rollout, Carry]],
         denominator: float,
         seed_task: Callable[[int, int, bool], None],
         at_segment: Callable[[], None],
         make_buffer: Callable[[], ReplayBuffer],
     ) -> None:
-        self._engine, self._model, self._schedule, self._channels = engine, engine.model, schedule, channels
-        self._program = program
-        self._layout, self._stage = schedule.layout, engine.model.stage
-        self._groups, self._denominator, self._width = groups, denominator, engine.model.config.d_model
+        self._engine, self._schedule, self._program, self._groups = engine, schedule, program, groups
+        model, layout = engine.model, schedule.layout
+        self._layout, self._stage, self._channels = layout, model.number, model.channels
+        self._writes, self._last = model.number == layout.writer_stage, model.number == layout.stages - 1
+        self._decodes = model.number >= layout.decoder_stage
+        self._memory_shape, self._width, self._denominator = model.memory_shape, model.width, denominator
         self._seed_task, self._at_segment = seed_task, at_segment
         self._buffers = [make_buffer() for _ in groups]
         self._received: dict[Message, Transfer] = {}
@@ -140,8 +140,8 @@ class RolloutExecutor:
 
     def _shape(self, message: Message) -> tuple[int, int, int]:
         lanes, _, length = self._groups[message.task.micro_batch][0].tokens.shape
-        slots = self._model.config.num_memory_slots
-        return lanes, slots if message.kind in (tasks.MEMORY, tasks.MEMORY_GRADIENT) else length, self._width
+        of_memory = message.kind in (tasks.MEMORY, tasks.MEMORY_GRADIENT)
+        return (lanes, *self._memory_shape) if of_memory else (lanes, length, self._width)
 
     def _post(self, message: Message) -> None:
         self._received[message] = self._channels.receive(message.kind, self._shape(message), message.source)
@@ -205,12 +205,11 @@ class RolloutExecutor:
         """The memory before the segment that pass 1 has come to."""
         if not self._layout.recurrent:
             return self._groups[i][1].memory
-        return self._memory[i] if self._model.writes else incoming[tasks.MEMORY]
+        return self._memory[i] if self._writes else incoming[tasks.MEMORY]
 
     def _begin(self, i: int, _: int, __: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         rollout, carry = self._groups[i]
-        with torch.no_grad():
-            self._memory[i] = self._model.begin(rollout.resets[:, 0], carry.memory)
+        (self._memory[i],) = self._engine.evaluate("begin", rollout.resets[:, 0], carry.memory)
         return {tasks.MEMORY: self._memory[i]}
 
     def _advance(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -219,10 +218,10 @@ class RolloutExecutor:
         self._seed_task(i, t, False)
         reset = self._next_reset(i, t)
         outputs = self._engine.evaluate("encode", self._segment(i, t), memory, incoming.get(tasks.STREAM), reset)
-        if not self._model.writes:
+        if not self._writes:
             return {tasks.STREAM: outputs[0]}
         self._memory[i] = outputs[1]
-        if self._model.decoder and self._schedule.is_early(Task(tasks.ADVANCE, i, t)):
+        if self._decodes and self._schedule.is_early(Task(tasks.ADVANCE, i, t)):
             self._context[i, t] = outputs[0]
         return {tasks.CONTEXT: outputs[0], tasks.MEMORY: outputs[1]}
 
@@ -236,11 +235,11 @@ class RolloutExecutor:
         stream, reset = inputs.get(tasks.STREAM), self._next_reset(i, t)
         outputs = self._engine.forward("encode", self._segment(i, t), inputs[tasks.MEMORY], stream, reset)
         self._graphs[tasks.REPLAY, i, t] = inputs, outputs
-        if not self._model.writes:
+        if not self._writes:
             return {tasks.STREAM: outputs[0]}
         if reset is None:
             self.final_memories[i] = outputs[1].detach() if self._layout.recurrent else inputs[tasks.MEMORY].detach()
-        if self._model.decoder and not self._schedule.is_early(Task(tasks.REPLAY, i, t)):
+        if self._decodes and not self._schedule.is_early(Task(tasks.REPLAY, i, t)):
             self._context[i, t] = outputs[0].detach()
         return {tasks.CONTEXT: outputs[0]}
 
@@ -252,7 +251,7 @@ class RolloutExecutor:
         self._seed_task(i, t, True)
         context, stream = inputs[tasks.CONTEXT], inputs.get(tasks.STREAM)
         outputs = self._engine.forward("decode", self._segment(i, t), context, stream)
-        if self._model.last:
+        if self._last:
             loss = outputs[0].sum()
             self.segment_losses[t] += loss.detach()
             outputs = (loss / self._denominator,)
@@ -261,14 +260,14 @@ class RolloutExecutor:
 
     def _decode_backward(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs, outputs = self._graphs.pop((tasks.DECODE, i, t))
-        if self._model.last:
+        if self._last:
             self._engine.backward(outputs[0])
         else:
             self._engine.backward(given([outputs[0]], [incoming[tasks.STREAM_GRADIENT]]))
         gradient = _gradient(inputs[tasks.CONTEXT])
-        if not self._model.last:
+        if not self._last:
             gradient = gradient + incoming[tasks.CONTEXT_GRADIENT]
-        if self._model.writes:
+        if self._writes:
             self._context_gradient[i, t] = gradient
             return {}
         results = {tasks.CONTEXT_GRADIENT: gradient}
@@ -278,7 +277,7 @@ class RolloutExecutor:
 
     def _replay_backward(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs, outputs = self._graphs.pop((tasks.REPLAY, i, t))
-        if not self._model.writes:
+        if not self._writes:
             gradients = [incoming[tasks.STREAM_GRADIENT]]
         else:
             gradients = [incoming.get(tasks.CONTEXT_GRADIENT, self._context_gradient.pop((i, t), outputs[0]))]
@@ -290,7 +289,7 @@ class RolloutExecutor:
         results = {tasks.STREAM_GRADIENT: _gradient(inputs[tasks.STREAM])} if tasks.STREAM in inputs else {}
         if self._layout.recurrent:
             own = _gradient(inputs[tasks.MEMORY])
-            if self._model.writes:
+            if self._writes:
                 self._memory_gradient[i] = own
             results[tasks.MEMORY_GRADIENT] = own
         return results

@@ -8,9 +8,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from memformer.models.memformer import MemformerConfig
+from memformer.models.family_record import PartFlops
 from memformer.parallel.pipeline.schedule import ReplaySchedule
-from memformer.parallel.pipeline.split import balanced_split, replay_schedule
+from memformer.parallel.pipeline.split import Work, balanced_split, replay_schedule
 from memformer.parallel.pipeline.tasks import ADVANCE, DECODE, DECODE_BACKWARD, REPLAY, REPLAY_BACKWARD
 
 COLOURS = {
@@ -25,8 +25,11 @@ LEFT, WIDTH, ROW, GAP, TOP = 64, 1100, 30, 8, 46
 
 def example() -> ReplaySchedule:
     """A model of 4 + 14 layers on 4 stages, 3 groups of lanes, rollouts of 4 segments of 512 tokens."""
-    model = MemformerConfig(num_decoder_layers=14, vocab_size=8_000, start_token_id=0)
-    return replay_schedule(balanced_split(model, 4, 512, 4), model, 512, 3, 4)
+    # Of a Memformer of width 512 with 32 slots and 8,000 token ids, in matrix products of [512, 512] and [512, 512].
+    product = 512**3
+    flops = PartFlops(encoder=130 * product, writer=9 * product // 2, decoder=560 * product, head=125 * product // 4)
+    work = Work(encoder_layers=4, decoder_layers=14, flops=flops, segments=4, recurrent=True, recomputed=False)
+    return replay_schedule(balanced_split(work, 4), work, micro_batches=3)
 
 
 def svg(schedule: ReplaySchedule) -> str:

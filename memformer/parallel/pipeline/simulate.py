@@ -12,7 +12,7 @@ and ties are broken by number: every process computes the same schedule by itsel
 import dataclasses
 import heapq
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from memformer.parallel.pipeline.tasks import (
     ADVANCE,
@@ -34,10 +34,9 @@ class StageCost(NamedTuple):
     decoder_backward: int
 
     @classmethod
-    def of(cls, encoder: int, decoder: int, recompute: bool = False) -> "StageCost":
-        """From the forward costs; a backward costs twice that, and once more where layers are recomputed."""
-        factor = 3 if recompute else 2
-        return cls(encoder, factor * encoder, decoder, factor * decoder)
+    def of(cls, encoder: int, decoder: int) -> "StageCost":
+        """From the forward costs; a backward costs twice that where nothing is computed again."""
+        return cls(encoder, 2 * encoder, decoder, 2 * decoder)
 
     def of_task(self, kind: str) -> int:
         """The time of a task, at least 1: equal times would leave the order of cause and effect open."""
@@ -88,7 +87,7 @@ def best_timeline(layout: Layout, costs: Sequence[StageCost], window: int) -> Ti
     group = 1
     while found is None or group < 2 * layout.micro_batches:
         for backward_first in (False, True):
-            timeline = _simulate(graph, window, min(group, layout.micro_batches), backward_first)
+            timeline = _Simulation(graph, window, min(group, layout.micro_batches), backward_first).run()
             if found is None or timeline.makespan < found.makespan:
                 found = timeline
         group *= 2
@@ -145,80 +144,95 @@ class _Graph:
         return self.successors[index] + ([] if follower is None else [follower])
 
 
-def _simulate(graph: _Graph, window: int, group: int, backward_first: bool) -> Timeline:
+class _Simulation:
     """One timeline: micro-batches in groups of `group`, earlier groups first, within a group by the longest path.
 
-    With `backward_first`, what closes a graph goes before all else.
+    With `backward_first`, what closes a graph goes before all else. A node of micro-batch i is numbered i * (nodes of
+    one micro-batch) + its number in the graph.
     """
-    layout, size = graph.layout, len(graph.nodes)
-    needs = graph.needs * layout.micro_batches
-    intervals: list[list[Interval]] = [[] for _ in range(layout.stages)]
-    # What may start, by stage: tasks that open a graph of the encoder, of the decoder, and others.
-    ready: list[list[list[tuple[bool, int, int, int]]]] = [[[], [], []] for _ in range(layout.stages)]
-    held = [[0, 0] for _ in range(layout.stages)]
-    early: set[tuple[int, int]] = set()
-    early_held = 0
-    idle = [True] * layout.stages
-    finishing: list[tuple[int, int]] = []
-    opens = {REPLAY: 0, DECODE: 1}
-    closes = {REPLAY_BACKWARD: 0, DECODE_BACKWARD: 1}
 
-    def becomes_ready(node: int) -> None:
-        micro_batch, index = divmod(node, size)
-        stage, task = graph.nodes[index]
-        later = backward_first and task.kind not in closes
-        key = (later, micro_batch // group, -graph.rank[index], node)
-        heapq.heappush(ready[stage][opens.get(task.kind, 2)], key)
+    OPENS: ClassVar = {REPLAY: 0, DECODE: 1}
+    CLOSES: ClassVar = {REPLAY_BACKWARD: 0, DECODE_BACKWARD: 1}
+    """Tasks that open and close a graph: 0 of the encoder's, 1 of the decoder's."""
 
-    def met(node: int) -> None:
-        needs[node] -= 1
-        if not needs[node]:
-            becomes_ready(node)
+    def __init__(self, graph: _Graph, window: int, group: int, backward_first: bool) -> None:
+        self.graph, self.window, self.group, self.backward_first = graph, window, group, backward_first
+        layout = self.layout = graph.layout
+        self.size = len(graph.nodes)
+        self.needs = graph.needs * layout.micro_batches
+        self.intervals: list[list[Interval]] = [[] for _ in range(layout.stages)]
+        # What may start, by stage: tasks that open a graph of the encoder, of the decoder, and others.
+        self.ready: list[list[list[tuple[bool, int, int, int]]]] = [[[], [], []] for _ in range(layout.stages)]
+        self.held = [[0, 0] for _ in range(layout.stages)]
+        self.early: set[tuple[int, int]] = set()
+        self.early_held = 0
+        self.idle = [True] * layout.stages
+        self.finishing: list[tuple[int, int]] = []
 
-    for node, count in enumerate(needs):
-        if not count:
-            becomes_ready(node)
-    now = 0
-    while True:
-        for stage in range(layout.stages):
-            if not idle[stage]:
-                continue
-            heaps = [
-                heap
-                for number, heap in enumerate(ready[stage])
-                if heap and (number == 2 or held[stage][number] < window)
-            ]
-            if not heaps:
-                continue
-            node = heapq.heappop(min(heaps))[-1]
-            micro_batch, index = divmod(node, size)
-            task = graph.nodes[index][1]
-            if task.kind in opens:
-                held[stage][opens[task.kind]] += 1
-            idle[stage] = False
-            intervals[stage].append(Interval(task._replace(micro_batch=micro_batch), now, now + graph.cost[index]))
-            heapq.heappush(finishing, (now + graph.cost[index], node))
-        if not finishing:
-            break
-        now = finishing[0][0]
-        while finishing and finishing[0][0] == now:
-            node = heapq.heappop(finishing)[1]
-            micro_batch, index = divmod(node, size)
-            stage, task = graph.nodes[index]
-            idle[stage] = True
-            if task.kind in closes:
-                held[stage][closes[task.kind]] -= 1
-            place = (micro_batch, task.segment)
-            if task.kind == REPLAY_BACKWARD and stage == layout.writer_stage and place in early:
-                early_held -= 1
-            for target in graph.successors[index]:
-                met(micro_batch * size + target)
-            if index in graph.context:
-                if task.kind == ADVANCE and early_held < window:
-                    early.add(place)
-                    early_held += 1
-                if (task.kind == ADVANCE) == (place in early):
-                    met(micro_batch * size + graph.context[index])
-    if any(needs):
-        raise RuntimeError(f"no schedule for {layout} with a window of {window}")
-    return Timeline(tuple(map(tuple, intervals)), frozenset(early), now)
+    def run(self) -> Timeline:
+        """Lets idle stages take up tasks and the earliest tasks end, in turn, until all are done."""
+        for node, count in enumerate(self.needs):
+            if not count:
+                self._becomes_ready(node)
+        now = 0
+        while True:
+            for stage in range(self.layout.stages):
+                if self.idle[stage]:
+                    self._take_up(stage, now)
+            if not self.finishing:
+                break
+            now = self.finishing[0][0]
+            while self.finishing and self.finishing[0][0] == now:
+                self._ends(heapq.heappop(self.finishing)[1])
+        if any(self.needs):
+            raise RuntimeError(f"no schedule for {self.layout} with a window of {self.window}")
+        return Timeline(tuple(map(tuple, self.intervals)), frozenset(self.early), now)
+
+    def _becomes_ready(self, node: int) -> None:
+        micro_batch, index = divmod(node, self.size)
+        stage, task = self.graph.nodes[index]
+        later = self.backward_first and task.kind not in self.CLOSES
+        key = (later, micro_batch // self.group, -self.graph.rank[index], node)
+        heapq.heappush(self.ready[stage][self.OPENS.get(task.kind, 2)], key)
+
+    def _met(self, node: int) -> None:
+        """One of the things that a task needs is there."""
+        self.needs[node] -= 1
+        if not self.needs[node]:
+            self._becomes_ready(node)
+
+    def _take_up(self, stage: int, now: int) -> None:
+        """An idle stage begins the first of the tasks that are ready and that the window allows, if there is one."""
+        held, window = self.held[stage], self.window
+        heaps = [
+            heap for number, heap in enumerate(self.ready[stage]) if heap and (number == 2 or held[number] < window)
+        ]
+        if not heaps:
+            return
+        node = heapq.heappop(min(heaps))[-1]
+        micro_batch, index = divmod(node, self.size)
+        task, end = self.graph.nodes[index][1], now + self.graph.cost[index]
+        if task.kind in self.OPENS:
+            held[self.OPENS[task.kind]] += 1
+        self.idle[stage] = False
+        self.intervals[stage].append(Interval(task._replace(micro_batch=micro_batch), now, end))
+        heapq.heappush(self.finishing, (end, node))
+
+    def _ends(self, node: int) -> None:
+        """A task is done: its stage is idle, and tasks that waited for it may be ready."""
+        micro_batch, index = divmod(node, self.size)
+        stage, task = self.graph.nodes[index]
+        self.idle[stage] = True
+        if task.kind in self.CLOSES:
+            self.held[stage][self.CLOSES[task.kind]] -= 1
+        place = (micro_batch, task.segment)
+        if task.kind == REPLAY_BACKWARD and stage == self.layout.writer_stage and place in self.early:
+            self.early_held -= 1
+        for target in self.graph.successors[index]:
+            self._met(micro_batch * self.size + target)
+        if index in self.graph.context:
+            if task.kind == ADVANCE and self.early_held < self.window:
+                self.early.add(place)
+                self.early_held += 1
+            if (task.kind == ADVANCE) == (place in self.early):
+                self._met(micro_batch * self.size + self.graph.context[index])

@@ -10,11 +10,61 @@ import functools
 from collections.abc import Sequence
 
 from memformer.config.schema import Config
-from memformer.models.memformer import MemformerConfig
-from memformer.models.memformer.flops import segment_flops
+from memformer.models.configuration import ModelConfig
+from memformer.models.family_record import PartFlops
+from memformer.models.registry import stages_of
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.simulate import StageCost
 from memformer.parallel.pipeline.tasks import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a rollout asks of a model's layers: by it they are split over stages, and a stage's tasks ordered.
+
+    Attributes:
+        encoder_layers: Of the model.
+        decoder_layers: Of the model.
+        flops: Of one forward of one lane's segment, by part.
+        segments: T of a rollout.
+        recurrent: Whether there is a memory, which pass 1 advances.
+        recomputed: Whether every layer is computed again in its backward (activation checkpointing).
+    """
+
+    encoder_layers: int
+    decoder_layers: int
+    flops: PartFlops
+    segments: int
+    recurrent: bool
+    recomputed: bool
+
+    @classmethod
+    def of(cls, model: ModelConfig, segment_length: int, num_segments: int, recomputed: bool = False) -> "Work":
+        """The work of a model's rollouts.
+
+        Args:
+            model: Of a family that pipelines can cut, with vocab_size.
+            segment_length: S.
+            num_segments: T.
+            recomputed: Whether layers are computed again in their backward.
+
+        Raises:
+            NotBuilt: The family is none of these.
+        """
+        stages = stages_of(model)
+        flops, recurrent = stages.costs(model, segment_length), model.memory_shape[0] > 0
+        return cls(*stages.layers(model), flops, num_segments, recurrent, recomputed)
+
+    @classmethod
+    def of_run(cls, config: Config, model: ModelConfig) -> "Work":
+        """The work of a run's rollouts."""
+        recomputed = config.activation_checkpointing.mode == "full"
+        return cls.of(model, config.data.segment_length, config.data.num_segments, recomputed)
+
+    @property
+    def layer_backward(self) -> int:
+        """A layer's backward, in forwards."""
+        return 3 if self.recomputed else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +104,26 @@ class Split:
         """The stage of the first decoder layer."""
         return min(stage for stage in range(self.stages) if self.decoder(stage))
 
+    def own(self, stage: int) -> dict[str, range]:
+        """Numbers of the stage's layers by kind, as `models.registry.Stages.kind` has it."""
+        return {"encoder": self.encoder(stage), "decoder": self.decoder(stage)}
+
     def layout(self, micro_batches: int, segments: int, recurrent: bool = True) -> Layout:
         """Who does what in a rollout."""
         return Layout(self.stages, micro_batches, segments, self.writer_stage, self.decoder_stage, recurrent)
 
-    def costs(self, config: MemformerConfig, segment_length: int, recompute: bool = False) -> list[StageCost]:
-        """FLOPs of each stage for one segment of one lane; `recompute`: activation checkpointing of every layer."""
-        flops = segment_flops(config, segment_length)
+    def costs(self, work: Work) -> list[StageCost]:
+        """FLOPs of each stage for one segment of one lane."""
+        flops, again = work.flops, work.layer_backward
         found = []
         for stage in range(self.stages):
-            encoder = flops.encoder * len(self.encoder(stage)) // config.num_encoder_layers
-            decoder = flops.decoder * len(self.decoder(stage)) // config.num_decoder_layers
+            encoder = flops.encoder * len(self.encoder(stage)) // work.encoder_layers
+            decoder = flops.decoder * len(self.decoder(stage)) // work.decoder_layers
             # Writer and head are not recomputed.
             writer = flops.writer if stage == self.writer_stage else 0
             head = flops.head if stage == self.stages - 1 else 0
-            layers = 3 if recompute else 2
             found.append(
-                StageCost(encoder + writer, layers * encoder + 2 * writer, decoder + head, layers * decoder + 2 * head)
+                StageCost(encoder + writer, again * encoder + 2 * writer, decoder + head, again * decoder + 2 * head)
             )
         return found
 
@@ -79,36 +132,32 @@ class Split:
         return start, start + self.layers[stage]
 
 
-def balanced_split(
-    config: MemformerConfig, stages: int, segment_length: int, num_segments: int, recompute: bool = False
-) -> Split:
+def balanced_split(work: Work, stages: int) -> Split:
     """The split whose busiest stage has least to do; encoder layers count their share of pass 1.
 
     Args:
-        config: The model, with at least as many layers as stages.
+        work: Of a model with at least as many layers as stages.
         stages: Pipeline stages.
-        segment_length: S.
-        num_segments: T of a rollout; pass 1 repeats T - 1 of T encoder forwards.
-        recompute: Whether every layer is recomputed in its backward.
     """
-    flops = segment_flops(config, segment_length)
-    layers = 4 if recompute else 3
-    again = (num_segments - 1) / num_segments if flops.writer else 0.0
-    work = [flops.encoder / config.num_encoder_layers * (layers + again)] * config.num_encoder_layers
-    work[-1] += flops.writer * (3 + again)
-    work += [flops.decoder / config.num_decoder_layers * layers] * config.num_decoder_layers
-    work[-1] += flops.head * 3
-    return Split(_partition(work, stages), config.num_encoder_layers)
+    flops, layer = work.flops, 1 + work.layer_backward
+    # Pass 1 repeats T - 1 of T encoder forwards.
+    again = (work.segments - 1) / work.segments if work.recurrent else 0.0
+    each = [flops.encoder / work.encoder_layers * (layer + again)] * work.encoder_layers
+    each[-1] += flops.writer * (3 + again)
+    each += [flops.decoder / work.decoder_layers * layer] * work.decoder_layers
+    each[-1] += flops.head * 3
+    return Split(_partition(each, stages), work.encoder_layers)
 
 
-def split_of(config: Config, model: MemformerConfig) -> Split:
-    """The split of a run: `parallel.pipeline_layers`, or the balanced one."""
+def split_of(config: Config, model: ModelConfig) -> Split:
+    """The split of a run: `parallel.pipeline_layers`, or the balanced one.
+
+    Raises:
+        NotBuilt: Pipelines cannot cut the model's family.
+    """
     if config.parallel.pipeline_layers is not None:
-        return Split(tuple(config.parallel.pipeline_layers), model.num_encoder_layers)
-    recompute = config.activation_checkpointing.mode == "full"
-    return balanced_split(
-        model, config.parallel.pipeline, config.data.segment_length, config.data.num_segments, recompute
-    )
+        return Split(tuple(config.parallel.pipeline_layers), stages_of(model).layers(model)[0])
+    return balanced_split(Work.of_run(config, model), config.parallel.pipeline)
 
 
 def _partition(work: Sequence[float], parts: int) -> tuple[int, ...]:
@@ -137,29 +186,21 @@ def lanes_of_groups(lanes: int, stages: int, lanes_per_micro_batch: int | None) 
     return [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
 
 
-def replay_schedule(
-    split: Split,
-    config: MemformerConfig,
-    segment_length: int,
-    micro_batches: int,
-    num_segments: int,
-    recompute: bool = False,
-    window: int | None = None,
-) -> ReplaySchedule:
-    """The schedule of a rollout, ordered by the stages' FLOPs."""
-    layout = split.layout(micro_batches, num_segments, bool(config.num_memory_slots))
-    return ReplaySchedule(layout, split.costs(config, segment_length, recompute), window)
+def replay_schedule(split: Split, work: Work, micro_batches: int, window: int | None = None) -> ReplaySchedule:
+    """The schedule of a rollout, ordered by the stages' FLOPs.
+
+    Args:
+        split: Layers by stage.
+        work: What the rollout asks of them.
+        micro_batches: Groups of lanes.
+        window: Segments in flight; None: as many as `default_window` has it.
+    """
+    layout = split.layout(micro_batches, work.segments, work.recurrent)
+    return ReplaySchedule(layout, split.costs(work), window)
 
 
-def schedule_of(config: Config, model: MemformerConfig, lanes: int) -> ReplaySchedule:
+def schedule_of(config: Config, model: ModelConfig, lanes: int) -> ReplaySchedule:
     """The schedule of a run's rollouts, for that many lanes of a replica."""
     groups = lanes_of_groups(lanes, config.parallel.pipeline, config.training.lanes_per_micro_batch)
-    return replay_schedule(
-        split_of(config, model),
-        model,
-        config.data.segment_length,
-        len(groups),
-        config.data.num_segments,
-        config.activation_checkpointing.mode == "full",
-        config.parallel.segments_in_flight,
-    )
+    work, window = Work.of_run(config, model), config.parallel.segments_in_flight
+    return replay_schedule(split_of(config, model), work, len(groups), window)

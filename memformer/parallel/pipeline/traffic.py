@@ -19,7 +19,8 @@ weights (shared_weight). Two collectives over the stages end a rollout: a sum of
 
 from collections.abc import Sequence
 
-from memformer.models.memformer import MemformerConfig
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import stages_of
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.tasks import MEMORY, MEMORY_GRADIENT, Layout
 
@@ -38,7 +39,7 @@ def sharing_stages(layout: Layout, tied: bool) -> list[int]:
 
 def sent_by_stage(
     schedule: ReplaySchedule,
-    model: MemformerConfig,
+    model: ModelConfig,
     segment_length: int,
     lanes: Sequence[int],
     embedding: int,
@@ -61,10 +62,11 @@ def sent_by_stage(
         entry[0] += 1
         entry[1] += numbers * number_bytes
 
+    (slots, channels), width = model.memory_shape, stages_of(model).width(model)
     for message in schedule.messages():
-        rows = model.num_memory_slots if message.kind in (MEMORY, MEMORY_GRADIENT) else segment_length
-        count(message.source, message.kind, lanes[message.task.micro_batch] * rows * model.d_model)
-    for stage in sharing_stages(schedule.layout, model.tie_embeddings):
+        numbers = slots * channels if message.kind in (MEMORY, MEMORY_GRADIENT) else segment_length * width
+        count(message.source, message.kind, lanes[message.task.micro_batch] * numbers)
+    for stage in sharing_stages(schedule.layout, tied=bool(model.tied())):
         count(stage, SHARED_GRADIENT, embedding)
         count(0, SHARED, embedding)
     return found

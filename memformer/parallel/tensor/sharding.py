@@ -23,7 +23,8 @@ from torch import nn
 
 from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction, Part
-from memformer.models.registry import Role, Sharding, family_of
+from memformer.models.family_record import Role, Sharding
+from memformer.models.registry import family_of
 from memformer.parallel.tensor.modules import (
     IdentityBeforeRanks,
     NormBeforeRanks,

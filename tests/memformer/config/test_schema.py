@@ -16,7 +16,9 @@ import yaml
 from pydantic import BaseModel
 
 from data_pipeline.errors import UserError
+from memformer.config import schema
 from memformer.config.schema import Config, describe_fields, load_config, parse_config, save_config
+from memformer.models.registry import family_of
 
 MINIMAL: dict[str, Any] = {"run_dir": "runs/a", "data": {"path": "data/books"}}
 
@@ -33,6 +35,13 @@ def refusal(values: Mapping[str, Any]) -> str:
     message = str(caught.value)
     assert message.startswith("run.yaml: ") and "\n" not in message
     return message
+
+
+def test_a_family_that_cannot_be_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "family_of", lambda config: dataclasses.replace(family_of(config), shard=None))
+    said = refusal({"parallel": {"tensor": 2}})
+    assert said == "run.yaml: parallel.tensor: not built for family memformer: set it to 1"
+    parse_config(MINIMAL, "run.yaml")
 
 
 def test_a_minimal_file_has_defaults() -> None:

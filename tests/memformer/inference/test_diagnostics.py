@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What is looked at while training, against plain loops over lanes and slots, and against the inspected document."""
+"""What is looked at while training, against plain loops over lanes and slots, and against the inspected document.
+
+Covers: memformer/models/evaluation_mode.py
+"""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Generation against the teacher-forced model: token by token, in odd pieces, across many segments."""
+"""Generation against the teacher-forced model: token by token, in odd pieces, across many segments.
+
+Covers: memformer/models/memformer/reader.py
+"""
 
 import pytest
 import torch

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The inspected memory against plain loops over the whole document, on a small trained model; and its command.
 
-Covers: launch/commands/inspect_memory.py, launch/models.py, memformer/inference/pictures.py
+Covers: launch/commands/inspect_memory.py, launch/models.py, memformer/inference/pictures.py,
+memformer/models/memformer/slots.py, memformer/models/slots.py
 """
 
 import gzip

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from memformer.models.configuration import ModelConfig, require
-from memformer.models.registry import Family
+from memformer.models.family_record import Family
 
 if TYPE_CHECKING:
     from memformer.models.construction import Construction

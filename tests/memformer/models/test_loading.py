@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Exported models: loaded with torch and safetensors alone, refused when they do not fit.
 
-Covers: memformer/models/probe.py
+Covers: memformer/models/memformer/family.py, memformer/models/probe.py
 """
 
 import json

@@ -3,6 +3,9 @@
 
 The commands find it as they would find that of an installed package: by an entry point. Tolerance between ZeRO stages
 and one process: 1e-4 nats after a few steps of AdamW in float32 (seen: under 1e-5; sums run in another order).
+
+Covers: memformer/models/configuration.py, memformer/models/family_record.py, memformer/models/protocol.py,
+memformer/models/registry.py
 """
 
 import json
@@ -17,13 +20,19 @@ import pytest
 import torch
 import yaml
 
+from launch.cli import main
 from memformer import load_model
+from memformer.config.schema import parse_config
 from memformer.models import registry
 from memformer.models.sizes import count_parameters
+from memformer.processes.group import World
 from memformer.replay import Carry, Segment, bptt_backward, memory_replay_backward
+from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS
+from memformer.training import train
 from tests import ROOT
-from tests.books import small_dataset
+from tests.books import TINY_MODEL, small_dataset
+from tests.distributed.processes import run_distributed
 from tests.memformer.examples import ragged_rollout
 from tests.memformer.models.second_family import FAMILY, RecurrentConfig
 
@@ -34,60 +43,34 @@ SIZES = {"vocab_size": 31, "start_token_id": 30}
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known in this process for the time of a test, as by an entry point."""
-    monkeypatch.setitem(registry._registered, FAMILY.name, FAMILY)
+    registry.family(registry.DEFAULT)  # which is registered once, before the copy
+    monkeypatch.setattr(registry, "_registered", {**registry._registered, FAMILY.name: FAMILY})
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, a configuration, and a folder of packages in which one names the family."""
-    root = tmp_path_factory.mktemp("second")
-    small_dataset(root)
-    settings = {
-        "run_dir": str(root / "unused"),
+def settings(root: Path, name: str, zero_stage: int, **model: Any) -> dict[str, Any]:
+    """A run as its YAML file has it."""
+    return {
+        "run_dir": str(root / name),
         "device": "cpu",
         "tensorboard": False,
-        "model": {"family": FAMILY.name, "width": 32, "dropout": 0.1},
+        "model": {"family": FAMILY.name, "width": 32, "dropout": 0.1} | model,
         "data": {"path": str(root / "data"), "num_lanes": 4, "segment_length": 16, "num_segments": 3},
         "training": {"max_steps": STEPS, "eval_interval": STEPS, "eval_segments": 4, "diagnostics_interval": 1},
         "optimizer": {"warmup_steps": 1, "epsilon": 1e-3},
+        "parallel": {"zero_stage": zero_stage},
         "checkpoint": {"interval": SAVED},
     }
-    (root / "config.yaml").write_text(yaml.safe_dump(settings))
-    package = root / "packages" / "recurrent_decoder-1.0.dist-info"
-    package.mkdir(parents=True)
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: recurrent-decoder\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text(
-        f"[{registry.GROUP}]\n{FAMILY.name} = tests.memformer.models.second_family:FAMILY\n"
-    )
-    return root
 
 
-def memformer(workshop: Path, *words: str, code: int = 0) -> str:
-    """Runs a command; returns what it printed, or its error where another exit code than 0 is expected."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{workshop / 'packages'}:{ROOT}"}
-    command = [sys.executable, "-m", "launch.cli", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
-
-
-def train(workshop: Path, name: str, nproc: int, *settings: str) -> Path:
-    run = workshop / name
-    config = str(workshop / "config.yaml")
-    memformer(workshop, "launch", "local", config, "--nproc", str(nproc), "--run_dir", str(run), *settings)
-    return run
+def life(world: World, values: dict[str, Any]) -> int:
+    """What one process of a run does, as `memformer train` does it."""
+    registry.register(FAMILY)
+    return train(parse_config(values, "test"))
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = jsonl.records(run / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def runs(workshop: Path) -> dict[int, Path]:
-    """By ZeRO stage, a finished run of two processes."""
-    return {stage: train(workshop, f"zero-{stage}", 2, "--parallel.zero_stage", str(stage)) for stage in (1, 3)}
 
 
 def test_replay_equals_bptt() -> None:
@@ -125,73 +108,106 @@ def test_parameters_are_counted_without_a_formula() -> None:
     assert count_parameters(config) == sum(parameter.numel() for parameter in FAMILY.build(config).parameters())
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the data set and the runs lie."""
+    made = tmp_path_factory.mktemp("second")
+    small_dataset(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> dict[int, Path]:
+    """By ZeRO stage, a finished run of two processes: the first by its command, in an installation that has the family.
+
+    An installation is a folder of packages, one of which names the family by an entry point.
+    """
+    package = root / "packages" / "recurrent_decoder-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: recurrent-decoder\nVersion: 1.0\n")
+    point = f"{FAMILY.name} = tests.memformer.models.second_family:FAMILY"
+    (package / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{point}\n")
+    config = root / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(root, "zero-1", 1)))
+    environment = os.environ | {"PYTHONPATH": f"{root / 'packages'}:{ROOT}"}
+    command = [sys.executable, "-m", "launch.cli", "launch", "local", str(config), "--nproc", "2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_distributed(life, 2, settings(root, "zero-3", 3)) == [0, 0]
+    return {stage: root / f"zero-{stage}" for stage in (1, 3)}
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-class TestByCommand:
-    """Trained by `memformer launch local`, which starts `memformer train` twice."""
+class TestTrained:
+    """Two processes under ZeRO 1 and 3."""
 
-    def test_zero_stages_train_alike(self, workshop: Path, runs: dict[int, Path]) -> None:
-        """And like one process with full back-propagation through time; without dropout, whose masks differ."""
-        plain = [
-            train(workshop, f"plain-{stage}", nproc, "--parallel.zero_stage", stage, "--training.replay", replay)
-            for stage, nproc, replay in (("0", 1, "bptt"), ("1", 1, "mrbp"))
-        ]
-        same_masks = [[row["loss"] for row in metrics(run)] for run in plain]
-        assert same_masks[0] == pytest.approx(same_masks[1], abs=1e-4)
+    def test_zero_stages_train_alike(self, runs: dict[int, Path]) -> None:
         losses = [[row["loss"] for row in metrics(run)] for run in runs.values()]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
         assert losses[0][-1] < losses[0][0]
 
+    def test_two_processes_train_like_one_with_full_back_propagation(self, root: Path, runs: dict[int, Path]) -> None:
+        """Without dropout, whose masks depend on the number of processes."""
+        plain = settings(root, "plain", 0, dropout=0.0)
+        plain["training"]["replay"] = "bptt"
+        assert run_distributed(life, 1, plain) == [0]
+        assert run_distributed(life, 2, settings(root, "spread", 3, dropout=0.0)) == [0, 0]
+        losses = [[row["loss"] for row in metrics(root / name)] for name in ("plain", "spread")]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
     @pytest.mark.parametrize("stage", [1, 3])
-    def test_a_resumed_run_is_equal_to_the_last_bit(self, workshop: Path, runs: dict[int, Path], stage: int) -> None:
-        again = workshop / f"again-{stage}"
+    def test_a_resumed_run_is_equal_to_the_last_bit(self, root: Path, runs: dict[int, Path], stage: int) -> None:
+        again = root / f"again-{stage}"
         shutil.copytree(runs[stage], again)
         shutil.rmtree(again / "checkpoints" / f"step-{STEPS:08d}")
-        train(workshop, again.name, 2, "--parallel.zero_stage", str(stage))
-        events = [json.loads(line) for line in (again / "events.jsonl").read_text().splitlines()]
+        assert run_distributed(life, 2, settings(root, again.name, stage)) == [0, 0]
+        events = jsonl.records(again / "events.jsonl")
         assert [event["step"] for event in events if event["event"] == "resume"] == [SAVED]
         assert metrics(again) == metrics(runs[stage])
 
     @pytest.mark.parametrize("stage", [1, 3])
     def test_exports_are_loaded_evaluated_and_continued(
-        self, workshop: Path, runs: dict[int, Path], stage: int
+        self, root: Path, runs: dict[int, Path], stage: int, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        out = workshop / f"export-{stage}"
-        memformer(workshop, "export", str(runs[stage]), "--out", str(out))
+        out = root / f"export-{stage}"
+        assert main(["export", str(runs[stage]), "--out", str(out)]) == 0
         description = json.loads((out / "config.json").read_text())
         assert (description["architecture"], description["model"]["num_layers"]) == ("RecurrentDecoder", 2)
         assert "RecurrentDecoder" in (out / "README.md").read_text()
         model = load_model(out)
         assert model.head.weight is model.embedding.weight
-        data = str(workshop / "data")
-        told = memformer(workshop, "evaluate", str(out), "--data", data, "--max-segments", "4", "--json")
-        report = json.loads(told.splitlines()[-1])
+        capsys.readouterr()
+        assert not main(["evaluate", str(out), "--data", str(root / "data"), "--max-segments", "4", "--json"])
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert report["with_memory"]["loss"] != report["memory_reset"]["loss"]
-        assert memformer(workshop, "generate", str(out), "--prompt", "It", "--max-new-tokens", "20").strip()
-        refused = memformer(
-            workshop,
-            "inspect-memory",
-            str(out),
-            "--text-file",
-            str(ROOT / "README.md"),
-            "--out",
-            str(out / "m"),
-            code=2,
-        )
+        assert not main(["generate", str(out), "--prompt", "It", "--max-new-tokens", "20"])
+        assert capsys.readouterr().out.strip()
+        text, pictures = str(ROOT / "README.md"), str(out / "memory")
+        assert main(["inspect-memory", str(out), "--text-file", text, "--out", pictures]) == 2
+        refused = capsys.readouterr().err
         assert refused.count("\n") == 1
         assert f"inspect-memory is not built for family {FAMILY.name}" in refused
 
-    @pytest.mark.parametrize("axis", ["tensor", "pipeline"])
-    def test_what_is_not_built_is_refused_in_one_line(self, workshop: Path, axis: str) -> None:
-        refused = memformer(workshop, "train", str(workshop / "config.yaml"), f"--parallel.{axis}", "2", code=2)
-        assert refused.count("\n") == 1
-        assert f"parallel.{axis}: not built for family {FAMILY.name}: set it to 1" in refused
+    def test_a_checkpoint_of_another_family_is_refused(self, root: Path, runs: dict[int, Path]) -> None:
+        values = settings(root, "zero-1", 1) | {"model": TINY_MODEL}
+        with pytest.raises(AssertionError, match=f"model.family is {FAMILY.name} there and memformer here"):
+            run_distributed(life, 2, values)
 
-    def test_a_checkpoint_of_another_family_is_refused(self, workshop: Path, runs: dict[int, Path]) -> None:
-        settings = ["--run_dir", str(runs[1]), "--model", "{family: memformer}"]
-        refused = memformer(workshop, "train", str(workshop / "config.yaml"), *settings, code=2)
-        assert f"model.family is {FAMILY.name} there and memformer here" in refused
 
-    def test_an_unknown_family_is_refused(self, workshop: Path) -> None:
-        refused = memformer(workshop, "train", str(workshop / "config.yaml"), "--model.family", "mamformer", code=2)
-        assert refused.count("\n") == 1 and "model.family: there is no family 'mamformer'; choose from" in refused
+@pytest.mark.parametrize("axis", ["tensor", "pipeline"])
+def test_what_is_not_built_is_refused_in_one_line(
+    tmp_path: Path, axis: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(tmp_path, "run", 1)))
+    assert main(["train", str(tmp_path / "config.yaml"), f"--parallel.{axis}", "2"]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert f"parallel.{axis}: not built for family {FAMILY.name}: set it to 1" in refused
+
+
+def test_an_unknown_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(tmp_path, "run", 1)))
+    assert main(["train", str(tmp_path / "config.yaml"), "--model.family", "mamformer"]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and "model.family: there is no family 'mamformer'; choose from" in refused

@@ -1,11 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The cost model against one process: what autograd keeps of a segment; and what plans say of themselves.
 
-Covers: memformer/planning/search.py, memformer/planning/segment_trace.py
+Covers: memformer/planning/arrangement.py, memformer/planning/memory.py, memformer/planning/search.py,
+memformer/planning/segment_trace.py
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from data_pipeline import UserError
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import Config, parse_config
 from memformer.engine.precision import AUTOCAST
+from memformer.models.registry import family_of
 from memformer.models.sizes import count_parameters
 from memformer.planning import make_plan
 from memformer.planning.search import search
-from memformer.planning.segment_trace import WEIGHT_COPIES, recomputation_peak, trace_parts
+from memformer.planning.segment_trace import WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.replay import Segment
 
 LANES, LENGTH = 3, 32
@@ -60,17 +63,27 @@ def measured_bytes(config: MemformerConfig, precision: str, recompute: bool) -> 
 def test_activations_of_a_segment(precision: str, recompute: bool, slots: int) -> None:
     """To the byte for what is kept after the forward; the peak of recomputation within 10 %."""
     config = dataclasses.replace(MODEL, num_memory_slots=slots)
-    parts = trace_parts(config, LANES, LENGTH, 1, precision, recompute)
-    saved = parts.of(3, 4).saved
+    counts = {"num_encoder_layers": 3, "num_decoder_layers": 4}
+    how = Execution(LANES, LENGTH, 1, precision, recompute)
+    saved = trace_parts(config, how).of(counts).saved
     kept, peak = measured_bytes(config, precision, recompute)
     if not recompute:
         assert sum(saved.values()) == kept == peak
         return
-    plain = trace_parts(config, LANES, LENGTH, 1, precision)
-    layers = [plain.encoder_layer.saved[WEIGHT_COPIES], plain.decoder_layer.saved[WEIGHT_COPIES]]
+    plain = trace_parts(config, dataclasses.replace(how, recompute=False)).stacks
+    copies = {stack: layer.saved[WEIGHT_COPIES] for stack, layer in plain.items()}
     # The layers' 16-bit copies are dropped after the forward, and made again for the layer that is recomputed.
-    assert sum(saved.values()) - 3 * layers[0] - 4 * layers[1] == kept
-    assert recomputation_peak(parts, plain, 3, 4) + layers[1] == pytest.approx(peak, rel=0.1)
+    assert sum(saved.values()) - sum(counts[stack] * size for stack, size in copies.items()) == kept
+    again = recomputation_peak(config, how, counts) + copies["num_decoder_layers"]
+    assert again == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_memory_slots": 0}, {"tie_embeddings": False}])
+def test_every_part_outside_the_layers_has_a_stage(changes: dict[str, Any]) -> None:
+    parts = trace_parts(dataclasses.replace(MODEL, **changes), Execution(LANES, LENGTH, 1, "fp32")).rest_parameters
+    stages = family_of(MODEL).stages
+    assert stages is not None and set(parts) <= set(stages.home)
+    assert set(stages.home.values()) == {"first", "writer", "last"}
 
 
 def config_of(**sections: dict[str, object]) -> Config:

@@ -2,6 +2,8 @@
 """Who a process is, from torchrun's or Slurm's variables; its device; and collectives of one process alone.
 
 Several processes: tests/distributed/test_topology.py (axes), and every other test of that folder.
+
+Covers: memformer/processes/environment.py
 """
 
 import pytest

@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Counted operations and parameters against the real model."""
+"""Counted operations and parameters against the real model.
+
+Covers: memformer/models/sizes.py
+"""
 
 import dataclasses
 from collections.abc import Iterator

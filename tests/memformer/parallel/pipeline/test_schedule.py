@@ -16,7 +16,7 @@ from memformer.models.memformer import MemformerConfig
 from memformer.parallel.pipeline.picture import COLOURS, example, svg
 from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Release, ReplaySchedule, Send
 from memformer.parallel.pipeline.simulate import StageCost
-from memformer.parallel.pipeline.split import Split, balanced_split, lanes_of_groups, replay_schedule
+from memformer.parallel.pipeline.split import Split, Work, balanced_split, lanes_of_groups, replay_schedule
 from memformer.parallel.pipeline.tasks import Layout
 from tests import ROOT
 
@@ -34,14 +34,12 @@ def layout_of(p: int, m: int, t: int, recurrent: bool = True) -> tuple[Layout, l
     chance = random.Random(1000 * p + 100 * m + t)
     writer = chance.randrange(p)
     decoder = writer if writer == p - 1 or chance.random() < 0.3 else writer + 1
-    costs = [
-        StageCost.of(
-            chance.randint(1, 50) if stage <= writer else 0,
-            chance.randint(1, 50) if stage >= decoder else 0,
-            recompute=chance.random() < 0.3,
-        )
-        for stage in range(p)
-    ]
+    costs = []
+    for stage in range(p):
+        encoder = chance.randint(1, 50) if stage <= writer else 0
+        decoder_forward = chance.randint(1, 50) if stage >= decoder else 0
+        backward = 3 if chance.random() < 0.3 else 2  # layers are computed again, or not
+        costs.append(StageCost(encoder, backward * encoder, decoder_forward, backward * decoder_forward))
     return Layout(p, m, t, writer, decoder, recurrent), costs
 
 
@@ -248,7 +246,8 @@ def test_bubble_of_a_real_model() -> None:
     """The paper's 4 + 16 layers do not divide evenly; the bubble is at most the imbalance more than the formula."""
     model = MemformerConfig(vocab_size=32_000, start_token_id=0)
     for stages in (2, 4):
-        schedule = replay_schedule(balanced_split(model, stages, 512, 8), model, 512, stages, 8)
+        work = Work.of(model, segment_length=512, num_segments=8)
+        schedule = replay_schedule(balanced_split(work, stages), work, micro_batches=stages)
         busy = [
             sum(interval.end - interval.start for interval in intervals) for intervals in schedule.timeline.intervals
         ]
@@ -270,14 +269,14 @@ def test_a_wider_window_holds_more_and_waits_less() -> None:
 
 def test_split_by_flops() -> None:
     model = MemformerConfig(num_encoder_layers=4, num_decoder_layers=16, vocab_size=100, start_token_id=0)
-    split = balanced_split(model, 4, 512, 8)
+    split = balanced_split(Work.of(model, 512, 8), 4)
     assert sum(split.layers) == 20 and min(split.layers) >= 1
     assert [*split.encoder(0), *split.encoder(1)] == [0, 1, 2, 3]
     layers = [layer for stage in range(4) for layer in split.decoder(stage)]
     assert layers == list(range(16))
     heavy = MemformerConfig(num_encoder_layers=4, num_decoder_layers=16, vocab_size=100_000, start_token_id=0)
-    assert balanced_split(heavy, 4, 512, 8).layers[-1] < split.layers[-1], "the head counts"
-    assert balanced_split(model, 20, 512, 8).layers == (1,) * 20
+    assert balanced_split(Work.of(heavy, 512, 8), 4).layers[-1] < split.layers[-1], "the head counts"
+    assert balanced_split(Work.of(model, 512, 8), 20).layers == (1,) * 20
     by_hand = Split((3, 2), 4)
     assert (by_hand.writer_stage, by_hand.decoder_stage) == (1, 1)
     assert (Split((4, 16), 4).writer_stage, Split((4, 16), 4).decoder_stage) == (0, 1)

@@ -13,7 +13,8 @@ from tests import ROOT
 
 FACES = sorted(
     ".".join(path.relative_to(ROOT).parent.parts)
-    for path in (ROOT / "memformer").rglob("__init__.py")
+    for package in ("data_pipeline", "memformer")
+    for path in (ROOT / package).rglob("__init__.py")
     if "face(" in path.read_text(encoding="utf-8")
 )
 

@@ -1,0 +1,85 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What DeepSpeed's ZeRO does not do by itself, for a rollout to be exact and its parameters to be read.
+
+It rests on private attributes of DeepSpeed 0.19.8, hence the pinned version and tests/distributed/test_zero.py.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
+    """Clears gradients that DeepSpeed keeps from one step to the next and would apply again.
+
+    Of parameters that a step does not use: stage 3's partitions, and with offload the copies in host memory that are
+    stepped.
+
+    Args:
+        optimizer: The engine's.
+        zero_stage: 0 to 3.
+    """
+    stepped: list[Any] = []
+    if zero_stage == 3:
+        for partition in optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values():
+            partition.zero_()
+        if optimizer.offload_optimizer:
+            stepped = optimizer.fp32_partitioned_groups_flat
+    elif zero_stage and optimizer.cpu_offload:
+        stepped = optimizer.single_partition_of_fp32_groups
+    for flat in stepped:
+        if flat.grad is not None:
+            flat.grad.zero_()
+
+
+@contextlib.contextmanager
+def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
+    """ZeRO-3: one gather of all parameters for a whole rollout.
+
+    DeepSpeed's coordinator releases a parameter when no module is active that uses it; a sentinel in the set of
+    active modules keeps every parameter until the block ends.
+    """
+    sentinel = -1
+    parameters: list[Any] = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    absent = [p for p in parameters if p.ds_status.name == "NOT_AVAILABLE"]
+    if absent:
+        absent[0].all_gather_coalesced(absent).wait()
+    for parameter in parameters:
+        parameter.ds_active_sub_modules.add(sentinel)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.ds_active_sub_modules.discard(sentinel)
+        present = [p for p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
+        if present:
+            present[0].partition(param_list=present, has_been_updated=False)
+
+
+def parameters_readable(module: torch.nn.Module, zero_stage: int) -> contextlib.AbstractContextManager[Any]:
+    """Inside, parameters can be read directly on every process (ZeRO-3 gathers them)."""
+    if zero_stage < 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(module.parameters()))  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def gathered_in_float32(module: torch.nn.Module, zero_stage: int) -> Iterator[None]:
+    """Inside, a model computes with its float32 weights.
+
+    Under autocast ZeRO-3 gathers the weights of linear layers in 16 bits, as they are multiplied; here it does not.
+    """
+    from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME as NAME
+
+    marked = [(p, getattr(p, NAME)) for p in module.parameters() if zero_stage == 3 and hasattr(p, NAME)]
+    for parameter, _ in marked:
+        delattr(parameter, NAME)
+    try:
+        yield
+    finally:
+        for parameter, dtype in marked:
+            setattr(parameter, NAME, dtype)

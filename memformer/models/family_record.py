@@ -1,0 +1,126 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Family`: a kind of memory model, with everything the system needs to know of it.
+
+Importing the module of a family must not import torch: a configuration is refused, and help is shown, without it. So
+`build`, `reader` and the like import what they need when they are called.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from memformer.models.configuration import ModelConfig, SegmentFlops
+
+
+class Role(enum.Enum):
+    """What becomes of a module when a layer is spread over t tensor-parallel processes (Shoeybi et al., 2019).
+
+    A value is *replicated* (the same on all of them), *partial* (they sum to it) or *sliced* (each has a part of the
+    last dimension).
+    """
+
+    ATTENTION = "attention"
+    """Its `num_heads` becomes each process's own; its linear maps have roles of their own."""
+    COLUMNS = "columns"
+    """`nn.Linear` from replicated to sliced: each process has some rows of the weight."""
+    ROWS = "rows"
+    """`nn.Linear` from sliced to replicated: each process has some columns, and the parts add up."""
+    BEFORE = "before"
+    """`nn.LayerNorm` or `nn.Identity` whose output goes into sliced work alone: gradients are summed behind it."""
+    VOCABULARY = "vocabulary"
+    """`nn.Embedding`: each process has the rows of some ids."""
+    HEAD = "head"
+    """`nn.Linear` to the logits: each process has those of some ids.
+
+    A model with this role scores through two attributes, which are replaced:
+    `token_losses` (at first `memformer.models.scoring.token_losses`), from what the head gives and the segment to the
+    losses [B, S]; and `whole_logits` (at first `scoring.all_logits`), from what the head gives to logits [..., V].
+    """
+    JOINED_HEADS = "joined heads"
+    """Like ATTENTION, but what its heads give is joined instead of projected: its attribute `heads`, a
+    `memformer.models.heads.Heads`, is replaced. It is cut after the model is drawn, not while: its matrices may be
+    drawn from each other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """How tensor parallelism cuts a family.
+
+    Attributes:
+        sizes: Of a configuration: field -> what the number of processes must divide; the first that it does not is
+            named.
+        roles: Of a module, be it the whole model or a part of it: every module inside that has a role. A tied head is
+            told by its weight being the embedding's.
+    """
+
+    sizes: Callable[[Any], dict[str, int]]
+    roles: Callable[[Any], Iterator[tuple[Any, Role]]]
+
+
+class PartFlops(NamedTuple):
+    """Operations of one forward of one lane's segment, by part of the model."""
+
+    encoder: int
+    """All encoder layers."""
+    writer: int
+    """What the last encoder stage does for the memory; 0 where there is none."""
+    decoder: int
+    """All decoder layers."""
+    head: int
+    """What follows the last decoder layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """How a pipeline cuts a family whose cell is an encoder, on the memory's path, and a decoder that needs its output.
+
+    The layers of each kind are children of one module, named by their number.
+
+    Attributes:
+        layers: Of a configuration: number of encoder layers and of decoder layers; its `stacks` name the fields of
+            the two in this order.
+        words: Where these numbers are set, for error messages.
+        costs: (configuration, segment length) -> what the parts cost.
+        width: Of a configuration: numbers a token in what one layer hands to the next.
+        kind: Of a part of the model: "encoder" or "decoder" where it is such a layer, else None.
+        cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage, a
+            `protocol.Stage`. The model may have been left with these layers alone.
+        home: Attribute of the model that has parameters outside its layers -> the stage that trains them: "first" (the
+            token embedding, of which other stages may hold copies), "writer" (of the last encoder layer) or "last".
+    """
+
+    layers: Callable[[Any], tuple[int, int]]
+    words: str
+    costs: Callable[[Any, int], PartFlops]
+    width: Callable[[Any], int]
+    kind: Callable[[Any], str | None]
+    cut: Callable[[Any, range, range], Any]
+    home: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of memory model. What is None is refused in one line that names the setting and the family.
+
+    Attributes:
+        name: As `model.family` has it.
+        architecture: As `architecture` in the config.json of an export has it.
+        config: Its configuration, a frozen dataclass.
+        build: (configuration, construction or None) -> the model (`protocol.MemoryModel`, a `torch.nn.Module`).
+        flops: (configuration, segment length S) -> operations of a segment.
+        reader: (model, batch size, segment length or None) -> a `protocol.Reader`.
+        shard: For parallel.tensor above 1.
+        stages: For parallel.pipeline above 1.
+        inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`).
+    """
+
+    name: str
+    architecture: str
+    config: type[ModelConfig]
+    build: Callable[..., Any]
+    flops: Callable[[Any, int], SegmentFlops]
+    reader: Callable[..., Any]
+    shard: Sharding | None = None
+    stages: Stages | None = None
+    inspect: Callable[[Any], Any] | None = None

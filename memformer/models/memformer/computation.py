@@ -1,0 +1,84 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What the whole model and a stage of a pipeline both compute, as functions of the modules that they hold.
+
+Shapes: B lanes, S tokens a segment, K slots, D width.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from memformer.models.memformer.config import MemformerConfig
+from memformer.models.memformer.layers import Rotary
+from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryWriter
+from memformer.replay.segment import Segment
+
+
+def begin(reset_B: torch.Tensor, memory_BKD: torch.Tensor, initial_BKD: torch.Tensor) -> torch.Tensor:
+    """The memory [B, K, D] that a segment is read with: the initial one in lanes that start a document."""
+    # Here and in `context`, the selection runs on every segment of every rank, whatever the data: under ZeRO-3
+    # ranks must execute the same modules in the same order.
+    return torch.where(reset_B[:, None, None], initial_BKD.to(memory_BKD.dtype), memory_BKD)
+
+
+def context(segment: Segment, start_token_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the encoder reads, int64 [B, S], and the mask of its valid tokens, bool [B, S]; None when all are."""
+    tokens_BS, length_B, reset_B = segment.context, segment.context_length, segment.reset
+    first = torch.zeros_like(tokens_BS)
+    first[:, 0] = start_token_id
+    tokens_BS = torch.where(reset_B[:, None], first, tokens_BS)
+    if not segment.ragged:
+        return tokens_BS, None
+    # At least one key stays visible, so that a lane without a document cannot produce NaN.
+    length_B = torch.where(reset_B, torch.ones_like(length_B), length_B).clamp(min=1)
+    return tokens_BS, torch.arange(tokens_BS.shape[1], device=tokens_BS.device) < length_B[:, None]
+
+
+def read(
+    layers: Iterable[nn.Module],
+    x_BSD: torch.Tensor,
+    memory_BKD: torch.Tensor,
+    mask_BS: torch.Tensor | None,
+    config: MemformerConfig,
+) -> torch.Tensor:
+    """Encoder layers, [B, S, D] -> [B, S, D], without the norm that follows the last."""
+    mask = None if mask_BS is None else mask_BS[:, None, None, :]
+    rotary = Rotary.table(0, x_BSD.shape[1], config, x_BSD.device)
+    for layer in layers:
+        x_BSD = layer(x_BSD, memory_BKD, mask, rotary)
+    return x_BSD
+
+
+def write(
+    writer: MemoryWriter,
+    forget: BiasedMemoryNormalisation,
+    memory_BKD: torch.Tensor,
+    x_BSD: torch.Tensor,
+    mask_BS: torch.Tensor | None,
+) -> torch.Tensor:
+    """The next memory [B, K, D] from the memory a segment was read with and the encoder's output."""
+    return forget(writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
+
+
+def inputs(segment: Segment, start_token_id: int) -> torch.Tensor:
+    """What the decoder reads, int64 [B, S]: start, x_0 .. x_{S-2}."""
+    start = torch.full_like(segment.target[:, :1], start_token_id)
+    return torch.cat([start, segment.target[:, :-1]], dim=1)
+
+
+def respond(
+    layers: Iterable[nn.Module],
+    y_BSD: torch.Tensor,
+    context_BSD: torch.Tensor,
+    mask_BS: torch.Tensor | None,
+    config: MemformerConfig,
+) -> torch.Tensor:
+    """Decoder layers, [B, S, D] -> [B, S, D], without the norm that follows the last."""
+    width, length = context_BSD.shape[1], y_BSD.shape[1]
+    rotary = Rotary.table(0, width + length, config, y_BSD.device)
+    context_rotary, rotary = rotary.rows(0, width), rotary.rows(width, width + length)
+    mask = None if mask_BS is None else mask_BS[:, None, None, :]
+    for layer in layers:
+        y_BSD = layer(y_BSD, context_BSD, mask, context_rotary, rotary)
+    return y_BSD

@@ -1,0 +1,167 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`arrange`: how a run lies on its processes, and what a process of each pipeline stage computes and trains.
+
+Without a pipeline a process has all layers of all stacks, whatever the family. With one, the family's encoder and
+decoder layers are split as the run itself splits them.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping
+
+from data_pipeline.errors import UserError
+from memformer.config.schema import Config
+from memformer.config.topology import replicas_of
+from memformer.models.configuration import ModelConfig
+from memformer.models.registry import family_of
+from memformer.parallel.pipeline.schedule import ReplaySchedule
+from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, split_of
+from memformer.planning.segment_trace import (
+    Execution,
+    SegmentTrace,
+    Shape,
+    StackTraces,
+    recomputation_peak,
+    trace_parts,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """A run on its processes: the sizes that everything follows from.
+
+    Attributes:
+        config: The run; its model has a vocab_size.
+        replicas: Data-parallel processes.
+        groups: Groups of lanes that a process replays one after another.
+        lanes: Of a group.
+        layers: By pipeline stage: how many layers it has of each stack.
+        schedule: Of the pipeline; None without one.
+        home: Which stage trains what is in no layer (`Stages.home`); empty without a pipeline.
+    """
+
+    config: Config
+    replicas: int
+    groups: int
+    lanes: int
+    layers: tuple[dict[str, int], ...]
+    schedule: ReplaySchedule | None = None
+    home: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The run's model."""
+        return self.config.model
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16; `auto` is bf16, as on a GPU."""
+        return "bf16" if self.config.precision == "auto" else self.config.precision
+
+    @property
+    def replica_lanes(self) -> int:
+        """Lanes of a replica."""
+        return self.config.data.num_lanes // self.replicas
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages; 1 without a pipeline."""
+        return len(self.layers)
+
+    @property
+    def writer_stage(self) -> int:
+        """The stage that writes the memory."""
+        return self.schedule.layout.writer_stage if self.schedule else 0
+
+    @property
+    def embedding_copies(self) -> set[int]:
+        """Stages that have a copy of the first one's embedding where that is the head's weight too."""
+        return {self.schedule.layout.decoder_stage, self.stages - 1} - {0} if self.schedule else set()
+
+    @property
+    def bubble(self) -> float:
+        """Part of the stages' time in which they wait for each other, 0 .. 1."""
+        return self.schedule.bubble if self.schedule else 0.0
+
+    def held_graphs(self, stage: int) -> int:
+        """Segments of a group whose graph the stage holds at a time, at most."""
+        if self.schedule:
+            return self.schedule.held_graphs(stage)
+        return 1 if self.config.training.replay == "mrbp" else self.config.data.num_segments
+
+    @property
+    def execution(self) -> Execution:
+        """How a process computes a segment."""
+        return Execution(
+            self.lanes,
+            self.config.data.segment_length,
+            self.config.parallel.tensor,
+            self.precision,
+            self.config.activation_checkpointing.mode == "full",
+        )
+
+    @functools.cached_property
+    def traces(self) -> StackTraces:
+        """What the parts of the model keep and send."""
+        return trace_parts(self.model, self.execution)
+
+    def segment(self, stage: int) -> SegmentTrace:
+        """One segment of a stage; what is in no layer is counted with the last stage, which has most of it."""
+        return self.traces.of(self.layers[stage], rest=stage == self.stages - 1)
+
+    def recomputation_peak(self, stage: int) -> int:
+        """Bytes while a stage recomputes its largest layer."""
+        return recomputation_peak(self.model, self.execution, self.layers[stage])
+
+    def parameters(self, stage: int) -> Counter[Shape]:
+        """The parameters that a process of the stage trains."""
+        found = self.traces.of(self.layers[stage], rest=False).parameters
+        for part, shapes in self.traces.rest_parameters.items():
+            if self._home(part) == stage:
+                found = found + shapes
+        return found
+
+    @property
+    def embedding(self) -> int:
+        """Elements of the first stage's embedding that a process has."""
+        parts = [shapes for part, shapes in self.traces.rest_parameters.items() if self.home.get(part) == "first"]
+        return sum(shape.numel * count for shapes in parts for shape, count in shapes.items())
+
+    def _home(self, part: str) -> int:
+        """The stage that trains a part of the model which is no layer."""
+        places = {"first": 0, "writer": self.writer_stage, "last": self.stages - 1}
+        return places[self.home[part]] if self.home else 0
+
+
+def arrange(config: Config, model: ModelConfig, world: int, said: str | None = None) -> Arrangement:
+    """Lays a run out on so many processes.
+
+    Args:
+        config: The run.
+        model: Its model, with vocab_size.
+        world: Processes.
+        said: How the user gave their number, for messages (`replicas_of`).
+
+    Raises:
+        UserError: The sizes do not divide, or the model's family is not built for the settings.
+    """
+    config = config.model_copy(update={"model": model})
+    parallel, family = config.parallel, family_of(model)
+    for setting, built in (("tensor", family.shard), ("pipeline", family.stages)):
+        if built is None and getattr(parallel, setting) > 1:
+            raise UserError(
+                f"parallel.{setting} is {getattr(parallel, setting)}: not built for family {family.name}, set it to 1"
+            )
+    replicas = replicas_of(config, world, said)
+    own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
+    if family.stages is None or parallel.pipeline == 1:
+        size = min(own, group or own)
+        everything = {stack: getattr(model, stack) for stack in model.stacks}
+        return Arrangement(config, replicas, -(-own // size), size, (everything,))
+    split, (encoder, decoder) = split_of(config, config.model), model.stacks
+    layers = ({encoder: len(split.encoder(stage)), decoder: len(split.decoder(stage))} for stage in range(split.stages))
+    spans = lanes_of_groups(own, parallel.pipeline, group)
+    size = spans[0][1] - spans[0][0]
+    schedule = schedule_of(config, config.model, own)
+    return Arrangement(config, replicas, len(spans), size, tuple(layers), schedule, family.stages.home)

@@ -1,0 +1,141 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a process holds during a step, by part: each part has a function of its own, with its reason.
+
+Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from memformer.engine.precision import AUTOCAST
+from memformer.planning.arrangement import Arrangement
+from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES
+
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's default `reduce_bucket_size`, elements."""
+MENDS = {
+    "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch",
+    "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
+    "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
+    "optimizer states": "a higher parallel.zero_stage, or parallel.offload_optimizer cpu",
+    "weights": "parallel.tensor, parallel.pipeline, or zero_stage 3",
+    "gathered parameters": "parallel.zero3_gather segment",
+    "replay buffer": "activation_checkpointing.cpu_checkpointing",
+}
+"""What makes a part smaller."""
+
+
+class Part(NamedTuple):
+    """One part of what a process holds.
+
+    Attributes:
+        name: As the plan prints it.
+        size: Bytes.
+        on_host: Whether it lies in host memory.
+    """
+
+    name: str
+    size: float
+    on_host: bool = False
+
+
+def stage_memory(run: Arrangement, stage: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes by part on the device and in host memory, of a process of the stage."""
+    device: dict[str, float] = {}
+    host: dict[str, float] = {}
+    for parts in (_weights, _optimizer, _gradients, _buffers, _gathered, _copies, _segments, _memories):
+        for part in parts(run, stage):
+            (host if part.on_host else device)[part.name] = part.size
+    return device, host
+
+
+def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
+    """The weights, whole below ZeRO 3; and those that the optimizer steps, where they are not the same tensors.
+
+    ZeRO 1 and 2 step a flat copy of their part. ZeRO 3 steps the part that it holds, unless that lies elsewhere.
+    """
+    parallel, count = run.config.parallel, _count(run, stage)
+    share = count / run.replicas
+    offloaded, optimizer_offloaded = parallel.offload_parameters == "cpu", _offloads_optimizer(run)
+    yield Part("weights", 4 * share if parallel.zero_stage == 3 else 4 * count, offloaded)
+    if parallel.zero_stage in (1, 2) or (parallel.zero_stage == 3 and optimizer_offloaded and not offloaded):
+        yield Part("master weights", 4 * share, optimizer_offloaded)
+
+
+def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
+    """AdamW's two averages, of the process's part from ZeRO 1 on."""
+    count = _count(run, stage)
+    size = 8 * (count if run.config.parallel.zero_stage == 0 else count / run.replicas)
+    yield Part("optimizer states", size, _offloads_optimizer(run))
+
+
+def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
+    """Whole until they are reduced, which is after the rollout or after each segment; then ZeRO 2 and 3 keep a part."""
+    parallel, count = run.config.parallel, _count(run, stage)
+    share = count / run.replicas
+    whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
+    yield Part("gradients", 4 * count if whole else 4 * share)
+    if parallel.zero_stage >= 2:
+        yield Part("gradient partition", 4 * share, _offloads_optimizer(run))
+
+
+def _buffers(run: Arrangement, stage: int) -> Iterator[Part]:
+    """DeepSpeed's bucket of gradients on their way, in fp32, and its 16-bit copy that is sent under autocast."""
+    if run.config.parallel.zero_stage:
+        bucket = run.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
+        yield Part("reduction buffers", bucket * (6 if run.precision in AUTOCAST else 4))
+
+
+def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:
+    """What ZeRO 3 gathers: the whole stage for a rollout, or a few layers; linear layers in 16 bits under autocast."""
+    if run.config.parallel.zero_stage < 3:
+        return
+    count = _count(run, stage)
+    size: float = 4 * count
+    if run.precision in AUTOCAST:
+        shapes = run.parameters(stage).items()
+        low = sum(2 * shape.numel * number for shape, number in shapes if shape.low_precision)
+        size = low + 4 * (count - low / 2)
+    if run.config.parallel.zero3_gather == "segment":
+        # The layer in use, the one that is fetched ahead, and its gradient.
+        size = 3 * size / max(1, sum(run.layers[stage].values()))
+    yield Part("gathered parameters", size)
+
+
+def _copies(run: Arrangement, stage: int) -> Iterator[Part]:
+    """The embedding with its gradient, on stages that use the first one's."""
+    if run.model.tied() and stage in run.embedding_copies:
+        yield Part("copies of the embedding", 8 * run.embedding)
+
+
+def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
+    """What autograd keeps of the segments whose graphs are held, and of the one whose layers are recomputed."""
+    kept, held = run.segment(stage).saved, run.held_graphs(stage)
+    activations = held * kept[ACTIVATIONS]
+    if run.execution.recompute:
+        activations = max(activations, run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS])
+    yield Part("activations", activations)
+    # Beside what is kept, the gradient of the logits.
+    yield Part("logits", 2 * held * kept[LOGITS])
+    if run.config.parallel.zero_stage < 3:  # which has gathered them in 16 bits
+        yield Part("16-bit weights", kept[WEIGHT_COPIES])
+
+
+def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
+    """The memory before each segment but the first: of one group of lanes, or of all groups, which a pipeline mixes."""
+    if run.config.training.replay != "mrbp" or stage > run.writer_stage:
+        return
+    checkpointing = run.config.activation_checkpointing
+    lanes = run.replica_lanes if run.stages > 1 else run.lanes
+    processes = run.config.parallel.tensor if checkpointing.partition_activations else 1
+    size = 4 * (run.config.data.num_segments - 1) * lanes * math.prod(run.model.memory_shape) / processes
+    yield Part("replay buffer", size, checkpointing.cpu_checkpointing)
+
+
+def _count(run: Arrangement, stage: int) -> int:
+    return sum(shape.numel * number for shape, number in run.parameters(stage).items())
+
+
+def _offloads_optimizer(run: Arrangement) -> bool:
+    return run.config.parallel.offload_optimizer == "cpu"
