@@ -1,7 +1,7 @@
 # `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` and `make images` need root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-long slurm checks lint peers images bench-quick results lock clean
+.PHONY: help setup train test slurm checks lint peers images bench-quick results lock clean
 PYTHON ?= python3
 export PYTHON
 RUN := .venv/bin/python
@@ -19,10 +19,6 @@ train: setup  ## books -> shards -> training on 2 processes -> checkpoint -> exp
 test: setup  ## run every test, one worker a core (PYTEST_ARGS="-k local -x" for some)
 	@echo "test: running the whole suite"
 	@$(RUN) -m pytest -n auto $(PYTEST_ARGS)
-
-test-long: setup  ## run every test in its long form: every checkpoint file damaged, more kills
-	@echo "test: running the whole suite in its long form"
-	@MEMFORMER_LONG=1 $(RUN) -m pytest -n auto $(PYTEST_ARGS)
 
 slurm:  ## install Debian's Slurm for tests/slurm, which skip without it (root)
 	@scripts/install_debian.sh slurm slurmctld slurmd slurm-client munge util-linux iproute2

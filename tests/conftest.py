@@ -18,8 +18,8 @@ from tests import ROOT
 # burn it. On tensors as small as these, waiting for each other costs threads more than they gain in any case.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Where Python is told to write no bytecode (containers often do), each of the hundred programs that tests start would
-# compile torch and DeepSpeed again: nine seconds more. It is kept in pytest's own folder instead, away from the sources.
+# Where Python is told to write no bytecode (containers often are), every program that tests start would compile
+# torch and DeepSpeed again: nine seconds more. It is kept in pytest's own folder instead, away from the sources.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
     sys.dont_write_bytecode = False

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 def make(world: World, root: str) -> None:
-    training = {"max_steps": 4, "eval_interval": 2}
+    training = {"max_steps": 4, "eval_interval": 4, "eval_segments": 4}
     train(tiny_config(Path(root), "run", training=training, parallel={"zero_stage": 3}))
 
 

@@ -311,7 +311,12 @@ def interrupt(world: World, root: str) -> list[int]:
     for life, (number, phase) in enumerate(itertools.product(SIGNALS, PHASES)):
         signalling = phase(number if world.rank == life % 2 else None)
         # Every other life abandons the step that it is in.
-        training = {"max_steps": 60, "eval_interval": 1, "finish_step_seconds": 0 if life % 2 else 100}
+        training = {
+            "max_steps": 60,
+            "eval_interval": 1,
+            "eval_segments": 2,
+            "finish_step_seconds": 0 if life % 2 else 100,
+        }
         codes.append(train(tiny_config(Path(root), "signals", training=training, **sections), callbacks=[signalling]))
         assert signalling.number is None, "the point was not reached"
     done = json.loads((Path(root) / "signals" / "metrics.jsonl").read_text().splitlines()[-1])["step"] + 2
