@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from memformer.models.configuration import ModelConfig
 from memformer.replay.backward import Cell
 from memformer.replay.segment import Segment
 
@@ -149,9 +148,3 @@ class Reader(Protocol):
 
     def read(self, tokens: torch.Tensor) -> None:
         """Reads any number of tokens, int64 [B, n]."""
-
-
-def model_config(model: MemoryModel) -> ModelConfig:
-    """The model's configuration, typed."""
-    config: ModelConfig = model.config
-    return config
