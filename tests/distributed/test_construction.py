@@ -24,8 +24,8 @@ from tests.distributed.processes import run_distributed
 pytestmark = pytest.mark.distributed
 WORLD = 4
 MODEL = MemformerConfig(
-    num_encoder_layers=6,
-    num_decoder_layers=10,
+    num_encoder_layers=4,
+    num_decoder_layers=6,
     d_model=64,
     num_heads=4,
     d_ff=256,

@@ -28,13 +28,13 @@ CASES += [Case(1, "bf16", data=1, pipeline=2, pipeline_layers=[1, 3], tie_embedd
 
 
 def count_step(world: World, case: Case) -> dict[str, Any]:
-    """Bytes by kind of the second step, at ZeRO-3 of the third: nothing is set up any more in it."""
+    """Bytes by kind of the last step, in which nothing is set up any more."""
     engine = engine_of(world, case)
     world = engine.world
     own = LANES // case.data
     start = world.mesh.data.rank * own
     carry = Carry.empty(engine.initial_memory(own), LENGTH)
-    for step in range(3 if case.zero_stage == 3 else 2):
+    for step in range(case.steps):
         rollout = rollout_of(step, case.segments)
         LOG.messages.clear()
         with counted() as calls:

@@ -24,7 +24,7 @@ from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 
-STEPS, CRASH_AT = 9, 7
+STEPS, CRASH_AT = 6, 5
 VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16"), (3, "fp16"), (3, "tensor")]
 
 
@@ -74,10 +74,10 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
             },
             "training": {
                 "max_steps": STEPS,
-                "eval_interval": 4,
+                "eval_interval": 3,
                 "eval_segments": 4,
                 "diagnostics_interval": 2,
-                "memory_pictures_interval": 8 if stage == 3 and name == "whole" else 0,
+                "memory_pictures_interval": STEPS if stage == 3 and name == "whole" else 0,
             },
             "optimizer": {"warmup_steps": 2},
             "parallel": {
@@ -86,8 +86,8 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
                 "offload_optimizer": "cpu" if fp16 else "none",
                 "offload_parameters": "cpu" if fp16 and stage == 3 else "none",
             },
-            "loss_scale": {"initial": 2.0**22, "growth_interval": 2},
-            "checkpoint": {"interval": 3, "keep_last": 5},
+            "loss_scale": {"initial": 2.0**20, "growth_interval": 2},
+            "checkpoint": {"interval": 2, "keep_last": 5},
         },
         "test",
     )
@@ -104,7 +104,7 @@ def crash_and_resume(world: World, root: str) -> None:
     for stage, precision in VARIANTS:
         train(config_of(Path(root), "whole", stage, precision))
         two_lives(config_of(Path(root), "broken", stage, precision), CRASH_AT)
-    two_lives(config_of(Path(root), "early", 1, "fp32"), crash_at=2)
+    two_lives(config_of(Path(root), "early", 1, "fp32"), crash_at=1)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> Non
     if precision == "fp16":
         scales = [row["loss_scale"] for row in metrics_of(whole)]
         assert len(set(scales)) > 2 and scales != sorted(scales, reverse=True), scales
-    assert [event["step"] for event in events if event["event"] == "resume"] == [6]
+    assert [event["step"] for event in events if event["event"] == "resume"] == [4]
 
 
 def test_a_run_that_broke_off_before_its_first_checkpoint_starts_afresh(runs: Path) -> None:
@@ -191,5 +191,5 @@ def test_pictures_of_the_memory_are_images_of_tensorboard(runs: Path) -> None:
     names = {"self_weight", "kinds", "similarity", "tokens", "perturbation"}
     assert set(board.Tags()["images"]) == {f"memory/{name}" for name in names}
     images = board.Images("memory/self_weight")
-    assert [image.step for image in images] == [8]
+    assert [image.step for image in images] == [STEPS]
     assert images[0].width > 100 and images[0].encoded_image_string.startswith(b"\x89PNG")
