@@ -16,7 +16,7 @@ setup:  ## make the virtual environment .venv, or bring it up to date
 train: setup  ## books -> shards -> training on 2 processes -> checkpoint -> export -> generated text
 	@$(RUN) -m launch.quickstart
 
-test: setup  ## run every test, one worker a core (PYTEST_ARGS="-k local -x" for some)
+test: setup  ## run every test, on all cores (PYTEST_ARGS="-k local -x" for some)
 	@echo "test: running the whole suite"
 	@$(RUN) -m pytest -n auto $(PYTEST_ARGS)
 
