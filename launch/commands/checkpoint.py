@@ -2,15 +2,16 @@
 """List and verify the checkpoints of a run."""
 
 import argparse
-import json
 from typing import Any
+
+from launch.answers import answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """list or verify, and the run."""
     parser.add_argument("action", choices=("list", "verify"), help="list: names and steps; verify: read every file")
     parser.add_argument("run", metavar="RUN", help="run directory")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,5 +38,5 @@ def run(arguments: argparse.Namespace) -> int:
         print("no checkpoints yet")
     damaged = [row for row in rows if row["problem"]]
     if arguments.json:
-        print(json.dumps({"checkpoints": rows, "damaged": len(damaged)}))
+        answer({"checkpoints": rows, "damaged": len(damaged)})
     return 1 if damaged else 0
