@@ -337,6 +337,10 @@ class Config(Section):
         values["model"] = {"family": self.model.family, **values["model"]}
         return values
 
+    def as_yaml(self) -> str:
+        """The whole configuration, defaults included, as YAML that `load_config` reads."""
+        return str(yaml.safe_dump(self.values(), sort_keys=False))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made by `schema_of`, so that pickle cannot find it by its name.
         return parse_config, (self.values(), "a copied configuration")
@@ -457,7 +461,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the whole configuration, defaults included, as YAML."""
-    path.write_text(yaml.safe_dump(config.values(), sort_keys=False))
+    path.write_text(config.as_yaml())
 
 
 def describe_fields() -> str:

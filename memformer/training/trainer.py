@@ -51,6 +51,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     """
     # Everything a user may have got wrong is checked before the slow part (DeepSpeed, the process group) starts.
     prepare_environment()
+    set_up_logging(int(os.environ["RANK"]))
     data = TrainingData.open(config.data)
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
@@ -59,7 +60,6 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
 
     timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
     world = group.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
-    set_up_logging(world.rank)
     precision = resolve_precision(config.precision, world.device)
     engine = make_engine(initial_model(config, model_config, data, world), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
@@ -71,7 +71,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
         save_config(config, run.config)
         generated = deepspeed_config(config, world.mesh.data.size, precision)
         write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
-        describe_run(config, model_config, world, precision)
+        describe_run(config, model_config, data, world, precision)
     with data.train_stream(config, world) as stream:
         if start is not None:
             go_on_from(start, state, stream, identity)
@@ -115,6 +115,7 @@ def loop(
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds) as watchdog,
     ):
+        writer.text("settings", config.as_yaml(), state.progress.step)
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)
     if exit_code == 0:
