@@ -250,7 +250,7 @@ def _inspect_parts(arguments: argparse.Namespace, root: Path, indexes: dict[Path
     damaged = sum(len(part.get("faults", ())) for part in parts.values())
     if arguments.json:
         outcome = {"verified": not damaged} if arguments.verify else {}
-        answer(_summary(root, parts) | outcome)
+        answer(_summary(root, parts) | {"path": arguments.data} | outcome)  # a Path shortens http:// to http:/
     return 1 if damaged else 0
 
 
