@@ -226,7 +226,7 @@ def test_a_killed_build_is_cleared_away_and_a_running_one_is_not(corpus: Path, t
     [
         ("bad.jsonl", b'{"text": "fine"}\n{"text": \n', r"bad\.jsonl line 2: not JSON"),
         ("bad.jsonl", b'{"text": "fine"}\n\n{"body": "x"}\n', r'bad\.jsonl line 3: needs a string under "text"'),
-        ("bad.jsonl", b"[1]\n", "line 1: needs a string"),
+        ("bad.jsonl", b"[1]\n", "record 1: needs a string"),
         ("bad.jsonl", b'{"text": "\\ud800"}\n', "line 1: .*half a surrogate pair"),
         ("bad.jsonl", b'{"text": "\xff"}\n', "line 1: not UTF-8 at byte 10"),
         ("bad.txt.gz", b"not gzip at all", r"bad\.txt\.gz: damaged gzip"),
@@ -248,7 +248,7 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
 
     (tmp_path / "nothing").mkdir()
     assert "no such file" in complaint(corpus / "missing.txt")
-    assert "no .txt, .md, .jsonl, .parquet or idx file" in complaint(tmp_path / "nothing")
+    assert "no .txt, .md, .jsonl, .ndjson, .json, .parquet or idx file" in complaint(tmp_path / "nothing")
     assert "given twice" in complaint(corpus, corpus / "a.txt")
     assert "two different documents" in complaint(corpus / "a.txt", validation_fraction=0.1)
     assert "format 'parquet'" in complaint(format="parquet")
