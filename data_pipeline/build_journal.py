@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.files import sync
 from data_pipeline.manifest import partial_of
 
-_MARKER = ".building"
+MARKER = ".building"  # a file in the directory of a build that is under way
 _JOURNAL = ".journal.jsonl"
 
 
@@ -52,7 +52,7 @@ class Journal:
         """
         lines = self._file.read_bytes().split(b"\n") if self._file.exists() else []
         text = json.dumps({**identity, "sources": sources}, sort_keys=True).encode()
-        kept = {_MARKER}
+        kept = {MARKER}
         earlier = json.loads(lines[0]) if len(lines) > 1 else {}
         same_sources = earlier.pop("sources", None) == sources
         if earlier == identity and (same_sources or not self._products()):
@@ -99,7 +99,7 @@ class Journal:
     def clear(self) -> None:
         """Removes everything that is not part of the data set, but for the lock."""
         for path in self.directory.iterdir():
-            if path.name.startswith(".") and path.name != _MARKER:
+            if path.name.startswith(".") and path.name != MARKER:
                 path.unlink()
 
     def worth_keeping(self) -> str:
@@ -142,10 +142,10 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
     """
     partial = partial_of(target)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists() and not (partial / _MARKER).exists():
+    if partial.exists() and not (partial / MARKER).exists():
         raise UserError(f"{partial} is in the way and is not an unfinished build; move it away")
     partial.mkdir(exist_ok=True)
-    with (partial / _MARKER).open("w") as marker:
+    with (partial / MARKER).open("w") as marker:
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -156,7 +156,7 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             journal = Journal(partial)
             yield journal
             journal.clear()
-            (partial / _MARKER).unlink()
+            (partial / MARKER).unlink()
             sync(partial)
         except Exception as error:
             kept = journal.worth_keeping()

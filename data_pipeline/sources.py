@@ -3,7 +3,7 @@
 
 A source is a file, a pipe (`-`: standard input) or a directory. A directory is searched recursively, through links
 too, for the kinds of files in `KINDS` and for images, in the order of their relative paths. Everything else in it is
-left out and counted; what cannot be read is an error.
+left out and counted, data sets and builds included; what cannot be read is an error.
 
 - `.jsonl`, `.ndjson`, `.json`: a document a line, `{"text": ..., "id": ...}` (`id` may be absent); or one array of
   such records, or one, over several lines (which is then held in memory);
@@ -24,7 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.build_journal import MARKER
 from data_pipeline.errors import UserError
+from data_pipeline.manifest import COLUMNS_FILE, MANIFEST_FILE
 from data_pipeline.packed import PACKED_SUFFIXES, damage_errors, open_unpacked
 
 STANDARD_INPUT = "-"
@@ -233,7 +235,7 @@ def _in_directory(source: Path, left_out: list[tuple[str, str]]) -> list[SourceF
             ours.append((name, "not read by their names"))
             continue
         if not stat.S_ISREG(_mode(path)):
-            ours.append((name, "no files"))
+            ours.append((name, "pipes or devices"))
             continue
         _check_readable(path)
         found.append((path.is_symlink(), name, path, kind))
@@ -275,6 +277,10 @@ def _walk(source: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[Path,
             except OSError as error:
                 mend = "make it readable, or name other sources"
                 raise UserError(f"source {folder}: cannot be read ({error.strerror or error}); {mend}") from None
+            inside = {entry.name for entry, _, _ in content}
+            if MARKER in inside or {MANIFEST_FILE, COLUMNS_FILE} <= inside:
+                left_out.append((printable(prefix) or "./", "data sets"))
+                continue
             for entry, is_folder, is_link in content:
                 name = printable(prefix + entry.name)
                 if entry.name.startswith("."):

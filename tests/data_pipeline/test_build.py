@@ -261,7 +261,7 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
         build_dataset([], tmp_path / "set")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_is_one_line_and_leaves_finished_shards_or_nothing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -272,6 +272,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         build_dataset([corpus], tmp_path / "set")
     assert caught.value.exit_code == 1 and "No space left" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+    original = WebDatasetWriter.close
+    monkeypatch.undo()
+    monkeypatch.setattr(WebDatasetWriter, "close", full)
+    with pytest.raises(UserError, match=r"No space left on device \(the \d finished shards are kept in .*") as caught:
+        build_dataset([corpus], tmp_path / "set", shard_megabytes=0.012)
+    assert caught.value.exit_code == 1
+    monkeypatch.setattr(WebDatasetWriter, "close", original)
+    assert build_dataset([corpus], tmp_path / "set", shard_megabytes=0.012).resumed_documents > 0
 
 
 def test_sources_that_change_during_the_build_are_noticed(corpus: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import UserError
+from data_pipeline import UserError, build_dataset
 from data_pipeline.sources import find_files, printable
 
 
@@ -113,13 +113,13 @@ def test_a_directory_is_searched_through_links_and_each_file_taken_once(tmp_path
 
 def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
-    for name in ("a.txt", "b.ndjson", "c.csv", "deep.docx", ".hidden.txt", ".git/x.txt"):
+    for name in ("a.txt", "b.ndjson", "c.csv", "d.docx", ".h.txt", ".git/x.txt"):
         (tmp_path / name).write_text("x")
     os.mkfifo(tmp_path / "pipe.txt")
     survey = find_files([tmp_path])
     assert survey.lines() == [
         "sources: 1 file as text, a document a file (a.txt); 1 file as JSON, a document a record (b.ndjson)",
-        "left out: 2 hidden (.git, .hidden.txt); 2 not read by their names (c.csv, deep.docx); 1 no files (pipe.txt)",
+        "left out: 2 hidden (.git, .h.txt); 2 not read by their names (c.csv, d.docx); 1 pipes or devices (pipe.txt)",
     ]
     facts = survey.to_json()
     assert (facts["files"], facts["kinds"], facts["left_out"]) == (2, {"text": 1, "json": 1}, 5)
@@ -127,7 +127,21 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     json.dumps(facts)
     for name in ("a.txt", "b.ndjson"):
         (tmp_path / name).unlink()
-    assert "it holds 5 files of other kinds (.git, .hidden.txt, c.csv, deep.docx, pipe.txt)" in refusal(tmp_path)
+    assert "it holds 5 files of other kinds (.git, .h.txt, c.csv, d.docx, pipe.txt)" in refusal(tmp_path)
+
+
+def test_data_sets_and_builds_in_a_directory_are_no_sources(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text " * 2000)
+    build_dataset([tmp_path], tmp_path / "set")
+    (tmp_path / "b.txt").write_text("another")
+    (tmp_path / "other.partial").mkdir()
+    for name in (".building", "tokenizer.json"):
+        (tmp_path / "other.partial" / name).write_text("{}")
+    survey = find_files([tmp_path])
+    assert [file.name for file in survey.files] == ["a.txt", "b.txt"]
+    assert survey.left_out == (("other.partial/", "data sets"), ("set/", "data sets"))
+    build_dataset([tmp_path], tmp_path / "set", overwrite=True)
+    assert "no .txt" in refusal(tmp_path / "set")
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
