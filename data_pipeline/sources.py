@@ -232,10 +232,10 @@ def _in_directory(source: Path, left_out: list[tuple[str, str]]) -> list[SourceF
     for path, name in _walk(source, ours):
         kind = _kind_by_name(path)
         if kind is None:
-            ours.append((name, "not read by their names"))
+            ours.append((name, "of kinds that are not read"))
             continue
         if not stat.S_ISREG(_mode(path)):
-            ours.append((name, "pipes or devices"))
+            ours.append((name, "of pipes and devices"))
             continue
         _check_readable(path)
         found.append((path.is_symlink(), name, path, kind))
@@ -279,7 +279,7 @@ def _walk(source: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[Path,
                 raise UserError(f"source {folder}: cannot be read ({error.strerror or error}); {mend}") from None
             inside = {entry.name for entry, _, _ in content}
             if MARKER in inside or {MANIFEST_FILE, COLUMNS_FILE} <= inside:
-                left_out.append((printable(prefix) or "./", "data sets"))
+                left_out.append((printable(prefix) or "./", "of data sets"))
                 continue
             for entry, is_folder, is_link in content:
                 name = printable(prefix + entry.name)

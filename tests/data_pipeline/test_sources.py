@@ -119,11 +119,12 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     survey = find_files([tmp_path])
     assert survey.lines() == [
         "sources: 1 file as text, a document a file (a.txt); 1 file as JSON, a document a record (b.ndjson)",
-        "left out: 2 hidden (.git, .h.txt); 2 not read by their names (c.csv, d.docx); 1 pipes or devices (pipe.txt)",
+        "left out: 2 hidden (.git, .h.txt); 2 of kinds that are not read (c.csv, d.docx); "
+        "1 of pipes and devices (pipe.txt)",
     ]
     facts = survey.to_json()
     assert (facts["files"], facts["kinds"], facts["left_out"]) == (2, {"text": 1, "json": 1}, 5)
-    assert {"name": "c.csv", "reason": "not read by their names"} in facts["left_out_files"]
+    assert {"name": "c.csv", "reason": "of kinds that are not read"} in facts["left_out_files"]
     json.dumps(facts)
     for name in ("a.txt", "b.ndjson"):
         (tmp_path / name).unlink()
@@ -139,7 +140,7 @@ def test_data_sets_and_builds_in_a_directory_are_no_sources(tmp_path: Path) -> N
         (tmp_path / "other.partial" / name).write_text("{}")
     survey = find_files([tmp_path])
     assert [file.name for file in survey.files] == ["a.txt", "b.txt"]
-    assert survey.left_out == (("other.partial/", "data sets"), ("set/", "data sets"))
+    assert survey.left_out == (("other.partial/", "of data sets"), ("set/", "of data sets"))
     build_dataset([tmp_path], tmp_path / "set", overwrite=True)
     assert "no .txt" in refusal(tmp_path / "set")
 

@@ -75,7 +75,7 @@ def test_build_names_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert error.count("\n") == 1 and f"{folder}/a.ndjson line 2: needs a string" in error
     assert main([*words, "--on-bad-record", "skip", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "left out: 1 not read by their names (notes.csv)"
+    assert lines[1] == "left out: 1 of kinds that are not read (notes.csv)"
     assert lines[3].startswith(
         '2 bad records left out: a.ndjson line 2: needs a string under "body", not null; a.ndjson'
     )
