@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Keeps the code and the configuration of a run with it: what is edited later does not change a job that waits.
 
-RUN/code/        the project's packages as they are now, COMMIT, uncommitted.diff
+RUN/code/        the project's packages as they are now, COMMIT, uncommitted.diff; `python RUN/code` is their command
 RUN/submit.yaml  the configuration with everything it extends and every setting of the command line
 """
 
@@ -16,6 +16,13 @@ from data_pipeline.errors import UserError
 from memformer.config.schema import Config, load_config
 
 PACKAGES = ("data_pipeline", "memformer", "launch")
+# Python puts the directory that it runs first in its search path, before the checkout in which a job may start.
+_MAIN = """import sys
+
+from launch.cli import main
+
+sys.exit(main())
+"""
 PLACEHOLDER = "{array}"
 """Stands for the array's index in a setting."""
 
@@ -51,9 +58,15 @@ def snapshot_code(destination: Path) -> str:
         for name in PACKAGES:
             shutil.copytree(root / name, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
         said = f"the package installed in {root}"
+    (fresh / "__main__.py").write_text(_MAIN)
     shutil.rmtree(destination, ignore_errors=True)
     fresh.rename(destination)
     return said
+
+
+def snapshot_command(code: Path, python: str) -> list[str]:
+    """The command that runs a copy's `memformer`, whatever the directory in which it is started holds."""
+    return [python, str(code)]
 
 
 def _git(root: Path, *words: str) -> str | None:

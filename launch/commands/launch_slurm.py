@@ -96,12 +96,13 @@ def job_script(
 ) -> str:
     """The text of the job script."""
     from launch.slurm_script import TEMPLATES, container_flags, header, render
+    from launch.snapshot import snapshot_command
 
     here = Path.cwd()
     python = getattr(arguments, "python", "python3" if options.container_image else sys.executable)
     requeue = arguments.time_chain is None
     settings: dict[str, Any] = {
-        "MEMFORMER": ["env", f"PYTHONPATH={directory / 'code'}", python, "-m", "launch.cli"],
+        "MEMFORMER": snapshot_command(directory / "code", python),
         "TRAIN": [str(directory / "submit.yaml"), *varying],
         "RUN_DIR": str(directory),
         "LAST_STEP": last_step,

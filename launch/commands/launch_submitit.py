@@ -107,10 +107,11 @@ def train_here(functions: list[Any]) -> int:
 
 def training_job(directory: Path, options: SlurmOptions, shown: bool = False) -> Any:
     """What submitit runs in each task; `shown`: with the rank's output on stdout."""
+    from launch.snapshot import snapshot_command
     from launch.submitit_job import TrainingJob
 
-    train = [sys.executable, "-m", "launch.cli", "train", str(directory / "submit.yaml"), "--resume", "auto"]
-    command = ["env", f"PYTHONPATH={directory / 'code'}", *train]
+    train = ["train", str(directory / "submit.yaml"), "--resume", "auto"]
+    command = [*snapshot_command(directory / "code", sys.executable), *train]
     return TrainingJob(command, directory, options.max_failures, max(10, options.warning_seconds - 30), shown)
 
 
