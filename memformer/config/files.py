@@ -13,7 +13,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from memformer.config.places import expanded
-from memformer.config.written import Written
+from memformer.config.written import Fault, Written, number
 
 _PLAIN = "plain"  # the tag of a scalar without quotes or a tag of its own
 _TEXT = "tag:yaml.org,2002:str"
@@ -74,6 +74,26 @@ def parse_yaml(text: str, source: str, where: Callable[[int], str]) -> Any:
         raise UserError(f"{where(line)}: is not YAML (a control character, {error.character:#x}): remove it") from None
     except RecursionError:
         raise UserError(f"{where(1)}: is nested too deeply: a setting is two or three levels deep") from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that is read as something else, also where YAML 1.1 and `number` differ."""
+
+
+def _quoted_where_needed(dumper: _Dumper, text: str) -> yaml.Node:
+    try:
+        as_text = number(text) == text
+    except Fault:
+        as_text = False
+    return dumper.represent_scalar(_TEXT, text, style=None if as_text else "'")
+
+
+_Dumper.add_representer(str, _quoted_where_needed)
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML that `read_values` reads as the same."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False))
 
 
 class _Values:

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from data_pipeline.errors import UserError
 from memformer.config.deepspeed_keys import unfit
 from memformer.config.faults import Faults
-from memformer.config.files import read_values
+from memformer.config.files import dump_yaml, read_values
 from memformer.config.places import Place
 from memformer.config.written import Where, Written, settle
 from memformer.models.configuration import ModelConfig
@@ -339,7 +338,7 @@ class Config(Section):
 
     def as_yaml(self) -> str:
         """The whole configuration, defaults included, as YAML that `load_config` reads."""
-        return str(yaml.safe_dump(self.values(), sort_keys=False))
+        return dump_yaml(self.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made by `schema_of`, so that pickle cannot find it by its name.

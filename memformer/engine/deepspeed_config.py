@@ -74,7 +74,7 @@ def telling_unfit_values(config: Config) -> Iterator[None]:
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}" for each in error.errors())
         raise _unfit(config, "; ".join(faults), error) from None
-    except (DeepSpeedConfigError, ValueError, AssertionError) as error:
+    except (DeepSpeedConfigError, ValueError, TypeError, AssertionError) as error:
         raise _unfit(config, str(error), error) from None
 
 

@@ -47,10 +47,11 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed
 
+    optimizer = make_optimizer(module, config.optimizer, optimizer_device)
     with telling_unfit_values(config):
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(module, config.optimizer, optimizer_device),
+            optimizer=optimizer,
             config=deepspeed_config(config, world.mesh.data.size, precision),
             mpu=world.mesh.mpu,
         )

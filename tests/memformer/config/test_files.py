@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from memformer.config.schema import load_config
+from memformer.config.schema import load_config, parse_config
 
 START = "run_dir: r\ndata: {path: d}\n"
 
@@ -83,3 +83,31 @@ def test_aliases_and_merges_hold_and_do_not_share_what_is_changed_later(tmp_path
 
 def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
     assert load(tmp_path, b"\xef\xbb\xbf" + START.encode()).run_dir == "r"
+
+
+AWKWARD = [
+    "1e5",
+    "0o17",
+    "010",
+    "yes",
+    "null",
+    "~",
+    "",
+    " x ",
+    "1_000",
+    ".5",
+    "1:30",
+    "2026-01-01",
+    "a: b",
+    "#",
+    "9" * 400,
+]
+
+
+def test_what_is_saved_is_read_as_the_same(tmp_path: Path) -> None:
+    """Also where nothing says what is asked for: texts that look like numbers, and numbers."""
+    keys = {"wandb": {"group": AWKWARD, "team": [1e-5, 1e22, 10, -0.0, True, None]}}
+    config = parse_config({"run_dir": "1e5", "data": {"path": "$$d"}, "deepspeed": keys}, "test")
+    (tmp_path / "c.yaml").write_text(config.as_yaml())
+    again = load_config(tmp_path / "c.yaml")
+    assert again == config and again.deepspeed == keys and (again.run_dir, again.data.path) == ("1e5", "$d")
