@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The copy of the code that goes with a run: from a checkout with changes, and from an installed package."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,17 @@ def test_settings_of_an_array_are_checked_with_its_first_index(tmp_path: Path) -
         snapshot.read_settings(str(tmp_path / "config.yaml"), ["--training.max_steps", "x{array}"], "0-1")
     with pytest.raises(UserError, match="runs of an array lie in"):
         snapshot.read_settings(str(tmp_path / "config.yaml"), ["--run_dir", "r{array}"], "0-1")
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_the_copy_keeps_the_umask(project: Path, tmp_path: Path, checkout: bool) -> None:
+    if checkout:
+        git(project, "init", "-q")
+        git(project, "add", ".")
+        git(project, "commit", "-qm", "first")
+    before = os.umask(0o077)
+    try:
+        snapshot.snapshot_code(tmp_path / "run/code")
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "run").rglob("*"))
