@@ -69,6 +69,7 @@ def test_an_installed_package_is_copied(project: Path, tmp_path: Path) -> None:
 
 def test_the_copy_is_run_from_wherever_a_job_starts(project: Path, tmp_path: Path) -> None:
     """Also from the checkout, whose code may have been edited since: `python -m` would take that."""
+    (project / "launch/__init__.py").touch()  # else the real package wins, where PYTHONPATH leads to it
     (project / "launch/cli.py").write_text("def main() -> int:\n    print('as submitted')\n    return 3\n")
     snapshot.snapshot_code(tmp_path / "run/code")
     (project / "launch/cli.py").write_text("def main() -> int:\n    print('edited since')\n    return 0\n")
