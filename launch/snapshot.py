@@ -7,7 +7,7 @@ RUN/submit.yaml  the configuration with everything it extends and every setting 
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -43,18 +43,15 @@ def snapshot_code(destination: Path) -> str:
     fresh.mkdir(parents=True)
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, "slurm")
     if listed:
-        for name in filter(None, listed.split("\0")):
-            if (root / name).is_file():  # not one that was deleted and not yet committed
-                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / name, fresh / name)
+        _copy(root, filter(None, listed.split("\0")), fresh)
         commit, changes = (_git(root, "rev-parse", "HEAD") or "unknown").strip(), _git(root, "diff", "--binary", "HEAD")
         (fresh / "COMMIT").write_text(commit + "\n")
         (fresh / "uncommitted.diff").write_text("git did not tell\n" if changes is None else changes)
         uncommitted = ", git did not tell what is uncommitted" if changes is None else " with uncommitted changes"
         said = f"commit {commit[:12]}{uncommitted if changes != '' else ''}"
     else:
-        for name in PACKAGES:
-            shutil.copytree(root / name, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
+        found = (path for name in PACKAGES for path in (root / name).rglob("*") if "__pycache__" not in path.parts)
+        _copy(root, (str(path.relative_to(root)) for path in found), fresh)
         said = f"the package installed in {root}"
     (fresh / "__main__.py").write_text(_MAIN)
     shutil.rmtree(destination, ignore_errors=True)
@@ -65,6 +62,14 @@ def snapshot_code(destination: Path) -> str:
 def snapshot_command(code: Path, python: str) -> list[str]:
     """The command that runs a copy's `memformer`, whatever the directory in which it is started holds."""
     return [python, str(code)]
+
+
+def _copy(root: Path, names: Iterable[str], destination: Path) -> None:
+    """Copies files as new ones, which the umask applies to; a name may be that of a folder, or of nothing any more."""
+    for name in names:
+        if (root / name).is_file():
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, destination / name)
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configuration, then starts the ranks; returns the exit code of the whole."""
+    from launch.acceptance import check_resume, open_data
     from memformer.config.schema import load_config  # pydantic takes a moment, and --help needs none of it
     from memformer.config.topology import replicas_of
 
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(" ".join(f"{name}={value}" for name, value in variables.items()), shlex.join(command))
         print(f"logs: {log_dir}/rank-00000.log ... rank-{nproc - 1:05d}.log")
         return 0
+    check_resume(config, getattr(arguments, "resume", "auto"), open_data(config))
     port = os.environ.get("MASTER_PORT", "")
     return launch_processes(
         command,

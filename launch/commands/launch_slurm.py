@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks everything, writes the script, submits it, tells what to type next."""
     from launch import slurm_client
+    from launch.acceptance import check_resume, open_data_if_here
     from launch.snapshot import read_settings, snapshot_code, write_config
     from memformer.config.topology import replicas_of
 
@@ -76,12 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"the run {directory} has finished its {config.training.max_steps} steps: nothing to do")
         return 0
     refuse_second_job(directory, slurm_client)
+    if not options.array:
+        check_resume(config, "auto", open_data_if_here(config))
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     write_config(config.model_copy(update={"run_dir": str(directory)}), directory / "submit.yaml")
     copied = snapshot_code(directory / "code")
     script = directory / "submit.sbatch"
     script.write_text(text, encoding="utf-8")
-    script.chmod(0o755)
+    script.chmod(script.stat().st_mode | (script.stat().st_mode & 0o444) >> 2)  # to be run by whoever may read it
     jobs: list[str] = []
     for link in range(arguments.time_chain or 1):
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configurations, submits, and waits if asked to."""
     from launch import slurm_client
+    from launch.acceptance import check_resume, open_data_if_here
     from launch.commands.launch_slurm import describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
     from memformer.config.schema import load_config
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             replicas_of(config, options.tasks, options.tasks_said)
         if arguments.executor == "slurm":
             refuse_second_job(directory, slurm_client)
+        check_resume(config, "auto", open_data_if_here(config))
     functions = []
     for config, directory in zip(configs, directories, strict=True):
         (directory / "logs").mkdir(parents=True, exist_ok=True)

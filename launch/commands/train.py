@@ -33,26 +33,24 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks settings, processes and data first; torch and DeepSpeed are imported only for what holds."""
     config = load_config(arguments.config, arguments.overrides)
     hold_back()
-    check(config)
+    check(config, arguments.resume)
     from memformer.training.trainer import train
 
     return train(config, arguments.resume)
 
 
-def check(config: Config) -> None:
+def check(config: Config, resume: str) -> None:
     """What `train` refuses as well, but seconds later, after its imports.
 
     Raises:
-        UserError: The environment, the number of processes or the data sets do not fit.
+        UserError: The environment, the number of processes, the data sets or the checkpoint do not fit.
     """
-    from data_pipeline.far import is_address
+    from launch.acceptance import check_resume, open_data
     from memformer.config.topology import replicas_of
     from memformer.processes.environment import prepare_environment
-    from memformer.run.data import TrainingData
 
     prepare_environment()
-    sources = config.data.path if isinstance(config.data.path, list) else [config.data.path]
-    paths = [*(source if isinstance(source, str) else source.path for source in sources), config.data.eval_path or ""]
-    if not any(map(is_address, paths)):  # opening one at an address is no quick check
-        TrainingData.open(config.data).complete(config.model, config.data.segment_length)
+    data = open_data(config)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
+    if os.environ["WORLD_SIZE"] == "1":  # of several, one looks and tells the others, once they have met
+        check_resume(config, resume, data)
