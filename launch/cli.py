@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"memformer: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return exit_codes.USAGE
-    module, parser = command(name)
     try:
+        module, parser = command(name)
         return int(module.run(parser.parse_args(rest)) or exit_codes.DONE)
     except UserError as error:
         print(f"memformer {name}: error: {error}", file=sys.stderr)

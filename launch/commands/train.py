@@ -8,9 +8,15 @@ after Ctrl-C."""
 
 import argparse
 import os
+import signal
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from launch.outputs import make_outputs_patient
 from launch.overrides import OverridesParser
 from memformer.config.schema import Config, describe_fields, load_config
+from memformer.run import exit_codes
 from memformer.run.stop_requests import hold_back
 
 Parser = OverridesParser
@@ -31,24 +37,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks settings, processes and data first; torch and DeepSpeed are imported only for what holds."""
-    config = load_config(arguments.config, arguments.overrides)
-    hold_back()
-    check(config)
-    from memformer.training.trainer import train
+    with leaving_at_a_key_press():
+        config = load_config(arguments.config, arguments.overrides)
+        hold_back()
+        check(config)
+        from memformer.training.trainer import train
 
+    make_outputs_patient()
     return train(config, arguments.resume)
+
+
+@contextmanager
+def leaving_at_a_key_press() -> Iterator[None]:
+    """Ctrl-C ends the process with one line, also inside an import, which would turn it into something else."""
+
+    def leave(number: int, frame: types.FrameType | None) -> None:
+        os.write(2, b"memformer train: interrupted before the run began\n")
+        os._exit(exit_codes.INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a shell starts background jobs with it ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check(config: Config) -> None:
     """What `train` refuses as well, but seconds later, after its imports.
 
     Raises:
-        UserError: The environment, the number of processes or the data sets do not fit.
+        UserError: The environment, the number of processes or the data sets do not fit, or run_dir is in use.
     """
     from data_pipeline.far import is_address
+    from launch import slurm_client
     from memformer.config.topology import replicas_of
     from memformer.processes.environment import prepare_environment
     from memformer.run.data import TrainingData
+    from memformer.run.directory import RunDirectory
+    from memformer.run.lock import refuse_held
 
     prepare_environment()
     sources = config.data.path if isinstance(config.data.path, list) else [config.data.path]
@@ -56,3 +86,7 @@ def check(config: Config) -> None:
     if not any(map(is_address, paths)):  # opening one at an address is no quick check
         TrainingData.open(config.data).complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
+    run = RunDirectory(config.run_dir)
+    run.refuse_unwritable()
+    if os.environ["RANK"] == "0":
+        refuse_held(run, slurm_client.has_job_ended)

@@ -18,8 +18,10 @@ from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.making import make_engine
 from memformer.engine.precision import resolve_precision
 from memformer.guards.watchdog import Watchdog
+from memformer.models.configuration import ModelConfig
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
+from memformer.processes.group import World
 from memformer.run import jsonl
 from memformer.run.data import Audit, TrainingData
 from memformer.run.directory import RunDirectory, write_atomically
@@ -28,6 +30,7 @@ from memformer.run.stop_requests import StopRequests
 from memformer.training.callbacks import Callback, TrainingState
 from memformer.training.description import describe_run, run_identity
 from memformer.training.initial_weights import initial_model
+from memformer.training.life import Life, refuse_untrained
 from memformer.training.loop import TrainingLoop
 
 LOG = logging.getLogger("memformer")
@@ -55,11 +58,26 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
     run = RunDirectory(config.run_dir)
-    run.create()
+    run.refuse_unwritable()
 
     timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
     world = group.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
     set_up_logging(world.rank)
+    with Life(run, world) as life:
+        return live(life, config, resume, callbacks, run, world, data, model_config)
+
+
+def live(
+    life: Life,
+    config: Config,
+    resume: str,
+    callbacks: Sequence[Callback],
+    run: RunDirectory,
+    world: World,
+    data: TrainingData,
+    model_config: ModelConfig,
+) -> int:
+    """One life of a run, while it has the directory to itself; the arguments and the result as of `train`."""
     precision = resolve_precision(config.precision, world.device)
     engine = make_engine(initial_model(config, model_config, data, world), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
@@ -67,6 +85,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())
 
     start = checkpoint.find(run, world, resume)
+    life.accept()
     if world.is_main:
         save_config(config, run.config)
         generated = deepspeed_config(config, world.mesh.data.size, precision)
@@ -76,9 +95,9 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
         if start is not None:
             go_on_from(start, state, stream, identity)
         own = start is not None and start.parent == run.checkpoints
-        exit_code = loop(state, stream, data, identity, state.progress.step if own else -1, callbacks)
+        exit_code = loop(life, state, stream, data, identity, state.progress.step if own else -1, callbacks)
     engine.close()
-    return exit_code
+    return life.ended(exit_code)
 
 
 def go_on_from(directory: Path, state: TrainingState, stream: SegmentStream, identity: dict[str, Any]) -> None:
@@ -94,6 +113,7 @@ def go_on_from(directory: Path, state: TrainingState, stream: SegmentStream, ide
 
 
 def loop(
+    life: Life,
     state: TrainingState,
     stream: SegmentStream,
     data: TrainingData,
@@ -105,20 +125,24 @@ def loop(
     config, run, world, first = state.config, state.run, state.world, state.progress.step + 1
     if first > config.training.max_steps:
         LOG.info("nothing to do: the run has finished its %d steps", config.training.max_steps)
+        refuse_untrained(state)
+        state.event("end", step=state.progress.step, tokens=state.progress.tokens, steps=0)
         return 0
     drop_later_lines(state)
-    audit = Audit(run, world, config.data.audit)
     state.progress = dataclasses.replace(state.progress, data=stream.state_dict())
     state.event("start", step=state.progress.step, processes=world.size)
     with (
+        Audit(run, world, config.data.audit) as audit,
         MetricsWriter(run, world.is_main, config.tensorboard, first) as writer,
-        StopRequests(run.stop_file, config.training.wall_clock_limit_seconds) as requests,
-        Watchdog(run, world, config.guards.hang_timeout_seconds) as watchdog,
+        StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
+        Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
     ):
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)
     if exit_code == 0:
-        state.event("end", step=state.progress.step, tokens=state.progress.tokens)
+        refuse_untrained(state)
+        step, tokens = state.progress.step, state.progress.tokens
+        state.event("end", step=step, tokens=tokens, steps=step - first + 1)
     return exit_code
 
 
