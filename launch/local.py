@@ -123,6 +123,7 @@ def launch_processes(
     inherited.setdefault("PYTHONFAULTHANDLER", "1")  # a crash in native code leaves the Python stack in the log
     port = free_port() if master_port is None else master_port
     ranks: list[Rank] = []
+    made = [place for place in (log_dir, *log_dir.parents) if not place.exists()]
     with _signals() as inbox:
         try:
             _make(log_dir)
@@ -130,6 +131,10 @@ def launch_processes(
                 variables = rank_environment(number, nproc, port)
                 ranks.append(_start(command, number, log_dir, inherited | variables, slices[number]))
             return _Supervisor(ranks, inbox, grace_seconds, failed).run()
+        except UserError:
+            if not ranks:
+                _unmake(log_dir, made)
+            raise
         finally:
             for rank in ranks:
                 rank.kill()
@@ -159,8 +164,10 @@ def _start(command: Sequence[str], rank: int, log_dir: Path, environment: dict[s
     path = log_dir / f"rank-{rank:05d}.log"
     with _opened(path) as log:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        with suppress(OSError):  # a full disk: the run may mend it, or says so itself
+        try:
             log.write(f"=== {now} rank {rank} of {environment['WORLD_SIZE']}: {shlex.join(command)}\n".encode())
+        except OSError as error:  # where not even this has room, the rank could not say why it fails
+            raise _unwritable(path, error) from None
         start = log.tell()
         bootstrap = [sys.executable, "-I", "-S", str(child.__file__)]
         settings = [str(os.getpid()), ",".join(map(str, cores)) or "-"]
@@ -179,7 +186,21 @@ def _opened(log: Path) -> BinaryIO:
     try:
         return log.open("ab", buffering=0)
     except OSError as error:
-        raise UserError(f"{log}: cannot be written ({error.strerror}): mend its permissions, or make room") from None
+        raise _unwritable(log, error) from None
+
+
+def _unwritable(log: Path, error: OSError) -> UserError:
+    return UserError(f"{log}: cannot be written ({error.strerror}): mend its permissions, or make room", exit_code=1)
+
+
+def _unmake(log_dir: Path, made: Sequence[Path]) -> None:
+    """Takes back what was made for a launch that started nothing."""
+    with suppress(OSError):
+        for log in log_dir.glob("rank-*.log"):
+            if log.stat().st_size == 0:
+                log.unlink()
+        for place in made:
+            place.rmdir()
 
 
 @dataclass

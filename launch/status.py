@@ -213,7 +213,7 @@ def _state(
     if last is None:
         return ("failed", GONE) if trainer.how == lock.HELD and trainer.living is False else ("empty", None)
     if last["event"] == "failure":
-        return "failed", str(last.get("reason", "")) or None
+        return "failed", _first_failure(told)
     if last["event"] == "hang":
         culprits = last.get("culprits")
         who = "; ".join(map(str, culprits)) if isinstance(culprits, list) else str(culprits)
@@ -229,6 +229,14 @@ def _state(
         return "silent", f"no sign of its process for {lock.duration(trainer.beat_seconds)} h"
     patience = max(SILENT_SECONDS, 20 * (step_seconds or 0.0))
     return ("silent" if silence is not None and silence > patience else "running"), None
+
+
+def _first_failure(told: list[dict[str, Any]]) -> str | None:
+    """What went wrong first in the last life: others may have failed of it, and a launcher knows the exit code only."""
+    begun = max((number for number, event in enumerate(told) if event["event"] in ("start", "resume")), default=-1)
+    failures = [event for event in told[begun + 1 :] if event["event"] == "failure"]
+    first = next((event for event in failures if not event.get("follows")), failures[0])
+    return str(first.get("reason", "")) or None
 
 
 def _submission(root: Path) -> dict[str, Any]:

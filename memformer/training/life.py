@@ -112,7 +112,8 @@ class Life:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
         if lost:
             reason = f"{LOST_PEER} ({lost})"
-        self._run.event("failure", reason=reason, rank=rank)
+        # What `follows` from another process's end is not what went wrong.
+        self._run.event("failure", reason=reason, rank=rank, **({"follows": True} if lost else {}))
 
 
 def refuse_untrained(state: TrainingState) -> None:

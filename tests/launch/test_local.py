@@ -6,6 +6,7 @@ Covers: launch/child.py
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -356,12 +357,20 @@ def test_a_command_that_cannot_start_is_a_failure(tmp_path: Path) -> None:
     assert "cannot start /no/such/program" in done.stdout
 
 
-@pytest.mark.parametrize("trouble", ["a file in its place", "a folder in the log's place"])
+@pytest.mark.parametrize("trouble", ["a file in its place", "a folder in the log's place", "no room"])
 def test_logs_that_cannot_be_written_are_one_line_and_nothing_is_started(tmp_path: Path, trouble: str) -> None:
+    logs, limit = tmp_path / "run/logs", resource.getrlimit(resource.RLIMIT_FSIZE)
     if trouble == "a file in its place":
-        (tmp_path / "logs").write_text("")
+        logs.parent.mkdir()
+        logs.write_text("")
+    elif trouble == "a folder in the log's place":
+        (logs / "rank-00000.log").mkdir(parents=True)
     else:
-        (tmp_path / "logs/rank-00000.log").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"rank-00000.log: cannot be written|logs: cannot be made"):
-        launch_processes([sys.executable, "-c", f"open({str(tmp_path / 'started')!r}, 'w')"], 1, tmp_path / "logs")
-    assert not (tmp_path / "started").exists()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        with pytest.raises(UserError, match=r"rank-00000.log: cannot be written|logs: cannot be made"):
+            launch_processes([sys.executable, "-c", f"open({str(tmp_path / 'started')!r}, 'w')"], 1, logs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert sorted(tmp_path.rglob("*")) == before

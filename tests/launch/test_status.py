@@ -195,6 +195,30 @@ def test_only_the_end_of_long_metrics_is_read(capsys: pytest.CaptureFixture[str]
     assert status(capsys, run)["step"] == 9
 
 
+CAUSES = {
+    "the rank's own word": ([{"reason": "no room"}, {"reason": "rank 0 failed (exit code 1)"}], "no room"),
+    "the launcher's": ([{"reason": "lost it", "follows": True}, {"reason": "rank 1 was killed"}], "rank 1 was killed"),
+    "another rank's": (
+        [{"reason": "lost it", "follows": True}, {"reason": "roof"}, {"reason": "rank 1 failed"}],
+        "roof",
+    ),
+    "the only one": ([{"reason": "lost it", "follows": True}], "lost it"),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_of_several_failures_the_one_that_came_first_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
+    failures, told = CAUSES[case]
+    run = write_run(tmp_path / "run", "start", "failure", "resume", "start 1")
+    with (run / "events.jsonl").open("a") as lines:
+        for failure in failures:
+            lines.write(json.dumps({"time": "2026-01-01T10:05:00", "event": "failure", **failure}) + "\n")
+    found = status(capsys, run)
+    assert (found["state"], found["failure"]) == ("failed", told)
+
+
 @pytest.mark.parametrize("content", [None, "", "notes.txt", "config.yaml"])
 def test_no_such_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None) -> None:
     root = tmp_path / "none"
