@@ -239,12 +239,12 @@ def refuse_held(run: RunDirectory, job_ended: JobEnded | None = None) -> Entry |
     age = duration(max(0.0, time.time() - holder.time))
     if living:
         raise UserError(
-            f"run_dir: {run.root} is in use: {holder} trains there since {age} h: wait for it, stop it "
+            f"run_dir: {run.root} is in use: {holder} trains there, for {age} h so far: wait for it, stop it "
             f"(touch {run.stop_file}), or choose another run_dir"
         )
     raise UserError(
-        f"run_dir: {run.root} may be in use: {holder} has trained there since {age} h, last sign of it "
-        f"{duration(_silence(run, holder))} h ago, and whether it still does is not known on {socket.gethostname()} "
+        f"run_dir: {run.root} may be in use: {holder} took it {age} h ago, the last sign of it is "
+        f"{duration(_silence(run, holder))} h old, and whether it still runs is not known on {socket.gethostname()} "
         f"({why}): look on {holder.host}; once it is certain that it has ended, rm -r {run.lock} and start again",
         exit_code=again,
     )

@@ -19,7 +19,19 @@ from memformer.run.directory import RunDirectory
 from memformer.training.callbacks import TrainingState
 
 LOST_PEER = "another process of the run has ended, or is not reached any more"
-OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
+OF_THE_DISK = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+    }
+)
 """Errors of writing and reading that say nothing of the program."""
 
 
@@ -91,8 +103,8 @@ class Life:
             ) from None
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise UserError(
-                f"{error.filename or self._run.root}: {error.strerror}: make room, or mend the disk, and start the run "
-                "again: it goes on from the last checkpoint",
+                f"{error.filename or self._run.root}: {error.strerror}: make room, or mend the disk or its "
+                "permissions, and start the run again: it goes on from the last checkpoint",
                 exit_code=exit_codes.FAILED,
             ) from None
 

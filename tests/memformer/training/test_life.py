@@ -137,6 +137,18 @@ def test_a_refused_start_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "deepspeed.json"])
+def test_a_file_that_cannot_be_written_at_the_start_is_one_line(root: Path, tmp_path: Path, file: str) -> None:
+    run = tmp_path / "run"
+    (run / file).mkdir(parents=True)
+    failed = run_command("train", *command(root, run))
+    assert failed.returncode == 1
+    (said,) = [line for line in failed.stderr.splitlines() if "memformer train: error: " in line]
+    assert "start the run again: it goes on from the last checkpoint" in said
+    assert "Traceback" not in failed.stderr
+    assert last_event(run)["event"] == "failure"
+
+
 class Disk(Callback):
     """A disk that is full from a step on, to another one: no file of this process grows beyond what it has then."""
 
