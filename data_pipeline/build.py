@@ -6,28 +6,31 @@ Data flow: the calling thread reads documents in order, long ones in parts; a po
 writes. So the number of workers changes the time and nothing else. With splits, or a tokenizer to train, the sources
 are read once more beforehand, to know every document's content hash.
 
-A killed build is taken up where its last whole shard ended; the result has the bytes of one that was never stopped.
+A build that was killed, or stopped at a record that cannot be read, is taken up where its last whole shard ended; the
+result has the bytes of one that was never stopped. Where sources were mended meanwhile, the shards are kept whose
+documents are still the same.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_pipeline.build_journal import Journal, building
 from data_pipeline.dataset_writer import DatasetWriter
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.payload import Payload
+from data_pipeline.piped import received
+from data_pipeline.records import Corpus, RecordKeys
 from data_pipeline.shards import WRITERS
-from data_pipeline.sources import SourceFile, find_files
-from data_pipeline.splitting import Progress, Scan, numbered_parts, scan, training_sample, validation_documents
-from data_pipeline.tokenizer import ByteTokenizer, TokenIds, Tokenizer, train_bpe
+from data_pipeline.sources import SourceFile, Survey, find_files, printable
+from data_pipeline.splitting import Progress, Scan, scan, summed_parts, training_sample, validation_documents
+from data_pipeline.tokenizer import Tokenizer, train_bpe
 from data_pipeline.tokenizer_choice import load_tokenizer, make_tokenizer, training_vocab_size
+from data_pipeline.tokenizing import Piece, pieces, texts, tokenized
 
-_IN_FLIGHT_CHARACTERS = 64 << 20  # text waiting for the tokenizer or for the writer
+ON_BAD_RECORD = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,19 @@ class BuildReport:
         manifests: The data sets by path.
         vocab_size: Number of token ids.
         dropped_documents: Documents left out because they have no token.
-        resumed_documents: Documents that a killed build had written already.
+        resumed_documents: Documents that an unfinished build had written already.
+        sources: What was read as what, and what was left out.
+        bad_records: Records left out because they cannot be read.
+        bad_record_places: The first of them: file, line and what is wrong.
     """
 
     manifests: dict[Path, Manifest]
     vocab_size: int
     dropped_documents: int
     resumed_documents: int
+    sources: Survey
+    bad_records: int
+    bad_record_places: tuple[str, ...]
 
 
 def build_dataset(
@@ -57,8 +66,12 @@ def build_dataset(
     shard_megabytes: float = 128,
     validation_fraction: float = 0.0,
     bpe_training_megabytes: float = 256,
+    text_key: str = "text",
+    id_key: str | None = None,
+    on_bad_record: str = "stop",
     overwrite: bool = False,
     progress: Progress | None = None,
+    told: Callable[[Survey], None] | None = None,
 ) -> BuildReport:
     """Builds a data set from text; `out` appears when everything is on disk, and not before.
 
@@ -67,7 +80,7 @@ def build_dataset(
     the fraction; one too large is passed over until half of it is filled. Either side gets one or more.
 
     Args:
-        sources: Files and directories (`data_pipeline.sources` tells how they are read).
+        sources: Files, directories and pipes (`data_pipeline.sources` tells how they are read).
         out: Directory to make. It must not exist, or be empty.
         format: Storage format of the shards, a key of `data_pipeline.shards.WRITERS`.
         tokenizer: `bytes`, `bpe:FILE`, `hf:FILE` (a byte-level `tokenizer.json` of Hugging Face's library), or
@@ -77,16 +90,23 @@ def build_dataset(
         validation_fraction: Share of the text held out, 0 to below 1; 0 makes no splits.
         bpe_training_megabytes: Text that a BPE is trained on at most, in MB; from more text a sample of the documents
             is taken by content hash.
+        text_key: Key, or column, that has the text of a record.
+        id_key: Key, or column, that has its name for people; None: `id`, where there is one.
+        on_bad_record: `stop` at a record that cannot be read, or `skip` such records: they are counted, and the count
+            and the first places are in the report and in the manifest's settings.
         overwrite: Replace a data set at `out`; anything else there is still refused.
-        progress: Called after each document.
+        progress: Called as the build goes on, see `Progress`.
+        told: Called once with what the sources are taken for, before they are read.
 
     Raises:
         UserError: A setting, a source or `out` cannot be used, or the disk refuses.
     """
     _check_settings(format, workers, shard_megabytes, validation_fraction, bpe_training_megabytes)
+    if on_bad_record not in ON_BAD_RECORD:
+        raise UserError(f"on_bad_record is {on_bad_record!r}; choose {' or '.join(ON_BAD_RECORD)}")
     target = Path(out)
-    files = find_files(sources)
-    _check_target(target, files, overwrite)
+    survey = find_files(sources)
+    _check_target(target, survey.files, overwrite)
     trains = training_vocab_size(tokenizer) is not None
     given = None if trains else make_tokenizer(tokenizer)
     settings = {
@@ -96,35 +116,48 @@ def build_dataset(
         "validation_fraction": float(validation_fraction),
         "bpe_training_megabytes": float(bpe_training_megabytes),
     }
+    keys = RecordKeys(printable(text_key), id_key and printable(id_key))
+    if keys != RecordKeys():
+        settings |= {"text_key": keys.text, "id_key": keys.id}
     try:
-        with building(target.resolve(), overwrite) as journal:
-            journal.open(_identity(settings, given, files))
+        with building(target.resolve(), overwrite) as journal, received(survey, journal.directory, progress) as survey:
+            if told:
+                told(survey)
+            corpus = Corpus(survey.files, keys, on_bad_record == "skip")
+            journal.open(
+                {"version": 2, "settings": settings, "tokenizer_sha256": given.sha256 if given else None},
+                [_identity(file) for file in survey.files],
+                lambda records: _unchanged(corpus, records),
+            )
             scanned: Scan | None = None
             validation: set[int] = set()
             if validation_fraction or trains:
-                scanned = _scan_once(journal, files, progress)
+                scanned = _scan_once(journal, corpus, progress)
             if scanned is not None and validation_fraction:
                 validation = validation_documents(scanned, validation_fraction)
             if scanned is not None and trains:
                 sample = set(training_sample(scanned, validation, bpe_training_megabytes).nonzero()[0].tolist())
-                chosen = _train_once(journal, files, tokenizer, sample)
+                chosen = _train_once(journal, corpus, tokenizer, sample, progress)
             else:
                 assert given is not None
                 chosen = given
             splits: tuple[str | None, ...] = SPLITS if validation_fraction else (None,)
             parts = [DatasetWriter(journal.directory, split, chosen, settings, journal) for split in splits]
             resumed = sum(part.restored_documents for part in parts)
-            seen, with_text = _write(parts, validation, files, chosen, workers, progress)
-            written = sum(part.documents for part in parts)
+            seen, with_text = _write(parts, validation, corpus, chosen, workers, progress)
+            written, bad = sum(part.documents for part in parts), corpus.bad
             if written == 0:
-                raise UserError(f"the sources hold no text ({seen} empty documents); nothing was built")
+                left_out = f" and {bad.count} bad ones, the first in {bad.places[0]}" if bad.count else ""
+                raise UserError(f"the sources hold no text ({seen} empty documents{left_out}); nothing was built")
             if scanned is not None and with_text != len(scanned.sizes):
                 raise UserError("the sources changed while they were read; build again when they are at rest")
-            # Empty documents belong to no split; each data set counts them all.
-            manifests = {target / (part.split or ""): part.finish(seen - written) for part in parts}
+            if bad.skip:
+                settings |= {"on_bad_record": "skip", "bad_records": bad.count, "bad_record_places": bad.places}
+            # Empty documents belong to no split; each data set counts them all, and bad records too.
+            manifests = {target / (part.split or ""): part.finish(seen - written, settings) for part in parts}
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}", exit_code=1) from error
-    return BuildReport(manifests, chosen.vocab_size, seen - written, resumed)
+    return BuildReport(manifests, chosen.vocab_size, seen - written, resumed, survey, bad.count, tuple(bad.places))
 
 
 def _check_settings(
@@ -151,83 +184,57 @@ def _check_target(target: Path, files: Sequence[SourceFile], overwrite: bool) ->
             raise UserError(f"out {target} holds other files; name a directory that is new or empty")
         if not overwrite:
             raise UserError(f"out {target} holds a data set already; name another directory, or say --overwrite")
-        inside = next((file.path for file in files if file.path.resolve().is_relative_to(target.resolve())), None)
+        inside = next((file.shown for file in files if file.path.resolve().is_relative_to(target.resolve())), None)
         if inside is not None:
             raise UserError(f"source {inside} lies in {target}, which --overwrite would delete; move it out")
 
 
-def _identity(settings: dict[str, Any], tokenizer: Tokenizer | None, files: Sequence[SourceFile]) -> dict[str, Any]:
-    """What a build must share with a killed one to go on from it."""
-    status = [(file, file.path.stat()) for file in files]
-    return {
-        "version": 1,
-        "settings": settings,
-        "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
-        "sources": [[file.name, str(file.path.resolve()), s.st_size, s.st_mtime_ns] for file, s in status],
-    }
+def _identity(file: SourceFile) -> list[Any]:
+    """What tells that a source is the same as in an unfinished build, without reading it."""
+    if file.digest is not None:
+        return [file.name, file.digest]
+    status = file.path.stat()
+    return [file.name, file.kind, printable(str(file.path.resolve())), status.st_size, status.st_mtime_ns]
 
 
-def _scan_once(journal: Journal, files: Sequence[SourceFile], progress: Progress | None) -> Scan:
+def _unchanged(corpus: Corpus, records: Sequence[dict[str, Any]]) -> int:
+    """How many of these finished shards, from the first, hold what the sources begin with today."""
+    waiting = list(records)
+    count = 0
+    for ordinal, part, digest in summed_parts(corpus):
+        if not waiting:
+            break
+        if part.last and ordinal == waiting[0]["through"]:
+            if digest != waiting.pop(0)["digest"]:
+                break
+            count += 1
+    return count
+
+
+def _scan_once(journal: Journal, corpus: Corpus, progress: Progress | None) -> Scan:
     kept = journal.product("scan.npz")
     if kept is not None:
         return Scan.from_bytes(kept.read_bytes())
-    scanned = scan(files, progress)
+    scanned = scan(corpus, progress)
     journal.keep("scan.npz", scanned.to_bytes())
     return scanned
 
 
-def _train_once(journal: Journal, files: Sequence[SourceFile], spec: str, sample: set[int]) -> Tokenizer:
+def _train_once(journal: Journal, corpus: Corpus, spec: str, sample: set[int], progress: Progress | None) -> Tokenizer:
     kept = journal.product("tokenizer.json")
     if kept is not None:
         return load_tokenizer(kept)
     wanted = training_vocab_size(spec)
     assert wanted is not None
-    trained = train_bpe(_texts(files, sample), wanted)
+    trained = train_bpe(texts(corpus, sample), wanted, progress)
     journal.keep("tokenizer.json", trained.file_bytes)
     return trained
-
-
-def _texts(files: Sequence[SourceFile], sample: set[int]) -> Iterator[str]:
-    for ordinal, part in numbered_parts(files):
-        if ordinal in sample:
-            yield _text(part.name, part.content)
-
-
-def _text(name: str, content: str | bytes) -> str:
-    if isinstance(content, bytes):
-        raise UserError(f"source {name} is an image, whose tokens are bytes; build images with --tokenizer bytes")
-    return content
-
-
-class _Piece(NamedTuple):
-    """Text that is tokenized by itself: a whole document, or a part of one that ends where tokens end."""
-
-    ordinal: int
-    name: str
-    content: str | bytes
-    last: bool
-
-
-def _pieces(files: Sequence[SourceFile], tokenizer: Tokenizer) -> Iterator[_Piece]:
-    """Documents whole or in parts; the parts have the tokens of the whole."""
-    rest = ""
-    for ordinal, part in numbered_parts(files):
-        if isinstance(part.content, bytes):
-            if not isinstance(tokenizer, ByteTokenizer):
-                _text(part.name, part.content)
-            yield _Piece(ordinal, part.name, part.content, True)
-            continue
-        text = rest + part.content
-        cut = len(text) if part.last else tokenizer.safe_cut(text)
-        rest = text[cut:]
-        if cut or part.last:
-            yield _Piece(ordinal, part.name, text[:cut], part.last)
 
 
 def _write(
     parts: Sequence[DatasetWriter],
     validation: set[int],
-    files: Sequence[SourceFile],
+    corpus: Corpus,
     tokenizer: Tokenizer,
     workers: int,
     progress: Progress | None,
@@ -238,19 +245,19 @@ def _write(
     """
     counts = _Counts()
 
-    def wanted(piece: _Piece) -> bool:
+    def wanted(piece: Piece) -> bool:
         counts.saw(piece)
         return piece.ordinal > parts[piece.ordinal in validation].through
 
     payload, text_bytes, documents = Payload(parts[0].dtype), 0, 0
-    for piece, size, tokens in _tokenized(filter(wanted, _pieces(files, tokenizer)), tokenizer, workers):
+    for piece, size, tokens in tokenized(filter(wanted, pieces(corpus, tokenizer)), tokenizer, workers):
         payload.append(tokens, size)
         text_bytes += size
         if not piece.last:
             continue
         with payload:
             if payload.tokens:
-                parts[piece.ordinal in validation].add(piece.ordinal, piece.name, payload)
+                parts[piece.ordinal in validation].add(piece.ordinal, piece.name, payload, piece.digest)
                 documents += 1
                 if progress:
                     progress("writing", documents, text_bytes)
@@ -263,29 +270,6 @@ class _Counts:
     seen: int = 0
     with_text: int = 0
 
-    def saw(self, piece: _Piece) -> None:
+    def saw(self, piece: Piece) -> None:
         self.seen += piece.last
         self.with_text += piece.last and piece.ordinal >= 0
-
-
-def _tokenized(pieces: Iterator[_Piece], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[_Piece, int, TokenIds]]:
-    """(piece, bytes of its text, tokens) in the order of the pieces, with bounded work under way."""
-
-    def encode(content: str | bytes) -> tuple[int, TokenIds]:
-        if isinstance(content, bytes):
-            return len(content), ByteTokenizer.encode_bytes(content)
-        return len(content.encode("utf-8")), tokenizer.encode(content)
-
-    waiting: deque[tuple[_Piece, Future[tuple[int, TokenIds]]]] = deque()
-    characters = 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="tokenize") as pool:
-        for piece in pieces:
-            waiting.append((piece, pool.submit(encode, piece.content)))
-            characters += len(piece.content)
-            while len(waiting) > 64 * workers or (characters > _IN_FLIGHT_CHARACTERS and len(waiting) > 1):
-                first, future = waiting.popleft()
-                characters -= len(first.content)
-                yield first, *future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, *future.result()

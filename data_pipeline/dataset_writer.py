@@ -31,7 +31,7 @@ class DatasetWriter:
         root: The directory of the build.
         split: Name of the part of the build that this data set is, also its folder; None: the whole.
         tokenizer: What the tokens were made with.
-        settings: Those of the build that shape its result, kept in the manifest.
+        settings: Those of the build: `format` and `shard_megabytes` are used here.
         journal: What is already on disk, and where finished shards are noted.
 
     Attributes:
@@ -65,20 +65,26 @@ class DatasetWriter:
         """Documents written, those of the killed build included."""
         return len(self._names) + len(self._pending)
 
-    def add(self, ordinal: int, name: str, payload: Payload) -> None:
-        """Appends a document, number `ordinal` among those of the sources."""
+    def add(self, ordinal: int, name: str, payload: Payload, digest: str) -> None:
+        """Appends a document, number `ordinal` among those of the sources; `digest` stands for all up to it."""
         self._writer.add(self.documents, name, payload)
         self._pending.append(
             {
                 "ordinal": ordinal,
+                "digest": digest,
                 "name": name,
                 "numbers": [payload.tokens, payload.text_bytes, payload.checksum],
                 "chunks": payload.chunk_checksums().tolist(),
             }
         )
 
-    def finish(self, dropped_documents: int) -> Manifest:
-        """Writes what belongs beside the shards, everything synced to disk; `dropped_documents` had no token."""
+    def finish(self, dropped_documents: int, settings: dict[str, Any]) -> Manifest:
+        """Writes what belongs beside the shards, everything synced to disk.
+
+        Args:
+            dropped_documents: Those that had no token.
+            settings: Of the build and what became of them, kept in the manifest.
+        """
         self._writer.close()
         table = np.concatenate([np.empty((0, len(NUMBER_COLUMNS)), np.int64), *self._numbers])
         columns = {key: table[:, i].astype(dtype) for i, (key, dtype) in enumerate(NUMBER_COLUMNS.items())}
@@ -96,7 +102,7 @@ class DatasetWriter:
             text_bytes=int(columns["bytes"].sum()),
             dropped_documents=dropped_documents,
             shards=tuple(self._shards),
-            settings=self._settings,
+            settings=settings,
             fingerprint=fingerprint(self._tokenizer.sha256, self.dtype.str, columns),
             columns_sha256=columns_sha256,
         )
@@ -109,6 +115,7 @@ class DatasetWriter:
         record = {
             "shard": asdict(shard),
             "through": self._pending[-1]["ordinal"],
+            "digest": self._pending[-1]["digest"],
             "numbers": [[at, *row["numbers"]] for at, row in zip(offsets, self._pending, strict=True)],
             "chunks": [checksum for row in self._pending for checksum in row["chunks"]],
             "names": [row["name"] for row in self._pending],

@@ -1,27 +1,40 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Readers for `sources.py` that keep to bounded memory: long texts, zstd, Parquet and image files."""
+"""Readers for `records.py` that keep to bounded memory: long texts, Parquet and image files."""
 
 import codecs
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from data_pipeline.errors import UserError
 
 PART_BYTES = 8 << 20  # a longer text is read, tokenized and written in parts
 _IDX_UNSIGNED_BYTE = 8
 _PARQUET_ROWS = 256
+_HEAD_BYTES = 1 << 16
+_ZEROS = 8  # a text may hold some; from so many on, where they are a quarter of it, they are half of other characters
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF16_MEND = "UTF-16, which iconv -f UTF-16 -t UTF-8 converts"
 
 
-def text_parts(stream: BinaryIO, where: str) -> Iterator[tuple[str, bool]]:
+class NotText(ValueError):
+    """A file that was taken for text is none; the message tells why, and where."""
+
+
+def text_parts(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
     """The text of a UTF-8 file in parts of about `PART_BYTES`, each with whether it is the last.
 
     Raises:
-        UserError: It is not UTF-8.
+        NotText: It is not UTF-8, or UTF-16 whose every other byte is 0.
     """
     decoder, position, block = codecs.getincrementaldecoder("utf-8")(), 0, stream.read(PART_BYTES)
+    head = block[:_HEAD_BYTES]
+    if head.startswith(UTF16_MARKS):
+        raise NotText(f"not UTF-8 at byte 0: {UTF16_MEND}")
+    zeros = head.count(0)
+    if zeros >= _ZEROS and 4 * zeros >= len(head):
+        raise NotText(f"{zeros} of the first {len(head)} bytes are 0: no text, or {UTF16_MEND}")
     while True:
         following = stream.read(PART_BYTES) if len(block) == PART_BYTES else b""
         pending = len(decoder.getstate()[0])
@@ -29,64 +42,76 @@ def text_parts(stream: BinaryIO, where: str) -> Iterator[tuple[str, bool]]:
             text = decoder.decode(block, final=not following)
         except UnicodeDecodeError as error:
             at = position - pending + error.start
-            raise UserError(f"source {where}: not UTF-8 at byte {at}; convert the file to UTF-8") from None
+            raise NotText(f"not UTF-8 at byte {at}; convert the file to UTF-8") from None
         yield text, not following
         if not following:
             return
         position, block = position + len(block), following
 
 
-def open_zstd(path: Path) -> BinaryIO:
-    """A `.zst` file as a stream of what it holds.
+def parquet_rows(path: Path, shown: str, text_key: str, id_key: str | None) -> Iterator[tuple[int, str | None, Any]]:
+    """(number, id if there is one, bytes of the text or None for null) of each row; a group of rows is in memory.
+
+    Text comes as bytes, because Parquet itself does not hold its strings to be UTF-8, and files that older programs
+    wrote have columns of bytes.
+
+    Args:
+        path: Where the file is.
+        shown: Names it in errors.
+        text_key: Column of the texts.
+        id_key: Column of the ids; None: `id`, if there is one.
 
     Raises:
-        UserError: The package `zstandard` is not installed.
-    """
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"source {path}: reading .zst needs the package zstandard; pip install zstandard") from None
-    packed = path.open("rb")
-    unpacked = zstandard.ZstdDecompressor().stream_reader(packed, closefd=True, read_across_frames=True)
-    return cast(BinaryIO, io.BufferedReader(unpacked, 1 << 20))
-
-
-def zstd_errors() -> tuple[type[Exception], ...]:
-    """What a damaged `.zst` file raises; nothing where the package is not installed."""
-    try:
-        import zstandard
-    except ImportError:
-        return ()
-    return (zstandard.ZstdError,)
-
-
-def parquet_rows(path: Path, name: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of each row of a Parquet file, a group of rows in memory at a time.
-
-    Raises:
-        UserError: pyarrow is not installed, the file is not Parquet, or has no text in the column `text`.
+        UserError: pyarrow is not installed, the file is not Parquet, or has no such columns.
     """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"source {path}: reading Parquet needs the package pyarrow; pip install pyarrow") from None
+        raise UserError(f"source {shown}: reading Parquet needs the package pyarrow; pip install pyarrow") from None
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if "text" not in names:
-            raise UserError(f'source {path}: has no column "text" (its columns are {", ".join(names)})')
-        columns = ["text", *(["id"] if "id" in names else [])]
-        number = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-            rows: dict[str, list[Any]] = batch.to_pydict()
-            for row, text in enumerate(rows["text"]):
-                if not isinstance(text, str):
-                    raise UserError(f'source {path} row {number}: needs a string in the column "text"')
-                yield str(rows["id"][row]) if "id" in rows else f"{name}:{number}", text
-                number += 1
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for key, option in ((text_key, "--text-key"), (id_key or text_key, "--id-key")):
+                if key not in names:
+                    raise UserError(
+                        f'source {shown}: has no column "{key}" (its columns are {", ".join(names)}); '
+                        f"{option} names another"
+                    )
+            id_key = id_key or ("id" if "id" in names and text_key != "id" else None)
+            number = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list({text_key, id_key or text_key})):
+                texts = _as_bytes(pyarrow, batch.column(text_key))
+                if texts is None:
+                    held = batch.column(text_key).type
+                    raise UserError(
+                        f'source {shown}: its column "{text_key}" holds {held}, not text; --text-key names another'
+                    )
+                ids = _ids(pyarrow, batch.column(id_key)) if id_key else [None] * len(texts)
+                for identifier, text in zip(ids, texts, strict=True):
+                    yield number, identifier, text
+                    number += 1
     except pyarrow.ArrowException as error:
-        raise UserError(f"source {path}: not a sound Parquet file ({str(error).splitlines()[0]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"source {shown}: not a sound Parquet file ({reason}); fetch the file again") from None
+
+
+def _as_bytes(pyarrow: Any, column: Any) -> list[bytes | None] | None:
+    """The values of a column of strings, or of bytes; None for a column of something else."""
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowInvalid):
+        return None
+    return values
+
+
+def _ids(pyarrow: Any, column: Any) -> list[str | None]:
+    values = _as_bytes(pyarrow, column)
+    if values is None:
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    return [None if value is None else value.decode("utf-8", errors="replace") for value in values]
 
 
 def image_documents(stream: BinaryIO, where: str) -> Iterator[bytes]:

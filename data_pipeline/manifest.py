@@ -99,7 +99,7 @@ class Manifest:
         """
         try:
             content = json.loads(text.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"cannot read {file}: {error}; restore the file or build the data set again") from None
         if not isinstance(content, dict) or content.pop("format", None) != "memformer-dataset":
             raise UserError(f"{file} is not the manifest of a data set made by `memformer data build`")

@@ -162,6 +162,11 @@ class LanePlan:
         )
         self._check_some_document()
 
+    def begin_after(self, step: int) -> None:
+        """Counts the rollouts of a fresh plan from `step` on; no lane has a carry from before."""
+        self.state = replace(self.state, step=step)
+        self.carry_sources = np.full(self.num_lanes, -1, dtype=np.int64)
+
     def state_dict(self, state: PlanState | None = None) -> dict[str, Any]:
         """The state (by default the present one) as integers and strings, the same on all ranks.
 

@@ -1,164 +1,300 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Finds and reads the documents that a data set is built from.
+"""Finds the files that a data set is built from, and says of each what it is taken for.
 
-A source is a file or a directory. A directory is searched recursively for the kinds of files below, in the order of
-their relative paths; names that begin with a dot are left out.
+A source is a file, a pipe (`-`: standard input) or a directory. A directory is searched recursively, through links
+too, for the kinds of files in `KINDS` and for images, in the order of their relative paths. Everything else in it is
+left out and counted, data sets and builds included; what cannot be read is an error.
 
-- `.jsonl`: a document a line, `{"text": ..., "id": ...}` (`id` may be absent);
+- `.jsonl`, `.ndjson`, `.json`: a document a line, `{"text": ..., "id": ...}` (`id` may be absent); or one array of
+  such records, or one, over several lines (which is then held in memory);
 - `.parquet`: a document a row, the columns `text` and, if it is there, `id`;
 - `.idx`, `.idx3-ubyte` and the like (the format of the MNIST images): a document an image, a token a byte;
-- `.txt`, `.md` and any other file named as a source: one document, taken byte for byte: line ends and a byte order
-  mark stay as they are.
+- `.txt`, `.md`: one document, taken byte for byte: line ends and a byte order mark stay as they are.
 
-All but Parquet may be packed by gzip (`.gz`) or zstd (`.zst`).
+A pipe, and a file with another name that is named as a source, is told by its content: Parquet, JSON if it begins with
+an object or an array of objects, otherwise a text. All but Parquet may be packed (`data_pipeline.packed`).
 """
 
-import gzip
-import json
 import os
 import re
-import zlib
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
+from data_pipeline.build_journal import MARKER
 from data_pipeline.errors import UserError
-from data_pipeline.large_files import image_documents, open_zstd, parquet_rows, text_parts, zstd_errors
+from data_pipeline.manifest import COLUMNS_FILE, MANIFEST_FILE
+from data_pipeline.packed import PACKED_SUFFIXES, damage_errors, open_unpacked
 
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+STANDARD_INPUT = "-"
+KINDS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 _IMAGES = re.compile(r"[.-]idx([2-9](-ubyte)?)?$")
-_PACKED = (".gz", ".zst")
+_LABELS = "-idx1-ubyte"
+_IN_WORDS = {
+    "text": "as text, a document a file",
+    "json": "as JSON, a document a record",
+    "parquet": "as Parquet, a document a row",
+    "images": "as images, a document an image",
+    "pipe": "from a pipe",
+}
+_TABLE = "turn it into JSON lines or Parquet with a column of text"
+_ARCHIVE = "unpack it and name the folder"
+_NO_TEXT = "it holds no text"
+_REFUSED = {
+    **dict.fromkeys("csv tsv xls xlsx ods arrow feather avro orc".split(), _TABLE),
+    **dict.fromkeys("sqlite sqlite3 db mdb".split(), _TABLE),
+    **dict.fromkeys("tar tgz tbz tbz2 txz tzst zip 7z rar jar".split(), _ARCHIVE),
+    **dict.fromkeys("lz4 br z lzma lzo sz snappy".split(), "unpack it first"),
+    **dict.fromkeys("pdf doc docx odt rtf epub mobi djvu ps ppt pptx".split(), "turn it into text first"),
+    **dict.fromkeys("npy npz bin ds mds tfrecord".split(), f"{_NO_TEXT}; `memformer data adopt` takes tokens over"),
+    **dict.fromkeys("pt pth ckpt safetensors gguf h5 hdf5 pkl pickle".split(), _NO_TEXT),
+    **dict.fromkeys("png jpg jpeg gif webp bmp tif tiff mp3 wav flac ogg mp4 mkv avi mov".split(), _NO_TEXT),
+    **dict.fromkeys("exe dll so o a class pyc whl".split(), _NO_TEXT),
+}
+_JSON_BEGINNING = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
+_BEGINNINGS = {b"PK\x03\x04": _ARCHIVE, b"%PDF-": "turn it into text first", b"PAR1": "unpack it first"}
+_TAR_MARK = (257, b"ustar")
+_HEAD_BYTES = 1 << 12
+_NAMES_SHOWN = 5
+_NAMES_KEPT = 100
+_AGAIN = "reached by another name already"
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file to read: where it is, and its name relative to the source that led to it."""
+    """One file to read.
+
+    Attributes:
+        path: Where it is.
+        name: Its name relative to the source that led to it, for people: documents are named after it.
+        kind: What it is taken for: `text`, `json`, `parquet`, `images`; `pipe` until its content is there.
+        shown: What errors call it.
+        digest: SHA-256 of what came through a pipe.
+    """
 
     path: Path
     name: str
+    kind: str
+    shown: str
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
-class Part:
-    """A document, or a part of a long one: parts of a document follow each other, and the last says so.
+class Survey:
+    """What sources stand for: the files in the order in which they are read, and (name, reason) of those left out."""
 
-    `name` is for people (relative path, or `id`) and not always unique; `content` is text, or raw bytes of an image.
-    """
+    files: tuple[SourceFile, ...]
+    left_out: tuple[tuple[str, str], ...]
 
-    name: str
-    content: str | bytes
-    last: bool = True
+    def lines(self) -> list[str]:
+        """What is taken as what, and what is left out, for people."""
+        kinds = {kind: [file.name for file in self.files if file.kind == kind] for kind in _IN_WORDS}
+        taken = [f"{_files(names)} {_IN_WORDS[kind]} ({_some(names)})" for kind, names in kinds.items() if names]
+        reasons = dict.fromkeys(reason for _, reason in self.left_out)
+        left = {reason: [name for name, why in self.left_out if why == reason] for reason in reasons}
+        parts = [f"{len(names):,} {reason} ({_some(names)})" for reason, names in left.items()]
+        return [f"sources: {'; '.join(taken)}"] + ([f"left out: {'; '.join(parts)}"] if parts else [])
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for programs; of the files left out, all are counted and the first named."""
+        kept = [{"name": name, "reason": reason} for name, reason in self.left_out[:_NAMES_KEPT]]
+        kinds = Counter(file.kind for file in self.files)
+        return {"files": len(self.files), "kinds": dict(kinds), "left_out": len(self.left_out), "left_out_files": kept}
 
 
-def find_files(sources: Sequence[str | Path]) -> list[SourceFile]:
+def find_files(sources: Sequence[str | Path]) -> Survey:
     """The files that these sources stand for, in the order in which they will be read.
 
     Raises:
-        UserError: A source does not exist, holds no text, or leads to a file that another source led to.
+        UserError: A source does not exist, cannot be read, holds no text or is of a kind that is not read, or leads
+            to a file that another source led to.
     """
     if not sources:
-        raise UserError("no source given; name text, JSONL, Parquet or image files, or directories")
+        raise UserError("no source given; name text, JSON, Parquet or image files, directories, or - for a pipe")
     files: list[SourceFile] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            found = [SourceFile(path, _printable(path.relative_to(source).as_posix())) for path in _walk(source)]
-            if not found:
-                raise UserError(
-                    f"source {source}: no {', '.join(TEXT_SUFFIXES)} or idx file (or .gz, .zst) in this directory"
-                )
-            files += sorted(found, key=lambda file: file.name)
-        elif source.is_file():
-            files.append(SourceFile(source, _printable(source.name)))
+    left_out: list[tuple[str, str]] = []
+    for source in sources:
+        if re.match(r"[a-z0-9]+://", os.fspath(source)):
+            raise UserError(f"source {source}: an address; fetch it first, or pipe what it sends to -")
+        from_input = os.fspath(source) == STANDARD_INPUT
+        path = Path("/dev/stdin" if from_input else source)
+        mode = _mode(path)
+        if stat.S_ISFIFO(mode) or (from_input and not stat.S_ISCHR(mode)):
+            number = 1 + sum(file.kind == "pipe" for file in files)
+            files.append(SourceFile(path, f"pipe-{number}", "pipe", printable(os.fspath(source))))
+        elif stat.S_ISDIR(mode):
+            files += _in_directory(path, left_out)
+        elif stat.S_ISREG(mode):
+            _check_readable(path)
+            files.append(SourceFile(path, printable(path.name), _kind_of_named(path), printable(str(path))))
         else:
-            raise UserError(f"source {source}: no such file or directory")
+            what = "standard input is no pipe" if from_input else "a device"
+            raise UserError(f"source {source}: {what}; name a file or a directory, or pipe a text to -")
     seen: set[Path] = set()
     for file in files:
         resolved = file.path.resolve()
         if resolved in seen:
-            raise UserError(f"source {file.path} is given twice; name each file once")
+            raise UserError(f"source {file.shown} is given twice; name each file once")
         seen.add(resolved)
-    return files
+    # Files of one name in several sources are told apart by their whole paths.
+    names = Counter(file.name for file in files)
+    files = [file if names[file.name] == 1 else replace(file, name=file.shown) for file in files]
+    return Survey(tuple(files), tuple(left_out))
 
 
-def read_parts(files: Sequence[SourceFile]) -> Iterator[Part]:
-    """Reads every document, one file at a time and long texts part by part; an empty document is yielded too.
+def kind_by_content(path: Path, shown: str) -> str:
+    """What a file is taken for whose name does not say it.
 
     Raises:
-        UserError: A file cannot be read, is not UTF-8, or has a bad line or row; names the file and the place.
+        UserError: It is of a kind that is not read, or cannot be read.
     """
-    for file in files:
-        try:
-            if _inner_name(file.path).endswith(".parquet"):
-                yield from (Part(_printable(name), text) for name, text in parquet_rows(file.path, file.name))
-                continue
-            with _open(file.path) as stream:
-                yield from _read(file, stream)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"source {file.path}: damaged gzip file ({error})") from None
-        except zstd_errors() as error:
-            raise UserError(f"source {file.path}: damaged zstd file ({error})") from None
-        except OSError as error:
-            raise UserError(f"source {file.path}: cannot be read ({error.strerror or error})") from None
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PAR1":
+                return "parquet"
+        with open_unpacked(path) as stream:
+            head = stream.read(_HEAD_BYTES)
+    except damage_errors() as error:
+        raise UserError(f"source {shown}: damaged ({error}); fetch it again") from None
+    except OSError as error:
+        raise UserError(f"source {shown}: cannot be read ({error.strerror or error})") from None
+    for beginning, mend in _BEGINNINGS.items():
+        if head.startswith(beginning):
+            raise UserError(f"source {shown}: its first bytes are not those of a text; {mend}")
+    if head[_TAR_MARK[0] :].startswith(_TAR_MARK[1]):
+        raise UserError(f"source {shown}: a tar archive by its content; {_ARCHIVE}")
+    return "json" if _JSON_BEGINNING.match(head) else "text"
 
 
-def _read(file: SourceFile, stream: BinaryIO) -> Iterator[Part]:
-    name = _inner_name(file.path)
-    if name.endswith(".jsonl"):
-        yield from _json_lines(file, stream)
-    elif _IMAGES.search(name) or name.endswith("-idx1-ubyte"):
-        images = image_documents(stream, str(file.path))
-        yield from (Part(f"{file.name}:{number}", pixels) for number, pixels in enumerate(images))
-    else:
-        for text, last in text_parts(stream, str(file.path)):
-            yield Part(file.name, text, last)
+def printable(name: str) -> str:
+    """A name that can be stored as UTF-8, whatever bytes a file's name or escapes an id is made of.
+
+    Bytes of a file's name that are UTF-8 are read as such even where the locale knows ASCII alone.
+    """
+    try:
+        return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _walk(directory: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(directory):
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for name in names:
-            path = Path(root, name)
-            inner = _inner_name(path)
-            wanted = inner.endswith(TEXT_SUFFIXES) or _IMAGES.search(inner) is not None
-            if wanted and not name.startswith(".") and path.is_file():
-                yield path
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"source {path}: no such file or directory") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"source {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _inner_name(path: Path) -> str:
-    """The name that tells the kind of file, without a `.gz` or `.zst`."""
-    name = path.name.lower()
-    return name[: -len(path.suffix)] if path.suffix.lower() in _PACKED else name
+def _check_readable(path: Path) -> None:
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise UserError(f"source {path}: cannot be read (Permission denied); make it readable, or name other sources")
 
 
-def _open(path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return open_zstd(path) if suffix == ".zst" else path.open("rb")
+def _kind_of_named(path: Path) -> str:
+    """What a file that is a source itself is taken for."""
+    name, _ = _inner_name(path.name)
+    suffix = name.rpartition(".")[2] if "." in name else ""
+    if suffix in _REFUSED:
+        raise UserError(f"source {path}: .{suffix} files are not read; {_REFUSED[suffix]}")
+    if name.endswith(_LABELS):
+        return "images"  # whose reader says that these are labels
+    return _kind_by_name(path) or kind_by_content(path, printable(str(path)))
 
 
-def _json_lines(file: SourceFile, stream: BinaryIO) -> Iterator[Part]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
+def _kind_by_name(path: Path) -> str | None:
+    name, packed = _inner_name(path.name)
+    kind = "images" if _IMAGES.search(name) else KINDS.get(os.path.splitext(name)[1])
+    if kind == "parquet" and packed:
+        raise UserError(f"source {path}: Parquet is not read in packed form; unpack it first")
+    return kind
+
+
+def _inner_name(name: str) -> tuple[str, bool]:
+    """The name that tells the kind of file, in small letters and without a `.gz` or the like; whether it had one."""
+    stem, suffix = os.path.splitext(name.lower())
+    return (stem, True) if suffix in PACKED_SUFFIXES else (name.lower(), False)
+
+
+def _in_directory(source: Path, left_out: list[tuple[str, str]]) -> list[SourceFile]:
+    found: list[tuple[bool, str, Path, str]] = []
+    ours: list[tuple[str, str]] = []
+    for path, name in _walk(source, ours):
+        kind = _kind_by_name(path)
+        if kind is None:
+            ours.append((name, "of kinds that are not read"))
             continue
-        where = f"{file.path} line {number}"
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"source {where}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"source {where}: not JSON ({error.msg} at column {error.colno})") from None
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise UserError(f'source {where}: needs a string under "text", as in {{"text": "...", "id": "..."}}')
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f'source {where}: "text" has half a surrogate pair at character {error.start}') from None
-        yield Part(_printable(str(record.get("id", f"{file.name}:{number}"))), text)
+        if not stat.S_ISREG(_mode(path)):
+            ours.append((name, "of pipes and devices"))
+            continue
+        _check_readable(path)
+        found.append((path.is_symlink(), name, path, kind))
+    files: list[SourceFile] = []
+    seen: set[Path] = set()
+    for _, name, path, kind in sorted(found):  # a file itself goes before links to it
+        resolved = path.resolve()
+        if resolved in seen:
+            ours.append((name, _AGAIN))
+        else:
+            files.append(SourceFile(path, name, kind, printable(str(path))))
+            seen.add(resolved)
+    left_out += sorted(ours)
+    if not files:
+        suffixes = ", ".join(KINDS)
+        there = f"; it holds {_files([name for name, _ in ours])} of other kinds ({_some(sorted(n for n, _ in ours))})"
+        raise UserError(
+            f"source {source}: no {suffixes} or idx file (or packed, as .gz) in this directory{there if ours else ''}"
+        )
+    return sorted(files, key=lambda file: file.name)
 
 
-def _printable(name: str) -> str:
-    """A name that can be stored as UTF-8, whatever bytes a file's name or escapes an id is made of."""
-    return name.encode("utf-8", errors="replace").decode("utf-8")
+def _walk(source: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[Path, str]]:
+    """What is in a directory and those below it, each directory once: first its own, then what its links lead to."""
+    seen: set[tuple[int, int]] = set()
+    linked = [("", source)]
+    while linked:
+        waiting, linked = sorted(linked, reverse=True), []
+        while waiting:
+            prefix, folder = waiting.pop()
+            try:
+                status = folder.stat()
+                if (status.st_dev, status.st_ino) in seen:
+                    left_out.append((printable(prefix), _AGAIN))
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                with os.scandir(folder) as entries:
+                    content = [(entry, entry.is_dir(), entry.is_symlink()) for entry in entries]
+            except OSError as error:
+                mend = "make it readable, or name other sources"
+                raise UserError(f"source {folder}: cannot be read ({error.strerror or error}); {mend}") from None
+            inside = {entry.name for entry, _, _ in content}
+            if MARKER in inside or {MANIFEST_FILE, COLUMNS_FILE} <= inside:
+                left_out.append((printable(prefix) or "./", "of data sets"))
+                continue
+            for entry, is_folder, is_link in content:
+                name = printable(prefix + entry.name)
+                if entry.name.startswith("."):
+                    left_out.append((name, "hidden"))
+                elif is_folder:
+                    (linked if is_link else waiting).append((f"{prefix}{entry.name}/", Path(entry.path)))
+                else:
+                    yield Path(entry.path), name
+
+
+def _files(names: Sequence[str]) -> str:
+    return f"{len(names):,} file{'s' * (len(names) != 1)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and whether there are more."""
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")

@@ -3,17 +3,18 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from data_pipeline.sources import Part, SourceFile, read_parts
+from data_pipeline.records import Corpus, Part
 
 Progress = Callable[[str, int, int], None]
-"""Called as `progress(stage, documents, text_bytes)` after each document; `stage` is "reading" or "writing"."""
+"""Called as `progress(stage, documents, text_bytes)`: after each document in the stages "reading" and "writing", now
+and then in the stages "receiving" (from a pipe) and "training" (a tokenizer)."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Scan:
             return cls(columns["hashes"], columns["sizes"])
 
 
-def numbered_parts(files: Sequence[SourceFile]) -> Iterator[tuple[int, Part]]:
+def numbered_parts(corpus: Corpus) -> Iterator[tuple[int, Part]]:
     """All parts with the number of their document among those that have text; an empty document has -1."""
     ordinal, inside = -1, False
-    for part in read_parts(files):
+    for part in corpus.parts():
         if not inside and not part.content:
             yield -1, part
             continue
@@ -48,11 +49,25 @@ def numbered_parts(files: Sequence[SourceFile]) -> Iterator[tuple[int, Part]]:
         yield ordinal, part
 
 
-def scan(files: Sequence[SourceFile], progress: Progress | None) -> Scan:
+def summed_parts(corpus: Corpus) -> Iterator[tuple[int, Part, str]]:
+    """`numbered_parts`, a document's last one with a digest of the names and texts of all documents up to it.
+
+    So a later build knows whether the sources still begin with the documents that an earlier one has written.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for ordinal, part in numbered_parts(corpus):
+        if ordinal >= 0:
+            digest.update(part.content if isinstance(part.content, bytes) else part.content.encode("utf-8"))
+            if part.last:
+                digest.update(b"\xff" + part.name.encode("utf-8") + b"\xff")  # a byte that is in no UTF-8
+        yield ordinal, part, digest.hexdigest() if part.last else ""
+
+
+def scan(corpus: Corpus, progress: Progress | None) -> Scan:
     """Reads all sources once."""
     hashes, sizes, total = [], [], 0
     digest, size = hashlib.blake2b(digest_size=8), 0
-    for ordinal, part in numbered_parts(files):
+    for ordinal, part in numbered_parts(corpus):
         if ordinal < 0:
             continue
         content = part.content if isinstance(part.content, bytes) else part.content.encode("utf-8")

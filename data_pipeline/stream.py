@@ -135,6 +135,16 @@ class SegmentStream:
         self._plan.load_state_dict(saved)
         self._delivered = self._plan.state
 
+    def start_over(self, step: int) -> None:
+        """Begins at the beginning, whatever was delivered, but counts rollouts on: `step` of other data came before.
+
+        `carry_sources` then tells that no lane has a carry.
+        """
+        self._stop(None)
+        self._plan = self.settings.plan(self.index)
+        self._plan.begin_after(step)
+        self._delivered = self._plan.state
+
     def close(self) -> None:
         """Ends the reading thread and closes the shards; no more batches come until a state is loaded."""
         self._stop(StopIteration())

@@ -9,7 +9,10 @@ in a document, the model puts it in front of a document itself.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +20,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.background import Background
 from data_pipeline.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 START_TOKEN = "<|start|>"
 # How `tokenizers`' ByteLevel(use_regex=True) cuts text into words before merging, for tiktoken's engine.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The same with an end to words: text without blanks (Chinese, genomes, base64) would be one word, and to merge in a
+# word takes time that grows with its length. Hardly a word in a language with blanks is longer; from 64 on, tiktoken's
+# regular expressions are half as fast.
+BOUNDED_PATTERN = GPT2_PATTERN.replace("+", "{1,48}")
+
+_BLANK_AFTER_WORD = re.compile(r"(?<=\S)[ \n]")
+_SEARCHED_CHARACTERS = 1 << 16
+_MUCH_TEXT = 1 << 20  # characters; so much is tokenized whole without a thought
+_SEEN_AHEAD = 4  # characters after a word that say where it ends: those of the longest contraction, and one more
+_TICK_SECONDS = 0.5
 
 TokenIds = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -118,7 +132,7 @@ class ByteTokenizer(ByteLevelTokenizer):
 
     def __init__(self) -> None:
         table = [bytes([value]) for value in range(256)]
-        super().__init__(_file_text(table, merges=[]), table)
+        super().__init__(_file_text(table, [], PRE_TOKENIZER), table)
 
     def encode(self, text: str) -> TokenIds:
         """The bytes of the text's UTF-8, as uint16."""
@@ -138,15 +152,21 @@ class BPETokenizer(ByteLevelTokenizer):
     """Byte-level BPE; ids equal those of `tokenizers` for the same file, found by tiktoken's faster engine.
 
     The engine releases the interpreter's lock while it works, so threads encode in parallel.
+
+    Args:
+        file_text: The tokenizer's file.
+        table: Bytes of each id, without the start token.
+        pattern: How text is cut into words: `BOUNDED_PATTERN`, or `GPT2_PATTERN` in older files.
     """
 
-    def __init__(self, file_text: str, table: Sequence[bytes]) -> None:
+    def __init__(self, file_text: str, table: Sequence[bytes], pattern: str = BOUNDED_PATTERN) -> None:
         import tiktoken
 
         super().__init__(file_text, table)
+        self._pattern = pattern
         self._engine = tiktoken.Encoding(
             name="memformer-bpe",
-            pat_str=GPT2_PATTERN,
+            pat_str=pattern,
             mergeable_ranks={piece: rank for rank, piece in enumerate(table)},
             special_tokens={START_TOKEN: len(table)},
             explicit_n_vocab=len(table) + 1,
@@ -161,11 +181,30 @@ class BPETokenizer(ByteLevelTokenizer):
         return ids.astype(np.uint16) if self.vocab_size <= 1 << 16 else ids.astype(np.uint32)
 
     def safe_cut(self, text: str) -> int:
-        """Before a blank or line end that follows something else: no word of `GPT2_PATTERN` reaches over that."""
-        for place in range(len(text) - 1, 0, -1):
-            if text[place] in " \n" and not text[place - 1].isspace():
-                return place
-        return 0
+        """Before a blank or line end that follows something else, which no word reaches over; where there is none in
+        much text, behind a word, if words have an end. The text must begin where a word does."""
+        end = len(text)
+        while end > 0:
+            start = max(end - _SEARCHED_CHARACTERS, 0)
+            places = [match.start() for match in _BLANK_AFTER_WORD.finditer(text, start, end)]
+            if places:
+                break
+            end = start
+        cut = places[-1] if end > 0 else 0
+        if len(text) - cut < _MUCH_TEXT or self._pattern != BOUNDED_PATTERN:
+            return cut
+        last = cut
+        for word in self._words.finditer(text, cut):
+            if word.end() > len(text) - _SEEN_AHEAD:
+                break  # what follows the text might belong to this word
+            last = word.end()
+        return last
+
+    @cached_property
+    def _words(self) -> Any:
+        import regex  # tiktoken needs it too
+
+        return regex.compile(self._pattern)
 
     @cached_property
     def _reference(self) -> Any:
@@ -177,13 +216,16 @@ class BPETokenizer(ByteLevelTokenizer):
         return reference
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, progress: Callable[[str, int, int], None] | None = None
+) -> BPETokenizer:
     """Trains byte-level BPE on texts; the same texts in the same order give the same file.
 
     Args:
         texts: The training texts, one a document.
         vocab_size: Ids wanted in all: 256 bytes, the merges, and the start token. A text with too few distinct
             pairs gives fewer; the tokenizer's own `vocab_size` is what counts.
+        progress: Called now and then as `progress("training", texts, characters)`, with what was read so far.
 
     Raises:
         UserError: `vocab_size` leaves no room for a merge.
@@ -192,20 +234,51 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
         raise UserError(
             f"train-bpe:{vocab_size}: the vocabulary holds 256 bytes and a start token; ask for 258 or more"
         )
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trained
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(BOUNDED_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     trained.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trained.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    read = [0, 0]
+    left = threading.Event()
+
+    def counted() -> Iterator[str]:
+        for text in texts:
+            read[0] += 1
+            read[1] += len(text)
+            if left.is_set():
+                return
+            yield text
+
+    # In a thread, since the library gives no sign until it has done all, and hears none: this one tells how far it is,
+    # and ends at once when a person interrupts it.
+    thread = Background(1, "train-bpe")
+    try:
+        done = thread.submit(lambda: trained.train_from_iterator(counted(), trainer))
+        while not wait([done], _TICK_SECONDS).done:
+            if progress:
+                progress("training", *read)
+        done.result()
+    except BaseException:
+        left.set()
+        wait([done], _TICK_SECONDS)  # it must not ask for texts while the interpreter ends
+        raise
+    finally:
+        thread.close()
+    if progress:
+        progress("training", *read)
     model = json.loads(trained.to_str())["model"]
     table = _table_of(model["vocab"])
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    return BPETokenizer(_file_text(table, merges), table)
+    return BPETokenizer(_file_text(table, merges, BOUNDED_PRE_TOKENIZER), table)
 
 
 def read_tokenizer_file(path: str | Path, mend: str) -> tuple[Path, str, Any]:
@@ -222,7 +295,7 @@ def read_tokenizer_file(path: str | Path, mend: str) -> tuple[Path, str, Any]:
         return file, text, json.loads(text)
     except FileNotFoundError:
         raise UserError(f"no tokenizer at {file}; {mend}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the tokenizer {file}: {error}") from None
 
 
@@ -236,20 +309,22 @@ def own_tokenizer(file: Path, text: str, content: Any) -> ByteTokenizer | BPETok
         table = _table_of(content["model"]["vocab"])
         added = content["added_tokens"]
         merges = content["model"]["merges"]
-        ours = (
-            content["pre_tokenizer"] == PRE_TOKENIZER
-            and [(token["id"], token["content"]) for token in added] == [(len(table), START_TOKEN)]
-            and len(table) >= 256
-        )
+        pattern = _PATTERNS.get(json.dumps(content["pre_tokenizer"], sort_keys=True))
+        starts = [(token["id"], token["content"]) for token in added] == [(len(table), START_TOKEN)]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} is not a tokenizer file of this project ({type(error).__name__}: {error})") from None
-    if not ours:
+    if pattern is None or not starts or len(table) < 256:
         raise UserError(f"{file} is a tokenizer of another kind; give one made by `memformer data build`")
     if not merges:
         tokenizer = ByteTokenizer()
         if tokenizer.sha256 == hashlib.sha256(text.encode("utf-8")).hexdigest():
             return tokenizer
-    return BPETokenizer(text, table)
+    return BPETokenizer(text, table, pattern)
+
+
+def has_own_words(content: Any) -> bool:
+    """Whether a `tokenizer.json` cuts text into words as the files of this project do."""
+    return isinstance(content, dict) and json.dumps(content.get("pre_tokenizer"), sort_keys=True) in _PATTERNS
 
 
 def _printable_bytes() -> dict[int, str]:
@@ -261,7 +336,19 @@ def _printable_bytes() -> dict[int, str]:
 
 _TO_CHARACTER = _printable_bytes()
 TO_BYTE = {character: value for value, character in _TO_CHARACTER.items()}
-PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+PRE_TOKENIZER: dict[str, Any] = {**_BYTE_LEVEL, "use_regex": True}  # of bytes, and of older files
+BOUNDED_PRE_TOKENIZER: dict[str, Any] = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": BOUNDED_PATTERN}, "behavior": "Isolated", "invert": False},
+        {**_BYTE_LEVEL, "use_regex": False},
+    ],
+}
+_PATTERNS = {
+    json.dumps(PRE_TOKENIZER, sort_keys=True): GPT2_PATTERN,
+    json.dumps(BOUNDED_PRE_TOKENIZER, sort_keys=True): BOUNDED_PATTERN,
+}
 
 
 def _table_of(vocab: dict[str, int]) -> list[bytes]:
@@ -274,7 +361,7 @@ def _table_of(vocab: dict[str, int]) -> list[bytes]:
     return table
 
 
-def _file_text(table: Sequence[bytes], merges: Iterable[tuple[Any, ...]]) -> str:
+def _file_text(table: Sequence[bytes], merges: Iterable[tuple[Any, ...]], pre_tokenizer: dict[str, Any]) -> str:
     """The tokenizer file in the layout of `tokenizers`; a fixed order of keys makes its bytes reproducible."""
     vocab = {"".join(_TO_CHARACTER[value] for value in piece): token_id for token_id, piece in enumerate(table)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -284,7 +371,7 @@ def _file_text(table: Sequence[bytes], merges: Iterable[tuple[Any, ...]]) -> str
         "padding": None,
         "added_tokens": [{"id": len(table), "content": START_TOKEN, **flags}],
         "normalizer": None,
-        "pre_tokenizer": PRE_TOKENIZER,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": PRE_TOKENIZER,
         "model": {

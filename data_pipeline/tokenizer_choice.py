@@ -7,10 +7,10 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.hf_tokenizer import HFTokenizer, import_tokenizer
 from data_pipeline.tokenizer import (
-    PRE_TOKENIZER,
     START_TOKEN,
     ByteTokenizer,
     Tokenizer,
+    has_own_words,
     own_tokenizer,
     read_tokenizer_file,
 )
@@ -59,7 +59,7 @@ def training_vocab_size(spec: str) -> int | None:
 
 def _is_foreign(content: Any) -> bool:
     """Whether a file has this project's start token added to a tokenizer of other make."""
-    if not isinstance(content, dict) or content.get("pre_tokenizer") == PRE_TOKENIZER:
+    if not isinstance(content, dict) or has_own_words(content):
         return False
     added = content.get("added_tokens")
     return isinstance(added, list) and any(isinstance(t, dict) and t.get("content") == START_TOKEN for t in added)

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage. Subcommands are imported only when th
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -60,6 +61,8 @@ def command(name: str) -> tuple[ModuleType, OneLineParser]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `memformer ARGV...` and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that a terminal cannot show are spelled out, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("usage: memformer COMMAND ...   (memformer COMMAND --help tells its options)\n")

@@ -2,9 +2,8 @@
 """What the commands on exported models share: opening one, with its tokenizer, on a device."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 
@@ -43,7 +42,7 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
     import torch
 
     from data_pipeline import load_tokenizer
-    from memformer import load_model
+    from memformer.models.loading import load_model, read_description
 
     name = arguments.device
     if name == "auto":
@@ -55,19 +54,13 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
         raise UserError(f"--device {name}: there is no such device here: use --device cpu") from None
     try:
         model = load_model(path, device, torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise UserError(str(error).strip("'")) from None
-    except Exception as error:  # safetensors raises a class of its own for a file that it cannot read
-        if type(error).__module__.partition(".")[0] != "safetensors" and "afetensor" not in type(error).__name__:
-            raise
-        raise UserError(f"{path / 'model.safetensors'}: cannot be read ({error}): export the model again") from None
+        description = read_description(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from None
+    mend = "export the model again, or copy the tokenizer.json of the data set that it was trained on"
+    if not (path / "tokenizer.json").exists():
+        raise UserError(f"{path / 'tokenizer.json'}: is missing: {mend}")
     tokenizer = load_tokenizer(path)
-    expected = describe(path).get("tokenizer_sha256")
-    if tokenizer.sha256 != expected:
-        raise UserError(f"{path / 'tokenizer.json'}: is not the model's tokenizer: export the model again")
+    if tokenizer.sha256 != description.get("tokenizer_sha256"):
+        raise UserError(f"{path / 'tokenizer.json'}: is not the model's tokenizer: {mend}")
     return model, tokenizer
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """The model's config.json."""
-    return json.loads((path / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]

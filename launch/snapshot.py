@@ -1,13 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Keeps the code and the configuration of a run with it: what is edited later does not change a job that waits.
 
-RUN/code/        the project's packages as they are now, COMMIT, uncommitted.diff
+RUN/code/        the project's packages as they are now, COMMIT, uncommitted.diff; `python RUN/code` is their command
 RUN/submit.yaml  the configuration with everything it extends and every setting of the command line
 """
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -16,6 +16,13 @@ from data_pipeline.errors import UserError
 from memformer.config.schema import Config, load_config
 
 PACKAGES = ("data_pipeline", "memformer", "launch")
+# Python puts the directory that it runs first in its search path, before the checkout in which a job may start.
+_MAIN = """import sys
+
+from launch.cli import main
+
+sys.exit(main())
+"""
 PLACEHOLDER = "{array}"
 """Stands for the array's index in a setting."""
 
@@ -38,22 +45,33 @@ def snapshot_code(destination: Path) -> str:
     fresh.mkdir(parents=True)
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, "slurm")
     if listed:
-        for name in filter(None, listed.split("\0")):
-            if (root / name).is_file():  # not one that was deleted and not yet committed
-                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / name, fresh / name)
+        _copy(root, filter(None, listed.split("\0")), fresh)
         commit, changes = (_git(root, "rev-parse", "HEAD") or "unknown").strip(), _git(root, "diff", "--binary", "HEAD")
         (fresh / "COMMIT").write_text(commit + "\n")
         (fresh / "uncommitted.diff").write_text("git did not tell\n" if changes is None else changes)
         uncommitted = ", git did not tell what is uncommitted" if changes is None else " with uncommitted changes"
         said = f"commit {commit[:12]}{uncommitted if changes != '' else ''}"
     else:
-        for name in PACKAGES:
-            shutil.copytree(root / name, fresh / name, ignore=shutil.ignore_patterns("__pycache__"))
+        found = (path for name in PACKAGES for path in (root / name).rglob("*") if "__pycache__" not in path.parts)
+        _copy(root, (str(path.relative_to(root)) for path in found), fresh)
         said = f"the package installed in {root}"
+    (fresh / "__main__.py").write_text(_MAIN)
     shutil.rmtree(destination, ignore_errors=True)
     fresh.rename(destination)
     return said
+
+
+def snapshot_command(code: Path, python: str) -> list[str]:
+    """The command that runs a copy's `memformer`, whatever the directory in which it is started holds."""
+    return [python, str(code)]
+
+
+def _copy(root: Path, names: Iterable[str], destination: Path) -> None:
+    """Copies files as new ones, which the umask applies to; a name may be that of a folder, or of nothing any more."""
+    for name in names:
+        if (root / name).is_file():
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, destination / name)
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -1,9 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Training runs that wait for a test, wherever the machine: the test says at which step, acts, and lets them go on.
 
-`held_python` makes a stand-in for Python. The project's command, started by it, starts its ranks by it too; these stand
-still after the step in the file RUN/hold, in the moment in which ranks look whether they are asked to stop, until they
-are, or the file says a later step, or is gone. Everything else that it is asked to run is run by Python itself.
+`held_python` makes a stand-in for Python. The project's command, started by it (as a module, or as the copy that a job
+runs), starts its ranks by it too; these stand still after the step in the file RUN/hold, in the moment in which ranks
+look whether they are asked to stop, until they are, or the file says a later step, or is gone. Everything else that it
+is asked to run is run by Python itself.
 """
 
 import os
@@ -41,11 +42,16 @@ def release(run: Path) -> None:
 
 def main(stand_in: str, arguments: list[str]) -> None:
     """Runs the project's command with ranks that wait, or replaces this process by Python."""
-    if arguments[:2] != COMMAND:
+    copy = Path(arguments[0], "__main__.py").is_file()
+    if arguments[:2] != COMMAND and not copy:
         os.execv(sys.executable, [sys.executable, *arguments])
+    sys.path[0] = arguments[0] if copy else os.getcwd()  # as Python itself does
     wait_for_the_test()
-    sys.executable, sys.argv = stand_in, arguments[1:]
-    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    sys.executable, sys.argv = stand_in, arguments[0 if copy else 1 :]
+    if copy:
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 
 def wait_for_the_test() -> None:
@@ -76,5 +82,4 @@ def must_wait(run: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.path[0] = os.getcwd()  # as for `python -m`
     main(sys.argv[1], sys.argv[2:])

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,15 +24,18 @@ from data_pipeline import (
     trace_rows,
 )
 from data_pipeline.adopt import adopt_mds
+from data_pipeline.build import ON_BAD_RECORD
 from data_pipeline.document_order import Order
 from data_pipeline.far import default_cache, is_address
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.shards import WRITERS
+from data_pipeline.sources import Survey
 from data_pipeline.verify import verify_dataset
 
 _MOST_DEFAULT_WORKERS = 8
 _FAULTS_SHOWN = 20
 _BAR_WIDTH = 40
+_FIRST_LOG_SECONDS, _LOG_SECONDS = 15.0, 60.0  # a build that is quick leaves no trace of its progress in a log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +66,10 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="text file (one document), .jsonl (a document a line: text, and id if you like), .parquet (columns text, "
-        "id), idx images (a document an image, a token a pixel), all but Parquet also as .gz or .zst, or a directory, "
-        "searched for .txt, .md, .jsonl, .parquet and idx files",
+        help=".txt or .md (one document), .jsonl, .ndjson or .json (a document a record: text, and id if you like), "
+        ".parquet (columns text, id), idx images (a document an image, a token a pixel), all but Parquet also packed "
+        "(.gz, .bz2, .xz, .zst); a file of another name or a pipe (- is standard input), told by its content; or a "
+        "directory, searched for files of these names, through links too",
     )
     _add_required(parser, "--out", metavar="DIR", help="directory to make")
     add("--format", choices=list(WRITERS), default="webdataset", help="storage format of the shards")
@@ -94,6 +98,19 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=256.0,
         help="text that a BPE is trained on at most, in 10^6 bytes; of more text a sample is taken",
+    )
+    add("--text-key", metavar="KEY", default="text", help="key (JSON) or column (Parquet) of the text")
+    add(
+        "--id-key",
+        metavar="KEY",
+        default=argparse.SUPPRESS,
+        help="key or column of the documents' names (default: id, in records that have one)",
+    )
+    add(
+        "--on-bad-record",
+        choices=ON_BAD_RECORD,
+        default="stop",
+        help="at a record that cannot be read: stop, keeping finished shards for the next try, or skip it and count it",
     )
     add("--overwrite", action="store_true", help="replace a data set in DIR when the new one is complete")
     _add_json(parser)
@@ -164,7 +181,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
-    progress = _BuildProgress() if sys.stderr.isatty() else None
+    progress = _BuildProgress(sys.stderr.isatty())
+
+    def tell(sources: Survey) -> None:
+        progress.end()
+        print("\n".join(sources.lines()), flush=True)
+
     try:
         report = build_dataset(
             arguments.sources,
@@ -175,29 +197,41 @@ def _build(arguments: argparse.Namespace) -> int:
             shard_megabytes=arguments.shard_megabytes,
             validation_fraction=arguments.validation_fraction,
             bpe_training_megabytes=arguments.bpe_training_megabytes,
+            text_key=arguments.text_key,
+            id_key=arguments.id_key if "id_key" in arguments else None,
+            on_bad_record=arguments.on_bad_record,
             overwrite=arguments.overwrite,
             progress=progress,
+            told=tell,
         )
     finally:
-        if progress:
-            progress.end()
+        progress.end()
     for path, manifest in report.manifests.items():
         print(
             f"{path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of "
             f"text, {len(manifest.shards)} shards"
         )
     if report.resumed_documents:
-        print(f"went on from a killed build, which had written {report.resumed_documents:,} documents")
+        print(f"went on from an unfinished build, which had written {report.resumed_documents:,} documents")
     if report.dropped_documents:
         print(f"{report.dropped_documents:,} documents without text were left out")
+    if report.bad_records:
+        print(_bad_records(report.bad_records, report.bad_record_places))
     wanted = arguments.tokenizer.partition("train-bpe:")[2]
     if wanted and int(wanted) != report.vocab_size:
         print(f"the text gave {report.vocab_size:,} ids of the {int(wanted):,} asked for")
     if arguments.json:
         result = _summary(Path(arguments.out), {path: _counts(found) for path, found in report.manifests.items()})
         result |= {"dropped_documents": report.dropped_documents, "vocab_size": report.vocab_size}
+        result |= {"sources": report.sources.to_json(), "bad_records": report.bad_records}
+        result |= {"bad_record_places": report.bad_record_places}
         print(json.dumps(result | {"seconds": round(time.monotonic() - began, 3)}))
     return 0
+
+
+def _bad_records(count: int, places: Sequence[str]) -> str:
+    more = f"; and {count - len(places):,} more" if count > len(places) else ""
+    return f"{count:,} bad record{'s' * (count != 1)} left out: {'; '.join(places)}{more}"
 
 
 def _adopt(arguments: argparse.Namespace) -> int:
@@ -277,6 +311,7 @@ def _facts(index: DocumentIndex, segment_length: int) -> dict[str, Any]:
         "vocab_size": manifest.vocab_size,
         "token_bits": 8 * index.token_dtype.itemsize,
         "dropped_documents": manifest.dropped_documents,
+        "bad_records": manifest.settings.get("bad_records", 0),
         "segment_length": segment_length,
         "padding_share": round(index.padding_share(segment_length), 6),
         "shortest": int(lengths.min()),
@@ -295,6 +330,8 @@ def _print_facts(path: str, facts: dict[str, Any]) -> None:
         "padding": f"{facts['padding_share']:.2%} of the positions at {facts['segment_length']} tokens a segment",
         "lengths": f"{facts['shortest']:,} to {facts['longest']:,} tokens, median {facts['median']:,.0f}",
     }
+    if facts["bad_records"]:
+        rows["left out"] = f"{facts['bad_records']:,} records that could not be read (the first in the manifest)"
     print(path)
     for name, value in rows.items():
         print(f"  {name:<10} {value}")
@@ -370,7 +407,7 @@ def _read_state(file: Path) -> dict[str, Any]:
         state = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--state-in {file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--state-in {file}: not JSON ({error}); give a file written by --state-out") from None
     if isinstance(state, dict) and isinstance(state.get("data"), dict):
         state = state["data"]  # of a checkpoint
@@ -380,18 +417,26 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 class _BuildProgress:
-    """One line on stderr that counts documents and bytes; for a person at a terminal."""
+    """One line on stderr that counts documents and bytes, for a person at a terminal; in a log, one now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: bool) -> None:
+        self._terminal = terminal
         self._began = self._shown = time.monotonic()
+        self._pause = 0.2 if terminal else _FIRST_LOG_SECONDS
 
     def __call__(self, stage: str, documents: int, text_bytes: int) -> None:
         now = time.monotonic()
-        if now - self._shown > 0.2:
-            self._shown = now
-            line = f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {now - self._began:.0f} s"
+        if now - self._shown < self._pause:
+            return
+        self._shown = now
+        line = f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {now - self._began:.0f} s"
+        if self._terminal:
             print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
+        else:
+            self._pause = _LOG_SECONDS
+            print(line, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Wipes the line."""
-        print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)
+        if self._terminal:
+            print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)

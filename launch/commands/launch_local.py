@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configuration, then starts the ranks; returns the exit code of the whole."""
+    from launch.acceptance import check_resume, open_data
     from memformer.config.schema import load_config  # pydantic takes a moment, and --help needs none of it
     from memformer.config.topology import replicas_of
 
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"logs: {log_dir}/rank-00000.log ... rank-{nproc - 1:05d}.log")
         return 0
     before = refuse_busy(run)
+    check_resume(config, getattr(arguments, "resume", "auto"), open_data(config))
     port = os.environ.get("MASTER_PORT", "")
     return launch_processes(
         command,

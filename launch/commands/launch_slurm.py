@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks everything, writes the script, submits it, tells what to type next."""
     from launch import slurm_client
+    from launch.acceptance import check_resume, open_data_if_here
     from launch.snapshot import read_settings, snapshot_code, write_config
     from memformer.config.topology import replicas_of
     from memformer.run.directory import RunDirectory
@@ -87,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_second_job(directory, slurm_client)
     for each in (directory, *sorted(directory.glob("array-*"))):
         refuse_busy(RunDirectory(each))
+    if not options.array:
+        check_resume(config, "auto", open_data_if_here(config))
     is_new, jobs = not directory.exists(), list[str]()
     try:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         copied = snapshot_code(directory / "code")
         script = directory / "submit.sbatch"
         script.write_text(text, encoding="utf-8")
-        script.chmod(0o755)
+        script.chmod(script.stat().st_mode | (script.stat().st_mode & 0o444) >> 2)  # to be run by whoever may read it
         for link in range(arguments.time_chain or 1):
             after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
             jobs.append(slurm_client.submit(script, f"{name}-{link + 1}" if arguments.time_chain else name, after))
@@ -115,12 +118,13 @@ def job_script(
 ) -> str:
     """The text of the job script."""
     from launch.slurm_script import TEMPLATES, container_flags, header, render
+    from launch.snapshot import snapshot_command
 
     here = Path.cwd()
     python = getattr(arguments, "python", "python3" if options.container_image else sys.executable)
     requeue = arguments.time_chain is None
     settings: dict[str, Any] = {
-        "MEMFORMER": ["env", f"PYTHONPATH={directory / 'code'}", python, "-m", "launch.cli"],
+        "MEMFORMER": snapshot_command(directory / "code", python),
         "TRAIN": [str(directory / "submit.yaml"), *varying],
         "RUN_DIR": str(directory),
         "LAST_STEP": last_step,

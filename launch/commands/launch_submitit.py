@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configurations, submits, and waits if asked to."""
     from launch import slurm_client
+    from launch.acceptance import check_resume, open_data_if_here
     from launch.commands.launch_local import refuse_busy
     from launch.commands.launch_slurm import describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             slurm_client.refuse_without_slurm()
             refuse_second_job(directory, slurm_client)
         refuse_busy(RunDirectory(directory))
+        check_resume(config, "auto", open_data_if_here(config))
     new = [directory for directory in directories if not directory.exists()]
     functions = []
     for config, directory in zip(configs, directories, strict=True):
@@ -103,10 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def training_job(directory: Path, options: SlurmOptions) -> Any:
     """What submitit runs in each task."""
+    from launch.snapshot import snapshot_command
     from launch.submitit_job import TrainingJob
 
-    train = [sys.executable, "-m", "launch.cli", "train", str(directory / "submit.yaml"), "--resume", "auto"]
-    command = ["env", f"PYTHONPATH={directory / 'code'}", *train]
+    train = ["train", str(directory / "submit.yaml"), "--resume", "auto"]
+    command = [*snapshot_command(directory / "code", sys.executable), *train]
     return TrainingJob(command, directory, options.max_failures, max(10, options.warning_seconds - 30))
 
 

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     with leaving_at_a_key_press():
         config = load_config(arguments.config, arguments.overrides)
         hold_back()
-        check(config)
+        check(config, arguments.resume)
         from memformer.training.trainer import train
 
     make_outputs_patient()
@@ -66,27 +66,26 @@ def leaving_at_a_key_press() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def check(config: Config) -> None:
+def check(config: Config, resume: str) -> None:
     """What `train` refuses as well, but seconds later, after its imports.
 
     Raises:
-        UserError: The environment, the number of processes or the data sets do not fit, or run_dir is in use.
+        UserError: The environment, the number of processes, the data sets or the checkpoint do not fit, or run_dir is
+            in use.
     """
-    from data_pipeline.far import is_address
     from launch import slurm_client
+    from launch.acceptance import check_resume, open_data
     from memformer.config.topology import replicas_of
     from memformer.processes.environment import prepare_environment
-    from memformer.run.data import TrainingData
     from memformer.run.directory import RunDirectory
     from memformer.run.lock import refuse_held
 
     prepare_environment()
-    sources = config.data.path if isinstance(config.data.path, list) else [config.data.path]
-    paths = [*(source if isinstance(source, str) else source.path for source in sources), config.data.eval_path or ""]
-    if not any(map(is_address, paths)):  # opening one at an address is no quick check
-        TrainingData.open(config.data).complete(config.model, config.data.segment_length)
+    data = open_data(config)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
     run = RunDirectory(config.run_dir)
     run.refuse_unwritable()
     if os.environ["RANK"] == "0":
         refuse_held(run, slurm_client.has_job_ended)
+    if os.environ["WORLD_SIZE"] == "1":  # of several, one looks and tells the others, once they have met
+        check_resume(config, resume, data)

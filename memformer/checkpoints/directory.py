@@ -6,14 +6,17 @@
     RUN/checkpoints/latest           the name of the newest complete one
 
 A checkpoint is written under a temporary name, synced, listed in a manifest of sizes and checksums, renamed, and only
-then named in `latest`. What has no manifest, or does not agree with it, is not a checkpoint.
+then named in `latest`. What has no manifest, or does not agree with it, cannot be used; but it is there all the same:
+nobody starts over because of it, and nothing that cannot be read is deleted. Files that no manifest names do not count.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,29 @@ from memformer.run.directory import RunDirectory, write_atomically
 FORMAT = 3  # of what is written: parameters may be cut by rows and columns
 _READABLE = (2, 3)
 _NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
+_STATE = {
+    **dict.fromkeys(("model", "parameters", "data"), dict),
+    **dict.fromkeys(("step", "tokens", "num_lanes", "world_size", "zero_stage"), int),
+    **dict.fromkeys(("tokenizer_sha256", "precision", "device"), str),
+    "probe_losses": list,
+}
+
+RANDOM = "random/"
+SPARE = (RANDOM, "tokenizer.json")
+"""What a run can go on without: torch's own random generators, and the tokenizer, which its data set has as well."""
 
 
 class CheckpointDamaged(UserError):
-    """A checkpoint that does not agree with its manifest."""
+    """A checkpoint that cannot be used as it is: damaged, incomplete, unreadable, or of another version's format."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, exit_code=1)
+
+
+def words(error: OSError) -> str:
+    """What went wrong, and with which file where that is known."""
+    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
 
 
 def step_directory(run: RunDirectory, step: int) -> Path:
@@ -45,17 +64,14 @@ def temporary_directory(run: RunDirectory, step: int) -> Path:
     return run.checkpoints / f".step-{step:08d}.partial"
 
 
-def relative_files(directory: Path) -> list[str]:
-    """Every file below a directory, by its path within it, sorted; the manifest itself left out."""
-    found = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != "manifest.json")
-
-
 def describe_file(directory: Path, name: str) -> dict[str, Any]:
     """Size and SHA-256 of a file, which is synced to disk as well."""
-    path = directory / name
+    sync(directory / name)
+    return _size_and_sum(directory / name)
+
+
+def _size_and_sum(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         digest, size = hashlib.sha256(), 0
         while block := file.read(1 << 20):
             digest.update(block)
@@ -77,12 +93,24 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
     write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for directory in {temporary, *((temporary / name).parent for name in files)}:
         sync(directory)
-    if final.exists():
-        shutil.rmtree(final)  # an older life wrote this step, and it was found damaged or is being repeated
+    if os.path.lexists(final):
+        set_aside(final)
     os.rename(temporary, final)
     sync(run.checkpoints)
     write_atomically(run.checkpoints / "latest", final.name + "\n")
     return final
+
+
+def set_aside(path: Path) -> Path:
+    """Makes room where a checkpoint, or what was one, has a name that is needed: renames it, and deletes nothing.
+
+    Returns:
+        Its new name, which no run takes for a checkpoint of its own. Renamed back, it is what it was.
+    """
+    number = 1
+    while os.path.lexists(target := path.with_name(f"{path.name}.set-aside-{number}")):
+        number += 1
+    return path.rename(target)
 
 
 def step_of(directory: Path) -> int:
@@ -98,10 +126,17 @@ def step_of(directory: Path) -> int:
 
 
 def candidates(run: RunDirectory) -> list[Path]:
-    """Directories named like checkpoints, newest first, complete or not."""
-    if not run.checkpoints.is_dir():
+    """What is named like a checkpoint, newest first, complete or not: also a link that leads nowhere.
+
+    Raises:
+        UserError: It cannot be known what there is.
+    """
+    try:
+        named = [path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name)]
+    except FileNotFoundError:
         return []
-    named = [path for path in run.checkpoints.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    except OSError as error:
+        raise UserError(f"{run.checkpoints}: cannot be listed ({error.strerror}): mend that", exit_code=1) from None
     return sorted(named, key=step_of, reverse=True)
 
 
@@ -112,12 +147,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         CheckpointDamaged: It is missing, unreadable, of another format, or names files outside the checkpoint.
     """
     path = directory / "manifest.json"
+    manifest = _read_json(path)
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, step, _ = manifest["format"], int(manifest["step"]), float(manifest["time"])
         names = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()]
-    except OSError as error:
-        raise CheckpointDamaged(f"{directory}: incomplete, no manifest.json ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
     if version not in _READABLE:
@@ -132,13 +165,35 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(content)
+    except (FileNotFoundError, NotADirectoryError):
+        directory = path.parent
+        if directory.is_symlink() and not os.path.exists(directory):
+            raise CheckpointDamaged(f"{directory}: is a link to {os.readlink(directory)}, which is not there") from None
+        raise CheckpointDamaged(f"{directory}: incomplete, no {path.name}") from None
+    except OSError as error:
+        raise CheckpointDamaged(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise CheckpointDamaged(f"{path}: is not JSON as a checkpoint has it") from None
+    return content
+
+
 def _own_checksum(manifest: dict[str, Any]) -> str:
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def verify(directory: Path) -> dict[str, Any]:
-    """Checks every file of a checkpoint against its manifest, by size and SHA-256.
+def verify(directory: Path, spare: tuple[str, ...] = SPARE, sums: bool = True) -> dict[str, Any]:
+    """Checks the files of a checkpoint against its manifest. Files that it does not name are no concern of it.
+
+    Args:
+        directory: The checkpoint.
+        spare: Beginnings of the names of files that may be missing or damaged: see `lost`.
+        sums: Whether to read every file for its SHA-256; without, sizes alone are compared, which costs nothing.
 
     Returns:
         The manifest.
@@ -147,26 +202,45 @@ def verify(directory: Path) -> dict[str, Any]:
         CheckpointDamaged: Names the first file that is missing or differs.
     """
     manifest = read_manifest(directory)
-    stranger = next((name for name in relative_files(directory) if name not in manifest["files"]), None)
-    if stranger is not None:
-        raise CheckpointDamaged(f"{directory / stranger}: is not in the manifest")
     for name, entry in manifest["files"].items():
-        file = directory / name
-        if not file.is_file():
-            raise CheckpointDamaged(f"{file}: is missing")
-        if file.stat().st_size != entry["bytes"]:
-            raise CheckpointDamaged(f"{file}: has {file.stat().st_size} bytes, not {entry['bytes']}")
-        if describe_file(directory, name)["sha256"] != entry["sha256"]:
-            raise CheckpointDamaged(f"{file}: its content changed (SHA-256 differs)")
+        flaw = None if name.startswith(spare) else _flaw(directory / name, entry, sums)
+        if flaw is not None:
+            raise CheckpointDamaged(flaw)
+    read_state(directory)
     return manifest
 
 
-def newest_complete(run: RunDirectory) -> tuple[Path | None, list[str]]:
+def lost(directory: Path, spare: tuple[str, ...] = SPARE) -> list[str]:
+    """A line for each of the spare files of a verified checkpoint that is missing or damaged."""
+    entries = {name: entry for name, entry in read_manifest(directory)["files"].items() if name.startswith(spare)}
+    flaws = (_flaw(directory / name, entry, sums=True) for name, entry in entries.items())
+    return [flaw for flaw in flaws if flaw is not None]
+
+
+def _flaw(file: Path, entry: dict[str, Any], sums: bool) -> str | None:
+    """What is wrong with a file, or None."""
+    try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{file}: is no file"
+        if found.st_size != entry["bytes"]:
+            return f"{file}: has {found.st_size} bytes, not {entry['bytes']}"
+        changed = sums and _size_and_sum(file)["sha256"] != entry["sha256"]
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{file}: is missing"
+    except OSError as error:
+        return f"{file}: cannot be read ({error.strerror})"
+    return f"{file}: its content changed (SHA-256 differs)" if changed else None
+
+
+def newest_complete(
+    run: RunDirectory, spare: tuple[str, ...] = SPARE, sums: bool = True
+) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     skipped: list[str] = []
     for directory in candidates(run):
         try:
-            verify(directory)
+            verify(directory, spare, sums)
             return directory, skipped
         except CheckpointDamaged as damage:
             skipped.append(str(damage))
@@ -180,7 +254,7 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
         UserError: It is no directory, or neither a checkpoint nor a run that has one.
     """
     given = Path(path)
-    if not given.is_dir():
+    if not os.path.isdir(given):
         raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
     if not _NAME.fullmatch(given.name) and not candidates(RunDirectory(given)):
         raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
@@ -197,52 +271,67 @@ def refuse_full(out: str | os.PathLike[str]) -> None:
         raise UserError(f"--out {target}: exists and is not empty: choose another directory")
 
 
-def locate(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint that a user means by a run directory (its newest complete one) or a checkpoint directory.
+def locate(path: str | os.PathLike[str], spare: tuple[str, ...] = SPARE, sums: bool = True) -> Path:
+    """The checkpoint that a user means by a run directory (its newest one) or a checkpoint directory.
+
+    Args:
+        path: The run or checkpoint.
+        spare: As in `verify`.
+        sums: As in `verify`.
 
     Raises:
         UserError: There is none.
-        CheckpointDamaged: The one that was named does not verify.
+        CheckpointDamaged: The one that was named cannot be used, or the newest of the run: an older one is not taken
+            for it without a word.
     """
     refuse_no_checkpoint(path)
     given = Path(path)
-    if _NAME.fullmatch(given.name):
-        verify(given)
-        return given
-    found, skipped = newest_complete(RunDirectory(given))
-    if found is None:
-        reasons = f" ({'; '.join(skipped)})" if skipped else ""
-        raise UserError(f"{given}: holds no complete checkpoint{reasons}: give a run that has saved one")
-    return found
+    chosen = given if _NAME.fullmatch(given.name) else candidates(RunDirectory(given))[0]
+    try:
+        verify(chosen, spare, sums)
+    except CheckpointDamaged as damage:
+        if chosen == given:
+            raise
+        older, _ = newest_complete(RunDirectory(given), spare, sums)
+        mend = "and no older one either" if older is None else f"the newest that can is {older}: name it to use it"
+        raise CheckpointDamaged(f"{given}: its newest checkpoint cannot be used ({damage}), {mend}") from None
+    return chosen
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """state.json of a verified checkpoint."""
-    return json.loads((directory / "state.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    """state.json of a checkpoint.
+
+    Raises:
+        CheckpointDamaged: It is missing, unreadable, or not as this version writes and reads it.
+    """
+    path = directory / "state.json"
+    state = _read_json(path)
+    version = state.get("format")
+    if version not in _READABLE:
+        raise CheckpointDamaged(f"{path}: format {version} is none of {_READABLE}: use the version that wrote it")
+    missing = next((name for name, kind in _STATE.items() if not isinstance(state.get(name), kind)), None)
+    if missing is not None:
+        raise CheckpointDamaged(f"{path}: does not tell {missing} as a checkpoint does")
+    if state["step"] != step_of(directory):
+        raise CheckpointDamaged(f"{path}: is the state of step {state['step']}")
+    return state
 
 
 def delete_old(run: RunDirectory, newest: int, settings: CheckpointConfig) -> list[Path]:
     """Deletes the checkpoints that the settings do not keep. To be called after step `newest` is complete.
 
     Kept are the last `keep_last` up to `newest`, those of every `keep_interval` steps, and the first of every
-    `keep_hours`. A directory of a later step belongs to a future that was given up (it was found damaged, or an
-    earlier checkpoint was asked for); it is deleted, since it would be mistaken for this run's.
+    `keep_hours`. What cannot be used, is a link, or has a later step is never deleted, and does not count.
 
     Returns:
         What was deleted.
     """
     complete: list[tuple[Path, float]] = []
-    deleted: list[Path] = []
     for directory in candidates(run):
-        try:
-            manifest = read_manifest(directory)
-        except CheckpointDamaged:
-            deleted.append(directory)
-            continue
-        if step_of(directory) <= newest:
-            complete.append((directory, float(manifest["time"])))
-        else:
-            deleted.append(directory)
+        if step_of(directory) <= newest and not directory.is_symlink():
+            with contextlib.suppress(CheckpointDamaged):
+                complete.append((directory, float(verify(directory, sums=False)["time"])))
+    deleted: list[Path] = []
     first_of_period: dict[int, Path] = {}
     for directory, saved in complete:  # newest first, so the earliest of a period stays
         if settings.keep_hours:
@@ -260,5 +349,5 @@ def delete_old(run: RunDirectory, newest: int, settings: CheckpointConfig) -> li
 def delete_partial(run: RunDirectory) -> None:
     """Deletes what earlier lives did not finish writing, or deleting."""
     for path in run.checkpoints.iterdir():
-        if path.is_dir() and path.name.endswith(".partial"):
+        if _PARTIAL.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -27,6 +27,7 @@ from memformer.models.registry import DEFAULT, family
 PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_FILE_BYTES = 5_000_000_000
+BESIDE_WEIGHTS = ("lanes/", "random/")
 
 
 def export(
@@ -37,7 +38,7 @@ def export(
     max_file_bytes: int = MAX_FILE_BYTES,
     verify: bool = True,
 ) -> dict[str, Any]:
-    """Exports a run's newest complete checkpoint, or a given one, from any ZeRO stage.
+    """Exports a run's newest checkpoint, or a given one, from any ZeRO stage.
 
     Args:
         source: Run or checkpoint directory.
@@ -51,11 +52,13 @@ def export(
         checkpoint's recorded losses in nats (None if not verified).
 
     Raises:
-        UserError: No complete checkpoint, or `out` exists.
-        CheckpointDamaged: The checkpoint does not verify, or the weights do not give the losses it recorded.
+        UserError: No checkpoint, or `out` exists or cannot be written.
+        CheckpointDamaged: The checkpoint does not verify (that of a run is its newest: an older one must be named), or
+            the weights do not give the losses it recorded.
     """
-    checkpoint, target = files.locate(source), Path(out)
+    target = Path(out)
     files.refuse_full(target)
+    checkpoint = locate_weights(source)
     state = files.read_state(checkpoint)
     shapes = {name: tuple(shape) for name, shape in state["parameters"].items()}
     kind = family(state.get("family", DEFAULT))
@@ -103,9 +106,30 @@ def export(
         temporary.rename(target)
     except ValueError as error:
         raise files.CheckpointDamaged(f"{checkpoint}: {error}") from None
+    except OSError as error:
+        raise UserError(
+            f"--out {target}: the export of {checkpoint} broke off ({files.words(error)}), nothing is left of it: make "
+            "room, or choose another directory",
+            exit_code=1,
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return result
+
+
+def locate_weights(source: str | os.PathLike[str]) -> Path:
+    """The checkpoint to export: that of a run is its newest. What lanes carry and random states may be lost.
+
+    Raises:
+        UserError: There is none.
+        CheckpointDamaged: It cannot be used, or has no tokenizer.
+    """
+    try:
+        return files.locate(source, BESIDE_WEIGHTS)
+    except files.CheckpointDamaged as damage:
+        if "tokenizer.json" not in str(damage):
+            raise
+        raise files.CheckpointDamaged(f"{damage}; a tokenizer.json can be copied from the run's data set") from None
 
 
 def _write(

@@ -113,10 +113,11 @@ def load_lanes(
         else:
             tensors = tensors_of(WAITING)
             index = tensors["slots"].tolist().index(row)
-        memory, tokens, length = (tensors[name][index].clone() for name in _FIELDS)
-        return memory, tokens, length
+        memory, context, length = (tensors[name][index].clone() for name in _FIELDS)
+        return memory, *_fitted(context, length, segment_length)
 
     carry = empty(own.stop - own.start)
+    segment_length = carry.tokens.shape[1]
     tensors = [getattr(carry, name).clone() for name in _FIELDS]
     for lane, source in enumerate(sources[own.start : own.stop]):
         if source >= 0:
@@ -127,3 +128,11 @@ def load_lanes(
     ragged = bool((tensors[2] < tensors[1].shape[1]).any())
     waiting = {num_lanes + i: saved(int(source)) for i, source in enumerate(sources[num_lanes:])}
     return LaneStates(Carry(tensors[0], tensors[1], tensors[2], ragged), waiting)
+
+
+def _fitted(tokens: torch.Tensor, length: torch.Tensor, segment_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A previous segment [S] and its length [] where segments are now longer (it stays short) or shorter (its end)."""
+    kept = tokens[: int(length)][-segment_length:]
+    room = torch.zeros(segment_length, dtype=tokens.dtype)
+    room[: len(kept)] = kept
+    return room, torch.full_like(length, len(kept))

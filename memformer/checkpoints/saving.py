@@ -89,7 +89,7 @@ class _Save:
             for part in self.parts:
                 self.written[part.name] = part.write(self.directory)
         except OSError as error:
-            self.error = _words(error)
+            self.error = files.words(error)
         except BaseException as error:
             self.error, self.fatal = f"{type(error).__name__}: {error}", error
         self.parts = []
@@ -151,7 +151,7 @@ class Saver:
                 for name in ("parameters", "lanes", "random"):
                     (temporary / name).mkdir(parents=True)
             except OSError as error:
-                save.error = _words(error)
+                save.error = files.words(error)
         failed = group.all_max(save.error is not None)
         if not failed and self._settings.background:
             save.thread = threading.Thread(target=save.write, name="checkpoint-writer")
@@ -180,7 +180,7 @@ class Saver:
                     final = files.publish(self._run, save.step, written)
                     files.delete_old(self._run, save.step, self._settings)
                 except OSError as error:
-                    errors = [_words(error)] if final is None else []
+                    errors = [files.words(error)] if final is None else []
             if errors:
                 shutil.rmtree(save.directory, ignore_errors=True)
         final, errors = group.from_main((final, errors))
@@ -224,7 +224,3 @@ class Saver:
             parts.append(_File("state.json", text=(json.dumps(description, indent=1) + "\n").encode()))
             parts.append(_File("tokenizer.json", text=self._tokenizer.read_bytes()))
         return parts
-
-
-def _words(error: OSError) -> str:
-    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")

@@ -63,6 +63,9 @@ class DataConfig(Section):
     idle in the end of an evaluation; null: never."""
     on_damage: Literal["stop", "skip"] = "stop"
     """A damaged document ends the run (stop), or is left out by all processes from then on, with an event (skip)."""
+    on_change: Literal["refuse", "restart"] = "refuse"
+    """A run that resumes with another data set or seed than its checkpoint's is refused; or it goes on with weights,
+    optimizer and schedule, and reads the new data from the beginning, every lane with a fresh memory (restart)."""
     cache_dir: str | None = None
     """Local directory for what is copied from addresses, shared by the processes of a machine; null: one in the
     system's directory for temporary files."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from memformer.models.configuration import ModelConfig
@@ -19,6 +20,7 @@ from memformer.models.family_record import Family
 from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of_architecture
 
 FORMAT = 1
+_MEND = "give a directory made by memformer export"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -38,11 +40,13 @@ def load_model(
     """
     directory = Path(path)
     kind, config = described_model(directory, read_description(directory))
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in weight_files(directory):
-        weights.update(load_file(file, device=str(device)))
-    for alias, owner in config.tied().items():
-        weights[alias] = weights[owner]
+        try:
+            weights.update(load_file(file, device=str(device)))
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(file, error) from None
+    weights |= {alias: weights[owner] for alias, owner in config.tied().items() if owner in weights}
     with torch.device("meta"):
         model = kind.build(config)
     try:
@@ -63,14 +67,23 @@ def read_description(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The directory holds no exported model.
-        ValueError: It is of another format.
+        ValueError: It cannot be read, or is of another format; the message names the file.
     """
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: holds no config.json: give a directory made by memformer export")
-    description: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT or "model" not in description:
-        raise ValueError(f"{directory / 'config.json'}: is not a Memformer export of format {FORMAT}")
+    path = directory / "config.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{directory}: holds no config.json: {_MEND}") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT or "model" not in description:
+        raise ValueError(f"{path}: is not a Memformer export of format {FORMAT}")
     return description
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return ValueError(f"{file}: cannot be read ({reason}): export the model again")
 
 
 def described_model(directory: Path, description: dict[str, Any]) -> tuple[Family, ModelConfig]:
@@ -99,11 +112,13 @@ def weight_files(directory: Path) -> list[Path]:
         try:
             places = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
             names = sorted(set(map(str, places.values())))
+        except OSError as error:
+            raise _unreadable(directory / INDEX, error) from None
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{directory / INDEX}: is not an index of weights: export the model again") from None
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"{directory / INDEX}: names {name!r}, outside the directory: do not use this model")
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory}: holds no {name}: give a directory made by memformer export")
+            raise FileNotFoundError(f"{directory}: holds no {name}: {_MEND}")
     return [directory / name for name in names]

@@ -79,6 +79,7 @@ def run_identity(
         **world.mesh.sizes,
         "precision": precision,
         "device": world.device.type,
+        "settings": config.values(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -6,12 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from data_pipeline import SegmentStream
 from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
+from memformer.checkpoints.resuming import Start
 from memformer.config.schema import Config, save_config
 from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
@@ -22,7 +22,6 @@ from memformer.models.configuration import ModelConfig
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
 from memformer.processes.group import World
-from memformer.run import jsonl
 from memformer.run.data import Audit, TrainingData
 from memformer.run.directory import RunDirectory, write_atomically
 from memformer.run.metrics import MetricsWriter, set_up_logging
@@ -32,6 +31,7 @@ from memformer.training.description import describe_run, run_identity
 from memformer.training.initial_weights import initial_model
 from memformer.training.life import Life, refuse_untrained
 from memformer.training.loop import TrainingLoop
+from memformer.training.resumption import differences, give_up_what_followed, go_on_from
 
 LOG = logging.getLogger("memformer")
 
@@ -79,37 +79,28 @@ def live(
 ) -> int:
     """One life of a run, while it has the directory to itself; the arguments and the result as of `train`."""
     precision = resolve_precision(config.precision, world.device)
-    engine = make_engine(initial_model(config, model_config, data, world), config, world, precision)
     identity = run_identity(config, model_config, data, world, precision)
-    lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
-    state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())
-
-    start = checkpoint.find(run, world, resume)
-    life.accept()
-    if world.is_main:
-        save_config(config, run.config)
-        generated = deepspeed_config(config, world.mesh.data.size, precision)
-        write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
-        describe_run(config, model_config, world, precision)
+    start = checkpoint.find(run, world, resume, config.checkpoint)
     with data.train_stream(config, world) as stream:
-        if start is not None:
-            go_on_from(start, state, stream, identity)
-        own = start is not None and start.parent == run.checkpoints
-        exit_code = loop(life, state, stream, data, identity, state.progress.step if own else -1, callbacks)
+        changes = differences(start, identity, stream, config)
+        fresh = config if start.checkpoint is None else config.model_copy(update={"init_from": None})
+        engine = make_engine(initial_model(fresh, model_config, data, world), config, world, precision)
+        lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
+        state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())
+        if start.checkpoint is not None:
+            state.lanes, state.progress = checkpoint.load(start.checkpoint, world, engine, stream)
+        # Nothing in the run directory has changed up to here: what is refused has left no trace.
+        life.accept()
+        if world.is_main:
+            save_config(config, run.config)
+            generated = deepspeed_config(config, world.mesh.data.size, precision)
+            write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
+            describe_run(config, model_config, world, precision)
+        if start.checkpoint is not None:
+            go_on_from(start, state, changes)
+        exit_code = loop(life, state, stream, data, identity, start, callbacks)
     engine.close()
     return life.ended(exit_code)
-
-
-def go_on_from(directory: Path, state: TrainingState, stream: SegmentStream, identity: dict[str, Any]) -> None:
-    """Puts the run and its stream where a verified checkpoint was written."""
-    changes = checkpoint.check_fits(directory, identity)
-    state.lanes, state.progress = checkpoint.load(directory, state.world, state.engine, stream)
-    if state.engine.loss_scale is not None:
-        state.engine.loss_scale.load(state.progress.loss_scale)
-    state.event("resume", step=state.progress.step, checkpoint=str(directory), changes=changes)
-    LOG.info("resumed from %s (step %d)", directory, state.progress.step)
-    if changes:
-        LOG.info("carried over to %s; %s", ", ".join(changes), checkpoint.not_carried(changes))
 
 
 def loop(
@@ -118,7 +109,7 @@ def loop(
     stream: SegmentStream,
     data: TrainingData,
     identity: dict[str, Any],
-    saved_step: int,
+    start: Start,
     callbacks: Sequence[Callback],
 ) -> int:
     """Runs the loop with everything open that it needs; returns the exit code."""
@@ -128,7 +119,7 @@ def loop(
         refuse_untrained(state)
         state.event("end", step=state.progress.step, tokens=state.progress.tokens, steps=0)
         return 0
-    drop_later_lines(state)
+    give_up_what_followed(state, start)
     state.progress = dataclasses.replace(state.progress, data=stream.state_dict())
     state.event("start", step=state.progress.step, processes=world.size)
     with (
@@ -137,6 +128,7 @@ def loop(
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
     ):
+        saved_step = start.step if start.own else -1
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)
     if exit_code == 0:
@@ -144,11 +136,3 @@ def loop(
         step, tokens = state.progress.step, state.progress.tokens
         state.event("end", step=step, tokens=tokens, steps=step - first + 1)
     return exit_code
-
-
-def drop_later_lines(state: TrainingState) -> None:
-    """Drops what an earlier life logged of steps that are trained again, be it all of them."""
-    if state.world.is_main:
-        jsonl.truncate(state.run.metrics, state.progress.step)
-        Audit.truncate_all(state.run, state.progress.step)
-    group.barrier()  # before a process appends to its audit

@@ -226,7 +226,7 @@ def test_a_killed_build_is_cleared_away_and_a_running_one_is_not(corpus: Path, t
     [
         ("bad.jsonl", b'{"text": "fine"}\n{"text": \n', r"bad\.jsonl line 2: not JSON"),
         ("bad.jsonl", b'{"text": "fine"}\n\n{"body": "x"}\n', r'bad\.jsonl line 3: needs a string under "text"'),
-        ("bad.jsonl", b"[1]\n", "line 1: needs a string"),
+        ("bad.jsonl", b"[1]\n", "record 1: needs a string"),
         ("bad.jsonl", b'{"text": "\\ud800"}\n', "line 1: .*half a surrogate pair"),
         ("bad.jsonl", b'{"text": "\xff"}\n', "line 1: not UTF-8 at byte 10"),
         ("bad.txt.gz", b"not gzip at all", r"bad\.txt\.gz: damaged gzip"),
@@ -248,7 +248,7 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
 
     (tmp_path / "nothing").mkdir()
     assert "no such file" in complaint(corpus / "missing.txt")
-    assert "no .txt, .md, .jsonl, .parquet or idx file" in complaint(tmp_path / "nothing")
+    assert "no .txt, .md, .jsonl, .ndjson, .json, .parquet or idx file" in complaint(tmp_path / "nothing")
     assert "given twice" in complaint(corpus, corpus / "a.txt")
     assert "two different documents" in complaint(corpus / "a.txt", validation_fraction=0.1)
     assert "format 'parquet'" in complaint(format="parquet")
@@ -261,7 +261,7 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
         build_dataset([], tmp_path / "set")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_is_one_line_and_leaves_finished_shards_or_nothing(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -272,6 +272,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         build_dataset([corpus], tmp_path / "set")
     assert caught.value.exit_code == 1 and "No space left" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+    original = WebDatasetWriter.close
+    monkeypatch.undo()
+    monkeypatch.setattr(WebDatasetWriter, "close", full)
+    with pytest.raises(UserError, match=r"No space left on device \(the \d finished shards are kept in .*") as caught:
+        build_dataset([corpus], tmp_path / "set", shard_megabytes=0.012)
+    assert caught.value.exit_code == 1
+    monkeypatch.setattr(WebDatasetWriter, "close", original)
+    assert build_dataset([corpus], tmp_path / "set", shard_megabytes=0.012).resumed_documents > 0
 
 
 def test_sources_that_change_during_the_build_are_noticed(corpus: Path, tmp_path: Path) -> None:

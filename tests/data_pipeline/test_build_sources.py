@@ -1,8 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Builds from every kind of source, of documents larger than a part, and after a kill.
 
-Covers: data_pipeline/build_journal.py, data_pipeline/hf_tokenizer.py, data_pipeline/large_files.py,
-data_pipeline/sources.py
+Covers: data_pipeline/build_journal.py, data_pipeline/hf_tokenizer.py, data_pipeline/large_files.py
 """
 
 import builtins
@@ -250,23 +249,86 @@ def test_a_killed_build_goes_on_to_the_same_bytes(many_lines: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "resumed"),
     [
-        lambda source, settings: settings.update(shard_megabytes=0.03),
-        lambda source, settings: source.write_text(source.read_text() + "\n" + json.dumps({"text": "one more"})),
+        (lambda source, settings: settings.update(shard_megabytes=0.03), False),
+        (lambda source, settings: source.write_text("\n" + source.read_text()), False),  # lines have other names
+        (lambda source, settings: source.write_text(source.read_text().replace("the", "THE", 3)), False),
+        (lambda source, settings: source.write_text(source.read_text() + "\n" + json.dumps({"text": "more"})), True),
+        (lambda source, settings: source.touch(), True),
     ],
-    ids=["another setting", "another source"],
+    ids=["another setting", "other names", "another text", "more text", "another time"],
 )
-def test_a_build_of_other_settings_or_sources_starts_afresh(
-    many_lines: Path, tmp_path: Path, change: Callable[[Path, dict[str, Any]], object]
+def test_a_build_goes_on_as_far_as_settings_and_documents_are_the_same(
+    many_lines: Path, tmp_path: Path, change: Callable[[Path, dict[str, Any]], object], resumed: bool
 ) -> None:
     source = tmp_path / "source.jsonl"
-    source.write_text(many_lines.read_text())
+    source.write_text(many_lines.read_text().replace('"id": "line-', '"number": "'))
     settings: dict[str, Any] = {"shard_megabytes": 0.02}
-    arguments = json.dumps([[str(source)], str(tmp_path / "set"), 300, settings])
-    assert subprocess.run([sys.executable, "-c", KILLED_BUILD, arguments], timeout=60).returncode == -signal.SIGKILL
+
+    def interrupt(stage: str, documents: int, _: int) -> None:
+        if documents == 300:
+            raise KeyboardInterrupt  # leaves what a kill leaves
+
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset([source], tmp_path / "set", progress=interrupt, **settings)
     change(source, settings)
     report = build_dataset([source], tmp_path / "set", **settings)
-    assert report.resumed_documents == 0
+    assert (report.resumed_documents > 0) == resumed
     build_dataset([source], tmp_path / "straight", **settings)
     assert files_of(tmp_path / "set") == files_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["the source is mended", "bad records are skipped"])
+def test_a_bad_record_leaves_the_finished_shards_for_the_next_try(
+    many_lines: Path, tmp_path: Path, mended: bool
+) -> None:
+    source = tmp_path / "source.jsonl"
+    good = many_lines.read_text()
+    source.write_text(good + '\n{"text": "the writer was kil')
+    with pytest.raises(
+        UserError, match=r"source\.jsonl line 401: not JSON .*finished shards are kept in .*set\.partial"
+    ):
+        build_dataset([source], tmp_path / "set", shard_megabytes=0.02)
+    shards = sorted((tmp_path / "set.partial").glob("shard-*.tar"))
+    stamps = [shard.stat().st_ino for shard in shards]
+    assert len(shards) > 2
+    with pytest.raises(UserError, match="line 401"):  # a second try loses nothing either
+        build_dataset([source], tmp_path / "set", shard_megabytes=0.02)
+    if mended:
+        source.write_text(good + "\n" + json.dumps({"text": "the writer was killed"}))
+    report = build_dataset([source], tmp_path / "set", shard_megabytes=0.02, on_bad_record="stop" if mended else "skip")
+    assert report.resumed_documents > 100
+    kept = [(tmp_path / "set" / shard.name).stat().st_ino for shard in shards[:-1]]
+    assert kept == stamps[:-1]
+    facts = report.manifests[tmp_path / "set"].settings
+    assert (report.bad_records, facts.get("bad_records")) == ((0, None) if mended else (1, 1))
+    assert facts.get("bad_record_places") == (None if mended else list(report.bad_record_places))
+    if not mended:
+        assert report.bad_record_places[0].startswith("source.jsonl line 401: not JSON")
+        source.write_text(good)
+        build_dataset([source], tmp_path / "straight", shard_megabytes=0.02)
+        same = DocumentIndex.load(tmp_path / "straight").fingerprint
+        assert DocumentIndex.load(tmp_path / "set").fingerprint == same
+
+
+def test_only_bad_records_are_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"body": "x"}\n' * 3)
+    with pytest.raises(UserError, match=r"no text \(0 empty documents and 3 bad ones, the first in x.jsonl line 1: "):
+        build_dataset([tmp_path / "x.jsonl"], tmp_path / "set", on_bad_record="skip")
+    with pytest.raises(UserError, match="on_bad_record is 'ignore'; choose stop or skip"):
+        build_dataset([tmp_path / "x.jsonl"], tmp_path / "set", on_bad_record="ignore")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_bad_records_are_skipped_alike_in_every_reading(many_lines: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source.jsonl"
+    lines = many_lines.read_text().split("\n")
+    source.write_text("\n".join([*lines[:7], "{", *lines[7:], "}"]))
+    settings: dict[str, Any] = {"tokenizer": "train-bpe:300", "validation_fraction": 0.25}
+    report = build_dataset([source], tmp_path / "set", on_bad_record="skip", **settings)
+    build_dataset([many_lines], tmp_path / "good", **settings)
+    assert report.bad_records == 2
+    for split in ("train", "validation"):
+        found, wanted = (DocumentIndex.load(tmp_path / name / split).fingerprint for name in ("set", "good"))
+        assert found == wanted

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_another_number_of_lanes_keeps_the_carries_known(dataset: Path) -> None:
         assert set(sources[3:]) <= {3, 4} and len(sources) > 3
         taken = [row for batch in itertools.islice(narrow, 60) for row in batch.carry_from.tolist() if row >= 0]
         assert taken == rows[3:] and narrow.carry_rows.tolist() == [0, 1, 2]
+
+
+def test_a_stream_that_starts_over_counts_on(dataset: Path) -> None:
+    """Whatever it has delivered: the batches are a fresh stream's under later numbers, and no carry is known."""
+    with SegmentStream(dataset, **SHAPE) as stream, SegmentStream(dataset, **SHAPE) as fresh:
+        next(stream)
+        stream.start_over(40)
+        assert stream.carry_sources.tolist() == [-1] * SHAPE["num_lanes"]
+        for number in range(3):
+            found, expected = next(stream), next(fresh)
+            assert_same(found, replace(expected, step=40 + number))
+        assert stream.state_dict() == {**fresh.state_dict(), "step": 43}
 
 
 def test_an_ended_stream_stays_ended_and_a_closed_one_too(dataset: Path, no_threads_left: None) -> None:

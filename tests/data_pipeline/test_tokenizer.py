@@ -5,8 +5,12 @@ Covers: data_pipeline/tokenizer_choice.py
 """
 
 import json
+import random
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as ReferenceTokenizer
 
 from data_pipeline.errors import UserError
-from data_pipeline.tokenizer import BPETokenizer, ByteTokenizer, train_bpe
+from data_pipeline.tokenizer import PRE_TOKENIZER, BPETokenizer, ByteTokenizer, own_tokenizer, train_bpe
 from data_pipeline.tokenizer_choice import load_tokenizer, make_tokenizer, training_vocab_size
 
 TEXTS = [
@@ -74,12 +78,83 @@ def test_bpe_counts_the_start_token_in_its_vocabulary(bpe: BPETokenizer) -> None
     assert train_bpe(["ab"], 300).vocab_size < 300
 
 
-def test_bpe_takes_texts_that_its_fast_engine_refuses(bpe: BPETokenizer) -> None:
+@pytest.fixture(scope="module")
+def older(bpe: BPETokenizer) -> BPETokenizer:
+    """The same merges in a file as this project once wrote them: a word has no longest."""
+    content = json.loads(bpe._file_text)
+    content["pre_tokenizer"] = PRE_TOKENIZER
+    text = json.dumps(content)
+    loaded = own_tokenizer(Path("older.json"), text, content)
+    assert isinstance(loaded, BPETokenizer)
+    return loaded
+
+
+def test_bpe_takes_texts_that_its_fast_engine_refuses(bpe: BPETokenizer, older: BPETokenizer) -> None:
     text = "<|start|>" + " " * 1_500_000 + "\u00e9nd"
     with pytest.raises(ValueError, match="backtracking"):
-        bpe._engine.encode_to_numpy(text, disallowed_special=())
-    ids = bpe.encode(text)
-    assert ids.dtype == np.uint16 and ids.max() < bpe.start_token_id and bpe.decode(ids) == text
+        older._engine.encode_to_numpy(text, disallowed_special=())
+    for tokenizer in (bpe, older):
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.uint16 and ids.max() < bpe.start_token_id and bpe.decode(ids) == text
+
+
+@settings(max_examples=50)
+@given(st.one_of(st.text(), st.sampled_from(TEXTS), st.text(alphabet="a ", min_size=60, max_size=300)))
+def test_older_files_keep_their_meaning(older: BPETokenizer, bpe: BPETokenizer, text: str) -> None:
+    ids = older.encode(text)
+    assert ids.tolist() == ReferenceTokenizer.from_str(older._file_text).encode(text).ids
+    if max(map(len, re.split(r"(\s+)", text))) <= 48:  # with words of common length they say the same
+        assert ids.tolist() == bpe.encode(text).tolist()
+
+
+UNBROKEN = ["ACGTTGCA" * 400, "東京都港区" * 700, "=" * 3000, " " * 3000 + "x", "a1" * 900, "x" * 47 + "'ll" * 500]
+
+
+@pytest.mark.parametrize("text", UNBROKEN, ids=["genome", "Chinese", "line", "blanks", "short words", "contractions"])
+def test_words_have_an_end(bpe: BPETokenizer, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = train_bpe([text], 270)
+    assert trained.encode(text).tolist() == ReferenceTokenizer.from_str(trained._file_text).encode(text).ids
+    assert max(len(trained.token_bytes(token).decode(errors="replace")) for token in range(trained.vocab_size)) <= 49
+    whole = bpe.encode(text).tolist()
+    monkeypatch.setattr("data_pipeline.tokenizer._MUCH_TEXT", 500)
+    for length in (700, 701, 702, 703, len(text) - 1):
+        cut = bpe.safe_cut(text[:length])
+        assert length - 80 < cut < length
+        assert [*bpe.encode(text[:cut]).tolist(), *bpe.encode(text[cut:]).tolist()] == whole
+
+
+def test_text_without_blanks_takes_no_more_time_than_its_length() -> None:
+    """A quadratic way would take minutes for the longer one; the bound is wide, for busy machines."""
+
+    def seconds(characters: int) -> float:
+        generator = random.Random(characters)
+        text = "".join(generator.choices("ACGT", k=characters))
+        began = time.process_time()
+        tokenizer = train_bpe([text], 300)
+        for cut in range(0, characters, 1 << 20):
+            tokenizer.safe_cut(text[cut : cut + (1 << 20)])
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        return time.process_time() - began
+
+    short = seconds(100_000)
+    assert seconds(800_000) < 30 * max(short, 0.05)
+
+
+def test_training_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr("data_pipeline.tokenizer._TICK_SECONDS", 0.0001)
+    train_bpe(TEXTS * 50, 400, lambda *now: told.append(now))
+    assert told[-1] == ("training", 100, sum(map(len, TEXTS)) * 50) and len(told) > 2
+    assert sorted(told) == told
+
+
+def test_an_error_of_the_texts_ends_the_training() -> None:
+    def texts() -> Iterator[str]:
+        yield "one"
+        raise UserError("the second cannot be read")
+
+    with pytest.raises(UserError, match="the second cannot be read"):
+        train_bpe(texts(), 300)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])

@@ -5,6 +5,7 @@ Covers: memformer/checkpoints/exporting.py, memformer/checkpoints/model_card.py,
 """
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def test_bf16_and_unverified(exported: Path, tmp_path: Path) -> None:
     assert result["largest_loss_difference"] is None
     full, half = load_model(exported / "one").state_dict(), load_model(tmp_path / "half").state_dict()
     assert all(torch.equal(full[key].bfloat16(), half[key]) for key in full)
+
+
+def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+    """Played by a limit on the size of files, which fails where a disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"--out .*full: the export of .*broke off \(File too large\).*make room"):
+            export(exported / "run", tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_card_has_the_runs_own_numbers(exported: Path) -> None:

@@ -1,5 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Every file of the newest checkpoint damaged in every way: it is named, skipped, and the run goes on from the older.
+"""Every file of the newest checkpoint damaged in every way: it is named, skipped, and the run goes on from the older;
+or, where the weights do not need the file, it is done without.
 
 A full disk is a small tmpfs where root may mount one, and a limit on the size of files where not.
 """
@@ -26,8 +27,9 @@ from tests.faults.lives import assert_every_token_once, events_of, metrics_of, t
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 STEPS = 6
-RANKS = [f"{folder}/rank-0000{rank}.safetensors" for folder in ("parameters", "lanes", "random") for rank in (0, 1)]
-FILES = ["manifest.json", "state.json", "tokenizer.json", *RANKS]
+RANKS = [f"{folder}/rank-0000{rank}.safetensors" for folder in ("parameters", "lanes") for rank in (0, 1)]
+FILES = ["manifest.json", "state.json", *RANKS]
+SPARED = ["tokenizer.json", *(f"random/rank-0000{rank}.safetensors" for rank in (0, 1))]
 
 
 def truncate(path: Path) -> None:
@@ -71,7 +73,6 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None]]] = {
     **{f"{way.__name__} {name}": (name, way) for name in FILES for way in WAYS},
     "path outside": ("manifest.json", leave_the_directory),
     "later format": ("manifest.json", name_a_later_format),
-    "file too many": ("parameters/rank-00002.safetensors", lambda path: path.write_bytes(b"")),
     "folder missing": ("parameters", shutil.rmtree),
 }
 POINTERS = {"nowhere": "step-99999999\n", "outside": "../../..\n", "garbage": "\0\0", "empty": ""}
@@ -104,7 +105,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-RESUMED = [f"{way.__name__} {RANKS[i]}" for i, way in enumerate(WAYS)] + ["path outside", "unlink manifest.json"]
+RESUMED = [f"{way.__name__} {RANKS[i % 4]}" for i, way in enumerate(WAYS)] + ["path outside", "unlink manifest.json"]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -121,10 +122,26 @@ def test_damage_is_named_and_the_older_checkpoint_taken(damaged: Path, tmp_path:
         assert "outside the checkpoint" in skipped[0]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", SPARED)
+def test_what_the_weights_do_not_need_is_done_without(
+    damaged: Path, tmp_path: Path, name: str, way: Callable[[Path], None]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(damaged / "whole", run.root)
+    newest = files.step_directory(run, STEPS)
+    way(newest / name)
+    assert files.newest_complete(run) == (newest, [])
+    lost = files.lost(newest)
+    assert len(lost) == 1 and str(newest / name) in lost[0]
+
+
 @pytest.mark.parametrize("kind", RESUMED)
 def test_the_run_goes_on_as_if_nothing_had_happened(damaged: Path, kind: str) -> None:
     run = RunDirectory(damaged / kind)
     assert [event["step"] for event in events_of(run, "resume")] == [STEPS - 2]
+    assert [(event["first"], event["last"]) for event in events_of(run, "steps_repeated")] == [(STEPS - 1, STEPS)]
+    assert (run.checkpoints / f"step-{STEPS:08d}.set-aside-1").is_dir(), "what is damaged is kept"
     assert metrics_of(run) == metrics_of(RunDirectory(damaged / "whole"))
     assert_every_token_once(run)
     files.verify(files.step_directory(run, STEPS))

@@ -4,6 +4,7 @@
 Covers: memformer/checkpoints/lane_states.py
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from memformer import Memformer, load_model
 from memformer.checkpoints import directory as checkpoint_files
 from memformer.checkpoints.exporting import export
 from memformer.checkpoints.lane_states import LaneStates
-from memformer.checkpoints.state import check_fits
+from memformer.checkpoints.resuming import check_fits
 from memformer.checkpoints.tensor_file import layout_of, write_tensors
 from memformer.processes.group import World
 from memformer.replay import Carry
@@ -107,7 +108,9 @@ def test_losses_equal_the_uninterrupted_run(runs: Path, name: str) -> None:
     assert [row["tokens"] for row in moved] == [row["tokens"] for row in whole]
     changes = [event["changes"] for event in events_of(RunDirectory(runs / name), "resume")]
     expected = [f"ZeRO {a} -> {b}" for a, b in zip(STAGES[name], STAGES[name][1:], strict=False)]
-    assert [change[-1] for change in changes] == expected
+    assert [next(each for each in change if each.startswith("ZeRO")) for change in changes] == expected
+    steps = [f"training.max_steps {a} -> {b}" for a, b in itertools.pairwise(LAST_STEPS)]
+    assert [change[-1] for change in changes] == steps
     if name in TENSOR:
         assert changes[0][1] == "tensor 2 -> 1" and changes[1][1] == "tensor 1 -> 2"
     assert [change[0] for change in changes] == ["2 -> 1 processes", "1 -> 4 processes", "4 -> 2 processes"]

@@ -4,8 +4,12 @@
 Covers: launch/commands/data.py
 """
 
+import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import pytest
 
 from data_pipeline import DocumentIndex, SegmentStream, trace_rows
 from launch.cli import main
+from launch.commands.data import _BuildProgress
+from tests import ROOT
 from tests.data_pipeline.faulty_server import serving
 
 
@@ -52,7 +58,111 @@ def test_build_reports_what_it_wrote(source: Path, tmp_path: Path, capsys: pytes
     assert result["splits"]["validation"]["tokens"] == validation.num_tokens
     assert result["splits"]["train"]["fingerprint"] == train.fingerprint
     assert result["vocab_size"] == train.vocab_size < 300
-    assert f"{len(train)} documents" in lines[0] and "300 asked for" in lines[-1]
+    assert lines[0] == "sources: 1 file as JSON, a document a record (source.jsonl)"
+    assert f"{len(train)} documents" in lines[1] and "300 asked for" in lines[-1]
+    assert result["sources"] == {"files": 1, "kinds": {"json": 1}, "left_out": 0, "left_out_files": []}
+    assert result["bad_records"] == 0
+
+
+def test_build_names_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.ndjson").write_text('{"body": "one", "name": "first"}\n{"body": null}\n{"name": "x"}\n')
+    (folder / "notes.csv").write_text("a,b")
+    words = ["data", "build", str(folder), "--out", str(tmp_path / "set"), "--text-key", "body"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{folder}/a.ndjson line 2: needs a string" in error
+    assert main([*words, "--on-bad-record", "skip", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "left out: 1 of kinds that are not read (notes.csv)"
+    assert lines[3].startswith(
+        '2 bad records left out: a.ndjson line 2: needs a string under "body", not null; a.ndjson'
+    )
+    result = json.loads(lines[-1])
+    assert result["bad_records"] == len(result["bad_record_places"]) == 2
+    assert main(["data", "inspect", str(tmp_path / "set"), "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last)["bad_records"] == 2 and any("2 records that could not be read" in line for line in lines)
+    assert main([*words, "--id-key", "name", "--on-bad-record", "skip", "--overwrite"]) == 0
+    assert DocumentIndex.load(tmp_path / "set").name(0) == "first"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_line_at_a_terminal_and_sparse_in_a_log(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("launch.commands.data.time.monotonic", lambda: now[0])
+    progress = _BuildProgress(terminal)
+    for _ in range(1200):  # ten minutes
+        now[0] += 0.5
+        progress("training", 3, 2_000_000)
+    progress.end()
+    shown = capsys.readouterr().err
+    if terminal:
+        assert shown.count("\r") == 1202 and shown.endswith("\r") and "\n" not in shown
+    else:
+        lines = shown.splitlines()
+        assert lines[0] == "training: 3 documents, 2.0 MB, 15 s" and 8 < len(lines) < 14
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_a_terminal_cannot_show_are_spelled_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    (tmp_path / "\u00e9").mkdir()
+    (tmp_path / "\u00e9" / "\udcff.txt").write_text("x" * 40)  # a name whose bytes are no UTF-8
+    out, shape = str(tmp_path / "\u00f6"), "--lanes 1 --segment-length 8 --num-segments 1 --steps 1".split()
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding=encoding))
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace"))
+    for words in (
+        ["build", str(tmp_path / "\u00e9"), "--out", out, "--json"],
+        ["build", str(tmp_path / "\u00e9" / "\udcff.txt"), "--out", out + "\udcfe"],
+        ["inspect", out, "--verify", "--json"],
+        ["trace", out, *shape],
+    ):
+        assert main(["data", *words]) == 0
+    for words in (["inspect", out + "none"], ["build", "\u00e9", "--out", out], ["adopt", out, "--tokenizer", "bytes"]):
+        assert main(["data", *words]) == 2
+    sys.stdout.flush()
+    assert ("\u00f6" if encoding == "utf-8" else "\\xf6") in shown.getvalue().decode(encoding)
+
+
+def test_the_job_array_tells_sources_apart_by_their_whole_paths(tmp_path: Path) -> None:
+    """slurm/data-build.sbatch with a stand-in for srun: a data set for each source, and none built twice."""
+    sources = [
+        "en/part-0.jsonl",
+        "de/part-0.jsonl",
+        "v1.0.txt",
+        "v1.1.txt",
+        "en+part-0.jsonl",
+        str(tmp_path / "v1.0.txt"),
+    ]
+    for number, name in enumerate(sources):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"text": f"source {number}"}))
+    (tmp_path / "list").write_text("\r\n".join(sources))
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "memformer").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m launch.cli "$@"\n')
+    for name in ("srun", "memformer"):
+        (tmp_path / name).chmod(0o755)
+    given = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MEMFORMER": str(tmp_path / "memformer")}
+
+    def task(number: int) -> str:
+        given["SLURM_ARRAY_TASK_ID"] = str(number)
+        words = ["bash", str(ROOT / "slurm/data-build.sbatch"), "list", "out"]
+        done = subprocess.run(words, cwd=tmp_path, env=given, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for number in range(1, len(sources) + 1):
+        assert "1 documents" in task(number)
+    assert "out/en+part-0.jsonl is complete" in task(1)
+    built = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(built) == len(sources) and {"en+part-0.jsonl", "en%2Bpart-0.jsonl", "v1.0.txt", "v1.1.txt"} < set(built)
 
 
 def test_build_help_tells_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,19 @@ EVENTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "save_failed": ({"step": 4, "reason": "process 0: No space"}, "step 4 could not be saved: process 0: No space"),
     "checkpoint_skipped": ({"reason": "x: is missing"}, "a checkpoint was skipped: x: is missing"),
+    "checkpoint_incomplete": (
+        {"step": 4, "lost": ["random/rank-0"]},
+        "went on without what the weights do not need: r",
+    ),
+    "checkpoint_set_aside": (
+        {"checkpoint": "/a/step-00000004", "renamed": "step-00000004.set-aside-1"},
+        "step-00000004 was given up, and is kept as step-00000004.set-aside-1",
+    ),
+    "steps_repeated": (
+        {"first": 3, "last": 4, "reasons": ["a", "b"]},
+        "steps 3 to 4 are trained again: a; b",
+    ),
+    "metrics_missing": ({"first": 3, "last": 4}, "metrics.jsonl holds nothing of steps 3 to 4"),
     "evaluation": (
         {"step": 4, "with_memory": {"perplexity": 12.345678}, "memory_reset": {"perplexity": 20}},
         "step 4 held-out perplexity: 12.346 with memory, 20 with it reset at every segment",

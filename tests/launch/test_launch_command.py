@@ -17,17 +17,19 @@ from launch.overrides import split_overrides
 from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
 from memformer.run.lock import FAILED, RunLock
+from tests.books import small_dataset
 
 CONFIG = "run_dir: {folder}/run\ndata:\n  path: {folder}/data\n"
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A configuration file, on a machine without GPUs."""
+    """A configuration file with a data set, on a machine without GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("MASTER_PORT", raising=False)
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG.format(folder=tmp_path))
+    small_dataset(tmp_path, documents=3, characters=1_500)
     return str(path)
 
 

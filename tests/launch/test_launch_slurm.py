@@ -96,7 +96,7 @@ def test_a_container_gets_its_flags_and_its_own_python(config: str, capsys: pyte
     script = dry_run(capsys, config, "--container-image", "docker://memformer:1", "--container-mounts", "/data:/data")
     assert "CONTAINER=(--container-image=docker://memformer:1 --container-workdir=" in script
     assert "--container-mounts=/data:/data)" in script
-    assert " python3 -m launch.cli)" in script
+    assert "MEMFORMER=(python3 " in script and "/run/code)" in script
 
 
 def test_submission_copies_code_and_configuration(

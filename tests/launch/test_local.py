@@ -23,12 +23,13 @@ from launch.local import launch_processes
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 30.0
 
-# The launcher as a process of its own, so that it can be signalled and killed. SIGINT is set back to Python's own
-# handler: a shell that starts a test run in the background has it ignored.
+# The launcher as a process of its own, so that it can be signalled and killed. SIGINT and SIGHUP are set back: a shell
+# that starts a test run in the background has the first ignored, nohup the second.
 DRIVER = """
 import json, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from launch import local
 script, log_dir, nproc, options, constants = sys.argv[1:]
 for name, value in json.loads(constants).items():

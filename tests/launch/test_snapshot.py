@@ -1,7 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The copy of the code that goes with a run: from a checkout with changes, and from an installed package."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ def test_a_checkout_with_changes_is_copied_as_it_lies_there(project: Path, tmp_p
     copy = tmp_path / "run/code"
     said = snapshot.snapshot_code(copy)
     assert "with uncommitted changes" in said
-    expected = {"data_pipeline/code.py", "memformer/code.py", "memformer/new.py", "COMMIT", "uncommitted.diff"}
+    packages = {"data_pipeline/code.py", "memformer/code.py", "memformer/new.py"}
+    expected = packages | {"__main__.py", "COMMIT", "uncommitted.diff"}
     assert files(copy) == expected
     assert (copy / "memformer/code.py").read_text() == "value = 2\n"
     assert (copy / "COMMIT").read_text() == git(project, "rev-parse", "HEAD")
@@ -60,7 +63,19 @@ def test_a_checkout_with_changes_is_copied_as_it_lies_there(project: Path, tmp_p
 def test_an_installed_package_is_copied(project: Path, tmp_path: Path) -> None:
     said = snapshot.snapshot_code(tmp_path / "run/code")
     assert str(project) in said
-    assert files(tmp_path / "run/code") == {f"{name}/code.py" for name in snapshot.PACKAGES}
+    packages = {f"{name}/code.py" for name in snapshot.PACKAGES}
+    assert files(tmp_path / "run/code") == packages | {"__main__.py"}
+
+
+def test_the_copy_is_run_from_wherever_a_job_starts(project: Path, tmp_path: Path) -> None:
+    """Also from the checkout, whose code may have been edited since: `python -m` would take that."""
+    (project / "launch/__init__.py").touch()  # else the real package wins, where PYTHONPATH leads to it
+    (project / "launch/cli.py").write_text("def main() -> int:\n    print('as submitted')\n    return 3\n")
+    snapshot.snapshot_code(tmp_path / "run/code")
+    (project / "launch/cli.py").write_text("def main() -> int:\n    print('edited since')\n    return 0\n")
+    command = snapshot.snapshot_command(tmp_path / "run/code", sys.executable)
+    done = subprocess.run([*command, "train"], cwd=project, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("as submitted\n", 3), done.stderr
 
 
 def test_settings_of_an_array_are_checked_with_its_first_index(tmp_path: Path) -> None:
@@ -72,3 +87,17 @@ def test_settings_of_an_array_are_checked_with_its_first_index(tmp_path: Path) -
         snapshot.read_settings(str(tmp_path / "config.yaml"), ["--training.max_steps", "x{array}"], "0-1")
     with pytest.raises(UserError, match="runs of an array lie in"):
         snapshot.read_settings(str(tmp_path / "config.yaml"), ["--run_dir", "r{array}"], "0-1")
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_the_copy_keeps_the_umask(project: Path, tmp_path: Path, checkout: bool) -> None:
+    if checkout:
+        git(project, "init", "-q")
+        git(project, "add", ".")
+        git(project, "commit", "-qm", "first")
+    before = os.umask(0o077)
+    try:
+        snapshot.snapshot_code(tmp_path / "run/code")
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "run").rglob("*"))

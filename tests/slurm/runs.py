@@ -104,7 +104,7 @@ def rank_process(job: str, rank: int) -> int:
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             variables = set((folder / "environ").read_bytes().split(b"\0"))
-            if b"launch.cli" in words and wanted <= variables and "python" in (folder / "exe").readlink().name:
+            if b"train" in words and wanted <= variables and "python" in (folder / "exe").readlink().name:
                 return int(process)
         except OSError:
             continue  # it has just ended

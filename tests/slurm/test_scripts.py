@@ -41,8 +41,8 @@ def test_from_text_to_figures_by_hand(cluster: Cluster, account: Path) -> None:
     build = sbatch(cluster, account, "--array=1-2", "slurm/data-build.sbatch", "sources.txt", "data")
     for task in ("1", "2"):
         cluster.wait_for(f"{build}_{task}", "COMPLETED", "FAILED", seconds=90)
-        assert (account / f"data/book-{task}/manifest.json").exists(), output(account)
-    write_config(account / "config.yaml", Path("data/book-1"), steps=6)
+        assert (account / f"data/texts+book-{task}/manifest.json").exists(), output(account)
+    write_config(account / "config.yaml", Path("data/texts+book-1"), steps=6)
     setting = ["config.yaml", "--training.eval_interval", "0"]
     resources = ["--ntasks-per-node=1", "--job-name=trial"]
     train = sbatch(cluster, account, *resources, "slurm/pretrain-cpu.sbatch", *setting)
@@ -50,7 +50,9 @@ def test_from_text_to_figures_by_hand(cluster: Cluster, account: Path) -> None:
     after = [f"--dependency=afterok:{train}", "--kill-on-invalid-dep=yes"]
     export = sbatch(cluster, account, *after, "slurm/export.sbatch", str(run), "model")
     again = f"--dependency=afterok:{export}"
-    evaluate = sbatch(cluster, account, again, "slurm/evaluate.sbatch", "model", "data/book-2", "--max-segments", "4")
+    evaluate = sbatch(
+        cluster, account, again, "slurm/evaluate.sbatch", "model", "data/texts+book-2", "--max-segments", "4"
+    )
     cluster.wait_for(evaluate, "COMPLETED", "FAILED", "CANCELLED", seconds=200)
     assert cluster.state(evaluate) == "COMPLETED", output(account) + job_log(run)
     events = records(run / "events.jsonl")

@@ -38,12 +38,18 @@ def reference(config: Path) -> Path:
     return run
 
 
-def test_two_nodes_train_and_finish(cluster: Cluster, config: Path) -> None:
-    """Two processes on each; nothing happens to them."""
-    run = config.parent / "peace"
+def test_two_nodes_lose_a_rank_and_finish(cluster: Cluster, config: Path) -> None:
+    """Two processes on each; the one that is killed leaves a sibling on its node, which must not stay behind."""
+    run = config.parent / "four"
+    hold(run, 12)
     job = launch(cluster, config, run, "--preflight", tasks=2)
+    wait_for_step(run, 12)
+    os.kill(rank_process(job, 3), signal.SIGKILL)
+    wait_until(lambda: restarts(cluster, job) == 1, 90, "requeued after the death of a rank")
+    assert "rank-00003 on node2 ended first, with exit code 137" in job_log(run)
+    release(run)
     wait_for_end(cluster, job, run)
-    assert restarts(cluster, job) == 0
+    assert restarts(cluster, job) == 1
     rows = records(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
@@ -52,7 +58,8 @@ def test_two_nodes_train_and_finish(cluster: Cluster, config: Path) -> None:
     assert "all-reduce: 4 ranks agree" in job_log(run)
     status = json.loads(memformer(cluster, "status", str(run), "--json").splitlines()[-1])
     assert (status["state"], status["step"], status["nodes"]) == ("finished", STEPS, ["node1", "node2"])
-    codes = sorted((run / "logs/exit-codes").glob("*/rank-*"))
+    last_life = max((run / "logs/exit-codes").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    codes = sorted(last_life.iterdir())
     assert [code.name for code in codes] == [f"rank-{rank:05d}" for rank in range(4)]
     assert [code.read_text().split()[:2] for code in codes] == [["0", f"node{1 + rank // 2}"] for rank in range(4)]
     said = memformer(cluster, "launch", "slurm", str(config), "--nodes", "2", "--run_dir", str(run))
@@ -60,7 +67,8 @@ def test_two_nodes_train_and_finish(cluster: Cluster, config: Path) -> None:
     again = cluster.client("sbatch", "--parsable", str(run / "submit.sbatch")).strip()
     cluster.wait_for(again, "COMPLETED", seconds=30)
     assert "has finished: nothing to do" in (run / f"logs/slurm-{again}.out").read_text()
-    assert len(records(run / "jobs.jsonl")) == 2, "not even started"
+    outcomes = [record.get("outcome") for record in records(run / "jobs.jsonl")]
+    assert outcomes == [None, "failed", None, "finished"], "the last one was not even started"
 
 
 def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Path, reference: Path) -> None:

@@ -11,6 +11,13 @@ from memformer.config.schema import CheckpointConfig
 from memformer.run.directory import RunDirectory
 
 HOUR = 3600.0
+STATE = {
+    "format": files.FORMAT,
+    **{name: {} for name in ("model", "parameters", "data")},
+    **dict.fromkeys(("tokens", "num_lanes", "world_size", "zero_stage"), 1),
+    **dict.fromkeys(("tokenizer_sha256", "precision", "device"), ""),
+    "probe_losses": [],
+}
 
 
 @pytest.fixture
@@ -24,7 +31,7 @@ def save(run: RunDirectory, step: int, hour: float, monkeypatch: pytest.MonkeyPa
     """A complete checkpoint of one small file, saved at that hour."""
     temporary = files.temporary_directory(run, step)
     temporary.mkdir()
-    (temporary / "state.json").write_text("{}")
+    (temporary / "state.json").write_text(json.dumps({**STATE, "step": step}))
     monkeypatch.setattr("memformer.checkpoints.directory.time.time", lambda: 1_000_000 * HOUR + hour * HOUR)
     files.publish(run, step, {"state.json": files.describe_file(temporary, "state.json")})
 
@@ -56,13 +63,55 @@ def test_retention(
     assert files.newest_complete(run) == (files.step_directory(run, 80), [])
 
 
-def test_a_future_that_was_given_up_is_deleted(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a resume from step 10, the checkpoint of step 30 belongs to another history."""
-    for step in (10, 30, 20):
+def test_nothing_is_deleted_that_cannot_be_used_or_is_not_the_runs_own(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a later step, damaged, of a newer format, without a manifest, a link: all stay, and count for nothing."""
+    for step in (10, 20, 30, 40, 50, 60, 90):
         save(run, step, 0, monkeypatch)
-    deleted = files.delete_old(run, 20, CheckpointConfig(keep_last=5))
-    assert [files.step_of(path) for path in deleted] == [30]
-    assert steps(run) == [10, 20]
+    (files.step_directory(run, 20) / "manifest.json").write_text("{")
+    (files.step_directory(run, 30) / "manifest.json").unlink()
+    (files.step_directory(run, 40) / "state.json").write_text("")
+    linked = files.step_directory(run, 50).rename(tmp_path / "archived")
+    files.step_directory(run, 50).symlink_to(linked)
+    deleted = files.delete_old(run, 60, CheckpointConfig(keep_last=1))
+    assert [files.step_of(path) for path in deleted] == [10]
+    assert steps(run) == [20, 30, 40, 50, 60, 90] and (linked / "state.json").exists()
+
+
+def test_what_has_the_name_of_a_new_checkpoint_is_set_aside(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it a directory or a link that leads nowhere."""
+    save(run, 10, 0, monkeypatch)
+    (files.step_directory(run, 10) / "mine.txt").write_text("of a user")
+    save(run, 10, 1, monkeypatch)
+    files.step_directory(run, 20).symlink_to("nowhere")
+    save(run, 20, 2, monkeypatch)
+    assert (run.checkpoints / "step-00000010.set-aside-1" / "mine.txt").read_text() == "of a user"
+    assert (run.checkpoints / "step-00000020.set-aside-1").is_symlink()
+    assert files.newest_complete(run) == (files.step_directory(run, 20), []) and steps(run) == [10, 20]
+
+
+def test_files_that_the_manifest_does_not_name_are_no_damage(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(run, 10, 0, monkeypatch)
+    (files.step_directory(run, 10) / ".DS_Store").touch()
+    (files.step_directory(run, 10) / "parameters").mkdir()
+    (files.step_directory(run, 10) / "parameters" / ".nfs0001").touch()
+    assert files.verify(files.step_directory(run, 10))["step"] == 10
+
+
+def test_a_run_stands_for_its_newest_checkpoint_alone(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one is not taken for it without a word; it is named, with the reason."""
+    for step in (10, 20):
+        save(run, step, 0, monkeypatch)
+    assert files.locate(run.root) == files.step_directory(run, 20)
+    (files.step_directory(run, 20) / "state.json").write_text("{}")
+    with pytest.raises(files.CheckpointDamaged) as refused:
+        files.locate(run.root)
+    older = files.step_directory(run, 10)
+    assert "step-00000020/state.json: has 2 bytes" in str(refused.value) and f"{older}: name it" in str(refused.value)
+    assert files.locate(older) == older
 
 
 def test_what_is_left_of_a_deletion_is_no_checkpoint(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +122,13 @@ def test_what_is_left_of_a_deletion_is_no_checkpoint(run: RunDirectory, monkeypa
     files.delete_old(run, 20, CheckpointConfig(keep_last=1))
     assert steps(run) == [20]
     monkeypatch.undo()
+    (run.checkpoints / "step-00000010.partial").mkdir()  # of a user's own copy
     files.delete_partial(run)
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["latest", "step-00000020"]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "latest",
+        "step-00000010.partial",
+        "step-00000020",
+    ]
 
 
 def test_names_that_leave_the_directory_are_refused(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,3 +43,24 @@ def test_files_are_written_and_read_under_their_names(tmp_path: Path) -> None:
     found = load_lanes(tmp_path, 2, 1, [1, 5, 0], slice(0, 1), 1, lambda lanes: carry_of(*[0] * lanes))
     assert found.carry.length.tolist() == [2]
     assert {row: int(values[2]) for row, values in found.waiting.items()} == {1: 4, 2: 1}
+
+
+def test_a_previous_segment_is_fitted_to_another_length(tmp_path: Path) -> None:
+    """Its end is kept where segments are shorter now, all of it where they are longer; memories stay as they are."""
+    memory = torch.arange(2.0)[:, None, None].expand(2, 2, 3)
+    states = LaneStates(Carry(memory, torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), torch.tensor([4, 2])))
+    save_file(
+        {key: tensor.contiguous() for key, tensor in states.tensors().items()}, tmp_path / "rank-00000.safetensors"
+    )
+
+    def loaded(length: int) -> Carry:
+        def empty(lanes: int) -> Carry:
+            return Carry.empty(torch.zeros(lanes, 2, 3), length)
+
+        return load_lanes(tmp_path, 2, 1, [0, 1], slice(0, 2), 2, empty).carry
+
+    shorter, same, longer = loaded(3), loaded(4), loaded(6)
+    assert shorter.tokens.tolist() == [[2, 3, 4], [5, 6, 0]] and shorter.length.tolist() == [3, 2]
+    assert torch.equal(same.tokens, states.carry.tokens) and torch.equal(same.length, states.carry.length)
+    assert longer.tokens.tolist() == [[1, 2, 3, 4, 0, 0], [5, 6, 0, 0, 0, 0]] and longer.length.tolist() == [4, 2]
+    assert longer.ragged and all(torch.equal(each.memory, memory) for each in (shorter, same, longer))

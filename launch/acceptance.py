@@ -1,0 +1,60 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a run is refused for before anything is started, submitted or written: its data, and what it would resume.
+
+Training itself refuses the same, but seconds later, or on a node where nobody looks. Imports no torch.
+"""
+
+from data_pipeline.errors import UserError
+from data_pipeline.far import is_address
+from memformer.checkpoints.resuming import check_fits, choose, is_other_data
+from memformer.config.schema import Config
+from memformer.run.data import TrainingData
+from memformer.run.directory import RunDirectory
+
+
+def open_data(config: Config) -> TrainingData | None:
+    """The data sets of a run, fit for its model; None where one is at an address, which opening is no quick check of.
+
+    Raises:
+        UserError: They are missing, damaged, or of another tokenizer than the model.
+    """
+    sources = config.data.path if isinstance(config.data.path, list) else [config.data.path]
+    paths = [*(source if isinstance(source, str) else source.path for source in sources), config.data.eval_path or ""]
+    if any(map(is_address, paths)):
+        return None
+    data = TrainingData.open(config.data)
+    data.complete(config.model, config.data.segment_length)
+    return data
+
+
+def open_data_if_here(config: Config) -> TrainingData | None:
+    """The same; also None where it cannot be opened, as on a machine that only submits jobs."""
+    try:
+        return open_data(config)
+    except UserError:
+        return None
+
+
+def check_resume(config: Config, resume: str, data: TrainingData | None) -> None:
+    """Refuses a run that may not go on from what is in its directory. Reads no more of checkpoints than sizes.
+
+    Args:
+        config: The run.
+        resume: auto, never, or the path of a run or checkpoint.
+        data: Its data sets; None: what depends on them is left to training.
+
+    Raises:
+        UserError: No checkpoint can be used, or it is one of another model, tokenizer or data set.
+    """
+    start = choose(RunDirectory(config.run_dir), resume, sums=False)
+    if start.checkpoint is None:
+        return
+    if data is None:
+        known = {name: value for name, value in config.model.to_dict().items() if value is not None}
+        check_fits(start.checkpoint, {"family": config.model.family, "model": known})
+        return
+    model, train = data.complete(config.model, config.data.segment_length), data.train
+    identity = {"family": model.family, "model": model.to_dict(), "tokenizer_sha256": train.tokenizer_sha256}
+    check_fits(start.checkpoint, identity)
+    plan = {"fingerprint": train.fingerprint, "seed": config.seed}
+    is_other_data(start.checkpoint, plan, config.data.on_change, config.data.path)
