@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"memformer: error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return exit_codes.USAGE
-    module, parser = command(name)
     try:
+        module, parser = command(name)
         parsed = parser.parse_args(rest)
         with json_alone(getattr(parsed, "json", False)):
             return int(module.run(parsed) or exit_codes.DONE)

@@ -22,12 +22,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
+from data_pipeline.errors import UserError
 from launch import child
 from launch.machine import available_cores, core_slices
 from launch.tail import LogEcho, last_lines
@@ -95,6 +97,7 @@ def launch_processes(
     bind_cores: bool = True,
     grace_seconds: float = 120.0,
     master_port: int | None = None,
+    failed: Callable[[int, str], None] = lambda rank, reason: None,
 ) -> int:
     """Runs `command` as `nproc` ranks and returns when all have ended. Call it in the main thread.
 
@@ -106,6 +109,7 @@ def launch_processes(
         bind_cores: Give each rank its own slice of the CPU cores, if there are enough.
         grace_seconds: How long ranks may take to save and leave after a signal, before they are killed.
         master_port: TCP port of the rendezvous (default: a free one).
+        failed: Told at the end which rank failed first, and how, in words; not of bad usage.
 
     Returns:
         0, or the exit code of the first rank that failed (128 + n for signal n); 75 if the ranks saved and left after
@@ -118,14 +122,19 @@ def launch_processes(
     inherited.setdefault("PYTHONUNBUFFERED", "1")  # a log is read while it is written
     inherited.setdefault("PYTHONFAULTHANDLER", "1")  # a crash in native code leaves the Python stack in the log
     port = free_port() if master_port is None else master_port
-    log_dir.mkdir(parents=True, exist_ok=True)
     ranks: list[Rank] = []
+    made = [place for place in (log_dir, *log_dir.parents) if not place.exists()]
     with _signals() as inbox:
         try:
+            _make(log_dir)
             for number in range(nproc):
                 variables = rank_environment(number, nproc, port)
                 ranks.append(_start(command, number, log_dir, inherited | variables, slices[number]))
-            return _Supervisor(ranks, inbox, grace_seconds).run()
+            return _Supervisor(ranks, inbox, grace_seconds, failed).run()
+        except UserError:
+            if not ranks:
+                _unmake(log_dir, made)
+            raise
         finally:
             for rank in ranks:
                 rank.kill()
@@ -144,12 +153,21 @@ def rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
     }
 
 
+def _make(log_dir: Path) -> None:
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{log_dir}: cannot be made ({error.strerror}): choose another run_dir") from None
+
+
 def _start(command: Sequence[str], rank: int, log_dir: Path, environment: dict[str, str], cores: list[int]) -> Rank:
     path = log_dir / f"rank-{rank:05d}.log"
-    with path.open("ab") as log:
+    with _opened(path) as log:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        log.write(f"=== {now} rank {rank} of {environment['WORLD_SIZE']}: {shlex.join(command)}\n".encode())
-        log.flush()
+        try:
+            log.write(f"=== {now} rank {rank} of {environment['WORLD_SIZE']}: {shlex.join(command)}\n".encode())
+        except OSError as error:  # where not even this has room, the rank could not say why it fails
+            raise _unwritable(path, error) from None
         start = log.tell()
         bootstrap = [sys.executable, "-I", "-S", str(child.__file__)]
         settings = [str(os.getpid()), ",".join(map(str, cores)) or "-"]
@@ -162,6 +180,27 @@ def _start(command: Sequence[str], rank: int, log_dir: Path, environment: dict[s
             start_new_session=True,  # the terminal's Ctrl-C reaches the launcher alone, which passes it on once
         )
     return Rank(rank, process, path, start)
+
+
+def _opened(log: Path) -> BinaryIO:
+    try:
+        return log.open("ab", buffering=0)
+    except OSError as error:
+        raise _unwritable(log, error) from None
+
+
+def _unwritable(log: Path, error: OSError) -> UserError:
+    return UserError(f"{log}: cannot be written ({error.strerror}): mend its permissions, or make room", exit_code=1)
+
+
+def _unmake(log_dir: Path, made: Sequence[Path]) -> None:
+    """Takes back what was made for a launch that started nothing."""
+    with suppress(OSError):
+        for log in log_dir.glob("rank-*.log"):
+            if log.stat().st_size == 0:
+                log.unlink()
+        for place in made:
+            place.rmdir()
 
 
 @dataclass
@@ -204,8 +243,10 @@ def _signals() -> Iterator[_Inbox]:
 class _Supervisor:
     """Watches the ranks from their start to the end of the last one."""
 
-    def __init__(self, ranks: list[Rank], inbox: _Inbox, grace_seconds: float) -> None:
-        self.ranks = ranks
+    def __init__(
+        self, ranks: list[Rank], inbox: _Inbox, grace_seconds: float, failed: Callable[[int, str], None]
+    ) -> None:
+        self.ranks, self.failed = ranks, failed
         self.inbox = inbox
         self.grace_seconds = grace_seconds
         self.echo = LogEcho(ranks[0].log, ranks[0].log_start)
@@ -298,7 +339,7 @@ class _Supervisor:
         if self.failure is not None and self.failure.code is not None:
             if codes[0] != exit_codes.USAGE:  # otherwise rank 0 has told the user what to mend, and that is all
                 self._show_failure()
-                say(f"failed: {', '.join(f'rank {rank} {code}' for rank, code in enumerate(codes) if code)} ({ends})")
+                self._tell_failure(self.failure, ends)
             return self.failure.code
         if self.obeyed is not None:
             say(f"stopped ({ends})")
@@ -315,16 +356,20 @@ class _Supervisor:
         if rank is None or rank.code is None or self.shown:
             return
         self.shown = True
-        returned = rank.process.returncode
-        reason = f"exit code {rank.code}" if returned >= 0 else f"signal {-returned}, {signal.strsignal(-returned)}"
-        if returned == -signal.SIGKILL:
-            reason += "; if nobody sent it, the machine ran out of memory"
         self.echo.copy()
         if rank.rank == 0:  # its lines stand on the terminal already
-            say(f"rank 0 failed ({reason})")
+            say(f"rank 0 {_how(rank)}")
             return
         lines = "".join(f"  | {line}\n" for line in last_lines(rank.log, rank.log_start))
-        say(f"rank {rank.rank} failed ({reason}); the end of {rank.log}:\n{lines.rstrip()}")
+        say(f"rank {rank.rank} {_how(rank)}; the end of {rank.log}:\n{lines.rstrip()}")
+
+    def _tell_failure(self, first: Rank, ends: str) -> None:
+        """The last words: what came first, though others have said much since, and what went down with it."""
+        how = f"rank {first.rank} {_how(first)}"
+        others = [f"rank {rank.rank} ({rank.code})" for rank in self.ranks if rank.code and rank is not first]
+        after = f"; {', '.join(others)} ended after it, or was stopped" if others else ""
+        say(f"failed: {how}: see {first.log}{after} ({ends})")
+        self.failed(first.rank, f"{how}; its log is {first.log}")
 
     def _kill_in(self, seconds: float) -> None:
         self.kill_at = min(self.kill_at, time.monotonic() + seconds)
@@ -335,6 +380,11 @@ class _Supervisor:
     def _count(self, ranks: list[Rank] | None = None) -> str:
         number = len(self._alive() if ranks is None else ranks)
         return f"{number} rank{'' if number == 1 else 's'}"
+
+
+def _how(rank: Rank) -> str:
+    """How a rank ended, in words."""
+    return exit_codes.in_words(rank.process.returncode)
 
 
 def _likeliest_cause(rank: Rank) -> tuple[bool, bool, int]:

@@ -5,6 +5,7 @@ Only `sbatch`, `squeue` and `scontrol` are used, in forms that are the same in a
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from memformer.run.lock import Holder
 
 COMMAND_SECONDS = 60.0  # a controller that is busy or away: Slurm's own time-outs are shorter
 LOOKUPS = 6  # after an unclear answer: how often the queue is asked before sbatch is tried again
@@ -27,6 +29,10 @@ ENDED = frozenset(
 """States that nothing follows. A state that is not among these may still run, also one that a later Slurm adds."""
 
 
+class SubmissionRefused(UserError):
+    """Slurm has said that it does not take a job."""
+
+
 def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: float = PATIENCE_SECONDS) -> str:
     """Submits a script once and returns the job's id.
 
@@ -40,7 +46,8 @@ def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: fl
         patience: Seconds between two tries.
 
     Raises:
-        UserError: Slurm refused the job, or was not to be reached.
+        SubmissionRefused: Slurm refused the job.
+        UserError: Slurm was not to be reached: the job may wait all the same.
     """
     complaint = ""
     for attempt in range(ATTEMPTS):
@@ -54,7 +61,7 @@ def submit(script: Path, name: str, options: Sequence[str] = (), *, patience: fl
         if code == 0 and (match := re.match(r"\d+", output.splitlines()[-1] if output else "")):
             return match[0]
         if not unclear(complaint):
-            raise UserError(f"sbatch refused {script}: {_one_line(complaint)}", exit_code=1)
+            raise SubmissionRefused(f"sbatch refused {script}: {_one_line(complaint)}", exit_code=1)
         print(f"launch: sbatch: {_one_line(complaint)}; looking whether the job exists", file=sys.stderr, flush=True)
         time.sleep(patience)
     raise UserError(
@@ -102,6 +109,39 @@ def has_ended(state: str) -> bool:
     return state == GONE or ENDED.issuperset(state.split(","))
 
 
+def has_job_ended(holder: Holder) -> bool | None:
+    """Whether the Slurm job that holds a run's lock has ended; None where Slurm does not say."""
+    try:
+        # Clusters that share a file system count their jobs each by itself.
+        if holder.job is None or (holder.cluster and holder.cluster != _cluster()):
+            return None
+        state = states([holder.job])[holder.job]
+    except UserError:  # there is no Slurm here
+        return None
+    return None if state == UNKNOWN else has_ended(state)
+
+
+def _cluster() -> str | None:
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", _run("scontrol", "show", "config")[1], re.M)
+    return found[1] if found else None
+
+
+def refuse_without_slurm() -> None:
+    """Refuses before anything is made where there is no Slurm to submit to.
+
+    Raises:
+        UserError: There is no sbatch.
+    """
+    if shutil.which("sbatch") is None:
+        raise _no_such_command("sbatch")
+
+
+def _no_such_command(name: str) -> UserError:
+    return UserError(
+        f"{name}: there is no such command: run this on a login node of a Slurm cluster, or use memformer launch local"
+    )
+
+
 def cancel(name: str, patience: float = PATIENCE_SECONDS) -> bool:
     """Cancels the jobs of that name; False where it is not known whether there are any, or they could not be."""
     known = find_patiently(name, patience)
@@ -127,10 +167,7 @@ def _run(*command: str) -> tuple[int, str, str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except FileNotFoundError:
-        raise UserError(
-            f"{command[0]}: there is no such command: run this on a login node of a Slurm cluster, or use "
-            "memformer launch local"
-        ) from None
+        raise _no_such_command(command[0]) from None
     except subprocess.TimeoutExpired:
         return 1, "", f"{command[0]} timed out after {COMMAND_SECONDS:g} s"
     return done.returncode, done.stdout.strip(), done.stderr.strip()

@@ -1,12 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a run is doing, from its files alone: no process of it and no scheduler is asked.
 
-metrics.jsonl gives step, loss and speed; events.jsonl starts, saves and ends; jobs.jsonl and submission.json, where a
-job script wrote them, the jobs and their lives.
+metrics.jsonl gives step, loss and speed; events.jsonl starts, saves and ends; lock/ the process that trains, of which
+its own machine knows whether it lives; jobs.jsonl and submission.json, where a job script wrote them, the jobs and
+their lives.
 """
 
 import dataclasses
 import json
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from memformer.checkpoints.directory import candidates
-from memformer.run import jsonl
+from memformer.run import jsonl, lock
 from memformer.run.directory import RunDirectory
 
 SPEED_STEPS = 20
@@ -23,6 +25,18 @@ SPEED_STEPS = 20
 
 SILENT_SECONDS = 600.0
 """A run that says it is training and has written nothing for this long, or for 20 steps, is called silent."""
+
+
+LIFE_EVENTS = ("start", "resume", "preemption", "failure", "hang", "end")
+"""Events that begin or end a life."""
+
+GONE = "its process has ended without a word: killed by SIGKILL, by a lack of memory, or with its machine; see logs"
+UNTOLD = "its events do not say how it ended, as when the disk is full; see logs"
+UNTOLD_STATES = {lock.FINISHED: "finished", lock.STOPPED: "stopped", lock.FAILED: "failed", lock.LOST: "failed"}
+"""How a life ended that only its lock tells of."""
+
+BEAT_SECONDS = 120.0
+"""A heartbeat is due every few seconds; file servers may show it a minute late."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +60,8 @@ class RunStatus:
         processes: Processes of the last life.
         seconds_since_news: Since the run last wrote anything; None: it has not.
         events: The last events, oldest first.
-        failure: What the last failure said; None: there was none since the last start.
+        failure: What the last failure, or what stopped the run, said; None: neither since the last start.
+        process: Who trains, or trained last, and whether it lives; None where no lock tells (runs of older versions).
     """
 
     run: str
@@ -65,6 +80,7 @@ class RunStatus:
     seconds_since_news: float | None
     events: list[dict[str, Any]]
     failure: str | None
+    process: str | None
 
 
 def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -> RunStatus:
@@ -76,11 +92,18 @@ def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -
         now: The time (default: the clock's).
 
     Raises:
-        UserError: There is no such directory.
+        UserError: There is no such directory, or it is no run's.
     """
     if not root.is_dir():
         raise UserError(f"{root}: is no directory: give the run_dir of a run")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"{root}: cannot be read: mend its permissions, or ask whose it is")
     run = RunDirectory(root)
+    signs = (run.events, run.metrics, run.checkpoints, run.lock, root / "jobs.jsonl", root / "submit.yaml")
+    if not any(path.exists() for path in (*signs, root / "submission.json")):
+        raise UserError(
+            f"{root}: holds no run (no events.jsonl, metrics.jsonl or checkpoints): give the run_dir of one"
+        )
     now = now or datetime.now(timezone.utc)
     metrics = jsonl.tail(run.metrics)
     events = [event for event in jsonl.tail(run.events) if "event" in event]
@@ -92,7 +115,10 @@ def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -
     max_steps = _max_steps(root)
     news = [path.stat().st_mtime for path in (run.metrics, run.events, root / "jobs.jsonl") if path.exists()]
     silence = now.timestamp() - max(news) if news else None
-    state, failure = _state(events, lives, submission, silence, step_seconds)
+    trainer = _trainer(run, now)
+    if trainer.job is not None:  # a job that found the directory in use says nothing of the run
+        lives = [life for life in lives if life.get("job", trainer.job) == trainer.job]
+    state, failure = _state(events, lives, submission, silence, step_seconds, trainer)
     step = int(last.get("step", 0))
     running = state == "running" and step_seconds is not None and max_steps is not None
     jobs = [*(submission.get("jobs", [])), *(str(life["job"]) for life in lives if "job" in life)]
@@ -116,7 +142,46 @@ def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -
         seconds_since_news=None if silence is None else round(max(0.0, silence), 1),
         events=events[-last_events:],
         failure=failure,
+        process=trainer.words,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """What the lock says of the process that trains, or trained last.
+
+    Attributes:
+        how: How that life ended (`finished`, `stopped`, `failed`, `lost`), `held`, or empty where there is no lock.
+        living: Of one that holds the lock, whether it still runs; None: it cannot be known from here.
+        since: When it took the lock, as events give it.
+        job: The Slurm job that holds the lock.
+        beat_seconds: Since its last heartbeat; 0 where it writes none.
+        words: All this in words.
+    """
+
+    how: str = ""
+    living: bool | None = None
+    since: str = ""
+    job: str | None = None
+    beat_seconds: float = 0.0
+    words: str | None = None
+
+
+def _trainer(run: RunDirectory, now: datetime) -> _Trainer:
+    entry = lock.newest(run)
+    if entry is None:
+        return _Trainer()
+    holder = entry.holder
+    if holder is None or entry.how != lock.HELD:
+        return _Trainer(entry.how, words=None if holder is None else f"{holder}: {entry.how}")
+    living, why = lock.is_living(entry)
+    tells = {True: "runs", False: f"is gone: {why}", None: f"whether it runs cannot be told from here: {why}"}[living]
+    since = datetime.fromtimestamp(holder.time, timezone.utc).isoformat(timespec="milliseconds")
+    try:
+        beat = now.timestamp() - (run.heartbeats / "rank-00000.json").stat().st_mtime
+    except OSError:
+        beat = 0.0
+    return _Trainer(entry.how, living, since, holder.job, beat, f"{holder}, {tells}")
 
 
 def _state(
@@ -125,11 +190,14 @@ def _state(
     submission: dict[str, Any],
     silence: float | None,
     step_seconds: float | None,
+    trainer: _Trainer,
 ) -> tuple[str, str | None]:
     """The state, and what the last failure said."""
-    told = [event for event in events if event["event"] in ("start", "resume", "preemption", "failure", "end")]
+    told = [event for event in events if event["event"] in LIFE_EVENTS]
     last = told[-1] if told else None
     life = lives[-1] if lives else None
+    if trainer.living and trainer.since > str((last or {}).get("time", "")):
+        return "starting", None
     if last is not None and last["event"] == "end":
         return "finished", None
     if life is not None and life["event"] == "end":
@@ -143,13 +211,32 @@ def _state(
     if life is not None and (last is None or str(life["time"]) > str(last["time"])):
         return "starting", None
     if last is None:
-        return "empty", None
+        return ("failed", GONE) if trainer.how == lock.HELD and trainer.living is False else ("empty", None)
     if last["event"] == "failure":
-        return "failed", str(last.get("reason", "")) or None
+        return "failed", _first_failure(told)
+    if last["event"] == "hang":
+        culprits = last.get("culprits")
+        who = "; ".join(map(str, culprits)) if isinstance(culprits, list) else str(culprits)
+        return "failed", f"nothing moved any more at step {last.get('step')}: {who}"
     if last["event"] == "preemption":
-        return ("requeued" if lives else "stopped"), None
+        return ("requeued" if lives else "stopped"), str(last.get("reason", "")) or None
+    if trainer.how == lock.HELD and trainer.living is False:
+        # A job script says what comes next, after a moment; until then nobody has to do anything.
+        return ("silent" if lives else "failed"), GONE
+    if trainer.how in UNTOLD_STATES:
+        return UNTOLD_STATES[trainer.how], UNTOLD
+    if not trainer.living and trainer.beat_seconds > BEAT_SECONDS:
+        return "silent", f"no sign of its process for {lock.duration(trainer.beat_seconds)} h"
     patience = max(SILENT_SECONDS, 20 * (step_seconds or 0.0))
     return ("silent" if silence is not None and silence > patience else "running"), None
+
+
+def _first_failure(told: list[dict[str, Any]]) -> str | None:
+    """What went wrong first in the last life: others may have failed of it, and a launcher knows the exit code only."""
+    begun = max((number for number, event in enumerate(told) if event["event"] in ("start", "resume")), default=-1)
+    failures = [event for event in told[begun + 1 :] if event["event"] == "failure"]
+    first = next((event for event in failures if not event.get("follows")), failures[0])
+    return str(first.get("reason", "")) or None
 
 
 def _submission(root: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class TrainingJob:
         if code == exit_codes.DONE:
             if task.global_rank == 0:
                 self._end(task, "finished")
-                (self.run_dir / "attempts").unlink(missing_ok=True)
+                self._forget_attempts()
             return "finished"
         if code in exit_codes.STOPPED:
             # submitit's handler has been called or Slurm is about to end this job: there is nothing more to do here
@@ -84,9 +85,8 @@ class TrainingJob:
             raise TrainingFailed(f"rank {task.global_rank} was stopped (exit code {code}) and the job not requeued")
         if task.global_rank:
             before, attempts = read_attempts(self.run_dir)
-        reason = (
-            f"rank {task.global_rank} on {socket.gethostname()} failed with exit code {code}; see {self._log(task)}"
-        )
+        how = exit_codes.in_words(code)
+        reason = f"rank {task.global_rank} on {socket.gethostname()} {how}; see {self._log(task)}"
         hopeless = newest_checkpoint(self.run_dir) == before and attempts >= self.max_failures
         again = under_slurm() and code not in exit_codes.NOT_MENDED_BY_RETRYING and not hopeless
         self._end(task, "failed", again="yes" if again else "no", detail=reason)
@@ -108,7 +108,7 @@ class TrainingJob:
             if not has_ended(self._rank):
                 print("the rank did not save in time; the next life starts from an older checkpoint", flush=True)
         self._end(submitit.JobEnvironment(), "stopped")
-        (self.run_dir / "attempts").unlink(missing_ok=True)
+        self._forget_attempts()
         return submitit.helpers.DelayedSubmission(self)
 
     def _begin(self, task: Any) -> tuple[str, int]:
@@ -120,9 +120,14 @@ class TrainingJob:
                 f"{attempts} lives in a row began at checkpoint {before} and none made progress: giving up. After "
                 f"mending the cause, delete {self.run_dir / 'attempts'} and submit again"
             )
-        (self.run_dir / "attempts").write_text(f"{before} {attempts + 1}\n")
+        with noted(self.run_dir / "attempts") as attempts_file:
+            attempts_file.write_text(f"{before} {attempts + 1}\n")
         self._note(task, "start", nodes=" ".join(hosts(task)), tasks=task.num_tasks, checkpoint=before)
         return before, attempts + 1
+
+    def _forget_attempts(self) -> None:
+        with noted(self.run_dir / "attempts") as path:
+            path.unlink(missing_ok=True)
 
     def _run_rank(self, task: Any) -> int:
         environment = {**os.environ, **rank_environment(task)}
@@ -144,8 +149,9 @@ class TrainingJob:
             self._rank.kill()
             raise
         codes = self.run_dir / "logs" / "exit-codes" / f"{task.job_id}-{restart_count()}"
-        codes.mkdir(parents=True, exist_ok=True)
-        (codes / f"rank-{task.global_rank:05d}").write_text(f"{code} {socket.gethostname()} {int(time.time())}\n")
+        with noted(codes / f"rank-{task.global_rank:05d}") as path:
+            codes.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{code} {socket.gethostname()} {int(time.time())}\n")
         return code
 
     def _log(self, task: Any) -> Path:
@@ -158,8 +164,17 @@ class TrainingJob:
         """A line of jobs.jsonl, which `memformer status` reads."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         record = {"time": now, "event": event, "job": task.job_id, "life": restart_count(), **details}
-        with (self.run_dir / "jobs.jsonl").open("a", encoding="utf-8") as file:
+        with noted(self.run_dir / "jobs.jsonl") as path, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def noted(path: Path) -> Iterator[Path]:
+    """What a job writes down of itself ends no run: where it cannot be written, one line in the job's log says so."""
+    try:
+        yield path
+    except OSError as error:
+        print(f"{path}: cannot be written ({error.strerror}); the job goes on", flush=True)
 
 
 def has_ended(process: subprocess.Popen[bytes]) -> bool:

@@ -3,6 +3,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 TAIL_BYTES = 64 * 1024  # enough for the last lines of any log, however long the run was
@@ -22,12 +23,15 @@ class LogEcho:
         self._open = True
 
     def copy(self) -> None:
-        """Copies what is new."""
+        """Copies what is new; what cannot be read now is read at the next call."""
         if not self._open:
             return
-        with self._path.open("rb") as file:
-            file.seek(self._next)
-            new = file.read()
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._next)
+                new = file.read()
+        except OSError:
+            return
         self._next += len(new)
         try:
             sys.stdout.buffer.write(new)  # bytes as they are: the text's encoding is the rank's business
@@ -47,7 +51,8 @@ def last_lines(path: Path, start: int = 0, count: int = 20) -> list[str]:
         start: Where to begin in it at the earliest, in bytes.
         count: How many lines at most.
     """
-    with path.open("rb") as file:
+    with suppress(OSError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - TAIL_BYTES))
         return file.read().decode("utf-8", "replace").splitlines()[-count:]
+    return []

@@ -8,14 +8,15 @@ exit codes: 0 done; 2 bad usage; 75 saved after a preemption, the same command g
 code of the first rank that failed (128 + n for signal n)."""
 
 import argparse
+import functools
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from data_pipeline.errors import UserError
-from launch.local import launch_processes, rank_environment
+from launch.local import launch_processes, rank_environment, say
 from launch.machine import available_cores, visible_gpus
+from memformer.run.directory import RunDirectory
 
 CPU_PROCESSES = 2  # without GPUs a run is a trial: enough to have ranks that talk, few enough for any machine
 
@@ -70,13 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     replicas_of(config, nproc, f"--nproc {nproc}" + ("" if hasattr(arguments, "nproc") else " (the default here)"))
     resume = ["--resume", arguments.resume] if hasattr(arguments, "resume") else []
     command = [sys.executable, "-m", "launch.cli", "train", arguments.config, *resume, *arguments.overrides]
-    log_dir = Path(config.run_dir) / "logs"
+    run = RunDirectory(config.run_dir)
+    log_dir = run.logs
     if arguments.dry_run:
         for rank in range(nproc):
             variables = rank_environment(rank, nproc, port=0) | {"MASTER_PORT": "PORT"}
             print(" ".join(f"{name}={value}" for name, value in variables.items()), shlex.join(command))
         print(f"logs: {log_dir}/rank-00000.log ... rank-{nproc - 1:05d}.log")
         return 0
+    before = refuse_busy(run)
     check_resume(config, getattr(arguments, "resume", "auto"), open_data(config))
     port = os.environ.get("MASTER_PORT", "")
     return launch_processes(
@@ -86,7 +89,41 @@ def run(arguments: argparse.Namespace) -> int:
         bind_cores=gpus == 0 and not arguments.no_bind_cores,
         grace_seconds=arguments.grace_seconds,
         master_port=int(port) if port.isdigit() else None,
+        failed=functools.partial(tell_failure, run, before),
     )
+
+
+def refuse_busy(run: RunDirectory) -> int:
+    """Refuses a run directory that cannot be written, or in which a run trains or may train, before it is touched.
+
+    Returns:
+        The number of the last life in it; 0: none has begun.
+
+    Raises:
+        UserError: So it is.
+    """
+    from launch import slurm_client
+    from memformer.run.lock import refuse_held
+
+    run.refuse_unwritable()
+    entry = refuse_held(run, slurm_client.has_job_ended)
+    return 0 if entry is None else entry.number
+
+
+def tell_failure(run: RunDirectory, before: int, rank: int, reason: str) -> None:
+    """The launcher knows what came first; the ranks that went down with it could not say. And what to do next."""
+    from memformer.checkpoints.directory import candidates
+    from memformer.run.lock import HELD, is_living, newest
+
+    entry = newest(run)
+    # Nothing of a life that was refused and so has not begun, or that another one has followed already.
+    if entry is not None and entry.number > before and not (entry.how == HELD and is_living(entry)[0]):
+        run.event("failure", reason=reason, rank=rank)
+    checkpoint = next((path.name for path in candidates(run) if (path / "manifest.json").exists()), None)
+    goes_on = (
+        f"goes on from checkpoint {checkpoint}" if checkpoint else "starts afresh, for no checkpoint was saved yet"
+    )
+    say(f"when the cause is mended, the same command {goes_on}")
 
 
 def positive(text: str) -> int:

@@ -14,13 +14,14 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from launch.commands.launch_local import positive
+from launch.commands.launch_local import positive, refuse_busy
 from launch.slurm_options import SlurmOptions, add_options, read_options
 
 DESCRIPTION_FILE = "submission.json"  # in the run directory: what was submitted last
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from launch.acceptance import check_resume, open_data_if_here
     from launch.snapshot import read_settings, snapshot_code, write_config
     from memformer.config.topology import replicas_of
+    from memformer.run.directory import RunDirectory
 
     options = read_options(arguments)
     if arguments.time_chain and (options.array or options.dependency):
@@ -72,24 +74,41 @@ def run(arguments: argparse.Namespace) -> int:
     text = job_script(arguments, options, directory, name, config.training.max_steps, varying)
     if arguments.dry_run:
         print(text, end="")
+        print(
+            f"launch: a dry run: nothing was submitted, {directory} was not made; memformer status knows the run once "
+            "it is submitted, without --dry-run",
+            file=sys.stderr,
+        )
         return 0
+    RunDirectory(directory).refuse_unwritable()
     if finished_step(directory) >= config.training.max_steps and not options.array:
         print(f"the run {directory} has finished its {config.training.max_steps} steps: nothing to do")
         return 0
+    slurm_client.refuse_without_slurm()
     refuse_second_job(directory, slurm_client)
+    for each in (directory, *sorted(directory.glob("array-*"))):
+        refuse_busy(RunDirectory(each))
     if not options.array:
         check_resume(config, "auto", open_data_if_here(config))
-    (directory / "logs").mkdir(parents=True, exist_ok=True)
-    write_config(config.model_copy(update={"run_dir": str(directory)}), directory / "submit.yaml")
-    copied = snapshot_code(directory / "code")
-    script = directory / "submit.sbatch"
-    script.write_text(text, encoding="utf-8")
-    script.chmod(script.stat().st_mode | (script.stat().st_mode & 0o444) >> 2)  # to be run by whoever may read it
-    jobs: list[str] = []
-    for link in range(arguments.time_chain or 1):
-        after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
-        jobs.append(slurm_client.submit(script, f"{name}-{link + 1}" if arguments.time_chain else name, after))
-        describe_submission(directory, name, jobs, options.tasks)
+    is_new, jobs = not directory.exists(), list[str]()
+    try:
+        (directory / "logs").mkdir(parents=True, exist_ok=True)
+        write_config(config.model_copy(update={"run_dir": str(directory)}), directory / "submit.yaml")
+        copied = snapshot_code(directory / "code")
+        script = directory / "submit.sbatch"
+        script.write_text(text, encoding="utf-8")
+        script.chmod(script.stat().st_mode | (script.stat().st_mode & 0o444) >> 2)  # to be run by whoever may read it
+        for link in range(arguments.time_chain or 1):
+            after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
+            jobs.append(slurm_client.submit(script, f"{name}-{link + 1}" if arguments.time_chain else name, after))
+            describe_submission(directory, name, jobs, options.tasks)
+    except (OSError, slurm_client.SubmissionRefused) as error:
+        if is_new and not jobs:
+            shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, OSError):
+            submitted = f"job {', '.join(jobs)} is submitted" if jobs else "nothing was submitted"
+            raise UserError(f"{error.filename or directory}: {error.strerror}; {submitted}", exit_code=1) from None
+        raise
     tell(directory, name, jobs, copied, options.array)
     return 0
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -48,10 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks the configurations, submits, and waits if asked to."""
     from launch import slurm_client
     from launch.acceptance import check_resume, open_data_if_here
+    from launch.commands.launch_local import refuse_busy
     from launch.commands.launch_slurm import describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
     from memformer.config.schema import load_config
     from memformer.config.topology import replicas_of
+    from memformer.run.directory import RunDirectory
 
     options = read_options(arguments)
     if arguments.executor != "slurm" and options.nodes > 1:
@@ -66,8 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             replicas_of(config, options.tasks, options.tasks_said)
         if arguments.executor == "slurm":
+            slurm_client.refuse_without_slurm()
             refuse_second_job(directory, slurm_client)
+        refuse_busy(RunDirectory(directory))
         check_resume(config, "auto", open_data_if_here(config))
+    new = [directory for directory in directories if not directory.exists()]
     functions = []
     for config, directory in zip(configs, directories, strict=True):
         (directory / "logs").mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,12 @@ def run(arguments: argparse.Namespace) -> int:
         return train_here(functions)
     name = f"{directories[0].name}-{secrets.token_hex(4)}"
     executor = make_executor(arguments.executor, directories[0], name, options)
-    jobs = submit_once(executor, functions, name)
+    try:
+        jobs = submit_once(executor, functions, name)
+    except slurm_client.SubmissionRefused:
+        for directory in new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     for job, directory in zip(jobs, directories, strict=True):
         describe_submission(directory, name, [job.job_id], options.tasks)
         print(f"job     {job.job_id} ({name})")
@@ -173,7 +184,8 @@ def submit_once(executor: Any, functions: list[Any], name: str) -> list[Any]:
     """Submits the runs, as an array if there are several; a job that Slurm took without saying so is cancelled first.
 
     Raises:
-        UserError: Slurm refused, or did not answer.
+        SubmissionRefused: Slurm refused.
+        UserError: It did not answer.
     """
     from launch import slurm_client
 
@@ -186,11 +198,11 @@ def submit_once(executor: Any, functions: list[Any], name: str) -> list[Any]:
                 jobs = [executor.submit(function) for function in functions]
             return jobs
         except Exception as error:
-            if type(error).__name__ != "FailedSubmissionError":
+            if type(error).__name__ not in ("FailedSubmissionError", "FailedJobError"):  # the second: sbatch's own word
                 raise
             said = " ".join(str(error).split())[-300:]
             if not slurm_client.unclear(said):
-                raise UserError(f"sbatch refused: {said}", exit_code=1) from None
+                raise slurm_client.SubmissionRefused(f"sbatch refused: {said}", exit_code=1) from None
             time.sleep(slurm_client.PATIENCE_SECONDS)
             # Without submitit's record of it, such a job would wait for its function in vain.
             if not slurm_client.cancel(name):

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from launch.answers import answer
+from launch.event_words import describe_event
+from memformer.run.lock import duration
 
 SETTLED = ("finished", "failed", "stopped", "empty")  # states that nothing leaves by itself
 
@@ -72,16 +74,12 @@ def describe(status: dict[str, object]) -> list[str]:
         "jobs": ", ".join(map(str, jobs)) if isinstance(jobs, list) else "",
         "nodes": ", ".join(map(str, nodes)) if isinstance(nodes, list) else "",
         "processes": status["processes"] or "",
+        "trained by": status["process"] or "",
     }
     lines += [f"{name:<12}{value}" for name, value in rows.items() if value != ""]
     events = status["events"]
-    for event in events if isinstance(events, list) else []:
-        details = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
-        lines.append(f"  {str(event.get('time', ''))[:19]}  {event['event']}  {details}"[:160])
+    lines += [f"  {line}" for line in map(describe_event, events if isinstance(events, list) else [])]
+    if status["state"] in ("failed", "stopped"):
+        point = f"goes on from {status['checkpoint']}" if status["checkpoint"] else "starts afresh: nothing was saved"
+        lines.append(f"next: the command that started it {point}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """1:02:03, as in the run's own log."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -8,9 +8,15 @@ after Ctrl-C."""
 
 import argparse
 import os
+import signal
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from launch.outputs import make_outputs_patient
 from launch.overrides import OverridesParser
 from memformer.config.schema import Config, describe_fields, load_config
+from memformer.run import exit_codes
 from memformer.run.stop_requests import hold_back
 
 Parser = OverridesParser
@@ -31,26 +37,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks settings, processes and data first; torch and DeepSpeed are imported only for what holds."""
-    config = load_config(arguments.config, arguments.overrides)
-    hold_back()
-    check(config, arguments.resume)
-    from memformer.training.trainer import train
+    with leaving_at_a_key_press():
+        config = load_config(arguments.config, arguments.overrides)
+        hold_back()
+        check(config, arguments.resume)
+        from memformer.training.trainer import train
 
+    make_outputs_patient()
     return train(config, arguments.resume)
+
+
+@contextmanager
+def leaving_at_a_key_press() -> Iterator[None]:
+    """Ctrl-C ends the process with one line, also inside an import, which would turn it into something else."""
+
+    def leave(number: int, frame: types.FrameType | None) -> None:
+        os.write(2, b"memformer train: interrupted before the run began\n")
+        os._exit(exit_codes.INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a shell starts background jobs with it ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check(config: Config, resume: str) -> None:
     """What `train` refuses as well, but seconds later, after its imports.
 
     Raises:
-        UserError: The environment, the number of processes, the data sets or the checkpoint do not fit.
+        UserError: The environment, the number of processes, the data sets or the checkpoint do not fit, or run_dir is
+            in use.
     """
+    from launch import slurm_client
     from launch.acceptance import check_resume, open_data
     from memformer.config.topology import replicas_of
     from memformer.processes.environment import prepare_environment
+    from memformer.run.directory import RunDirectory
+    from memformer.run.lock import refuse_held
 
     prepare_environment()
     data = open_data(config)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
+    run = RunDirectory(config.run_dir)
+    run.refuse_unwritable()
+    if os.environ["RANK"] == "0":
+        refuse_held(run, slurm_client.has_job_ended)
     if os.environ["WORLD_SIZE"] == "1":  # of several, one looks and tells the others, once they have met
         check_resume(config, resume, data)

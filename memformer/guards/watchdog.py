@@ -7,6 +7,7 @@ Python stack of all its threads to RUN/hangs/, compares the heartbeats, and ends
 fresh heartbeat, and one that is stuck elsewhere has entered fewer collectives than those that wait for it.
 """
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from memformer.processes import collective_log
 from memformer.processes.group import World
 from memformer.run import exit_codes
 from memformer.run.directory import RunDirectory
+from memformer.run.stop_requests import leave_at_once
 
 LOG = logging.getLogger("memformer")
 
@@ -34,12 +37,14 @@ class Watchdog:
         run: The run.
         world: This process among all.
         timeout_seconds: How long nothing may move; 0: no watch.
+        leave: Called before the process ends; it must not take long.
     """
 
-    def __init__(self, run: RunDirectory, world: World, timeout_seconds: float) -> None:
-        self._run, self._world, self._timeout = run, world, timeout_seconds
+    def __init__(self, run: RunDirectory, world: World, timeout_seconds: float, leave: Callable[[], None]) -> None:
+        self._run, self._world, self._timeout, self._leave = run, world, timeout_seconds, leave
         self._interval = min(5.0, timeout_seconds / 8)
         self._phase, self._step, self._moved = "start", 0, time.monotonic()
+        self._silent = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -49,9 +54,8 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._timeout:
-            self._run.heartbeats.mkdir(exist_ok=True)
             self._moved = time.monotonic()
-            self._beat(0.0)
+            self._try_beat(0.0)
             self._thread.start()
         return self
 
@@ -61,20 +65,29 @@ class Watchdog:
         self._done.set()
         if self._timeout:
             self._thread.join()
-            _file(self._run, self._world.rank).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _file(self._run, self._world.rank).unlink(missing_ok=True)
 
     def _watch(self) -> None:
         while not self._done.wait(self._interval):
             still = time.monotonic() - max(self._moved, collective_log.LOG.moved_at)
-            try:
-                self._beat(still)
-            except OSError as error:
-                LOG.warning("the heartbeat could not be written (%s)", error)
+            self._try_beat(still)
             if still > self._timeout:
                 self._report(still)
 
+    def _try_beat(self, still: float) -> None:
+        """Writes the heartbeat; where that fails, it says so once."""
+        try:
+            self._beat(still)
+            self._silent = False
+        except OSError as error:
+            if not self._silent:
+                LOG.warning("%s: cannot be written (%s): the run goes on without", self._run.heartbeats, error.strerror)
+            self._silent = True
+
     def _beat(self, still: float) -> None:
         path = _file(self._run, self._world.rank)
+        path.parent.mkdir(exist_ok=True)
         content = {
             "rank": self._world.rank,
             "host": socket.gethostname(),
@@ -109,9 +122,10 @@ class Watchdog:
                 json.dump({"step": self._step, "still_seconds": still, "culprits": culprits}, file, indent=1)
             self._run.event("hang", step=self._step, seen_by=self._world.rank, culprits=culprits)
         except OSError as error:
-            print(f"the hang report could not be written ({error})", file=sys.stderr)
-        print(f"hang at step {self._step}: {'; '.join(culprits)}; stacks in {folder}", file=sys.stderr, flush=True)
-        os._exit(exit_codes.HUNG)
+            culprits.append(f"the report could not be written ({error})")
+        with contextlib.suppress(OSError):
+            print(f"hang at step {self._step}: {'; '.join(culprits)}; stacks in {folder}", file=sys.stderr, flush=True)
+        leave_at_once(self._leave, exit_codes.HUNG)
 
 
 def read_heartbeats(run: RunDirectory, size: int) -> dict[int, dict[str, Any] | None]:

@@ -17,6 +17,15 @@ from memformer.processes import collective_log, meeting, rendezvous
 from memformer.processes.environment import prepare_environment
 from memformer.processes.topology import Axis, Mesh, make_mesh
 
+_GLOO_LOSSES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Socket Timeout",
+)
+_NCCL_LOSSES = ("remote process exited", "ncclRemoteError", "ncclSystemError", "Connection closed", "timeout")
+
 
 @dataclasses.dataclass(frozen=True)
 class World:
@@ -156,3 +165,18 @@ def barrier() -> None:
     """Waits for all processes."""
     if everyone().size > 1:
         dist.barrier()
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """What a collective said that failed because another process ended or cannot be reached; None: it is another error.
+
+    gloo raises a plain RuntimeError, NCCL and the store errors of their own.
+    """
+    said = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return said
+    if isinstance(error, dist.DistBackendError):
+        return said if any(sign in str(error) for sign in _NCCL_LOSSES) else None
+    if isinstance(error, RuntimeError) and "gloo" in said.lower():
+        return next((sign for sign in _GLOO_LOSSES if sign.lower() in said.lower()), None)
+    return None

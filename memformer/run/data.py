@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import logging
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from data_pipeline.stream_settings import Damage, StreamSettings
 from memformer.config.schema import Config, DataConfig
 from memformer.models.configuration import ModelConfig
 from memformer.run import jsonl
+from memformer.run.appending import Appender
 from memformer.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -172,10 +174,12 @@ def agreement(world: "World") -> Callable[[Damage], Damage]:
 def reporting(config: Config, world: "World", documents: str) -> Callable[[Damage], None]:
     """What is said of documents that are skipped: an event each, and a line in the log."""
 
+    run = RunDirectory(config.run_dir)
+
     def report(damage: Damage) -> None:
         if world.is_main:
             for document, line in sorted(damage.items()):
-                RunDirectory(config.run_dir).event("skip_document", documents=documents, document=document, reason=line)
+                run.event("skip_document", documents=documents, document=document, reason=line)
                 LOG.warning("skipped a damaged document (%s): %s", documents, line)
 
     return report
@@ -202,11 +206,18 @@ class Audit:
     """
 
     def __init__(self, run: RunDirectory, world: "World", enabled: bool) -> None:
-        self._rank, self._file = world.mesh.data.rank, None
-        if enabled and world.mesh.speaks:
-            run.audit.mkdir(exist_ok=True)
-            path = run.audit / f"rank-{self._rank:05d}.jsonl"
-            self._file = path.open("a", encoding="utf-8")
+        self._rank = world.mesh.data.rank
+        path = run.audit / f"rank-{self._rank:05d}.jsonl"
+        self._file = Appender(path) if enabled and world.mesh.speaks else None
+
+    def __enter__(self) -> "Audit":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
 
     @staticmethod
     def truncate_all(run: RunDirectory, last_step: int) -> None:
@@ -217,5 +228,5 @@ class Audit:
     def delivered(self, batch: SegmentBatch) -> None:
         """One line a segment of the batch."""
         if self._file is not None:
-            self._file.writelines(json.dumps(row) + "\n" for row in trace_rows(batch, self._rank))
-            self._file.flush()
+            rows = trace_rows(batch, self._rank)
+            self._file.append("".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -2,7 +2,7 @@
 """`RunDirectory`: where a run's files lie, and how its metrics and events are written.
 
 RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
-heartbeats/  hangs/
+heartbeats/  hangs/  lock/
 """
 
 import datetime
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from memformer.run.appending import Appender
 
 TIMING_FIELDS = frozenset({"step_seconds", "data_seconds", "tokens_per_second", "peak_memory_bytes", "mfu", "hfu"})
 """Fields of metrics.jsonl that depend on the machine's speed; all others are equal when a run is repeated."""
@@ -34,7 +35,10 @@ class RunDirectory:
         self.checkpoints = self.root / "checkpoints"
         self.heartbeats = self.root / "heartbeats"
         self.hangs = self.root / "hangs"
+        self.lock = self.root / "lock"
         self.stop_file = self.root / "stop"
+        # Not kept open: other processes of the run write there as well, and other machines are to see it at once.
+        self._events = Appender(self.events, keep_open=False)
 
     def create(self) -> None:
         """Makes the directory.
@@ -47,11 +51,24 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"run_dir: {self.root} cannot be made ({error.strerror}): choose another") from None
 
+    def refuse_unwritable(self) -> None:
+        """Refuses, before anything is made, a directory in which nothing can be.
+
+        Raises:
+            UserError: It cannot be written, or not be made.
+        """
+        place = next(each for each in (self.root, *self.root.absolute().parents) if os.path.lexists(each))
+        if not place.is_dir():
+            raise UserError(f"run_dir: {self.root} cannot be made ({place} is no directory): choose another")
+        if not os.access(place, os.W_OK | os.X_OK):
+            what = "written" if place == self.root else f"made: {place} cannot be written"
+            raise UserError(f"run_dir: {self.root} cannot be {what}: mend its permissions, or choose another")
+
     def event(self, kind: str, **details: Any) -> None:
-        """Appends one line to events.jsonl: time (UTC), event, and its details."""
+        """Appends one line to events.jsonl: time (UTC), event, and its details; a full disk ends no run."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        with self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(json_ready({"time": now, "event": kind, **details})) + "\n")
+        line = json.dumps(json_ready({"time": now, "event": kind, **details})) + "\n"
+        self._events.append(line.encode())
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -39,3 +39,20 @@ STOPPED = (SAVED, *(of_signal(number) for number in (signal.SIGUSR1, signal.SIGU
 
 NOT_MENDED_BY_RETRYING = (USAGE, INTERRUPTED)
 """After these a job is not put into the queue again."""
+
+_HINTS = {
+    signal.SIGKILL: "if nobody sent it, the machine or the job's limit ran out of memory",
+    signal.SIGBUS: "a full /dev/shm or disk, or a file that was cut while it was read",
+}
+
+
+def in_words(returncode: int) -> str:
+    """How a process ended that failed, from `Popen.returncode`, as "was killed by SIGKILL (...)"."""
+    code = of_process(returncode)
+    if code == HUNG:
+        return f"found that nothing moved any more (exit code {code}): RUN/hangs says which rank the others waited for"
+    if code <= 128 or code - 128 not in set(signal.Signals):
+        return f"failed (exit code {code})"
+    number = signal.Signals(code - 128)
+    said = f"was killed by {number.name}" if number is signal.SIGKILL else f"was ended by {number.name}"
+    return f"{said} ({_HINTS.get(number) or signal.strsignal(number)})"

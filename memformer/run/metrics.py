@@ -9,10 +9,13 @@ import resource
 import sys
 import textwrap
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from memformer.run.appending import Appender
+from memformer.run.board import Board
 from memformer.run.directory import RunDirectory, json_ready
 
 LOG = logging.getLogger("memformer")
@@ -116,12 +119,8 @@ class MetricsWriter:
     """
 
     def __init__(self, run: RunDirectory, enabled: bool, tensorboard: bool, first_step: int) -> None:
-        self._file = run.metrics.open("a", encoding="utf-8") if enabled else None
-        self._board: Any = None
-        if enabled and tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step)
+        self._file = Appender(run.metrics) if enabled else None
+        self._board = Board(run.tensorboard, first_step) if enabled and tensorboard else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -129,17 +128,15 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for each in (self._file, self._board):
+            if each is not None:
+                each.close()
 
     def step(self, metrics: dict[str, Any]) -> None:
         """One optimizer step: a line of metrics.jsonl, and its numbers as TensorBoard scalars under train/."""
         if self._file is None:
             return
-        self._file.write(json.dumps(json_ready(metrics)) + "\n")
-        self._file.flush()
+        self._file.append((json.dumps(json_ready(metrics)) + "\n").encode())
         self.scalars("train", metrics["step"], metrics)
 
     def text(self, tag: str, words: str, step: int) -> None:
@@ -152,20 +149,22 @@ class MetricsWriter:
         if self._board is None:
             return
         for name, figure in figures.items():
-            self._board.add_figure(f"{prefix}/{name}", figure, step, close=False)
-        self._board.flush()
+            self._board.add_figure(f"{prefix}/{name}", figure, step)
 
     def scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
         """Numbers as TensorBoard scalars; lists become one scalar an entry, nested dictionaries one tag a level."""
-        if self._board is None:
-            return
-        for name, value in values.items():
-            if isinstance(value, dict):
-                self.scalars(f"{prefix}/{name}", step, value)
-            elif isinstance(value, list):
-                self.scalars(f"{prefix}/{name}", step, {f"{i:02d}": each for i, each in enumerate(value, start=1)})
-            elif isinstance(value, (int, float)) and name != "step" and math.isfinite(value):
-                self._board.add_scalar(f"{prefix}/{name}", value, step)
+        if self._board is not None:
+            self._board.add_scalars(step, dict(_tags(prefix, values)))
+
+
+def _tags(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _tags(f"{prefix}/{name}", value)
+        elif isinstance(value, list):
+            yield from _tags(f"{prefix}/{name}", {f"{i:02d}": each for i, each in enumerate(value, start=1)})
+        elif isinstance(value, (int, float)) and name != "step" and math.isfinite(value):
+            yield f"{prefix}/{name}", value
 
 
 def log_line(metrics: dict[str, Any], max_steps: int, seconds_per_step: float) -> str:

@@ -12,17 +12,23 @@ SIGUSR1 and SIGUSR2 would end a process that does not listen yet. `hold_back` ke
 while torch is still being imported, until the run listens.
 """
 
+import functools
 import os
 import signal
 import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from memformer.run import exit_codes
 
 ECHO_SECONDS = 5.0
 """A second signal within this time is taken for the first one again, unless it is Ctrl-C."""
+
+LAST_WORDS_SECONDS = 2.0
+"""How long a process that leaves at once may take to write down that it does."""
 
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -48,10 +54,13 @@ class StopRequests:
     Args:
         stop_file: File whose existence asks the run to stop; the run removes it when it does.
         limit_seconds: Time after which the run stops by itself; 0: no limit.
+        leave: Told why, before a second signal ends the process; it must not take long.
     """
 
-    def __init__(self, stop_file: Path, limit_seconds: float = 0) -> None:
-        self.stop_file = stop_file
+    def __init__(
+        self, stop_file: Path, limit_seconds: float = 0, leave: Callable[[str], None] = lambda reason: None
+    ) -> None:
+        self.stop_file, self._leave = stop_file, leave
         self._deadline = time.monotonic() + limit_seconds if limit_seconds else float("inf")
         self._received: int | None = None
         self._before: dict[int, object] = {}
@@ -62,7 +71,7 @@ class StopRequests:
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
         self._woken_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        self._listener = threading.Thread(target=_exit_at_the_second, args=(readable,), daemon=True)
+        self._listener = threading.Thread(target=_exit_at_the_second, args=(readable, self._leave), daemon=True)
         self._listener.start()
         if _held_back:
             earlier = _held_back.pop()
@@ -89,7 +98,7 @@ class StopRequests:
         """0: go on; 1: stop and be started again; 2: stop for good. The largest of all processes decides."""
         if self._received == signal.SIGINT:
             return 2
-        return 1 if self._received is not None or self._late or self.stop_file.exists() else 0
+        return 1 if self._received is not None or self._late or os.path.exists(self.stop_file) else 0
 
     @property
     def _late(self) -> bool:
@@ -105,10 +114,10 @@ class StopRequests:
             return signal.Signals(self._received).name
         if self._late:
             return "training.wall_clock_limit_seconds"
-        return f"the file {self.stop_file}" if self.stop_file.exists() else "another process"
+        return f"the file {self.stop_file}" if os.path.exists(self.stop_file) else "another process"
 
 
-def _exit_at_the_second(readable: int) -> None:
+def _exit_at_the_second(readable: int, leave: Callable[[str], None]) -> None:
     """Ends the process at the second signal, also when the main thread waits in a collective and runs no handler."""
     first = float("inf")
     while number := os.read(readable, 1)[0]:
@@ -116,6 +125,15 @@ def _exit_at_the_second(readable: int) -> None:
             continue
         now = time.monotonic()
         if first < now and (number == signal.SIGINT or now > first + ECHO_SECONDS):
-            os._exit(exit_codes.of_signal(number))
+            reason = f"a second signal, {signal.Signals(number).name}: left at once, without saving"
+            leave_at_once(functools.partial(leave, reason), exit_codes.of_signal(number))
         first = min(first, now)
     os.close(readable)
+
+
+def leave_at_once(last_words: Callable[[], None], exit_code: int) -> NoReturn:
+    """Ends the process, whatever its threads are in; a disk that does not answer to its last words cannot hold it."""
+    words = threading.Thread(target=last_words, daemon=True)
+    words.start()
+    words.join(LAST_WORDS_SECONDS)
+    os._exit(exit_code)

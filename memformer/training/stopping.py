@@ -77,5 +77,11 @@ class StopAgreement:
         state.event("preemption", step=step, reason=reason)
         group.barrier()  # every process has looked at the stop file
         if state.world.is_main:
-            state.run.stop_file.unlink(missing_ok=True)
+            file = state.run.stop_file
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                LOG.warning(
+                    "%s: cannot be removed (%s): remove it, or the next life stops at once", file, error.strerror
+                )
         return self._requests.exit_code(self.urgency)

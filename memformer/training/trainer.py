@@ -27,6 +27,7 @@ from memformer.run.stop_requests import StopRequests
 from memformer.training.callbacks import Callback, TrainingState
 from memformer.training.description import describe_run, run_identity
 from memformer.training.initial_weights import initial_model
+from memformer.training.life import Life, refuse_untrained
 from memformer.training.loop import TrainingLoop
 from memformer.training.resumption import differences, give_up_what_followed, go_on_from
 
@@ -56,35 +57,38 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
     run = RunDirectory(config.run_dir)
-    run.create()
+    run.refuse_unwritable()
 
     timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
     world = group.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
-    precision = resolve_precision(config.precision, world.device)
-    identity = run_identity(config, model_config, data, world, precision)
-    start = checkpoint.find(run, world, resume, config.checkpoint)
-    with data.train_stream(config, world) as stream:
-        changes = differences(start, identity, stream, config)
-        fresh = config if start.checkpoint is None else config.model_copy(update={"init_from": None})
-        engine = make_engine(initial_model(fresh, model_config, data, world), config, world, precision)
-        lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
-        state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())
-        if start.checkpoint is not None:
-            state.lanes, state.progress = checkpoint.load(start.checkpoint, world, engine, stream)
-        # Nothing in the run directory has changed up to here: what is refused has left no trace.
-        if world.is_main:
-            save_config(config, run.config)
-            generated = deepspeed_config(config, world.mesh.data.size, precision)
-            write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
-            describe_run(config, model_config, data, world, precision)
-        if start.checkpoint is not None:
-            go_on_from(start, state, changes)
-        exit_code = loop(state, stream, data, identity, start, callbacks)
-    engine.close()
-    return exit_code
+    with Life(run, world) as life:
+        precision = resolve_precision(config.precision, world.device)
+        identity = run_identity(config, model_config, data, world, precision)
+        start = checkpoint.find(run, world, resume, config.checkpoint)
+        with data.train_stream(config, world) as stream:
+            changes = differences(start, identity, stream, config)
+            fresh = config if start.checkpoint is None else config.model_copy(update={"init_from": None})
+            engine = make_engine(initial_model(fresh, model_config, data, world), config, world, precision)
+            lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
+            state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())
+            if start.checkpoint is not None:
+                state.lanes, state.progress = checkpoint.load(start.checkpoint, world, engine, stream)
+            # Nothing in the run directory has changed up to here: what is refused has left no trace.
+            life.accept()
+            if world.is_main:
+                save_config(config, run.config)
+                generated = deepspeed_config(config, world.mesh.data.size, precision)
+                write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
+                describe_run(config, model_config, data, world, precision)
+            if start.checkpoint is not None:
+                go_on_from(start, state, changes)
+            exit_code = loop(life, state, stream, data, identity, start, callbacks)
+        engine.close()
+        return life.ended(exit_code)
 
 
 def loop(
+    life: Life,
     state: TrainingState,
     stream: SegmentStream,
     data: TrainingData,
@@ -96,20 +100,24 @@ def loop(
     config, run, world, first = state.config, state.run, state.world, state.progress.step + 1
     if first > config.training.max_steps:
         LOG.info("nothing to do: the run has finished its %d steps", config.training.max_steps)
+        refuse_untrained(state)
+        state.event("end", step=state.progress.step, tokens=state.progress.tokens, steps=0)
         return 0
     give_up_what_followed(state, start)
-    audit = Audit(run, world, config.data.audit)
     state.progress = dataclasses.replace(state.progress, data=stream.state_dict())
     state.event("start", step=state.progress.step, processes=world.size)
     with (
+        Audit(run, world, config.data.audit) as audit,
         MetricsWriter(run, world.is_main, config.tensorboard, first) as writer,
-        StopRequests(run.stop_file, config.training.wall_clock_limit_seconds) as requests,
-        Watchdog(run, world, config.guards.hang_timeout_seconds) as watchdog,
+        StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
+        Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
     ):
         writer.text("settings", config.as_yaml(), state.progress.step)
         saved_step = start.step if start.own else -1
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)
     if exit_code == 0:
-        state.event("end", step=state.progress.step, tokens=state.progress.tokens)
+        refuse_untrained(state)
+        step, tokens = state.progress.step, state.progress.tokens
+        state.event("end", step=step, tokens=tokens, steps=step - first + 1)
     return exit_code

@@ -9,6 +9,7 @@ memformer/guards/watchdog.py, memformer/training/stopping.py
 
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -21,8 +22,9 @@ import torch
 
 from data_pipeline.errors import UserError
 from memformer.guards.faulty_steps import spike_score
-from memformer.guards.watchdog import find_culprits
+from memformer.guards.watchdog import Watchdog, find_culprits
 from memformer.processes.group import World
+from memformer.processes.topology import Mesh
 from memformer.run import exit_codes
 from memformer.run.directory import RunDirectory
 from memformer.training import Callback, TrainingState, train
@@ -111,6 +113,18 @@ FAULTS: dict[str, tuple[Callback, dict[str, Any]]] = {
     "slow": (Slowness(), {"guards": {"straggler_interval": 4}, "data": {"num_segments": 3}}),
     "none": (Fault(), {"guards": {**SPIKES, "checksum_interval": 1, "straggler_factor": 50.0}}),
 }
+
+
+def test_a_heartbeat_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("memformer").propagate = True
+    run = RunDirectory(tmp_path)
+    run.heartbeats.write_text("")
+    world = World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1))
+    with Watchdog(run, world, 600, lambda: None) as watchdog:
+        for _ in range(3):
+            watchdog._try_beat(0.0)
+    assert len(caplog.records) == 1
+    assert "heartbeats: cannot be written" in caplog.text
 
 
 def inject(world: World, root: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ Covers: launch/commands/launch.py, launch/commands/launch_local.py, launch/overr
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ import pytest
 from launch import cli
 from launch.commands import launch_local
 from launch.overrides import split_overrides
+from memformer.run import jsonl
+from memformer.run.directory import RunDirectory
+from memformer.run.lock import FAILED, RunLock
 from tests.books import small_dataset
 
 CONFIG = "run_dir: {folder}/run\ndata:\n  path: {folder}/data\n"
@@ -126,6 +129,60 @@ def test_a_missing_configuration_is_one_line(
     assert "no/such.yaml" in error
     assert error.count("\n") == 1
     assert launched == []
+
+
+def in_use(run: Path) -> None:
+    (run / "lock").mkdir(parents=True)
+    RunLock.take(RunDirectory(run)).accept()
+
+
+def elsewhere(run: Path) -> None:
+    (run / "lock").mkdir(parents=True)
+    (run / "lock/00000001.held").write_text('{"host": "node7", "process": 5, "time": 1.0, "boot": "other"}')
+
+
+def unwritable(run: Path) -> None:
+    run.write_text("")
+
+
+BUSY: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a run trains there": (in_use, "is in use: process"),
+    "one may on another machine": (elsewhere, "may be in use: process 5 on node7"),
+    "no directory": (unwritable, "cannot be made"),
+}
+
+
+@pytest.mark.parametrize("case", BUSY)
+def test_a_directory_that_is_in_use_is_left_alone(
+    config: str,
+    launched: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    make, said = BUSY[case]
+    make(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["launch", "local", config]) == 2
+    error = capsys.readouterr().err
+    assert f"run_dir: {tmp_path}/run {said}" in error and error.count("\n") == 1
+    assert launched == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_the_launcher_says_what_came_first_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    run = RunDirectory(tmp_path)
+    taken = RunLock.take(run)
+    taken.accept()
+    taken.release(FAILED)
+    (run.checkpoints / "step-00000004").mkdir(parents=True)
+    (run.checkpoints / "step-00000004/manifest.json").write_text("{}")
+    launch_local.tell_failure(run, 0 if begun else 1, 1, "rank 1 was killed")
+    assert "the same command goes on from checkpoint step-00000004" in capsys.readouterr().err
+    assert [event["reason"] for event in jsonl.records(run.events)] == (["rank 1 was killed"] if begun else [])
 
 
 def test_dry_run_prints_each_rank_and_starts_nothing(

@@ -242,6 +242,64 @@ def test_without_slurm_it_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.main(["launch", "slurm", config]) == 2
     assert "sbatch: there is no such command" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "nothing half-made is left"
+
+
+def test_a_job_that_slurm_refuses_leaves_nothing_of_a_new_run(
+    config: str, slurm: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    answer(slurm, sbatch='echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1')
+    assert cli.main(["launch", "slurm", config]) == 1
+    assert "invalid partition specified: gpu" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    assert cli.main(["launch", "slurm", config]) == 1
+    assert (tmp_path / "run").exists(), "what was there before stays"
+
+
+def test_a_dry_run_says_that_there_is_no_run_yet(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["launch", "slurm", config, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("#!/usr/bin/env bash")
+    assert "nothing was submitted" in err and "memformer status knows the run once it is submitted" in err
+
+
+HELD = {"host": "node7", "process": 5, "time": 1.0, "boot": "other", "job": "12"}
+NODE_FAILED = 'echo "JobId=12 JobState=NODE_FAIL"'
+
+
+@pytest.mark.parametrize(
+    ("holder", "said", "code", "told"),
+    [
+        ({}, NODE_FAILED, 0, ""),
+        ({}, NO_SUCH_JOB, 0, ""),
+        ({}, 'echo "JobId=12 JobState=RUNNING"', 2, "its job has not ended"),
+        ({}, AWAY, 1, "Slurm does not say whether its job has ended"),
+        ({"job": None}, NO_SUCH_JOB, 2, "it is on another machine"),
+        ({"cluster": "b"}, f'[ "$2" = config ] && echo "ClusterName = a" || {NODE_FAILED}', 1, "Slurm does not say"),
+        ({"cluster": "a"}, f'[ "$2" = config ] && echo "ClusterName = a" || {NODE_FAILED}', 0, ""),
+    ],
+)
+def test_a_run_that_trains_elsewhere_is_not_disturbed(
+    config: str,
+    slurm: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    holder: dict[str, str],
+    said: str,
+    code: int,
+    told: str,
+) -> None:
+    """Its job was submitted by hand, or on another login node; what Slurm says of it decides."""
+    lock = tmp_path / "run/lock"
+    lock.mkdir(parents=True)
+    (lock / "00000001.held").write_text(json.dumps({**HELD, **holder}))
+    answer(slurm, scontrol=said)
+    assert cli.main(["launch", "slurm", config]) == code
+    assert told in capsys.readouterr().err
+    assert (slurm / "count").exists() is (code == 0)
+    if code:
+        assert sorted(tmp_path.glob("run/**/*")) == [lock, lock / "00000001.held"]
 
 
 def test_a_job_that_was_accepted_without_an_answer_is_found_not_submitted_again(slurm: Path, tmp_path: Path) -> None:

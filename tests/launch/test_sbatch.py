@@ -142,8 +142,28 @@ def test_the_rank_that_failed_is_named_and_the_job_requeued(tmp_path: Path, code
     failed = next(rank for rank, code in enumerate(codes.split()) if code not in ("75", "143"))
     code, said = submit(tmp_path, codes=codes, srun=143)
     assert code == int(codes.split()[failed])
-    assert f"rank-0000{failed} on node7 ended first, with exit code {code}" in said
+    meaning = " (killed by SIGKILL; if nobody sent it" if code == 137 else "; see"
+    assert f"rank-0000{failed} on node7 ended first, with exit code {code}{meaning}" in said
     assert (tmp_path / "requeued").read_text() == "123456\n"
+
+
+@pytest.mark.parametrize(("rank_code", "meaning"), [("76", "nothing moved any more"), ("139", "ended by SIGSEGV")])
+def test_an_exit_code_is_told_in_words(tmp_path: Path, rank_code: str, meaning: str) -> None:
+    assert f"with exit code {rank_code} ({meaning}" in submit(tmp_path, codes=f"{rank_code} 143", srun=1)[1]
+
+
+@pytest.mark.parametrize("file", ["jobs.jsonl", "attempts", "logs"])
+def test_what_the_job_cannot_note_does_not_end_it(tmp_path: Path, file: str) -> None:
+    """A directory or a file stands in its place."""
+    (tmp_path / RUN).mkdir(parents=True)
+    if file == "logs":
+        (tmp_path / RUN / file).write_text("")
+    else:
+        (tmp_path / RUN / file).mkdir()
+    code, said = submit(tmp_path, does=END)
+    assert code == 0, said
+    assert f"{RUN}/{file}" in said and "cannot be" in said
+    assert "done: the run has finished" in said
 
 
 @pytest.mark.parametrize("code", ["2", "130"])

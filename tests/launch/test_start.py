@@ -44,7 +44,7 @@ def test_it_does_not_wait_for_torch(place: Path, name: str) -> None:
     )
     *said, imported = done.stderr.splitlines()
     assert (done.returncode, imported) == (code, "no torch"), done.stderr
-    assert len(said) == int(code != 0), "a refusal is one line"
+    assert len(said) == int(code != 0 or name == "launch slurm --dry-run"), "a refusal, or a remark, is one line"
 
 
 def test_the_watch_sees_torch() -> None:

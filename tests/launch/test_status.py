@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from launch import cli
+from memformer.run import lock
 
 EVENTS = {
     "submission": {"time": "2026-01-01T10:00:00+00:00", "jobs": ["7"]},
@@ -28,13 +29,16 @@ EVENTS = {
     "failed": {"time": "2026-01-01T10:04:00+00:00", "event": "end", "outcome": "failed", "again": "no", "detail": "x"},
     "gave up": {"time": "2026-01-01T10:05:00+00:00", "event": "end", "outcome": "gave up"},
     "end": {"time": "2026-01-01T10:04:00.000+00:00", "event": "end", "step": 10, "tokens": 5},
+    "nothing left": {"time": "2026-01-01T10:05:00+00:00", "event": "end", "step": 10, "tokens": 5, "steps": 0},
+    "failure": {"time": "2026-01-01T10:02:00.100+00:00", "event": "failure", "rank": 1, "reason": "rank 1 was killed"},
+    "hang": {"time": "2026-01-01T10:02:00.100+00:00", "event": "hang", "step": 5, "culprits": ["rank 1: stopped"]},
 }
 JOBS = ("life", "stopped", "cancelled", "life 1", "again", "failed", "gave up")
 
 
 def write_run(root: Path, *names: str) -> Path:
     """A run directory with the named records."""
-    root.mkdir()
+    (root / "checkpoints").mkdir(parents=True)
     (root / "config.yaml").write_text("training:\n  max_steps: 10\n")
     for name in names:
         if name == "submission":
@@ -70,6 +74,10 @@ def status(capsys: pytest.CaptureFixture[str], root: Path) -> dict[str, Any]:
         ("submission life start,life 1,resume,start 1,failed", "failed"),
         ("submission life start,gave up", "failed"),
         ("submission life start,end", "finished"),
+        ("start,end,resume,nothing left", "finished"),
+        ("start,failure", "failed"),
+        ("start,hang", "failed"),
+        ("start,failure,start 1", "running"),
     ],
 )
 def test_states(capsys: pytest.CaptureFixture[str], tmp_path: Path, names: str, state: str) -> None:
@@ -77,11 +85,68 @@ def test_states(capsys: pytest.CaptureFixture[str], tmp_path: Path, names: str, 
     assert status(capsys, write_run(tmp_path / "run", *given))["state"] == state
 
 
+HERE = {"boot": lock._line(Path("/proc/sys/kernel/random/boot_id")), "namespace": os.readlink("/proc/self/ns/pid")}
+ALIVE = {**HERE, "process": os.getpid(), "started": lock._started(os.getpid())}
+GONE = {**HERE, "process": 2**22 + 1}
+ELSEWHERE = {"boot": "other", "process": 5}
+NOW, BEFORE = time.time(), 1767261690.0  # the second: when "start" is
+LOCKS: dict[str, tuple[str, str, dict[str, Any], str, str]] = {
+    # events, how the lock stands, its holder, state, what is said
+    "it runs": ("start", "held", ALIVE, "running", "runs"),
+    "it was killed": ("start", "held", GONE, "failed", "ended without a word"),
+    "it was killed before it began": ("", "held", GONE, "failed", "ended without a word"),
+    "it was killed in a job": ("submission life start", "held", GONE, "silent", "ended without a word"),
+    "on another machine": ("start", "held", ELSEWHERE, "running", "cannot be told from here"),
+    "it begins": ("start,end", "held", {**ALIVE, "time": NOW}, "starting", "runs"),
+    "its failure could not be written": ("start", "failed", GONE, "failed", "do not say how it ended"),
+    "its end could not be written": ("start", "finished", GONE, "finished", "finished"),
+    "its job has ended": ("start", "lost", ELSEWHERE, "failed", "lost"),
+    "a later job found it in use": ("life start,failed", "held", {**ALIVE, "job": "7"}, "running", "runs"),
+}
+
+
+@pytest.mark.parametrize("case", LOCKS)
+def test_a_process_that_lives_is_told_from_one_that_is_gone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
+    names, how, holder, state, said = LOCKS[case]
+    given = [name for part in names.split(",") for name in ([part] if part in EVENTS else part.split())]
+    run = write_run(tmp_path / "run", *given)
+    if case.startswith("a later job"):
+        (run / "jobs.jsonl").write_text((run / "jobs.jsonl").read_text().replace('"outcome"', '"job": "8", "outcome"'))
+    (run / "lock").mkdir()
+    (run / f"lock/00000003.{how}").write_text(json.dumps({"host": "node7", "time": BEFORE, **holder}))
+    found = status(capsys, run)
+    assert found["state"] == state
+    assert said in f"{found['failure']} {found['process']}"
+    assert cli.main(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("next: the command that started it starts afresh" in shown) == (state == "failed")
+
+
+def test_a_run_without_heartbeats_for_long_is_not_called_running(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On another machine, where nobody can look for the process."""
+    run = write_run(tmp_path / "run", "start")
+    for name, content in (("lock/00000001.held", {"host": "node7", "time": BEFORE, **ELSEWHERE}), ("heartbeats", {})):
+        path = run / name if content else run / "heartbeats/rank-00000.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+    assert status(capsys, run)["state"] == "running"
+    long_ago = time.time() - 200
+    os.utime(run / "heartbeats/rank-00000.json", (long_ago, long_ago))
+    found = status(capsys, run)
+    assert (found["state"], found["eta_seconds"]) == ("silent", None)
+    assert "no sign of its process for 0:03:2" in found["failure"]
+
+
 def test_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "submission", "life", "start", "life 1", "resume", "start 1")
     rows = [{"step": step, "loss": 5.0 - step, "step_seconds": 2.0, "tokens_per_second": 50.0} for step in range(1, 5)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 5, "lo')
-    (run / "checkpoints/step-00000004").mkdir(parents=True)
+    (run / "checkpoints/step-00000004").mkdir()
     (run / "checkpoints/step-00000004/manifest.json").write_text("{}")
     (run / "checkpoints/step-00000005").mkdir()
     found = status(capsys, run)
@@ -130,6 +195,38 @@ def test_only_the_end_of_long_metrics_is_read(capsys: pytest.CaptureFixture[str]
     assert status(capsys, run)["step"] == 9
 
 
-def test_no_such_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["status", str(tmp_path / "none")]) == 2
-    assert "give the run_dir of a run" in capsys.readouterr().err
+CAUSES = {
+    "the rank's own word": ([{"reason": "no room"}, {"reason": "rank 0 failed (exit code 1)"}], "no room"),
+    "the launcher's": ([{"reason": "lost it", "follows": True}, {"reason": "rank 1 was killed"}], "rank 1 was killed"),
+    "another rank's": (
+        [{"reason": "lost it", "follows": True}, {"reason": "roof"}, {"reason": "rank 1 failed"}],
+        "roof",
+    ),
+    "the only one": ([{"reason": "lost it", "follows": True}], "lost it"),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_of_several_failures_the_one_that_came_first_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str
+) -> None:
+    failures, told = CAUSES[case]
+    run = write_run(tmp_path / "run", "start", "failure", "resume", "start 1")
+    with (run / "events.jsonl").open("a") as lines:
+        for failure in failures:
+            lines.write(json.dumps({"time": "2026-01-01T10:05:00", "event": "failure", **failure}) + "\n")
+    found = status(capsys, run)
+    assert (found["state"], found["failure"]) == ("failed", told)
+
+
+@pytest.mark.parametrize("content", [None, "", "notes.txt", "config.yaml"])
+def test_no_such_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None) -> None:
+    root = tmp_path / "none"
+    if content is not None:
+        root.mkdir()
+        if content:
+            (root / content).write_text("a: 1\n")
+    assert cli.main(["status", str(root)]) == 2
+    out, err = capsys.readouterr()
+    assert "give the run_dir of" in err and err.count("\n") == 1
+    assert out == ""

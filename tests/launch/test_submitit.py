@@ -20,8 +20,10 @@ from data_pipeline.errors import UserError
 from launch import cli, slurm_client
 from launch.commands.launch_submitit import slurm_parameters, submit_once, wait_for_slurm
 from launch.slurm_options import SlurmOptions
-from launch.submitit_job import TrainingFailed, TrainingJob, rank_environment
+from launch.submitit_job import TrainingFailed, TrainingJob, noted, rank_environment
 from memformer.run import jsonl
+from memformer.run.directory import RunDirectory
+from memformer.run.lock import RunLock
 from tests.books import small_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +68,7 @@ def test_a_failure_on_this_machine_is_told_and_ends_with_1(config: Path, tmp_pat
     command = [sys.executable, "-m", "launch.cli", "launch", "submitit", str(config), "--executor", executor]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
-    assert "rank 0 on" in done.stderr and "failed with exit code 2" in done.stderr
+    assert "rank 0 on" in done.stderr and "failed (exit code 2)" in done.stderr
     if executor == "debug":  # whose own executor ends in a debugger
         assert done.stderr.count("\n") == 1 and "memformer train: error:" in done.stdout
 
@@ -90,6 +92,24 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_directory_in_which_a_run_trains_is_left_alone(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    RunLock.take(RunDirectory(tmp_path / "run")).accept()
+    before = sorted((tmp_path / "run").rglob("*"))
+    assert cli.main(["launch", "submitit", str(config), "--executor", "local"]) == 2
+    error = capsys.readouterr().err
+    assert "is in use: process" in error and error.count("\n") == 1
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_what_a_job_cannot_note_does_not_end_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "jobs.jsonl").mkdir()
+    with noted(tmp_path / "jobs.jsonl") as path:
+        path.write_text("a line")
+    assert f"{tmp_path}/jobs.jsonl: cannot be written (Is a directory)" in capsys.readouterr().out
+
+
 def test_options_reach_slurm() -> None:
     options = SlurmOptions(
         memory="0", partition="gpu", reservation="r", sbatch_lines=("--switches=1", "--exclusive"), set_up=("module x",)
@@ -99,6 +119,19 @@ def test_options_reach_slurm() -> None:
     further = {"mem": "0", "reservation": "r", "switches": "1", "exclusive": True, "requeue": True}
     assert found["additional_parameters"] == {**further, "kill-on-invalid-dep": "yes"}
     assert found["setup"] == ["export PYTHONPATH='/runs/a b/code'", "module x"]
+
+
+class FailedJobError(Exception):
+    """As what submitit passes on the words of an sbatch that fails."""
+
+
+def test_a_job_that_slurm_refuses_is_one_line() -> None:
+    class Executor:
+        def submit(self, function: object) -> str:
+            raise FailedJobError("sbatch: error: invalid partition specified: gpu")
+
+    with pytest.raises(slurm_client.SubmissionRefused, match=r"sbatch refused: .*invalid partition specified"):
+        submit_once(Executor(), [object()], "name")
 
 
 class FailedSubmissionError(Exception):

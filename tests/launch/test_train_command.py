@@ -87,6 +87,35 @@ def test_refuses_with_one_line_and_exit_code_2(workshop: Path, kind: str) -> Non
     assert message.format(root=workshop) in lines[0]
 
 
+IMPORTS = """
+import os, signal, sys
+from launch import cli
+from launch.commands import train
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupted())
+for name in [each for each in sys.modules if each.startswith(("launch.commands", "memformer.training"))]:
+    del sys.modules[name]
+sys.exit(cli.main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("module", ["launch.commands.train", "memformer.training.trainer"])
+def test_a_key_press_while_it_still_imports_is_one_line(workshop: Path, tmp_path: Path, module: str) -> None:
+    words = [str(workshop / "config.yaml"), "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, module, *words], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("memformer train: interrupted") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_refuses_a_world_size_that_does_not_fit(workshop: Path) -> None:
     """Before it waits for the other processes."""
     world = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

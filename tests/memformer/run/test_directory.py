@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import UserError
 from memformer.run.directory import RunDirectory, write_atomically
 
 
@@ -36,3 +37,29 @@ def test_events_are_json_lines_even_for_what_json_has_no_word_for(tmp_path: Path
     run.event("skip", loss=float("nan"), norms=[1.0, float("inf")])
     event = json.loads(run.events.read_text())
     assert (event["event"], event["loss"], event["norms"]) == ("skip", None, [1.0, None])
+
+
+@pytest.mark.parametrize("place", ["file/run", "link", "file"])
+def test_where_nothing_can_be_made_is_refused_at_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=f"run_dir: {tmp_path}/{place} cannot be made .*: choose another"):
+        RunDirectory(tmp_path / place).refuse_unwritable()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission_is_refused_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match=r"cannot be made: .* cannot be written: mend its permissions"):
+            RunDirectory(tmp_path / "a/run").refuse_unwritable()
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_what_is_missing_is_no_obstacle(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "a/b/run").refuse_unwritable()
+    RunDirectory(tmp_path).refuse_unwritable()
+    assert list(tmp_path.iterdir()) == []

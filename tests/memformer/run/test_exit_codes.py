@@ -28,6 +28,22 @@ def test_an_exit_code_is_itself() -> None:
     assert exit_codes.KILLED == 137 and exit_codes.of_signal(2) == exit_codes.INTERRUPTED
 
 
+@pytest.mark.parametrize(
+    ("returncode", "said"),
+    [
+        (1, "failed (exit code 1)"),
+        (255, "failed (exit code 255)"),
+        (-9, "was killed by SIGKILL (if nobody sent it, the machine or the job's limit ran out of memory)"),
+        (137, "was killed by SIGKILL (if nobody sent it, the machine or the job's limit ran out of memory)"),
+        (-11, "was ended by SIGSEGV (Segmentation fault)"),
+        (-7, "was ended by SIGBUS (a full /dev/shm or disk, or a file that was cut while it was read)"),
+        (76, "found that nothing moved any more (exit code 76): RUN/hangs says which rank the others waited for"),
+    ],
+)
+def test_how_a_process_failed_is_told_in_words(returncode: int, said: str) -> None:
+    assert exit_codes.in_words(returncode) == said
+
+
 def test_a_users_mistake_is_bad_usage() -> None:
     assert UserError("a line").exit_code == exit_codes.USAGE
 

@@ -33,8 +33,8 @@ class Board:
         self.scalars: list[tuple[str, float, int]] = []
         self.texts: list[tuple[str, str, int]] = []
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self.scalars.append((tag, value, step))
+    def add_scalars(self, step: int, values: dict[str, float]) -> None:
+        self.scalars += [(tag, value, step) for tag, value in values.items()]
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         self.texts.append((tag, text, step))
@@ -69,7 +69,8 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 
 def test_numbers_become_scalars_by_name(tmp_path: Path) -> None:
     with writer_of(RunDirectory(tmp_path / "run")) as writer:
-        writer._board = board = Board()
+        board = Board()
+        writer._board = board  # type: ignore[assignment]
         writer.step(
             {"step": 3, "loss": 0.5, "note": "words", "bad": math.nan, "part": {"a": 1}, "by_segment": [2.0, 4]}
         )

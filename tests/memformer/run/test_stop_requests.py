@@ -19,7 +19,7 @@ for number in map(int, sys.argv[3:]):
         stop_requests.hold_back()
     elif number > 0 and sys.argv[2] == "early":
         os.kill(os.getpid(), number)
-with stop_requests.StopRequests(Path("no-such-file")) as requests:
+with stop_requests.StopRequests(Path("no-such-file"), leave=lambda why: os.write(1, why.encode())) as requests:
     for number in map(int, sys.argv[3:]):
         if number > 0 and sys.argv[2] == "late":
             os.kill(os.getpid(), number)
@@ -45,5 +45,7 @@ def test_one_warning_that_arrives_twice_is_one(number: int) -> None:
 
 
 def test_a_second_request_ends_the_process_at_once() -> None:
-    assert listen("late", TERM, TERM, echo_seconds=-1.0)[0] == 128 + TERM
-    assert listen("late", TERM, INT)[0] == 128 + INT
+    for numbers, echo_seconds in (((TERM, TERM), -1.0), ((TERM, INT), 5.0)):
+        code, said = listen("late", *numbers, echo_seconds=echo_seconds)
+        assert code == 128 + numbers[1]
+        assert f"a second signal, {signal.Signals(numbers[1]).name}: left at once, without saving" in said
