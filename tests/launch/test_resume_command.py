@@ -63,9 +63,9 @@ def words(workshop: Path, run: RunDirectory, *more: str) -> list[str]:
 
 
 def content(run: RunDirectory) -> dict[str, object]:
-    """Every file of a run to the byte, and every folder."""
+    """Every file of a run to the byte, and every folder; not when folders changed: a lock comes and goes in one."""
     return {
-        str(path): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
         for path in sorted(run.root.rglob("*"))
     }
 
