@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from data_pipeline import Tokenizer, UserError
 from memformer.inference.attended import AROUND, AttendedTokens, Token
 from memformer.inference.perturbation import DIED, MOVED_ALONE, Perturbation
+from memformer.inference.threads import worthwhile_threads
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 from memformer.models.slots import SlotWriter
@@ -147,12 +148,13 @@ class MemoryInspector:
     @torch.no_grad()
     def read(self, tokens: np.ndarray[Any, Any]) -> None:
         """Reads the next tokens of the document, any number of them."""
-        if self.done == 0:
-            self._write(np.array([self.model.config.start_token_id]), start=-1)
         self._rest = np.concatenate([self._rest, tokens.astype(np.int64)])
-        while len(self._rest) >= self.length:
-            segment, self._rest = self._rest[: self.length], self._rest[self.length :]
-            self._write(segment, start=(self.done - 1) * self.length)
+        with worthwhile_threads(self.model, self.length):
+            if self.done == 0:
+                self._write(np.array([self.model.config.start_token_id]), start=-1)
+            while len(self._rest) >= self.length:
+                segment, self._rest = self._rest[: self.length], self._rest[self.length :]
+                self._write(segment, start=(self.done - 1) * self.length)
 
     def _write(self, tokens: np.ndarray[Any, Any], start: int) -> None:
         """One write; `start` is the position of the segment's first token."""
@@ -240,7 +242,8 @@ class MemoryInspector:
             self_weight); slots; bias_norm_by_kind; similarity (cosines of the last memory); perturbation.
         """
         if len(self._rest):
-            self._write(self._rest, start=(self.done - 1) * self.length)
+            with worthwhile_threads(self.model, self.length):
+                self._write(self._rest, start=(self.done - 1) * self.length)
             self._rest = self._rest[:0]
         self._sum_up()
         middle = max(1.0, self._phase["middle"]["writes"])

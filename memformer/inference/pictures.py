@@ -84,7 +84,7 @@ def self_weight(report: dict[str, Any]) -> "Figure":
     drawing.name(
         below, title="Kinds of slots, by what is left", x="write (segment of the document)", y="share of slots"
     )
-    below.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False, fontsize=drawing.SMALL)
+    below.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=drawing.SMALL)
     return figure
 
 
@@ -161,7 +161,13 @@ def perturbation(report: dict[str, Any]) -> "Figure":
         axes.plot([], [], color=KIND_COLOURS[kind], label=f"one slot, {KIND_WORDS[kind]}")
     measured, expected = np.array(moved["all_slots"]) / start, np.array(moved["expected_all_slots"]) / start
     axes.plot(measured, color="black", linewidth=2, label="all slots")
-    axes.plot(expected, color="#e69f00", linewidth=1.6, linestyle="--", label="all slots, expected of retention")
+    axes.plot(
+        expected,
+        color="#e69f00",
+        linewidth=1.6,
+        linestyle="--",
+        label="all slots, expected from what each write leaves",
+    )
     shown.extend([*measured, *expected])
     drawing.doubling(axes, "y", [each for each in shown if each > LEAST_SHOWN])
     drawing.compare(axes, 0.5, "half")
@@ -184,15 +190,15 @@ def tokens(report: dict[str, Any]) -> "Figure":
     titles = (
         (0.0, "slot"),
         (0.05, "left a write"),
-        (0.15, "took with most weight"),
-        (0.57, "holds most of at the end"),
+        (0.2, "took with most weight"),
+        (0.6, "holds most of at the end"),
     )
     for x, title in titles:
         axes.text(x, -0.7, title, fontweight="bold", fontsize=9)
     for row, slot in enumerate(shown):
         axes.text(0.0, row, str(slot["slot"]), fontsize=8, color=KIND_COLOURS[slot["kind"]], fontweight="bold")
-        axes.text(0.05, row, f"{slot['retention']:.3f}", fontsize=8, family="monospace")
-        for x, found in ((0.15, slot["took"]), (0.57, slot["holds"])):
+        axes.text(0.05, row, f"{slot['retention']:.3f} {slot['kind']}", fontsize=8, family="monospace")
+        for x, found in ((0.2, slot["took"]), (0.6, slot["holds"])):
             line = excerpt(found[0]) if found else ""
             axes.text(x, row, line, fontsize=8, family="monospace", parse_math=False)
     left_out = len(report["slots"]) - len(shown)
@@ -207,4 +213,4 @@ def excerpt(token: dict[str, Any]) -> str:
         "".join(c if c.isprintable() and c.isascii() else "·" for c in token[part])
         for part in ("before", "text", "after")
     )
-    return f"{token['weight']:.3f} {before[-TEXT_WIDTH:]:>{TEXT_WIDTH}}[{text}]{after[:TEXT_WIDTH]}"
+    return f"{token['weight']:<7.2g} {before[-TEXT_WIDTH:]:>{TEXT_WIDTH}}[{text}]{after[:TEXT_WIDTH]}"
