@@ -113,14 +113,23 @@ def _trained(row: Mapping[str, Any]) -> str:
 
 
 def memory_slots(values: Mapping[str, Any]) -> list[Plot]:
-    """Shares of the kinds by write, and how long a moved memory stays moved."""
+    """What a write leaves of the slots, by write, and how long a moved memory stays moved."""
     columns, moved = values["inspection"]["columns"], values["inspection"]["perturbation"]
-    shares = [Series(kind, columns["first_write"], columns[kind]) for kind in ("kept", "mixed", "overwritten")]
-    left = [each / moved["all_slots"][0] for each in moved["all_slots"]]
-    kept = Series("all slots", list(range(len(left))), left)
+    means = [
+        Series(words, columns["first_write"], [statistics.fmean(slots) for slots in columns[name]])
+        for name, words in (("self_weight", "weight on itself"), ("retention", "left after the write"))
+    ]
+    start = moved["all_slots"][0]
+    left = [
+        Series(words, list(range(len(moved[name]))), [each / start for each in moved[name]])
+        for name, words in (("all_slots", "measured"), ("expected_all_slots", "by what a write leaves"))
+    ]
+    half = [Level(0.5, "half")]
     return [
-        Plot("Kinds of slots", "write (segment of the document)", "share of slots", shares),
-        Plot("A moved memory", "writes since", "difference / its start", [kept], log_y=True),
+        Plot(
+            "What is left of a slot", "write (segment of the document)", "share, mean of the slots", means, share=True
+        ),
+        Plot("A moved memory", "writes since", "difference / its start", left, log_y=True, levels=half),
     ]
 
 
