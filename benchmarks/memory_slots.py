@@ -8,9 +8,9 @@
 The definitions (kinds of slots, their shares, phases of the document, half-life) are those of `memformer
 inspect-memory`, which computes them; the result file holds its whole report. A slot's kind goes by what a write leaves
 of it, forgetting included; the paper's kinds go by the writer's attention alone, and stand beside the same of ours. The
-paper's figures, for a larger model and text, are read off its section on attention patterns: a weight on itself of about 0.92 (kept) for 60 to 80 % of the
-slots in mid-document, 0.34 (mixed), 0.07 (overwritten) for nearly all slots in the first segments and 5 to 10 % later;
-||bias|| 3.2 for slots that are overwritten, 1.15 for others.
+paper's figures, for a larger model and text, are read off its section on attention patterns: a weight on itself of
+about 0.92 (kept) for 60 to 80 % of the slots in mid-document, 0.34 (mixed), 0.07 (overwritten) for nearly all slots in
+the first segments and 5 to 10 % later; ||bias|| 3.2 for slots that are overwritten, 1.15 for others.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def page(values: dict[str, Any]) -> str:
     followed = [distances is not None for distances in moved["each_slot"]]
     lives = [each for each in moved["half_life_each_slot"] if each is not None]
     longest = f"{max(lives)}" if len(lives) == sum(followed) else "more than the horizon"
-    correlation = report["bias_norm_correlation"]
+    correlation, defined = report["bias_norm_correlation"], report["definitions"]
     taken = [
         [
             slot["slot"],
@@ -89,15 +89,15 @@ def page(values: dict[str, Any]) -> str:
         [
             *page_head("What the slots keep", values),
             f"{values['about']}; {document['tokens']:,} tokens, {document['writes']:,} writes of "
-            f"{report['model']['num_memory_slots']} slots. *Kept*: {report['definitions']['kept']}; *overwritten*: "
-            f"{report['definitions']['overwritten']}. *Retention*: {report['definitions']['retention']}. *By the "
-            f"writer*: the same bounds for self_weight, {report['definitions']['self_weight']}. *Early*: {report['definitions']['early']}; *middle*: {report['definitions']['middle']}; "
-            f"*by head*: {report['definitions']['kept_by_head']}.",
+            f"{report['model']['num_memory_slots']} slots. *Kept*: {defined['kept']}; *overwritten*: "
+            f"{defined['overwritten']}. *Retention*: {defined['retention']}. *By the writer*: the same bounds for "
+            f"self_weight, {defined['self_weight']}. *Early*: {defined['early']}; *middle*: {defined['middle']}; "
+            f"*by head*: {defined['kept_by_head']}.",
             "",
             markdown_table(["share of slots", "early", "middle", "all", "paper, mid-document"], shares),
             "",
-            "Norm of the slots' bias, by what the writer does to a slot in the middle of the document (paper: 3.2 where overwritten, "
-            "1.15 elsewhere); correlation of norm and weight on itself "
+            "Norm of the slots' bias, by what the writer does to a slot in the middle of the document (paper: 3.2 "
+            "where overwritten, 1.15 elsewhere); correlation of norm and weight on itself "
             f"{'none to be had' if correlation is None else f'{correlation:.2f}'}:",
             "",
             markdown_table(["kind", "slots", "mean norm"], of_kinds),
