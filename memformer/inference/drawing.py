@@ -21,6 +21,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 MARKERS = "os^Dv<>ph*"
 TITLE, TEXT, SMALL = 10, 9, 8  # sizes in points
 MOST_INSIDE, LONGEST_INSIDE = 4, 24  # entries of a legend inside the axes, and their letters; else it stands beside
+MOST_MARKED = 60  # points of a line that has a marker at each
 FEW = 4.0  # largest through smallest value, up to which an axis is better off linear
 
 
@@ -56,14 +57,13 @@ def whole(axis: "Axis") -> None:
     axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
-def doubling(axes: "Axes", which: Literal["x", "y"], values: Iterable[float], most: int = 8) -> bool:
+def doubling(axes: "Axes", which: Literal["x", "y"], values: Iterable[float]) -> bool:
     """A logarithmic axis with its ticks at powers of two; linear, where all values are near each other.
 
     Args:
         axes: The plot.
         which: The axis.
         values: All that is drawn along it, the lines to compare with included.
-        most: Ticks that there is room for.
 
     Returns:
         Whether it is logarithmic.
@@ -75,7 +75,7 @@ def doubling(axes: "Axes", which: Literal["x", "y"], values: Iterable[float], mo
         return False
     least, largest = math.log2(min(found)), math.log2(max(found))
     exponents = range(math.ceil(least - 0.1), math.floor(largest + 0.1) + 1)
-    stride = -(-len(exponents) // most)
+    stride = -(-len(exponents) // _most_ticks(axes, which, len(plain(max(found)))))
     first = 0 if 0 in exponents else exponents[0]  # 1 has a tick where it is drawn
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -85,6 +85,14 @@ def doubling(axes: "Axes", which: Literal["x", "y"], values: Iterable[float], mo
     margin = 0.04 * (largest - least)
     axes.set(**{f"{which}lim": (2 ** (least - margin), 2 ** (largest + margin))})
     return True
+
+
+def _most_ticks(axes: "Axes", which: str, letters: int) -> int:
+    """How many labels of so many letters there is room for, side by side or one above the other."""
+    if which == "y":
+        return 8
+    inches = 0.95 * axes.bbox.width / axes.figure.dpi
+    return max(2, min(8, int(inches / (0.12 + 0.075 * letters))))
 
 
 def plain(value: float) -> str:
@@ -123,6 +131,7 @@ def lines(axes: "Axes", series: Sequence[tuple[str, Sequence[float], Sequence[fl
     """A line for each (label, x, y), told apart by colour and marker."""
     for number, (label, x, y) in enumerate(series):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        dashes = "-" if number < len(COLOURS) else "--"
-        axes.plot(x, y, color=colour, marker=marker, linestyle=dashes, markersize=4, linewidth=1.3, label=label)
+        marker = marker if len(x) <= MOST_MARKED else ""
+        broken = (0, (6, 2)) if number % 2 else "-"  # a line is seen through the one that it coincides with
+        axes.plot(x, y, color=colour, marker=marker, linestyle=broken, markersize=4, linewidth=1.3, label=label)
     axes.grid(alpha=0.25)

@@ -241,8 +241,9 @@ def test_the_command_writes_numbers_and_pictures(
     monkeypatch.setattr("launch.commands.inspect_memory.CHARACTERS", 100)  # the text comes in pieces
     words = ["inspect-memory", str(exported / "model"), "--text-file", str(exported / "text.txt")]
     assert main([*words, "--out", str(exported / "out"), "--device", "cpu", "--json"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    last = json.loads(printed[-1])
+    output = capsys.readouterr()
+    printed, last = output.out.splitlines(), json.loads(output.out.splitlines()[-1])
+    assert output.err == "", "a quick command leaves no trace of its progress in a log"
     files = {path.name for path in (exported / "out").iterdir()}
     pictures = {f"{name}.png" for name in ("self_weight", "kinds", "similarity", "tokens", "perturbation")}
     assert files == set(last["files"]) == {"memory.json"} | pictures
@@ -253,6 +254,17 @@ def test_the_command_writes_numbers_and_pictures(
     assert written["document"]["tokens"] == len(DOCUMENT)
     assert set(inspection.DEFINITIONS) == set(written["definitions"])
     assert any("kept" in line and "overwritten" in line for line in printed)
+
+
+def test_the_command_says_how_far_it_is(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.progress.FIRST_LOG_SECONDS", 0.0)
+    monkeypatch.setattr("launch.progress.LOG_SECONDS", 0.0)
+    words = ["inspect-memory", str(exported / "model"), "--text-file", str(exported / "text.txt"), "--no-pictures"]
+    assert main([*words, "--out", str(exported / "told"), "--device", "cpu"]) == 0
+    output = capsys.readouterr()
+    assert "reading: 32 of 32 segments (100 %)" in output.err and "reading" not in output.out
 
 
 REFUSALS = {
