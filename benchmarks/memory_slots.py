@@ -6,10 +6,11 @@
     python benchmarks/memory_slots.py --quick --json           under 1 minute; the last line is one JSON object
 
 The definitions (kinds of slots, their shares, phases of the document, half-life) are those of `memformer
-inspect-memory`, which computes them; the result file holds its whole report. The paper's figures, for a larger model
-and text, are read off its section on attention patterns: a weight on itself of about 0.92 (kept) for 60 to 80 % of the
-slots in mid-document, 0.34 (mixed), 0.07 (overwritten) for nearly all slots in the first segments and 5 to 10 % later;
-||bias|| 3.2 for slots that are overwritten, 1.15 for others.
+inspect-memory`, which computes them; the result file holds its whole report. A slot's kind goes by what a write leaves
+of it, forgetting included; the paper's kinds go by the writer's attention alone, and stand beside the same of ours. The
+paper's figures, for a larger model and text, are read off its section on attention patterns: a weight on itself of
+about 0.92 (kept) for 60 to 80 % of the slots in mid-document, 0.34 (mixed), 0.07 (overwritten) for nearly all slots in
+the first segments and 5 to 10 % later; ||bias|| 3.2 for slots that are overwritten, 1.15 for others.
 """
 
 import argparse
@@ -57,50 +58,59 @@ def inspected(model: Path, text: Path, out: Path) -> dict[str, Any]:
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     report = values["inspection"]
-    document, norms, moved = report["document"], report["bias_norm_by_kind"], report["perturbation"]
+    document, norms, moved = report["document"], report["bias_norm_by_writer_kind"], report["perturbation"]
+    named = {
+        **{kind: (kind, "") for kind in PAPER},
+        **{key: (name, "") for key, name in BY_HEAD.items()},
+        **{f"writer_{kind}": (f"{kind} by the writer", paper) for kind, paper in PAPER.items()},
+    }
     shares = [
-        [kind, *(f"{report['shares'][phase][kind]:.1%}" for phase in ("early", "middle", "all")), PAPER[kind]]
-        for kind in PAPER
-    ]
-    shares += [
-        [name, *(f"{report['shares'][phase][key]:.1%}" for phase in ("early", "middle", "all")), ""]
-        for key, name in BY_HEAD.items()
+        [name, *(f"{report['shares'][phase][key]:.1%}" for phase in ("early", "middle", "all")), paper]
+        for key, (name, paper) in named.items()
     ]
     of_kinds = [
         [kind, norms[kind]["slots"], "" if norms[kind]["mean"] is None else norms[kind]["mean"]] for kind in PAPER
     ]
+    followed = [distances is not None for distances in moved["each_slot"]]
     lives = [each for each in moved["half_life_each_slot"] if each is not None]
-    longest = f"{max(lives)}" if len(lives) == len(moved["half_life_each_slot"]) else "more than the horizon"
-    correlation = report["bias_norm_correlation"]
+    longest = f"{max(lives)}" if len(lives) == sum(followed) else "more than the horizon"
+    correlation, defined = report["bias_norm_correlation"], report["definitions"]
     taken = [
-        [slot["slot"], slot["kind"], slot["self_weight"], *(excerpt(slot[name]) for name in ("took", "holds"))]
+        [
+            slot["slot"],
+            slot["kind"],
+            f"{slot['retention']:.3f}",
+            f"{slot['self_weight']:.3f}",
+            *(excerpt(slot[name]) for name in ("took", "holds")),
+        ]
         for slot in report["slots"]
     ]
     return "\n".join(
         [
             *page_head("What the slots keep", values),
             f"{values['about']}; {document['tokens']:,} tokens, {document['writes']:,} writes of "
-            f"{report['model']['num_memory_slots']} slots. *Kept*: {report['definitions']['kept']}, where self_weight "
-            f"is {report['definitions']['self_weight']}; *overwritten*: {report['definitions']['overwritten']}; "
-            f"*early*: {report['definitions']['early']}; *middle*: {report['definitions']['middle']}; "
-            f"*by head*: {report['definitions']['kept_by_head']}.",
+            f"{report['model']['num_memory_slots']} slots. *Kept*: {defined['kept']}; *overwritten*: "
+            f"{defined['overwritten']}. *Retention*: {defined['retention']}. *By the writer*: the same bounds for "
+            f"self_weight, {defined['self_weight']}. *Early*: {defined['early']}; *middle*: {defined['middle']}; "
+            f"*by head*: {defined['kept_by_head']}.",
             "",
             markdown_table(["share of slots", "early", "middle", "all", "paper, mid-document"], shares),
             "",
-            "Norm of the slots' bias, by what a slot does in the middle of the document (paper: 3.2 where overwritten, "
-            "1.15 elsewhere); correlation of norm and weight on itself "
+            "Norm of the slots' bias, by what the writer does to a slot in the middle of the document (paper: 3.2 "
+            "where overwritten, 1.15 elsewhere); correlation of norm and weight on itself "
             f"{'none to be had' if correlation is None else f'{correlation:.2f}'}:",
             "",
             markdown_table(["kind", "slots", "mean norm"], of_kinds),
             "",
             f"A memory moved by {moved['size']} at write {moved['at_write']} is half as far off after "
-            f"{moved['half_life_all_slots']} writes; of single slots the longest took {longest}. Mean cosine of two "
+            f"{moved['half_life_all_slots']} writes (by retention {moved['half_life_expected']}); of single slots the "
+            f"longest took {longest}. Mean cosine of two "
             f"slots at the end: {report['similarity']['mean']:.3f}.",
             *(line for note in values["notes"] for line in ("", note)),
             "",
             "What each slot took with most weight, and what it holds most of at the end:",
             "",
-            markdown_table(["slot", "kind", "weight on itself", "took", "holds"], taken),
+            markdown_table(["slot", "kind", "left a write", "weight on itself", "took", "holds"], taken),
         ]
     )
 
@@ -112,7 +122,7 @@ def excerpt(tokens: list[dict[str, Any]]) -> str:
         character if character.isprintable() and character not in "`|" else "·"
         for character in f"{first['before'][-16:]}[{first['text']}]{first['after'][:16]}"
     )
-    return f"{first['weight']:.3f} `{text}`"
+    return f"{first['weight']:.2g} `{text}`"
 
 
 def main() -> None:

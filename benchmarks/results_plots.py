@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.cases import at_best_rate
 from benchmarks.long_text import label as of_horizon
-from benchmarks.plots import Plot, Series
+from benchmarks.plots import Level, Plot, Series
 
 MEBI = 2**20
 
@@ -46,7 +46,8 @@ def replay(values: Mapping[str, Any]) -> list[Plot]:
             ("checkpointing", "speed_checkpointing"),
         )
         speeds = [Series(label, steps, [row[key] for row in rows]) for label, key in named]
-        plots.append(Plot(f"{name}: speed", "T, segments a rollout", "speed, BPTT's is 1", speeds, log_x=True))
+        one = [Level(1, "BPTT, 1x")]
+        plots.append(Plot(f"{name}: speed", "T, segments a rollout", "speed, BPTT's is 1", speeds, True, levels=one))
         bytes_ = [
             Series(label, steps, [row[f"allocated_bytes_{key}"] / MEBI for row in rows])
             for label, key in (("memory replay", "mrbp"), ("BPTT", "bptt"), ("checkpointing", "checkpointing"))
@@ -83,7 +84,8 @@ def inference(values: Mapping[str, Any]) -> list[Plot]:
         for key, word in (("memory_ratio", "peak memory"), ("time_ratio", "time a token")):
             series = lines(rows, label, "memory", key)
             about = f"{word}, times ours"
-            plots.append(Plot(size, "memory of Transformer-XL, tokens", about, series, log_x=True, log_y=True))
+            ours = [Level(1, "ours, 1x")]
+            plots.append(Plot(size, "memory of Transformer-XL, tokens", about, series, True, True, ours))
     for size in dict.fromkeys(row["size"] for row in values["contexts"]):
         rows = [row for row in values["contexts"] if row["size"] == size]
         for key, word, scale in (("peak_bytes", "peak memory, MiB", MEBI), ("milliseconds_a_token", "ms a token", 1)):
@@ -94,21 +96,15 @@ def inference(values: Mapping[str, Any]) -> list[Plot]:
 
 def memory_tasks(values: Mapping[str, Any]) -> list[Plot]:
     """Accuracy by distance."""
-    return [
-        Plot(
-            task,
-            "distance in tokens",
-            "share of right answers",
-            lines(
-                [row for row in values["summary"] if row["task"] == task],
-                _trained,
-                "distance",
-                "accuracy",
-            ),
-            log_x=True,
-        )
-        for task in dict.fromkeys(row["task"] for row in values["summary"])
-    ]
+    chances = {row["task"]: row["chance"] for row in values["rows"]}
+    plots = []
+    for task in dict.fromkeys(row["task"] for row in values["summary"]):
+        rows = [row for row in values["summary"] if row["task"] == task]
+        series = lines(rows, _trained, "distance", "accuracy")
+        chance = [Level(chances[task], "chance")]
+        about = "distance in tokens", "share of right answers"
+        plots.append(Plot(task, *about, series, log_x=True, levels=chance, share=True))
+    return plots
 
 
 def _trained(row: Mapping[str, Any]) -> str:
@@ -117,14 +113,23 @@ def _trained(row: Mapping[str, Any]) -> str:
 
 
 def memory_slots(values: Mapping[str, Any]) -> list[Plot]:
-    """Shares of the kinds by write, and how long a moved memory stays moved."""
+    """What a write leaves of the slots, by write, and how long a moved memory stays moved."""
     columns, moved = values["inspection"]["columns"], values["inspection"]["perturbation"]
-    shares = [Series(kind, columns["first_write"], columns[kind]) for kind in ("kept", "mixed", "overwritten")]
-    left = [each / moved["all_slots"][0] for each in moved["all_slots"]]
-    kept = Series("all slots", list(range(len(left))), left)
+    means = [
+        Series(words, columns["first_write"], [statistics.fmean(slots) for slots in columns[name]])
+        for name, words in (("self_weight", "weight on itself"), ("retention", "left after the write"))
+    ]
+    start = moved["all_slots"][0]
+    left = [
+        Series(words, list(range(len(moved[name]))), [each / start for each in moved[name]])
+        for name, words in (("all_slots", "measured"), ("expected_all_slots", "by what a write leaves"))
+    ]
+    half = [Level(0.5, "half")]
     return [
-        Plot("Kinds of slots", "write (segment of the document)", "share of slots", shares),
-        Plot("A moved memory", "writes since", "difference / its start", [kept], log_y=True),
+        Plot(
+            "What is left of a slot", "write (segment of the document)", "share, mean of the slots", means, share=True
+        ),
+        Plot("A moved memory", "writes since", "difference / its start", left, log_y=True, levels=half),
     ]
 
 

@@ -7,15 +7,8 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.answers import answer
-
-if TYPE_CHECKING:
-    from memformer.models.protocol import MemoryModel
-
-BYTES_A_THREAD = 2**28
-"""Weights that one core reads in some hundredths of a second; threads that share less wait for one another."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     text = read_prompt(arguments)
     model, tokenizer = open_model(arguments)
     from memformer.inference.generation import generate
+    from memformer.inference.threads import spare_threads
 
     prompt = tokenizer.encode(text).tolist()
     if len(prompt) <= (model.config.segment_length or 0):  # more is worth all threads until it is read
@@ -118,16 +112,3 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         ) from None
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}): give the path of a text file") from None
-
-
-def spare_threads(model: "MemoryModel") -> None:
-    """Computes with as many threads as one token's work is worth, unless OMP_NUM_THREADS says how many.
-
-    A token reads every weight once and computes little. Small models are done before several threads have met, and on
-    busy cores a thread that waits for its turn holds up all others at every product.
-    """
-    import torch
-
-    if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        size = sum(weight.nbytes for _, weight in model.named_parameters())
-        torch.set_num_threads(min(torch.get_num_threads(), 1 + size // BYTES_A_THREAD))

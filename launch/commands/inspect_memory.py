@@ -1,9 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What the memory keeps of a text: each slot's weight on itself by segment, the kinds of slots and their shares, what
-tokens a slot took and still holds, how alike the slots are, how long a moved slot stays moved.
+"""What the memory keeps of a text: how much of each slot is left after a segment, forgetting included, the kinds of
+slots and their shares, what tokens a slot took and still holds, how alike the slots are, how long a moved slot stays
+moved.
 
 Writes DIR/memory.json with everything, definitions included, and pictures (PNG) of it. Memory use depends neither on
-the text's length nor on the number of segments.
+the text's length nor on the number of segments. How far it is stands on stderr.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.answers import answer
+from launch.progress import Progress
 
 CHARACTERS = 1 << 20  # of the text read at once
 
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-file", required=True, metavar="FILE", help="UTF-8 text (.gz: gzipped), one document")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory for memory.json and the pictures")
     parser.add_argument("--top", type=int, default=8, metavar="N", help="tokens named a slot")
-    parser.add_argument("--horizon", type=int, default=32, metavar="N", help="segments a perturbation is followed")
+    parser.add_argument("--horizon", type=int, default=32, metavar="N", help="segments a moved memory is followed")
     parser.add_argument("--perturbation", type=float, default=0.1, metavar="X", help="its size; a slot has norm 1")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the perturbation's direction")
     parser.add_argument("--no-pictures", action="store_true", help="memory.json alone (pictures need matplotlib)")
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads the text, writes the files and prints a summary."""
     from data_pipeline import UserError
-    from launch.models import check_model, open_model
+    from launch.models import check_model
     from memformer.inference.pictures import available, pictures
 
     check(arguments)
@@ -51,11 +53,31 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: is a file: name a directory")
     if not path.is_file():
         raise UserError(f"--text-file {path}: cannot be read as UTF-8 text (there is no such file)")
+    with Progress() as progress:
+        progress.say("opening the model")
+        report = inspected(arguments, progress)
+        progress.say("drawing")
+        files = write(out, report, {} if arguments.no_pictures else pictures(report))
+    show(report)
+    print(f"\n{out}: {', '.join(files)}")
+    if arguments.json:
+        answer({**summary(report), "out": str(out), "files": files})
+
+
+def inspected(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Reads the text; the report."""
+    from data_pipeline import UserError
+    from launch.models import open_model
+
     model, tokenizer = open_model(arguments)
     from memformer.inference.inspection import MemoryInspector
 
+    path = Path(arguments.text_file)
     # Two passes, so that places in the document are known while it is read, without keeping it.
-    count = sum(map(len, token_pieces(path, tokenizer)))
+    count = 0
+    for piece in token_pieces(path, tokenizer):
+        count += len(piece)
+        progress.say(f"counting: {count:,} tokens")
     if count == 0:
         raise UserError(f"--text-file {path}: is empty: give a text of one segment at least")
     inspector = MemoryInspector(
@@ -66,16 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
         perturbation=arguments.perturbation,
         top=arguments.top,
         seed=arguments.seed,
+        progress=lambda done, total: progress.count("reading", done, total, "segments"),
     )
     for piece in token_pieces(path, tokenizer):
         inspector.read(piece)
-    report = {"model_path": str(arguments.model), "text_file": str(path), **inspector.report()}
-    figures = {} if arguments.no_pictures else pictures(report)
-    files = write(out, report, figures)
-    show(report)
-    print(f"\n{out}: {', '.join(files)}")
-    if arguments.json:
-        answer({**summary(report), "out": str(out), "files": files})
+    return {"model_path": str(arguments.model), "text_file": str(path), **inspector.report()}
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -144,6 +161,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
         "bias_norm_correlation": report["bias_norm_correlation"],
         "mean_slot_cosine": report["similarity"]["mean"],
         "half_life_all_slots": moved.get("half_life_all_slots"),
+        "half_life_expected": moved.get("half_life_expected"),
     }
 
 
@@ -153,9 +171,15 @@ def show(report: dict[str, Any]) -> None:
 
     document = report["document"]
     print(f"{document['tokens']:,} tokens, {document['writes']} writes of {report['model']['num_memory_slots']} slots")
-    print(f"{'slots':>10}  {'kept':>6}  {'mixed':>6}  {'overwritten':>11}  {'weight on itself':>16}  by head")
+    print(
+        f"{'slots':>10}  {'kept':>6}  {'mixed':>6}  {'overwritten':>11}  {'left a segment':>14}  "
+        f"{'weight on itself':>16}  by head"
+    )
     for phase, row in report["shares"].items():
-        cells = f"{row['kept']:>6.1%}  {row['mixed']:>6.1%}  {row['overwritten']:>11.1%}  {row['self_weight']:>16.3f}"
+        cells = (
+            f"{row['kept']:>6.1%}  {row['mixed']:>6.1%}  {row['overwritten']:>11.1%}  {row['retention']:>14.3f}  "
+            f"{row['self_weight']:>16.3f}"
+        )
         heads = f"{row['kept_by_head']:.1%} kept, {row['overwritten_by_head']:.1%} overwritten"
         print(f"{phase:>10}  {cells}  {heads}")
     norms = report["bias_norm_by_kind"] or {}
@@ -163,8 +187,10 @@ def show(report: dict[str, Any]) -> None:
     print(f"mean norm of the bias by kind (slots): {', '.join(means)}")
     print(f"mean cosine of two slots at the end: {report['similarity']['mean']:.3f}")
     if moved := report["perturbation"]:
-        life = moved["half_life_all_slots"]
-        followed = len(moved["all_slots"]) - 1
-        print(f"moved memory: half of it is gone after {life or f'more than {followed}'} segments")
+        life, expected = (
+            moved[name] or f"more than {moved['horizon']}" for name in ("half_life_all_slots", "half_life_expected")
+        )
+        print(f"moved memory: half of it is gone after {life} segments; by what is left a segment, after {expected}")
     for slot in report["slots"][:8]:
-        print(f"slot {slot['slot']:>3} {slot['kind']:>11}  took {excerpt(slot['took'][0])}")
+        left = f"{slot['retention']:.3f} left a segment"
+        print(f"slot {slot['slot']:>3} {slot['kind']:>11}, {left}  took {excerpt(slot['took'][0])}")

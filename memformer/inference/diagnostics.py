@@ -29,8 +29,9 @@ def memory_diagnostics(
 
     Returns:
         slot_norm: mean L2 norm of a slot (1 by construction); slot_cosine: mean cosine between two slots of a lane
-        (towards 1: collapsed); self_weight: the writer's mean weight of a slot on itself; kept_share and
-        overwritten_share: slots with that weight above 0.8 and below 0.2. Empty for a model without memory slots.
+        (towards 1: collapsed); self_weight: the writer's mean weight of a slot on itself; retention: how much of a
+        slot is left after the write and its forgetting (`inspection.DEFINITIONS`); kept_share and overwritten_share:
+        slots with a retention above 0.8 and below 0.2. Empty for a model without memory slots.
     """
     live = carry.length > 0
     no_reset = torch.zeros_like(live)
@@ -39,7 +40,7 @@ def memory_diagnostics(
         found = model.self_weights(segment, carry.memory)
     if found is None:
         return {}
-    own_BK, memory_BKD = found
+    own_BK, retained_BK, memory_BKD = found
     unit_BKD = torch.nn.functional.normalize(memory_BKD.float(), dim=-1)
     slots = memory_BKD.shape[1]
     cosine_B = (unit_BKD.sum(1).square().sum(-1) - slots) / max(1, slots * (slots - 1))
@@ -47,8 +48,9 @@ def memory_diagnostics(
         "slot_norm": memory_BKD.float().norm(dim=-1).mean(1),
         "slot_cosine": cosine_B,
         "self_weight": own_BK.mean(1),
-        "kept_share": (own_BK > KEPT).float().mean(1),
-        "overwritten_share": (own_BK < OVERWRITTEN).float().mean(1),
+        "retention": retained_BK.mean(1),
+        "kept_share": (retained_BK > KEPT).float().mean(1),
+        "overwritten_share": (retained_BK < OVERWRITTEN).float().mean(1),
     }
     sums = torch.stack([*(torch.where(live, value, 0).sum() for value in per_lane.values()), live.sum()]).double()
     *totals, lanes = total(sums).tolist()

@@ -1,29 +1,28 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The pictures of an inspected memory (`memformer.inference.inspection`): files of the command, images of TensorBoard.
 
-Needs matplotlib, an extra: `pip install 'memformer-train[plots]'`. Figures are made without pyplot, which would keep
-them alive and choose a display.
+All of them tell of one quantity, `retention`: what a write leaves of a slot, forgetting included. It colours the slots,
+it is the heat map, and its product is drawn beside the moved memory that was measured.
 """
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipeline import UserError
+from memformer.inference import drawing
+from memformer.inference.drawing import available as available
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"kept": "#3b6fb6", "mixed": "#b9b9b9", "overwritten": "#d2692e"}
+KIND_COLOURS = {"kept": "#0072b2", "mixed": "#8a8a8a", "overwritten": "#d55e00"}
+KIND_WORDS = {"kept": "kept (over 0.8)", "mixed": "mixed", "overwritten": "overwritten (below 0.2)"}
 MOST_ROWS = 24  # slots whose tokens are shown
+MOST_NAMED = 40  # slots that have a tick each
+LEAST_SHOWN = 2.0**-12  # of a difference
 TEXT_WIDTH = 16  # characters of context shown on either side of a token
-
-
-def available() -> bool:
-    """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def pictures(report: dict[str, Any]) -> dict[str, "Figure"]:
@@ -51,112 +50,155 @@ def pictures(report: dict[str, Any]) -> dict[str, "Figure"]:
     return drawn
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
-
-
 def self_weight(report: dict[str, Any]) -> "Figure":
-    """Each slot's weight on itself by write, slots in the order of their mean; below, the shares of the kinds."""
+    """Each slot's weight on itself by write, and what is left of it with forgetting; below, the shares of the kinds."""
     columns, writes = report["columns"], report["document"]["writes"]
-    weight_KC = np.array(columns["self_weight"]).T
-    order = np.argsort(-weight_KC.mean(1), kind="stable")
-    figure = _figure(9, 6)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    extent = (0, writes, len(order), 0)
-    image = above.imshow(weight_KC[order], vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="nearest")
-    figure.colorbar(image, ax=above, label="weight on itself")
-    if len(order) <= 40:
-        above.set_yticks(np.arange(len(order)) + 0.5, [str(slot) for slot in order], fontsize=7)
-    above.set_ylabel("slot")
-    above.set_title("Each slot's weight on itself", loc="left", fontsize=10)
-    edges = np.append(columns["first_write"], writes)
-    shares = [np.append(columns[kind], columns[kind][-1]) for kind in COLOURS]
-    below.stackplot(edges, shares, colors=list(COLOURS.values()), labels=list(COLOURS), step="post")
+    retained_KC = np.array(columns["retention"]).T
+    order = np.argsort(-retained_KC.mean(1), kind="stable")
+    figure = drawing.figure(9, 8)
+    *maps, below = figure.subplots(3, 1, sharex=True, height_ratios=[2, 2, 1])
+    for axes, values_KC, title in (
+        (maps[0], np.array(columns["self_weight"]).T, "What the writer keeps: each slot's weight on itself"),
+        (maps[1], retained_KC, "What is left of each slot after the write: the same, less what is forgotten"),
+    ):
+        image = axes.imshow(
+            values_KC[order],
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            extent=(-0.5, writes - 0.5, len(order), 0),
+            interpolation="nearest",
+        )
+        step = -(-len(order) // MOST_NAMED)
+        axes.set_yticks(np.arange(0, len(order), step) + 0.5, [str(slot) for slot in order[::step]])
+        drawing.name(axes, title=title, y="slot")
+        axes.tick_params(axis="y", labelsize=7)
+    colours = figure.colorbar(image, ax=maps, label="share of the slot", aspect=40)
+    colours.ax.tick_params(labelsize=drawing.SMALL)
+    edges = np.append(columns["first_write"], writes) - 0.5
+    shares = [np.append(columns[kind], columns[kind][-1]) for kind in KIND_COLOURS]
+    below.stackplot(edges, shares, colors=list(KIND_COLOURS.values()), labels=list(KIND_WORDS.values()), step="post")
+    below.set_xlim(-0.5, writes - 0.5)
     below.set_ylim(0, 1)
-    below.set_xlim(0, writes)
-    below.set_xlabel("write (segment of the document)")
-    below.set_ylabel("share of slots")
-    below.legend(loc="upper right", fontsize=8)
+    drawing.whole(below.xaxis)
+    drawing.name(
+        below, title="Kinds of slots, by what is left", x="write (segment of the document)", y="share of slots"
+    )
+    below.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=drawing.SMALL)
     return figure
 
 
 def kinds(report: dict[str, Any]) -> "Figure":
-    """The histogram of the weights, and the norm of the bias against them."""
-    figure = _figure(9, 3.6)
+    """The histogram of what is left of the slots, beside that of their weights; and the norm of the bias against it."""
+    figure = drawing.figure(9.5, 3.8)
     left, right = figure.subplots(1, 2)
-    edges = np.array(report["histogram"]["edges"])
-    counts = np.array(report["histogram"]["slots_times_writes"])
-    left.bar(edges[:-1], counts / max(1, counts.sum()), width=np.diff(edges), align="edge", color="#3b6fb6")
-    left.set_xlabel("weight of a slot on itself")
-    left.set_ylabel("share of slots x writes")
-    left.set_title("Three kinds of slots?", loc="left", fontsize=10)
-    right.set_xlabel("mean weight on itself, middle of the document")
-    right.set_xlim(-0.02, 1.02)
-    right.set_title("Norm of a slot's bias", loc="left", fontsize=10)
-    for kind, colour in COLOURS.items():
+    histogram = report["histogram"]
+    edges = np.array(histogram["edges"])
+    for name, words, style in (
+        ("slots_times_writes", "what is left (retention)", {"color": drawing.COLOURS[0], "fill": True}),
+        ("slots_times_writes_by_self_weight", "weight on itself", {"color": drawing.COLOURS[6], "linewidth": 1.2}),
+    ):
+        counts = np.array(histogram[name])
+        left.stairs(counts / max(1, counts.sum()), edges, label=words, **style)
+    left.set_xlim(-0.02, 1.02)
+    drawing.name(left, title="What a write leaves of a slot", x="share of the slot", y="share of slots x writes")
+    drawing.legend(left)
+    for kind, colour in KIND_COLOURS.items():
         chosen = [slot for slot in report["slots"] if slot["kind"] == kind and slot["bias_norm"] is not None]
         if chosen:
-            weights = [slot["self_weight_middle"] for slot in chosen]
-            right.scatter(weights, [slot["bias_norm"] for slot in chosen], s=18, color=colour, label=kind)
+            kept = [slot["retention_middle"] for slot in chosen]
+            right.scatter(kept, [slot["bias_norm"] for slot in chosen], s=20, color=colour, label=KIND_WORDS[kind])
+    right.set_xlim(-0.02, 1.02)
     if report["bias_norm_by_kind"] is None:
         right.text(0.5, 0.5, "sharded (ZeRO 3)", ha="center", transform=right.transAxes)
-    else:
-        right.legend(fontsize=8)
+    elif report["model"].get("memory_forgetting"):
+        norms = np.linspace(max(0, right.get_ylim()[0]), right.get_ylim()[1], 100)
+        right.plot(1 / (1 + norms), norms, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)), label="1/(1 + norm)")
+    about = "left of a slot after a write, middle of the document"
+    drawing.name(right, title="Norm of a slot's bias", x=about)
+    if right.get_legend_handles_labels()[1]:
+        drawing.legend(right)
     return figure
 
 
 def similarity(report: dict[str, Any]) -> "Figure":
     """Cosines between the slots at the end, and their mean by write."""
-    figure = _figure(9, 3.8)
+    figure = drawing.figure(9.5, 3.8)
     left, right = figure.subplots(1, 2)
     image = left.imshow(report["similarity"]["cosine"], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
     figure.colorbar(image, ax=left, label="cosine")
-    left.set_title("Slots at the end of the document", loc="left", fontsize=10)
-    left.set_xlabel("slot")
-    left.set_ylabel("slot")
+    drawing.whole(left.xaxis)
+    drawing.whole(left.yaxis)
+    drawing.name(left, title="Slots at the end of the document", x="slot", y="slot")
     columns = report["columns"]
-    right.plot(columns["first_write"], columns["slot_cosine"], label="mean cosine of two slots")
-    right.plot(columns["first_write"], columns["change"], label="change a write (1 - cosine)")
-    right.set_xlabel("write")
+    for name, words, colour in (
+        ("slot_cosine", "mean cosine of two slots", drawing.COLOURS[0]),
+        ("change", "change a write (1 - cosine)", drawing.COLOURS[1]),
+    ):
+        right.plot(columns["first_write"], columns[name], label=words, color=colour, linewidth=1.2)
     right.set_ylim(min(-0.05, *columns["slot_cosine"]), 1.02)
-    right.legend(fontsize=8)
+    right.grid(alpha=0.25)
+    drawing.whole(right.xaxis)
+    drawing.name(right, title="By write", x="write (segment of the document)")
+    right.legend(fontsize=drawing.SMALL)
     return figure
 
 
 def perturbation(report: dict[str, Any]) -> "Figure":
-    """How much is left of a moved memory, by writes since."""
+    """How much is left of a moved memory, by writes since: as measured, and as the retention of each write has it."""
     moved = report["perturbation"]
-    figure = _figure(7, 3.8)
+    figure = drawing.figure(8.6, 4.2)
     axes: Axes = figure.subplots()
+    start = moved["all_slots"][0]
+    shown: list[float] = []
     for slot, distances in zip(report["slots"], moved["each_slot"], strict=True):
-        axes.plot(np.array(distances) / distances[0], color=COLOURS[slot["kind"]], linewidth=0.7, alpha=0.7)
-    for kind, colour in COLOURS.items():
-        axes.plot([], [], color=colour, label=f"one slot ({kind})")
-    everything = np.array(moved["all_slots"])
-    axes.plot(everything / everything[0], color="black", linewidth=2, label="all slots")
-    axes.axhline(0.5, color="grey", linewidth=0.6, linestyle=":")
-    axes.set_yscale("log")
-    axes.set_xlabel(f"writes since the memory was moved (write {moved['at_write']})")
-    axes.set_ylabel("difference / its start")
-    axes.legend(fontsize=8)
+        if distances:
+            left = np.array(distances) / distances[0]
+            axes.plot(left, color=KIND_COLOURS[slot["kind"]], linewidth=0.8, alpha=0.7)
+            shown.extend(left)
+    present = {slot["kind"] for slot in report["slots"]}
+    for kind in (each for each in KIND_COLOURS if each in present):
+        axes.plot([], [], color=KIND_COLOURS[kind], label=f"one slot, {KIND_WORDS[kind]}")
+    measured, expected = np.array(moved["all_slots"]) / start, np.array(moved["expected_all_slots"]) / start
+    axes.plot(measured, color="black", linewidth=2, label="all slots")
+    axes.plot(
+        expected,
+        color="#e69f00",
+        linewidth=1.6,
+        linestyle="--",
+        label="all slots, expected from what each write leaves",
+    )
+    shown.extend([*measured, *expected])
+    drawing.doubling(axes, "y", [each for each in shown if each > LEAST_SHOWN])
+    drawing.compare(axes, 0.5, "half")
+    drawing.whole(axes.xaxis)
+    axes.grid(alpha=0.25)
+    about = f"writes since the memory was moved (write {moved['at_write']:,})"
+    drawing.name(axes, title="What is left of a moved memory", x=about, y="difference / its start")
+    drawing.legend(axes)
     return figure
 
 
 def tokens(report: dict[str, Any]) -> "Figure":
     """For each slot the token it took with most weight, and the one it holds most of, in their text."""
     shown = report["slots"][:MOST_ROWS]
-    figure = _figure(11, 0.9 + 0.24 * len(shown))
+    figure = drawing.figure(11, 0.9 + 0.24 * len(shown))
     axes: Axes = figure.subplots()
     axes.axis("off")
     axes.set_xlim(0, 1)
     axes.set_ylim(len(shown) + 0.5, -1.2)
-    for x, title in ((0.0, "slot"), (0.05, "took with most weight"), (0.53, "holds most of at the end")):
+    titles = (
+        (0.0, "slot"),
+        (0.05, "left a write"),
+        (0.2, "took with most weight"),
+        (0.6, "holds most of at the end"),
+    )
+    for x, title in titles:
         axes.text(x, -0.7, title, fontweight="bold", fontsize=9)
     for row, slot in enumerate(shown):
-        axes.text(0.0, row, str(slot["slot"]), fontsize=8, color=COLOURS[slot["kind"]], fontweight="bold")
-        for x, found in ((0.05, slot["took"]), (0.53, slot["holds"])):
+        axes.text(0.0, row, str(slot["slot"]), fontsize=8, color=KIND_COLOURS[slot["kind"]], fontweight="bold")
+        axes.text(0.05, row, f"{slot['retention']:.3f} {slot['kind']}", fontsize=8, family="monospace")
+        for x, found in ((0.2, slot["took"]), (0.6, slot["holds"])):
             line = excerpt(found[0]) if found else ""
             axes.text(x, row, line, fontsize=8, family="monospace", parse_math=False)
     left_out = len(report["slots"]) - len(shown)
@@ -171,4 +213,4 @@ def excerpt(token: dict[str, Any]) -> str:
         "".join(c if c.isprintable() and c.isascii() else "·" for c in token[part])
         for part in ("before", "text", "after")
     )
-    return f"{token['weight']:.3f} {before[-TEXT_WIDTH:]:>{TEXT_WIDTH}}[{text}]{after[:TEXT_WIDTH]}"
+    return f"{token['weight']:<7.2g} {before[-TEXT_WIDTH:]:>{TEXT_WIDTH}}[{text}]{after[:TEXT_WIDTH]}"

@@ -49,10 +49,14 @@ class MemoryModel(Cell, Protocol):
     def undecayed(self) -> set[str]:
         """Names of the matrices that weight decay leaves alone; what is no matrix never decays."""
 
-    def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """How much of itself each slot keeps in the write that reads `segment`, 0 to 1, [B, K]; and the memory read.
+    def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """What the write that reads `segment` does to each slot.
 
         Without gradient. None for a model whose memory has no slots of that kind: then there are no such diagnostics.
+
+        Returns:
+            The writer's weight of each slot on itself, 0 to 1, [B, K]; what is left of a difference in the slot once
+            it has been written and has forgotten, [B, K]; the memory read.
         """
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -119,7 +123,7 @@ class Stage(Protocol):
         """The memory [lanes, K, C] of lanes that have read nothing, of a model with memory; differentiable."""
 
     def self_weights(self, segment: Segment, memory: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """`MemoryModel.self_weights` of a model with memory, [B, K], from the memory read and the encoder's output."""
+        """Both figures of `MemoryModel.self_weights`, [2, B, K], from the memory read and the encoder's output."""
 
     def layers(self) -> list[nn.Module]:
         """As in `MemoryModel`."""

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`SlotWriter`: what can be looked at in a model whose memory is slots that attend, and that a writer overwrites.
 
-Shapes: K slots, C width of a slot, H heads of the writer, S tokens a segment.
+Shapes: K slots, C width of a slot (each head's C/H of it side by side), H heads of the writer, S tokens a segment.
 """
 
 from typing import Any, Protocol
@@ -14,11 +14,12 @@ from memformer.replay.segment import Segment
 class SlotWriter(Protocol):
     """A model's writer, one segment of one lane at a time."""
 
-    def write(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reads a segment's context with the memory [1, K, C], and writes.
 
         Returns:
-            The weights of each slot on [itself ; every token of the context], [H, K, 1 + S]; the next memory.
+            The weights of each slot on [itself ; every token of the context], [H, K, 1 + S]; what is left of a
+            difference in a head's part of a slot after the write, forgetting included, [H, K]; the next memory.
         """
 
     def bias_norms(self) -> list[float] | None:

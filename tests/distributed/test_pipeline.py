@@ -270,7 +270,7 @@ def test_stages_answer_together_as_the_whole_model(found: list[dict[str, Any]], 
     """Every stage has every answer; 1e-5 of rounding."""
     whole, case = model_of(ANSWERING[number]), ANSWERING[number]
     expected = answers_of(whole, *segment_and_memory(whole, case))
-    assert len(expected) == 9
+    assert len(expected) == 10
     for stage in found:
         for own, value in zip(stage["answers"][number], expected, strict=True):
             torch.testing.assert_close(torch.as_tensor(own), torch.as_tensor(value), rtol=1e-5, atol=1e-5)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from memformer import Memformer, MemformerConfig
+from memformer.models.memformer import computation
 from memformer.models.memformer.reader import MemformerReader
 from memformer.parallel.tensor import shard_model, slice_of, whole_tensor
 from memformer.processes.group import World
@@ -46,8 +47,8 @@ def answers(model: Memformer) -> dict[str, torch.Tensor]:
         found["logits"], _ = model.logits(segment, memory)
         x_BSD, mask_BS, begun = model.encode(segment, memory)
         assert model.writer is not None
-        found["weights"] = model.writer.all_weights(begun, x_BSD, mask_BS)
-        found["kept"] = model.writer.weight_on_itself(begun, x_BSD, mask_BS)
+        write = computation.observe(model.writer, model.forget, begun, x_BSD, mask_BS)
+        found["weights"], found["left"], found["written"] = write
         generator = MemformerReader(model, batch_size=2, segment_length=LENGTH)
         generator.read(rollout.tokens[:2].flatten(1)[:, : 2 * LENGTH + 3])
         found["next token"] = generator.logits

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer generate` and `evaluate` on what users give them: bytes that are no text, addresses, busy cores.
+"""`memformer generate` and `evaluate` on what users give them: bytes that are no text, addresses.
 
 Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/far.py, launch/models.py
 """
@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from launch.commands.generate import BYTES_A_THREAD, spare_threads
 from tests.commands import run_command
 from tests.workshop import make_workshop
 
@@ -65,25 +63,3 @@ def test_held_out_data_at_an_address_is_scored_as_a_copy_of_it(workshop: Path, a
     assert scores[0] == scores[1] == scores[2]
     done = run_command("evaluate", "model", "--data", f"{address}/nothing", *cache, folder=workshop)
     assert done.returncode == 2 and f"{address}/nothing" in done.stderr and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("weights", "chosen"), [(1000, 1), (BYTES_A_THREAD - 4, 1), (3 * BYTES_A_THREAD, 4), (2**40, 8)]
-)
-def test_threads_are_as_many_as_a_token_is_worth(monkeypatch: pytest.MonkeyPatch, weights: int, chosen: int) -> None:
-    class Model:
-        device = torch.device("cpu")
-
-        @staticmethod
-        def named_parameters() -> list[tuple[str, torch.Tensor]]:
-            return [("weight", torch.empty(weights // 4, device="meta"))]
-
-    threads = [8]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    spare_threads(Model)  # type: ignore[arg-type]  # what is asked of a model here
-    assert threads == [8], "the user's own number stands"
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    spare_threads(Model)  # type: ignore[arg-type]  # as above
-    assert threads == [8, chosen]

@@ -1,10 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What the whole model and a stage of a pipeline both compute, as functions of the modules that they hold.
 
-Shapes: B lanes, S tokens a segment, K slots, D width.
+Shapes: B lanes, S tokens a segment, K slots, D width, H heads of the writer.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +14,17 @@ from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.layers import Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryWriter
 from memformer.replay.segment import Segment
+
+
+class Write(NamedTuple):
+    """A write as it is looked at, of all heads of the writer, also where this process has some of them."""
+
+    weights_BHKL: torch.Tensor
+    """Attention of every slot on [itself ; every token], [B, H, K, 1 + S], rows summing to 1."""
+    retained_BHK: torch.Tensor
+    """What is left of a slot after the write, by head: see `observe`."""
+    memory_BKD: torch.Tensor
+    """The memory after the write."""
 
 
 def begin(reset_B: torch.Tensor, memory_BKD: torch.Tensor, initial_BKD: torch.Tensor) -> torch.Tensor:
@@ -59,6 +71,28 @@ def write(
 ) -> torch.Tensor:
     """The next memory [B, K, D] from the memory a segment was read with and the encoder's output."""
     return forget(writer(memory_BKD, x_BSD, mask_BS)).to(memory_BKD.dtype)
+
+
+@torch.no_grad()
+def observe(
+    writer: MemoryWriter,
+    forget: BiasedMemoryNormalisation,
+    memory_BKD: torch.Tensor,
+    x_BSD: torch.Tensor,
+    mask_BS: torch.Tensor | None,
+) -> Write:
+    """`write`, with what it does to the slots; without gradient.
+
+    The writer keeps the share a of a slot, its weight on itself, and normalisation then divides what lies across the
+    slot by ||m + bias||: a difference in the slot is a / ||m + bias|| of itself afterwards. Left out is what a changed
+    slot changes in what is read and attended to.
+    """
+    weights_BHKL = writer.weights(memory_BKD, x_BSD, mask_BS)
+    written_BKD = writer.mixed(weights_BHKL, memory_BKD, x_BSD)
+    length_BK = forget(written_BKD, lengths=True)
+    weights_BHKL = writer.heads.gather(weights_BHKL)
+    retained_BHK = weights_BHKL[..., 0] / length_BK[:, None].to(weights_BHKL.dtype)
+    return Write(weights_BHKL, retained_BHK, forget(written_BKD).to(memory_BKD.dtype))
 
 
 def inputs(segment: Segment, start_token_id: int) -> torch.Tensor:

@@ -48,14 +48,20 @@ class BiasedMemoryNormalisation(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.num_memory_slots, config.d_model))
         self.forgetting = config.memory_forgetting
 
-    def forward(self, memory_BKD: torch.Tensor | None, batch_size: int = 0) -> torch.Tensor:
+    def forward(self, memory_BKD: torch.Tensor | None, batch_size: int = 0, lengths: bool = False) -> torch.Tensor:
         """The next memory on the unit sphere, or, given None, the initial memory of `batch_size` lanes.
 
-        One method for both, because ZeRO-3 gathers a parameter only around the forward of the module that owns it.
+        One method for all, because ZeRO-3 gathers a parameter only around the forward of the module that owns it.
+
+        Args:
+            memory_BKD: What was written.
+            batch_size: Lanes of an initial memory.
+            lengths: Give ||m + bias|| of each slot instead, [B, K]: what lies across the next slot is divided by it.
         """
         if memory_BKD is None:
             return F.normalize(self.bias, dim=-1).expand(batch_size, -1, -1)
-        return F.normalize(memory_BKD + self.bias if self.forgetting else memory_BKD, dim=-1)
+        biased_BKD = memory_BKD + self.bias if self.forgetting else memory_BKD
+        return biased_BKD.norm(dim=-1) if lengths else F.normalize(biased_BKD, dim=-1)
 
 
 class MemoryWriter(nn.Module):
@@ -88,17 +94,6 @@ class MemoryWriter(nn.Module):
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
         return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
 
-    @torch.no_grad()
-    def all_weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """`weights` of all heads, also where this module has some of them; to be looked at, without gradient."""
-        return self.heads.gather(self.weights(memory_BKD, x_BSD, mask_BS))
-
-    def weight_on_itself(
-        self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
-    ) -> torch.Tensor:
-        """How much of itself each slot keeps, 0 to 1, mean over all heads, [B, K]; without gradient."""
-        return self.all_weights(memory_BKD, x_BSD, mask_BS)[..., 0].mean(dim=1)
-
     def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """The written memory before forgetting, [B, K, D].
 
@@ -108,7 +103,10 @@ class MemoryWriter(nn.Module):
             mask_BS: True at valid tokens; None when all are.
         """
         memory_BKD = self.heads.enter(memory_BKD)
-        a_BHKL = self.weights(memory_BKD, x_BSD, mask_BS)
+        return self.mixed(self.weights(memory_BKD, x_BSD, mask_BS), memory_BKD, x_BSD)
+
+    def mixed(self, a_BHKL: torch.Tensor, memory_BKD: torch.Tensor, x_BSD: torch.Tensor) -> torch.Tensor:
+        """The written memory before forgetting, [B, K, D], from the attention of the heads here, [B, h, K, 1 + S]."""
         kept_BHKE = a_BHKL[..., :1] * split_heads(self.heads.own(memory_BKD), self.num_heads)
         v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
         return self.heads.join(merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE))

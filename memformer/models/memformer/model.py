@@ -166,12 +166,16 @@ class Memformer(nn.Module):
             return torch.zeros(lanes, 0, self.config.d_model, dtype=weight.dtype, device=weight.device)
         return self.forget(None, lanes)
 
-    def self_weights(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The writer's weight of each slot on itself, mean over its heads, [B, K], and the memory it was read with."""
+    def self_weights(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """The writer's weight of each slot on itself and what is left of the slot, means over the heads, [B, K] each.
+
+        The third is the memory it was read with.
+        """
         if self.writer is None:
             return None
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        return self.writer.weight_on_itself(memory_BKD, x_BSD, mask_BS), memory_BKD
+        found = computation.observe(self.writer, self.forget, memory_BKD, x_BSD, mask_BS)
+        return found.weights_BHKL[..., 0].mean(dim=1), found.retained_BHK.mean(dim=1), memory_BKD
 
     def encode(
         self, segment: Segment, memory_BKD: torch.Tensor

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from memformer.models.memformer import computation
 from memformer.models.memformer.model import Memformer
 from memformer.replay.segment import Segment
 
@@ -26,11 +27,11 @@ class MemformerSlots:
             raise ValueError("the model has no memory (num_memory_slots is 0): there is nothing to inspect")
         self._model, self._writer = model, model.writer
 
-    def write(self, segment: Segment, memory_1KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights of all heads, [H, K, 1 + S], and the next memory."""
-        x_BSD, mask_BS, memory_1KD = self._model.encode(segment, memory_1KD)
-        weights_BHKL = self._writer.all_weights(memory_1KD, x_BSD, mask_BS)
-        return weights_BHKL[0], self._model.write(memory_1KD, x_BSD, mask_BS)
+    def write(self, segment: Segment, memory_1KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The weights [H, K, 1 + S] and what is left of the slots [H, K], of all heads; the next memory."""
+        x_1SD, mask_1S, memory_1KD = self._model.encode(segment, memory_1KD)
+        found = computation.observe(self._writer, self._model.forget, memory_1KD, x_1SD, mask_1S)
+        return found.weights_BHKL[0], found.retained_BHK[0], found.memory_BKD
 
     def bias_norms(self) -> list[float] | None:
         """Of the biased memory normalisation."""

@@ -140,7 +140,7 @@ class MemformerStage(nn.Module):
         return (self.encode_part if part == "encode" else self.decode_part)(*inputs)
 
     def self_weights(self, segment: Segment, memory_BKD: torch.Tensor, context_BSD: torch.Tensor) -> torch.Tensor:
-        """The writer's weight of each slot on itself, mean over its heads, [B, K]; on the writer's stage.
+        """A slot's weight on itself and what is left of it, means over the heads, [2, B, K]; on the writer's stage.
 
         Args:
             segment: The segment.
@@ -153,7 +153,8 @@ class MemformerStage(nn.Module):
         if self.writer is None:
             raise ValueError("this stage has no writer")
         _, mask_BS = computation.context(segment, self.start_token_id)
-        return self.writer.weight_on_itself(memory_BKD, context_BSD, mask_BS)
+        found = computation.observe(self.writer, self.forget, memory_BKD, context_BSD, mask_BS)
+        return torch.stack([found.weights_BHKL[..., 0].mean(dim=1), found.retained_BHK.mean(dim=1)])
 
 
 def _numbered(layers: nn.ModuleList, numbers: range) -> nn.ModuleList:

@@ -126,16 +126,16 @@ class StagedModel:
         return losses, self._from_writer(after, len(after))
 
     @torch.no_grad()
-    def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """How much of itself each slot keeps, [B, K], and the memory read; None for a model without memory."""
+    def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """`MemoryModel.self_weights`; None for a model without memory."""
         if not self.memory_shape[0]:
             return None
         memory = self._begun(segment, memory)
         context = self._read(segment, memory, memory.clone())
-        own_BK = memory.new_zeros(memory.shape[:2])
+        found_2BK = memory.new_zeros(2, *memory.shape[:2])
         if self._writes and context is not None:
-            own_BK.copy_(self.stage.self_weights(segment, memory, context))
-        return self.channels.broadcast(own_BK, self.split.writer_stage), memory
+            found_2BK.copy_(self.stage.self_weights(segment, memory, context))
+        return *self.channels.broadcast(found_2BK, self.split.writer_stage).unbind(), memory
 
     def _begun(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """The memory that a segment is read with, on all stages."""

@@ -35,15 +35,16 @@ def test_figures_are_those_of_a_plain_loop_over_the_lanes_that_read() -> None:
     for lane in (0, 2, 3):
         part = carry.lanes(lane, lane + 1)
         segment = Segment(part.tokens, part.length, part.tokens, part.length, torch.tensor([False]))
-        own = model.eval().self_weights(segment, part.memory)[0][0].detach()
+        own, left = (each[0] for each in model.eval().self_weights(segment, part.memory)[:2])
         memory = part.memory[0]
         pairs = [(i, j) for i in range(len(memory)) for j in range(len(memory)) if i != j]
         rows["slot_norm"].append(float(torch.stack([slot.norm() for slot in memory]).mean()))
         cosines = [torch.nn.functional.cosine_similarity(memory[i], memory[j], dim=0) for i, j in pairs]
         rows["slot_cosine"].append(float(torch.stack(cosines).mean()))
         rows["self_weight"].append(float(own.mean()))
-        rows["kept_share"].append(sum(float(each) > KEPT for each in own) / len(own))
-        rows["overwritten_share"].append(sum(float(each) < OVERWRITTEN for each in own) / len(own))
+        rows["retention"].append(float(left.mean()))
+        rows["kept_share"].append(sum(float(each) > KEPT for each in left) / len(left))
+        rows["overwritten_share"].append(sum(float(each) < OVERWRITTEN for each in left) / len(left))
     for name, values in rows.items():
         assert found[name] == pytest.approx(sum(values) / 3, abs=1e-6), name
 

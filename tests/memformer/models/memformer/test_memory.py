@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from memformer import Memformer
+from memformer.models.memformer.computation import observe
+from memformer.models.memformer.layers import split_heads
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
 from tests.memformer.examples import full_segment, random_memory, small_config, small_model
 
@@ -98,6 +100,31 @@ def test_full_weight_on_itself_is_an_exact_copy() -> None:
         writer.weights(memory, torch.zeros_like(tokens_of()), None)[..., 0].min(), torch.tensor(1.0).double()
     )
     assert torch.equal(writer(memory, torch.zeros_like(tokens_of()), None), memory)
+
+
+@pytest.mark.parametrize("forgetting", [True, False])
+def test_what_a_write_leaves_of_a_slot_is_the_derivative_at_fixed_attention(forgetting: bool) -> None:
+    """Of a small difference in one head's part of a slot, across the slot that is written."""
+    model = small_model(memory_forgetting=forgetting)
+    assert model.writer is not None
+    memory, x_BSD = random_memory(model, LANES), tokens_of()
+    seen = observe(model.writer, model.forget, memory, x_BSD, None)
+    assert torch.equal(seen.memory_BKD, model.write(memory, x_BSD, None))
+    torch.manual_seed(3)
+    heads, slots = seen.retained_BHK.shape[1:]
+    for head, slot in ((0, 0), (heads - 1, slots - 1)):
+        difference = torch.zeros_like(memory)
+        across_BE = torch.randn(LANES, 16 // heads).double()
+        here_BE = split_heads(seen.memory_BKD, heads)[:, head, slot]
+        across_BE -= (across_BE * here_BE).sum(-1, keepdim=True) / here_BE.square().sum(-1, keepdim=True) * here_BE
+        split_heads(difference, heads)[:, head, slot] = across_BE
+
+        def after(moved: torch.Tensor) -> torch.Tensor:
+            return model.forget(model.writer.mixed(seen.weights_BHKL, moved, x_BSD))  # type: ignore[union-attr]
+
+        _, change = torch.func.jvp(after, (memory,), (difference,))
+        expected = seen.retained_BHK[:, head, slot] * across_BE.norm(dim=-1)
+        torch.testing.assert_close(change.flatten(1).norm(dim=1), expected, rtol=1e-10, atol=0)
 
 
 def test_a_lower_temperature_sharpens() -> None:
