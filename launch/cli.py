@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from data_pipeline.errors import UserError
+from launch.answers import json_alone
 from memformer.run import exit_codes
 
 # subcommand -> (module, one-line summary shown by `memformer --help`)
@@ -45,6 +46,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows true defaults beside each option and keeps the line breaks of descriptions."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # An option without a default says in its own words what holds without it.
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def command(name: str) -> tuple[ModuleType, OneLineParser]:
@@ -79,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_codes.USAGE
     try:
         module, parser = command(name)
-        return int(module.run(parser.parse_args(rest)) or exit_codes.DONE)
+        parsed = parser.parse_args(rest)
+        with json_alone(getattr(parsed, "json", False)):
+            return int(module.run(parsed) or exit_codes.DONE)
     except UserError as error:
         print(f"memformer {name}: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,6 +5,7 @@ A command does not know the names of the settings (the configuration does, and r
 that looks like an option and is none of its own is taken for a setting, with the value that follows it.
 """
 
+import difflib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -43,6 +44,24 @@ class OverridesParser(OneLineParser):
     ) -> tuple[Any, list[str]]:
         """Parses the command's own arguments; the settings are left to the configuration."""
         own, overrides = split_overrides(args or [], self._option_string_actions)
+        for name in (word.partition("=")[0] for word in overrides if word.startswith("--")):
+            if meant := misspelt(name, self._option_string_actions):
+                self.error(f"no option {name}, did you mean {meant}?")
         parsed, unknown = super().parse_known_args(own, namespace)
         parsed.overrides = overrides
         return parsed, unknown
+
+
+def misspelt(name: str, known: Collection[str]) -> str | None:
+    """The command's own option that is meant by a word that is no setting either; None where none is near.
+
+    Args:
+        name: What was written, such as --resum.
+        known: The command's own options.
+    """
+    if "." in name:
+        return None
+    from memformer.config.schema import Config  # pydantic takes a moment, and --help needs none of it
+
+    near = difflib.get_close_matches(name, known, 1, 0.8)
+    return near[0] if near and name.removeprefix("--") not in Config.model_fields else None

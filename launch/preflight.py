@@ -34,6 +34,7 @@ def node_findings(
     if size == 1:
         yield Finding("fine", "nodes", "a single process: nobody to meet")
         return
+    rendezvous.check(environment, timeout_seconds)
     meeting = _Host(environment, timeout_seconds) if rank == 0 else None
     if meeting is not None:
         with meeting:
@@ -42,7 +43,6 @@ def node_findings(
                 trouble = _try_all_reduce(rank, size, environment, timeout_seconds)
                 yield from meeting.results(trouble)
         return
-    rendezvous.check(environment, timeout_seconds)
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     with socket.create_connection(address, timeout=timeout_seconds) as connection:
         _say(connection, rank=rank, node=socket.gethostname(), time=time.time())

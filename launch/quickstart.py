@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from launch.cli import HelpFormatter
 from launch.machine import visible_gpus
 from memformer.run import jsonl
 
@@ -24,10 +25,10 @@ PROMPT = "It is a truth universally acknowledged, that "
 
 def main() -> int:
     """Builds the data set, trains, exports, evaluates, writes a sample; says where each result lies."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/books"), help="data set, built if it is not there")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"), help="run directory")
-    parser.add_argument("--steps", type=int, help="optimizer steps (None: what the configuration says)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: what the configuration says)")
     arguments = parser.parse_args()
     started = time.perf_counter()
     if not (arguments.data / "train" / "manifest.json").exists():

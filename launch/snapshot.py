@@ -10,8 +10,6 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config, load_config
 
@@ -118,4 +116,4 @@ def read_settings(path: str, overrides: Sequence[str], array: str | None) -> tup
 
 def write_config(config: Config, path: Path) -> None:
     """Writes a configuration that needs no other file."""
-    path.write_text(yaml.safe_dump(config.values(), sort_keys=False), encoding="utf-8")
+    path.write_text(config.as_yaml(), encoding="utf-8")

@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from launch.tail import LogEcho
 from memformer.processes.ports import port_of_job
 from memformer.run import exit_codes
 
@@ -42,13 +43,22 @@ class TrainingJob:
         run_dir: The run's directory.
         max_failures: Lives in a row without a new checkpoint, after which the job is not requeued any more.
         save_seconds: How long a rank may take to save after a warning.
+        shown: Copy what the rank says to stdout, beside its log.
     """
 
-    def __init__(self, command: Sequence[str], run_dir: Path, max_failures: int = 3, save_seconds: float = 120) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        run_dir: Path,
+        max_failures: int = 3,
+        save_seconds: float = 120,
+        shown: bool = False,
+    ) -> None:
         self.command = list(command)
         self.run_dir = run_dir
         self.max_failures = max_failures
         self.save_seconds = save_seconds
+        self.shown = shown
         self._rank: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,10 +134,15 @@ class TrainingJob:
         log = self._log(task)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
+            echo = LogEcho(log, output.tell()) if self.shown else None
             self._rank = subprocess.Popen(self.command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            while not has_ended(self._rank):
-                time.sleep(0.1)
+            ended = False
+            while not ended:
+                ended = has_ended(self._rank)
+                if echo is not None:
+                    echo.copy()
+                time.sleep(0 if ended else 0.1)
             code = exit_codes.of_process(self._rank.wait())
         except BaseException:
             # submitit's handler ends this process by an exception once the job is requeued

@@ -2,9 +2,10 @@
 """List and verify the checkpoints of a run."""
 
 import argparse
-import json
 import os
 from typing import Any
+
+from launch.answers import answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action", choices=("list", "verify"), help="list: names, steps and sizes; verify: read every file"
     )
     parser.add_argument("run", metavar="RUN", help="run directory")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,5 +43,5 @@ def run(arguments: argparse.Namespace) -> int:
         print("no checkpoints yet")
     damaged = [row for row in rows if row["problem"]]
     if arguments.json:
-        print(json.dumps({"checkpoints": rows, "damaged": len(damaged)}))
+        answer({"checkpoints": rows, "damaged": len(damaged)})
     return 1 if damaged else 0

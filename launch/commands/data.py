@@ -15,7 +15,6 @@ import numpy as np
 from data_pipeline import (
     Blend,
     DocumentIndex,
-    FarSettings,
     StreamSettings,
     UserError,
     build_dataset,
@@ -26,11 +25,13 @@ from data_pipeline import (
 from data_pipeline.adopt import adopt_mds
 from data_pipeline.build import ON_BAD_RECORD
 from data_pipeline.document_order import Order
-from data_pipeline.far import default_cache, is_address
+from data_pipeline.far import is_address
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import Survey
 from data_pipeline.verify import verify_dataset
+from launch.answers import answer
+from launch.far import add_far_arguments, far_settings
 
 _MOST_DEFAULT_WORKERS = 8
 _FAULTS_SHOWN = 20
@@ -133,7 +134,7 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read every byte and compare sizes and checksums; exit code 1 on damage"
     )
-    _add_far(parser)
+    add_far_arguments(parser)
     _add_json(parser)
 
 
@@ -157,7 +158,7 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from this state: a file of --state-out, or a checkpoint (its directory or state.json)",
     )
     add("--state-out", metavar="F", default=argparse.SUPPRESS, help="write the state after the last step (JSON)")
-    _add_far(parser)
+    add_far_arguments(parser)
     parser.epilog = (
         "Each line is {step, rank, lane, segment, epoch, document, start, length, reset}: tokens start .. start+length "
         "of the document are the segment's targets. step is the optimizer step, from 1; lane is global; segment is the "
@@ -169,14 +170,8 @@ def _add_required(parser: argparse.ArgumentParser, name: str, **settings: Any) -
     parser.add_argument(name, required=True, default=argparse.SUPPRESS, **settings)  # no default to show in --help
 
 
-def _add_far(parser: argparse.ArgumentParser) -> None:
-    cache = str(default_cache())
-    parser.add_argument("--cache-dir", metavar="DIR", default=cache, help="where copies of far data are kept")
-    parser.add_argument("--allow-pipe", action="store_true", help="allow addresses pipe:COMMAND, which run a shell")
-
-
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -225,7 +220,7 @@ def _build(arguments: argparse.Namespace) -> int:
         result |= {"dropped_documents": report.dropped_documents, "vocab_size": report.vocab_size}
         result |= {"sources": report.sources.to_json(), "bad_records": report.bad_records}
         result |= {"bad_record_places": report.bad_record_places}
-        print(json.dumps(result | {"seconds": round(time.monotonic() - began, 3)}))
+        answer(result | {"seconds": round(time.monotonic() - began, 3)})
     return 0
 
 
@@ -241,12 +236,8 @@ def _adopt(arguments: argparse.Namespace) -> int:
     print(f"{root}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {len(manifest.shards)} shards")
     if arguments.json:
         result = _summary(root, {root: _counts(manifest)})
-        print(json.dumps(result | {"dropped_documents": manifest.dropped_documents, "vocab_size": manifest.vocab_size}))
+        answer(result | {"dropped_documents": manifest.dropped_documents, "vocab_size": manifest.vocab_size})
     return 0
-
-
-def _far(arguments: argparse.Namespace) -> FarSettings:
-    return FarSettings(cache_dir=Path(arguments.cache_dir), allow_pipe=arguments.allow_pipe)
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:
@@ -273,7 +264,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.segment_length < 1:
         raise UserError(f"--segment-length is {arguments.segment_length}; give 1 or more")
     if is_address(arguments.data):
-        opened = open_data(arguments.data, _far(arguments))
+        opened = open_data(arguments.data, far_settings(arguments))
         assert isinstance(opened, DocumentIndex)
         return _inspect_parts(arguments, Path(arguments.data), {Path(arguments.data): opened})
     root = Path(arguments.data)
@@ -293,7 +284,7 @@ def _inspect_parts(arguments: argparse.Namespace, root: Path, indexes: dict[Path
     damaged = sum(len(part.get("faults", ())) for part in parts.values())
     if arguments.json:
         outcome = {"verified": not damaged} if arguments.verify else {}
-        print(json.dumps(_summary(root, parts) | outcome))
+        answer(_summary(root, parts) | {"path": arguments.data} | outcome)  # a Path shortens http:// to http:/
     return 1 if damaged else 0
 
 
@@ -370,7 +361,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     if arguments.lanes < arguments.world_size:
         raise UserError(f"--lanes is {arguments.lanes}; give {arguments.world_size} or more, one for each rank")
     pairs = list(zip(arguments.data, weights, strict=True))
-    index: DocumentIndex | Blend = open_data(pairs if len(pairs) > 1 else arguments.data[0], _far(arguments))
+    index: DocumentIndex | Blend = open_data(pairs if len(pairs) > 1 else arguments.data[0], far_settings(arguments))
     settings = StreamSettings(
         num_lanes=arguments.lanes,
         segment_length=arguments.segment_length,

@@ -11,12 +11,12 @@ exit codes: 0 no errors (warnings may be); 1 errors; 2 bad usage."""
 
 import argparse
 import dataclasses
-import json
 import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from launch.answers import answer
 from launch.checks import Finding, local_findings
 
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=120.0, metavar="S", help="how long a node may take to answer (--nodes)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{prefix}{errors} errors, {warnings} warnings")
     if arguments.json:
         record = {"errors": errors, "warnings": warnings, "findings": [dataclasses.asdict(each) for each in findings]}
-        print(json.dumps(record))
+        answer(record)
     return 1 if errors else 0
 
 

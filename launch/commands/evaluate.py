@@ -6,42 +6,48 @@ given token of their document on. Memory use does not depend on the length of th
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from launch.answers import answer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, --data and how much of it."""
+    from launch.far import add_far_arguments
     from launch.models import add_model_arguments
 
     add_model_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="DIR", help="data set; with splits, its validation/ is used")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="data set, or its address; with splits, its validation/ is used"
+    )
     parser.add_argument("--lanes", type=int, default=8, metavar="B", help="documents read side by side")
-    parser.add_argument("--max-segments", type=int, metavar="N", help="segments a lane at most (None: all)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--max-segments", type=int, metavar="N", help="segments a lane at most (default: all)")
+    add_far_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Scores the data set and prints a table."""
-    from data_pipeline import DocumentIndex, SegmentStream, UserError
+    from data_pipeline import DocumentIndex, SegmentStream, UserError, open_data
+    from data_pipeline.opening import holds_data
+    from launch.far import far_settings
     from launch.models import check_model, open_model
 
     for name in ("lanes", "max_segments"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     check_model(Path(arguments.model))
-    directory = Path(arguments.data)
-    if (directory / "validation" / "manifest.json").exists():
-        directory = directory / "validation"
-    index = DocumentIndex.load(directory)
+    far, held_out = far_settings(arguments), f"{arguments.data.rstrip('/')}/validation"
+    index = open_data(held_out if holds_data(held_out, far) else arguments.data, far)
+    assert isinstance(index, DocumentIndex)  # several would be a blend
     model, tokenizer = open_model(arguments)
     from memformer.inference import evaluate
 
     if index.manifest.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
-            f"--data {directory}: was built with another tokenizer than the model's: build it with "
+            f"--data {index.location}: was built with another tokenizer than the model's: build it with "
             f"--tokenizer bpe:{Path(arguments.model) / 'tokenizer.json'} (bytes for a byte model)"
         )
     length = model.config.segment_length
@@ -62,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         report["bits_per_byte"] = report["loss"] / math.log(2) / bytes_per_token
     show(result)
     if arguments.json:
-        print(json.dumps(result))
+        answer(result)
 
 
 def show(result: dict[str, Any]) -> None:

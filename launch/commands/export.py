@@ -6,7 +6,8 @@ the checkpoint recorded.
 """
 
 import argparse
-import json
+
+from launch.answers import answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify", action="store_true", help="leave out the forward pass, which needs the whole model in memory"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,4 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
         f"parameters in {arguments.dtype}, {result['bytes']:,} bytes; {checked}"
     )
     if arguments.json:
-        print(json.dumps(result))
+        answer(result)

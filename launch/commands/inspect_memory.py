@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launch.answers import answer
+
 CHARACTERS = 1 << 20  # of the text read at once
 
 
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perturbation", type=float, default=0.1, metavar="X", help="its size; a slot has norm 1")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the perturbation's direction")
     parser.add_argument("--no-pictures", action="store_true", help="memory.json alone (pictures need matplotlib)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     show(report)
     print(f"\n{out}: {', '.join(files)}")
     if arguments.json:
-        print(json.dumps({**summary(report), "out": str(out), "files": files}))
+        answer({**summary(report), "out": str(out), "files": files})
 
 
 def check(arguments: argparse.Namespace) -> None:

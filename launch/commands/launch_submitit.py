@@ -79,13 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
         (directory / "logs").mkdir(parents=True, exist_ok=True)
         write_config(config.model_copy(update={"run_dir": str(directory)}), directory / "submit.yaml")
         snapshot_code(directory / "code")
-        functions.append(training_job(directory, options))
+        functions.append(training_job(directory, options, shown=arguments.executor == "debug"))
+    if arguments.executor == "debug":
+        return train_here(functions)
     name = f"{directories[0].name}-{secrets.token_hex(4)}"
     executor = make_executor(arguments.executor, directories[0], name, options)
-    if arguments.executor == "debug":
-        for function in functions:
-            executor.submit(function).results()
-        return 0
     try:
         jobs = submit_once(executor, functions, name)
     except slurm_client.SubmissionRefused:
@@ -103,14 +101,31 @@ def run(arguments: argparse.Namespace) -> int:
     return wait_for_local(jobs, directories)
 
 
-def training_job(directory: Path, options: SlurmOptions) -> Any:
-    """What submitit runs in each task."""
+def train_here(functions: list[Any]) -> int:
+    """Runs one after another in this process, as a task of submitit's debug executor sees itself.
+
+    The executor itself would catch a failure in a debugger, at a prompt, and show nothing of a run that is well.
+    """
+    from launch.submitit_job import TrainingFailed
+
+    os.environ |= {"SUBMITIT_EXECUTOR": "debug", "SUBMITIT_DEBUG_JOB_ID": f"DEBUG_{os.getpid()}"}
+    for function in functions:
+        try:
+            function()
+        except TrainingFailed as failure:
+            print(f"launch: {failure}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def training_job(directory: Path, options: SlurmOptions, shown: bool = False) -> Any:
+    """What submitit runs in each task; `shown`: with the rank's output on stdout."""
     from launch.snapshot import snapshot_command
     from launch.submitit_job import TrainingJob
 
     train = ["train", str(directory / "submit.yaml"), "--resume", "auto"]
     command = [*snapshot_command(directory / "code", sys.executable), *train]
-    return TrainingJob(command, directory, options.max_failures, max(10, options.warning_seconds - 30))
+    return TrainingJob(command, directory, options.max_failures, max(10, options.warning_seconds - 30), shown)
 
 
 def make_executor(kind: str, directory: Path, name: str, options: SlurmOptions) -> Any:

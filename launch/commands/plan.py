@@ -8,11 +8,11 @@ own code. Times are estimates: matrix products at --efficiency of the device's p
 exit codes: 0 the plan fits the device; 1 it does not; 2 bad usage."""
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from data_pipeline.errors import UserError
+from launch.answers import answer
 from launch.overrides import OverridesParser
 from memformer.config.schema import Config, describe_fields, load_config
 from memformer.config.topology import replicas_of
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="h100", metavar="NAME", help=f"GPU: {', '.join(DEVICES)}")
     parser.add_argument("--efficiency", type=float, default=0.5, metavar="E", help="part of the peak, 0 to 1")
     parser.add_argument("--search", action="store_true", help="also the fastest settings that fit (takes longer)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead")
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
     parser.epilog = "settings, each as --section.field VALUE:\n" + describe_fields()
 
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.search:
         result = result | {"search": [{"settings": settings} | vars(each) for settings, each in found]}
     if arguments.json:
-        print(json.dumps(result))
+        answer(result)
     else:
         print("\n".join(describe(result, arguments.device)))
     for line in plan.warnings:

@@ -5,11 +5,11 @@ Works for a run that is pending, running, requeued, failed or finished, from any
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 
+from launch.answers import answer
 from launch.event_words import describe_event
 from memformer.run.lock import duration
 
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="show it again and again until the run has ended")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks (--follow)")
     parser.add_argument("--events", type=int, default=5, metavar="N", help="how many of the last events to show")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead (one a look with --follow)")
+    parser.add_argument(
+        "--json", action="store_true", help="JSON alone on stdout (one a look with --follow), the rest on stderr"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     while True:
         status = read_status(arguments.run, max(0, arguments.events))
         if arguments.json:
-            print(json.dumps(dataclasses.asdict(status)), flush=True)
+            answer(dataclasses.asdict(status))
         else:
             # At a terminal the picture is drawn over the last one; in a file, one line a look is enough.
             lines = describe(dataclasses.asdict(status))

@@ -6,7 +6,6 @@ A YAML file may begin with `extends: [../model/tiny.yaml, ...]`; the named files
 file's own values go over them. On the command line `--section.field VALUE` goes over both.
 """
 
-import difflib
 import functools
 import json
 import os
@@ -14,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from data_pipeline.errors import UserError
-from memformer.config.files import read_values
+from memformer.config.deepspeed_keys import unfit
+from memformer.config.faults import Faults
+from memformer.config.files import dump_yaml, read_values
+from memformer.config.places import Place
+from memformer.config.written import Where, Written, settle
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of, stages_of
 
@@ -34,7 +36,7 @@ class Section(BaseModel):
 class DataSource(Section):
     """One data set of several."""
 
-    path: str
+    path: Place
     """Directory or address of the data set."""
     weight: float = Field(1.0, ge=0)
     """Its share of the tokens, relative to the others; may change at a resume, for the steps to come."""
@@ -43,10 +45,10 @@ class DataSource(Section):
 class DataConfig(Section):
     """What is read, and in what shape."""
 
-    path: str | list[DataSource]
+    path: Place | list[DataSource]
     """Data set directory made by `memformer data build`; with train/ and validation/ inside, both are used. An address
     (http://, https://, s3://, pipe:COMMAND) is read over the network. Several data sets: a list of {path, weight}."""
-    eval_path: str | None = None
+    eval_path: Place | None = None
     """Data set of the held-out documents; null: the validation/ beside the training set, if there is one."""
     num_lanes: int = Field(16, ge=1)
     """Lanes B of the global batch, over all processes; must be a multiple of the data-parallel processes."""
@@ -66,7 +68,7 @@ class DataConfig(Section):
     on_change: Literal["refuse", "restart"] = "refuse"
     """A run that resumes with another data set or seed than its checkpoint's is refused; or it goes on with weights,
     optimizer and schedule, and reads the new data from the beginning, every lane with a fresh memory (restart)."""
-    cache_dir: str | None = None
+    cache_dir: Place | None = None
     """Local directory for what is copied from addresses, shared by the processes of a machine; null: one in the
     system's directory for temporary files."""
     cache_gigabytes: float = Field(50.0, gt=0)
@@ -114,7 +116,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay, on matrices only (not on norms, not on the slot bias)."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up from 0. Unless it is set, a tenth of training.max_steps where that is less."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After the warm-up: cosine to the end; or stable, then linear decay over decay_fraction (wsd); or constant."""
     final_fraction: float = Field(0.1, ge=0, le=1)
@@ -280,8 +282,9 @@ class Config(Section):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)  # ModelConfig here; `schema_of` says which it is
 
-    run_dir: str
-    """Directory of the run: configuration, metrics, logs, checkpoints."""
+    run_dir: Place
+    """Directory of the run: configuration, metrics, logs, checkpoints. In every path and address ~ and $VARIABLE stand
+    for what they name; $$ is a dollar sign."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights, of dropout and of the order of documents."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -291,7 +294,7 @@ class Config(Section):
     """Where the model runs; auto: GPUs if there are any."""
     compile: bool = False
     """torch.compile each layer (worth it on GPUs; adds a minute to the start)."""
-    init_from: str | None = None
+    init_from: Place | None = None
     """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
     """Write TensorBoard events to run_dir/tensorboard."""
@@ -308,15 +311,10 @@ class Config(Section):
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
 
     @model_validator(mode="after")
-    def _no_nvme(self) -> "Config":
-        zero = self.deepspeed.get("zero_optimization")
-        for name in ("offload_optimizer", "offload_param"):
-            section = zero.get(name) if isinstance(zero, dict) else None
-            if isinstance(section, dict) and section.get("device") == "nvme":
-                raise ValueError(
-                    f"deepspeed.zero_optimization.{name}.device is nvme: states on NVMe cannot be put into checkpoints "
-                    "here, use parallel.offload_optimizer and parallel.offload_parameters: cpu"
-                )
+    def _short_warmup(self) -> "Config":
+        if "warmup_steps" not in self.optimizer.model_fields_set:
+            steps = min(self.optimizer.warmup_steps, self.training.max_steps // 10)
+            self.__dict__["optimizer"] = self.optimizer.model_copy(update={"warmup_steps": steps})
         return self
 
     @model_validator(mode="after")
@@ -340,6 +338,10 @@ class Config(Section):
         values = self.model_dump()
         values["model"] = {"family": self.model.family, **values["model"]}
         return values
+
+    def as_yaml(self) -> str:
+        """The whole configuration, defaults included, as YAML that `load_config` reads."""
+        return dump_yaml(self.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made by `schema_of`, so that pickle cannot find it by its name.
@@ -433,23 +435,35 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     Raises:
         UserError: Every fault is named with its field, value and mend.
     """
-    name, model = DEFAULT, values.get("model")
+    name, where, model = DEFAULT, f"{source}: model.family", values.get("model")
     if isinstance(model, dict) and "family" in model:
-        name = str(model["family"])
+        said = model["family"]
+        name = said.text if isinstance(said, Written) else str(said)
+        if isinstance(said, Written):
+            where = said.source if said.source.startswith("--") else f"{said.source}: model.family"
         values = {**values, "model": {field: value for field, value in model.items() if field != "family"}}
     try:
         schema = schema_of(name)
     except UnknownFamily as error:
-        raise UserError(f"{source}: model.family: {error}") from None
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_explain(each, schema) for each in error.errors())) from None
+        raise UserError(f"{where}: {error}") from None
+    found: list[tuple[Where, str]] = []
+    plain = settle(values, schema, found)
+    faults = Faults(values, source, lambda: [field for field, _ in _fields(schema)])
+    if not found:
+        keys = plain.get("deepspeed")
+        found += [(("deepspeed", *place), words) for place, words in unfit(keys if isinstance(keys, dict) else {})]
+        try:
+            config = schema.model_validate(plain)
+        except ValidationError as error:
+            found += faults.of_schema(error.errors())
+    if found:
+        raise UserError(faults.joined(found))
+    return config
 
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the whole configuration, defaults included, as YAML."""
-    path.write_text(yaml.safe_dump(config.values(), sort_keys=False))
+    path.write_text(config.as_yaml())
 
 
 def describe_fields() -> str:
@@ -476,23 +490,3 @@ def _fields(of: type[Config]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
 
     return walk(schema, "")
-
-
-def _explain(error: Any, schema: type[Config]) -> str:
-    """One pydantic error as 'field: what is wrong: the mend'."""
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        parent, name = error["loc"][:-1], str(error["loc"][-1])
-        depth = len(parent)
-        known = [each.split(".") for each, _ in _fields(schema)]
-        beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
-        close = difflib.get_close_matches(name, beside, 1)
-        return f"{place}: unknown key" + (
-            f", did you mean {close[0]}?" if close else f"; the keys are {', '.join(beside)}"
-        )
-    if error["type"] == "missing":
-        return f"{place}: is missing: set it in the file or with --{place} VALUE"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{place}: {message}" if place else message
-    return f"{place}: is {error['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,10 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """DeepSpeed's JSON, generated from our schema (DeepSpeed's documentation, "DeepSpeed Configuration JSON")."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from data_pipeline.errors import UserError
 from memformer.config.schema import Config
 from memformer.engine.precision import AUTOCAST
 
@@ -54,6 +58,33 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
                 "memformer.parallel.tensor.modules.RowParallelLinear",
             ]
     return _merged(generated, config.deepspeed)
+
+
+@contextlib.contextmanager
+def telling_unfit_values(config: Config) -> Iterator[None]:
+    """Within the block DeepSpeed reads the configuration; what it refuses of the run's own keys is told in one line.
+
+    Raises:
+        UserError: A value of the section `deepspeed` is not one that DeepSpeed takes.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfigError
+
+    try:
+        yield
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg']}" for each in error.errors())
+        raise _unfit(config, "; ".join(faults), error) from None
+    except (DeepSpeedConfigError, ValueError, TypeError, AssertionError) as error:
+        raise _unfit(config, str(error), error) from None
+
+
+def _unfit(config: Config, words: str, error: Exception) -> Exception:
+    """An error that is not about the run's own keys is none of the user's."""
+    return (
+        UserError(f"deepspeed: DeepSpeed refuses a value ({words}): mend or leave it out")
+        if config.deepspeed
+        else error
+    )
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

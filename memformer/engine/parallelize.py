@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config
-from memformer.engine.deepspeed_config import deepspeed_config
+from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
 from memformer.engine.optimizer import make_optimizer
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import stages_of
@@ -47,12 +47,14 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=make_optimizer(module, config.optimizer, optimizer_device),
-        config=deepspeed_config(config, world.mesh.data.size, precision),
-        mpu=world.mesh.mpu,
-    )
+    optimizer = make_optimizer(module, config.optimizer, optimizer_device)
+    with telling_unfit_values(config):
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(config, world.mesh.data.size, precision),
+            mpu=world.mesh.mpu,
+        )
     # The loss scale is ours (memformer/engine/precision.py). DeepSpeed makes others under float16 autocast and, since
     # it keeps that setting in a global, for any later engine of this process too.
     engine.torch_autocast_z0_gradscaler = None

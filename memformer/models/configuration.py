@@ -25,7 +25,11 @@ class ModelConfig:
         dropout: Dropout probability.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+        "allow_inf_nan": False,
+    }
 
     family: ClassVar[str]
     stacks: ClassVar[tuple[str, ...]]

@@ -40,7 +40,7 @@ def checkpoint_layers(model: MemoryModel, config: Config, world: World) -> None:
         # of what was saved.
         reentrant = config.parallel.zero_stage == 3
         for layer in layers:
-            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=reentrant)
+            layer.forward = functools.partial(recomputed, layer.forward, reentrant)
         return
     import deepspeed
 
@@ -53,6 +53,17 @@ def checkpoint_layers(model: MemoryModel, config: Config, world: World) -> None:
     )
     for layer in layers:
         layer.forward = functools.partial(_partitioned, layer.forward, deepspeed.checkpointing.checkpoint)
+
+
+def recomputed(forward: Callable[..., torch.Tensor], reentrant: bool, *inputs: Any) -> torch.Tensor:
+    """A layer that keeps its inputs for its backward, and computes the rest again there.
+
+    The first pass of a replay, which is without gradient, keeps nothing in any case; torch would warn of it.
+    """
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+    result: torch.Tensor = checkpoint(forward, *inputs, use_reentrant=reentrant)
+    return result
 
 
 def _partitioned(

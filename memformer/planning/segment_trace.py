@@ -17,12 +17,12 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
+from memformer.parallel.activation_checkpointing import recomputed
 from memformer.parallel.tensor import shard_model
 from memformer.processes.topology import Axis
 from memformer.replay import Segment
@@ -176,7 +176,7 @@ def _trace(config: ModelConfig, how: Execution) -> tuple[SegmentTrace, dict[str,
         shard_model(model, Axis(0, how.tensor))
         if how.recompute:
             for layer in model.layers():
-                layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=True)
+                layer.forward = functools.partial(recomputed, layer.forward, True)
         segment = _full_segment(how)
         memory = torch.zeros(how.lanes, *config.memory_shape)
         here_anyway = [*model.parameters(), segment.context, segment.target]

@@ -4,6 +4,7 @@
 import dataclasses
 import importlib
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from memformer.processes import collective_log, rendezvous
+from memformer.processes import collective_log, meeting, rendezvous
 from memformer.processes.environment import prepare_environment
 from memformer.processes.topology import Axis, Mesh, make_mesh
 
@@ -94,7 +95,8 @@ def initialise(device_setting: str = "auto", timeout_seconds: float = 1800) -> W
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         rendezvous.check()
-        join_deepspeed(device, timeout_seconds)
+        with meeting.everybody(timeout_seconds):
+            join_deepspeed(device, timeout_seconds)
     return World(rank, size, local_rank, device, Mesh.of_data(rank, size))
 
 
@@ -102,6 +104,12 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     """Imports DeepSpeed for the device and initialises its communication (gloo on CPUs, NCCL on GPUs)."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     collective_log.install()
+    # What DeepSpeed calls goes by a new name in torch 2.14; that is between the two of them.
+    warnings.filterwarnings(
+        "ignore",
+        r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
+        FutureWarning,
+    )
     # DeepSpeed compiles a shared-memory all-reduce here that only its inference engine calls: most of a minute, a
     # compiler needed, and a lock left behind by a killed build that hangs every later start.
     vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None

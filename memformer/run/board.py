@@ -42,6 +42,13 @@ class Board:
         parts = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._write(self._event(step=step, summary=self._summary(value=parts)))
 
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        """A text of a step, as Markdown."""
+        from torch.utils.tensorboard import summary
+
+        make: Any = summary.text
+        self._write(self._event(step=step, summary=make(tag, text)))
+
     def add_figure(self, tag: str, figure: Any, step: int) -> None:
         """A matplotlib figure as an image of a step."""
         png = io.BytesIO()

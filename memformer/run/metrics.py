@@ -7,6 +7,7 @@ import logging
 import math
 import resource
 import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,7 @@ class StepFigures:
         loss_scale: What the objective was multiplied by; None unless the precision is fp16.
         learning_rate: Of this step.
         tokens: Valid targets of this step, of all lanes.
+        epochs: How often the training data has been read so far.
         replay_buffer_bytes: Largest size of the replay buffer on this process.
         memory_gradient_norms: L2 norm of the loss's gradient with respect to the memory before segments 1 .. T-1.
         memory: `memory_diagnostics`, at the steps that have them.
@@ -53,6 +55,7 @@ class StepFigures:
     loss_scale: float | None
     learning_rate: float
     tokens: int
+    epochs: float
     replay_buffer_bytes: int
     memory_gradient_norms: list[float]
     memory: dict[str, float] | None
@@ -82,6 +85,7 @@ class StepFigures:
             "loss": self.loss,
             "perplexity": perplexity(self.loss),
             "tokens": tokens,
+            "epochs": self.epochs,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
             "skipped_steps": skipped_steps,
@@ -135,6 +139,11 @@ class MetricsWriter:
         self._file.append((json.dumps(json_ready(metrics)) + "\n").encode())
         self.scalars("train", metrics["step"], metrics)
 
+    def text(self, tag: str, words: str, step: int) -> None:
+        """A text in TensorBoard, its lines as they are."""
+        if self._board is not None:
+            self._board.add_text(tag, textwrap.indent(words, "    "), step)
+
     def figures(self, prefix: str, step: int, figures: dict[str, Any]) -> None:
         """matplotlib figures as TensorBoard images."""
         if self._board is None:
@@ -166,7 +175,7 @@ def log_line(metrics: dict[str, Any], max_steps: int, seconds_per_step: float) -
     return (
         f"step {metrics['step']:>{width}}/{max_steps} | loss {metrics['loss']:7.4f} | ppl {metrics['perplexity']:9.2f} "
         f"| lr {metrics['learning_rate']:.2e} | grad {metrics['grad_norm']:8.3f} "
-        f"| {metrics['tokens_per_second']:9,.0f} tok/s | mfu {mfu:>5} "
+        f"| epoch {metrics['epochs']:7.3f} | {metrics['tokens_per_second']:9,.0f} tok/s | mfu {mfu:>5} "
         f"| mem {metrics['peak_memory_bytes'] / 2**30:6.2f} GiB | eta {remaining // 3600}:{remaining // 60 % 60:02d}:"
         f"{remaining % 60:02d}"
     )

@@ -88,10 +88,11 @@ def run_identity(
     }
 
 
-def describe_run(config: Config, model: ModelConfig, world: World, precision: str) -> None:
-    """Prints the numbers that follow from the settings."""
+def describe_run(config: Config, model: ModelConfig, documents: TrainingData, world: World, precision: str) -> None:
+    """Prints the numbers that follow from the settings, and what may not be meant."""
     data = config.data
     tokens = data.num_lanes * data.num_segments * data.segment_length
+    train = documents.train
     LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
     LOG.info("model: %s, %s", f"{count_parameters(model):,} parameters", model.summary())
     LOG.info(
@@ -103,6 +104,12 @@ def describe_run(config: Config, model: ModelConfig, world: World, precision: st
         f"{tokens * config.training.max_steps:,}",
     )
     LOG.info(
+        "data: %s documents of %s tokens in all, read %.3g times",
+        f"{len(train):,}",
+        f"{train.num_tokens:,}",
+        tokens * config.training.max_steps / train.num_tokens,
+    )
+    LOG.info(
         "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
         world.size,
         world.device.type,
@@ -112,6 +119,24 @@ def describe_run(config: Config, model: ModelConfig, world: World, precision: st
     )
     if world.mesh.pipe.size > 1:
         _describe_pipeline(config, model, world)
+    if "model" not in config.model_fields_set:
+        LOG.warning(
+            "the configuration has no section model, so that the default is trained; other sizes are a file of "
+            "configs/model, with extends: [.../configs/model/tiny.yaml], or settings such as --model.d_model 128"
+        )
+    if train.num_tokens < tokens:
+        LOG.warning(
+            "%s holds %s tokens, fewer than the %s of one step: every step reads the same text more than once; give "
+            "more text, or lower data.num_lanes, data.num_segments or data.segment_length",
+            train.location,
+            f"{train.num_tokens:,}",
+            f"{tokens:,}",
+        )
+    if documents.held_out is None and config.training.eval_interval:
+        LOG.warning(
+            "there are no held-out documents, so that nothing is evaluated: build the data set with "
+            "--validation-fraction 0.1, name another one as data.eval_path, or set training.eval_interval to 0"
+        )
 
 
 def _describe_pipeline(config: Config, model: ModelConfig, world: World) -> None:

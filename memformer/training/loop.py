@@ -53,7 +53,7 @@ class TrainingLoop:
         self.state, self.audit = state, audit
         self.points = Callbacks([Pulses(watchdog), Reports(writer), *callbacks])
         self.stopping = StopAgreement(requests, state.config.training.finish_step_seconds)
-        self.meter = Meter(state)
+        self.meter = Meter(state, data.train.num_tokens)
         self.guards = Guards(state.config, state.run, state.world, state.engine, state.event)
         self.evaluation = Evaluation(state, data, self.stopping, self.points)
         self.pictures = MemoryPictures(state, data, writer, self.points)

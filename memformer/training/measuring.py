@@ -38,10 +38,11 @@ class Meter:
 
     Args:
         state: The run.
+        data_tokens: Tokens of its training data.
     """
 
-    def __init__(self, state: TrainingState) -> None:
-        self._state = state
+    def __init__(self, state: TrainingState, data_tokens: int) -> None:
+        self._state, self._data_tokens = state, data_tokens
         self._costs = Costs.of(state.config, state.engine.model.config, state.world)
 
     def measure(
@@ -72,6 +73,8 @@ class Meter:
             loss_scale=report.loss_scale,
             learning_rate=learning_rate,
             tokens=tokens,
+            # What has been read of this data set: after a change of data at a resume, less than the run's tokens.
+            epochs=int(state.progress.data["tokens"]) / self._data_tokens,
             replay_buffer_bytes=engine.replay_buffer_bytes,
             # Each replica's objective is scaled by their number, for the average of the gradients.
             memory_gradient_norms=[math.sqrt(square) / data.size for square in squares],

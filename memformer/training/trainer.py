@@ -54,6 +54,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     """
     # Everything a user may have got wrong is checked before the slow part (DeepSpeed, the process group) starts.
     prepare_environment()
+    set_up_logging(int(os.environ["RANK"]))
     data = TrainingData.open(config.data)
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
@@ -62,7 +63,6 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
 
     timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
     world = group.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
-    set_up_logging(world.rank)
     with Life(run, world) as life:
         return live(life, config, resume, callbacks, run, world, data, model_config)
 
@@ -95,7 +95,7 @@ def live(
             save_config(config, run.config)
             generated = deepspeed_config(config, world.mesh.data.size, precision)
             write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
-            describe_run(config, model_config, world, precision)
+            describe_run(config, model_config, data, world, precision)
         if start.checkpoint is not None:
             go_on_from(start, state, changes)
         exit_code = loop(life, state, stream, data, identity, start, callbacks)
@@ -128,6 +128,7 @@ def loop(
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
     ):
+        writer.text("settings", config.as_yaml(), state.progress.step)
         saved_step = start.step if start.own else -1
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)

@@ -43,6 +43,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
         memory = row.get("memory", {})
         if "self_attention" in memory:
             memory["self_weight"] = memory.pop("self_attention")
+        row.pop("epochs", None)  # which the first layout did not have
         found.append(row)
     return found
 

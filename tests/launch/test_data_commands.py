@@ -50,9 +50,8 @@ def test_build_reports_what_it_wrote(source: Path, tmp_path: Path, capsys: pytes
     options = ["--tokenizer", "train-bpe:300", "--validation-fraction", "0.3", "--workers", "2", "--json"]
     assert main(["data", "build", str(source), "--out", str(tmp_path / "set"), *options]) == 0
     output = capsys.readouterr()
-    assert output.err == ""  # no progress where nobody watches
-    *lines, last = output.out.splitlines()
-    result = json.loads(last)
+    assert "\r" not in output.err  # no progress where nobody watches
+    lines, result = output.err.splitlines(), json.loads(output.out)
     train, validation = (DocumentIndex.load(tmp_path / "set" / split) for split in ("train", "validation"))
     assert result["documents"] == 12 == len(train) + len(validation)
     assert result["splits"]["validation"]["tokens"] == validation.num_tokens
@@ -74,16 +73,17 @@ def test_build_names_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"{folder}/a.ndjson line 2: needs a string" in error
     assert main([*words, "--on-bad-record", "skip", "--json"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
     assert lines[1] == "left out: 1 of kinds that are not read (notes.csv)"
     assert lines[3].startswith(
         '2 bad records left out: a.ndjson line 2: needs a string under "body", not null; a.ndjson'
     )
-    result = json.loads(lines[-1])
+    result = json.loads(said.out)
     assert result["bad_records"] == len(result["bad_record_places"]) == 2
     assert main(["data", "inspect", str(tmp_path / "set"), "--json"]) == 0
-    *lines, last = capsys.readouterr().out.splitlines()
-    assert json.loads(last)["bad_records"] == 2 and any("2 records that could not be read" in line for line in lines)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["bad_records"] == 2 and "2 records that could not be read" in said.err
     assert main([*words, "--id-key", "name", "--on-bad-record", "skip", "--overwrite"]) == 0
     assert DocumentIndex.load(tmp_path / "set").name(0) == "first"
 
@@ -178,15 +178,15 @@ def test_build_help_tells_true_defaults(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_inspect_shows_documents_tokens_and_lengths(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(dataset), "--segment-length", "64", "--verify", "--json"]) == 0
-    *lines, last = capsys.readouterr().out.splitlines()
-    facts, index = json.loads(last), DocumentIndex.load(dataset)
+    said = capsys.readouterr()
+    facts, index = json.loads(said.out), DocumentIndex.load(dataset)
     assert (facts["documents"], facts["tokens"], facts["verified"]) == (12, index.num_tokens, True)
     assert facts["padding_share"] == pytest.approx(index.padding_share(64), abs=1e-6)
     assert sum(bucket["documents"] for bucket in facts["histogram"]) == 12
     for bucket in facts["histogram"]:
         within = (index.lengths >= bucket["from"]) & (index.lengths <= bucket["to"])
         assert bucket["documents"] == within.sum()
-    assert any("every size and checksum is as recorded" in line for line in lines)
+    assert "every size and checksum is as recorded" in said.err
 
 
 def test_inspect_takes_a_directory_of_splits(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,8 +328,9 @@ def test_a_far_data_set_is_inspected_and_traced(
     with serving(dataset.parent) as server:
         address = f"{server.address}/set"
         assert main(["data", "inspect", address, "--verify", "--json", *cache]) == 0
-        output = capsys.readouterr().out
-        assert output.startswith(address) and json.loads(output.splitlines()[-1])["verified"]
+        said = capsys.readouterr()
+        facts = json.loads(said.out)
+        assert said.err.startswith(address) and facts["path"] == address and facts["verified"]
         near = trace(capsys, dataset, "--steps", 3)
         shape = "--lanes 3 --segment-length 16 --num-segments 2 --steps 3".split()
         assert main(["data", "trace", address, *shape, *cache]) == 0

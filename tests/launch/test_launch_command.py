@@ -4,8 +4,10 @@
 Covers: launch/commands/launch.py, launch/commands/launch_local.py, launch/overrides.py
 """
 
+import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,9 @@ def test_more_processes_than_gpus_are_refused_but_not_on_the_cpu(
     ("line", "named"),
     [
         (["--training.max_stepz", "3"], "training.max_stepz"),
-        (["--nprocs", "3"], "nprocs"),
+        (["--nprocs", "3"], "no option --nprocs, did you mean --nproc?"),
+        (["--resum=never"], "no option --resum, did you mean --resume?"),
+        (["--sead", "3"], "--sead: unknown key, did you mean seed?"),
         (["--training.max_steps"], "--training.max_steps"),
         (["--training.max_steps", "many"], "training.max_steps"),
         (["--nproc", "0"], "--nproc"),
@@ -197,6 +201,21 @@ def test_help_tells_the_modes_and_true_defaults(capsys: pytest.CaptureFixture[st
             cli.main([*line, "--help"])
         assert end.value.code == 0
         assert expected in capsys.readouterr().out
+
+
+def test_no_help_shows_none_for_a_default() -> None:
+    """An option without a default says in its own words what holds without it."""
+
+    def walk(parser: argparse.ArgumentParser) -> Iterator[str]:
+        yield parser.format_help()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for inner in action.choices.values():
+                    yield from walk(inner)
+
+    texts = [text for name in cli.COMMANDS for text in walk(cli.command(name)[1])]
+    assert len(texts) > len(cli.COMMANDS)
+    assert not [text for text in texts if re.search(r"\bNone\b", text)]
 
 
 def test_split_overrides_keeps_a_value_that_looks_like_an_option() -> None:

@@ -57,14 +57,20 @@ def test_on_this_machine_it_trains_and_finishes(config: Path, tmp_path: Path, ex
     events = jsonl.records(tmp_path / "run/events.jsonl")
     assert events[-1]["event"] == "end"
     assert [event["processes"] for event in events if event["event"] == "start"] == [processes]
+    if executor == "debug":
+        assert done.stdout == (tmp_path / "run/logs/rank-00000.log").read_text(), "rank 0's output is shown"
+        assert "step 4/4" in done.stdout and not done.stderr
 
 
 @pytest.mark.slow
-def test_a_local_failure_is_told_and_ends_with_1(config: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch.cli", "launch", "submitit", str(config), "--executor", "local"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("executor", ["local", "debug"])
+def test_a_failure_on_this_machine_is_told_and_ends_with_1(config: Path, tmp_path: Path, executor: str) -> None:
+    command = [sys.executable, "-m", "launch.cli", "launch", "submitit", str(config), "--executor", executor]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
     assert "rank 0 on" in done.stderr and "failed (exit code 2)" in done.stderr
+    if executor == "debug":  # whose own executor ends in a debugger
+        assert done.stderr.count("\n") == 1 and "memformer train: error:" in done.stdout
 
 
 @pytest.mark.parametrize(

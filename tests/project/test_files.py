@@ -51,6 +51,11 @@ def test_there_are_files_to_check() -> None:
     assert len(BOOKS) > 10
 
 
+def test_every_package_says_that_it_is_typed() -> None:
+    """What pyproject.toml declares as package data is there, so that type checkers of users read our annotations."""
+    assert {file.parent.name for file in shipped("py.typed")} == {"data_pipeline", "launch", "memformer"}
+
+
 @pytest.mark.parametrize("file", [*shipped(".yaml"), *shipped(".yml")], ids=str)
 def test_yaml_files_parse(file: Path) -> None:
     assert isinstance(yaml.safe_load((REPOSITORY / file).read_text(encoding="utf-8")), dict)

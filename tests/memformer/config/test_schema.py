@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The configuration: what it reads, what it refuses, and how it says so.
 
-Covers: memformer/config/files.py
+Covers: memformer/config/faults.py
 """
 
 import dataclasses
@@ -59,14 +59,17 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"training": {"xyzzy": 4}}, ["training.xyzzy: unknown key; the keys are", "max_steps"]),
         ({"seed": "many"}, ["seed: is 'many':", "integer"]),
         ({"training": {"replay": "full"}}, ["training.replay: is 'full':", "'mrbp' or 'bptt'"]),
-        ({"training": 3}, ["training: is 3:"]),
+        ({"training": 3}, ["training: is 3: it is a section, write its settings under it"]),
         ({"model": {"num_memory_slots": "few"}}, ["model.num_memory_slots: is 'few':"]),
         ({"model": {"d_model": 30}}, ["model", "num_heads is 8: choose a divisor of d_model/2 = 15"]),
         ({"data": {"path": "d", "num_lanes": 0}}, ["data.num_lanes: is 0:", "greater than or equal to 1"]),
         ({"optimizer": {"learning_rate": float("inf")}}, ["optimizer.learning_rate"]),
         ({"data": {}}, ["data.path: is missing: set it in the file or with --data.path VALUE"]),
         ({"model": {"segment_length": 64}}, ["model.segment_length is 64 but data.segment_length is 128"]),
-        ({"training": {"max_steps": 10}}, ["optimizer.warmup_steps is 100: set it to at most", "10"]),
+        ({"training": {"max_steps": 10}, "optimizer": {"warmup_steps": 100}}, ["warmup_steps is 100: set it to", "10"]),
+        ({"data": {"path": [{"weight": 1}]}}, ["data.path.0.path: is missing: write it there"]),
+        ({"data": {"path": {"a": 1}}}, ["data.path: is {'a': 1}: write a text or a list"]),
+        ({"seed": None}, ["seed: is null: input should be a valid integer"]),
         ({"parallel": {"tensor": 3}}, ["model.num_heads is 8, which parallel.tensor 3 does not divide: choose"]),
         ({"parallel": {"tensor": 2}, "model": {"writer_heads": 1}}, ["model.writer_heads is 1", "a divisor of 1"]),
         ({"parallel": {"tensor": 8}, "model": {"d_ff": 100}}, ["model.d_ff is 100, which parallel.tensor 8"]),
@@ -159,24 +162,48 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
         (["seed", "3"], "'seed' is not a setting: write --section.field VALUE"),
         (["--"], "'--' is not a setting"),
         (["--seed"], "--seed has no value"),
-        (["--seed", "[1"], "--seed '[1': is not a YAML value"),
-        (["--trainig.max_steps", "3"], "trainig: unknown key, did you mean training?"),
-        (["--training.max_stepz", "3"], "training.max_stepz: unknown key, did you mean max_steps?"),
+        (["--seed", "[1"], "--seed '[1': is not YAML (while parsing a flow sequence"),
+        (["--trainig.max_steps", "3"], "--trainig.max_steps: trainig: unknown key, did you mean training?"),
+        (["--training.max_stepz", "3"], "--training.max_stepz: unknown key, did you mean max_steps?"),
+        (["--lr", "3"], "--lr: unknown key, did you mean --optimizer.learning_rate?"),
+        (["--training.max_steps", "0"], "--training.max_steps: is 0: input should be greater"),
+        (["--model.family", "none"], "--model.family: there is no family 'none'"),
+        (["--deepspeed", "{a: 1, a: 2}"], "--deepspeed '{a: 1, a: 2}': a is there twice"),
     ],
 )
 def test_faulty_overrides(tmp_path: Path, words: list[str], part: str) -> None:
     path = write(tmp_path / "c.yaml", MINIMAL)
     with pytest.raises(UserError) as caught:
         load_config(path, words)
-    assert part in str(caught.value)
+    assert part in str(caught.value) and str(path) not in str(caught.value)
+
+
+def test_a_fault_of_several_settings_names_the_file_and_those_of_the_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", {**MINIMAL, "optimizer": {"warmup_steps": 20}, "model": {"d_model": 32}})
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["--training.max_steps", "10", "--seed", "3"])
+    assert str(caught.value).startswith(f"{path} with --training.max_steps 10: optimizer.warmup_steps is 20")
+
+
+def test_every_fault_names_where_it_was_written(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", {"guards": {"skip_window": 0}, "training": {"max_steps": 0}})
+    path = write(tmp_path / "c.yaml", {**MINIMAL, "extends": ["base.yaml"], "sead": 1, "lr": 2})
+    with pytest.raises(UserError) as caught:
+        load_config(path, ["--training.max_steps", "-1"])
+    said = str(caught.value).split("; ")
+    assert f"{tmp_path / 'base.yaml'}: guards.skip_window: is 0: input should be greater than or equal to 1" in said
+    assert "--training.max_steps: is -1: input should be greater than or equal to 1" in said
+    assert f"{path}: lr: unknown key, did you mean optimizer.learning_rate?" in said
+    assert "sead: unknown key, did you mean seed?" in said, "the file is named once"
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
         ("a: [1", "is not YAML"),
-        ("- 1\n", "holds list, not sections"),
-        ("", "holds NoneType, not sections"),
+        ("- 1\n", "c.yaml: holds a list, not sections: start it with 'run_dir: ...'"),
+        ("", "c.yaml: is empty: start it with 'run_dir: ...'"),
+        ("# nothing yet\n", "c.yaml: is empty"),
         ("extends: base.yaml\n", "make it a list of YAML files"),
         ("extends: [none.yaml]\n", "none.yaml: cannot be read (No such file or directory)"),
         ("extends: [c.yaml]\n", "extends this file in turn"),
@@ -230,3 +257,30 @@ def test_every_section_refuses_unknown_keys() -> None:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             section = {"path": "d"} if name == "data" else {}
             assert f"{name}.zzz: unknown key" in refusal({name: {**section, "zzz": 1}})
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(3, 0), (10, 1), (500, 50), (1000, 100), (100_000, 100)])
+def test_the_default_warm_up_is_a_tenth_of_a_short_run(tmp_path: Path, steps: int, warmup: int) -> None:
+    config = parse_config({**MINIMAL, "training": {"max_steps": steps}}, "x")
+    assert config.optimizer.warmup_steps == warmup
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert parse_config({**MINIMAL, "training": {"max_steps": 200}, "optimizer": {"warmup_steps": 150}}, "x")
+
+
+def test_every_path_of_the_schema_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where a text is one of several things; and what is saved reads back as the same path, whatever is in it."""
+    monkeypatch.setenv("SCRATCH", "/scratch/a$b")
+    data = {"path": [{"path": "$SCRATCH/d"}], "eval_path": "${SCRATCH}/e", "cache_dir": "~/c"}
+    settings = {"run_dir": "$SCRATCH/r", "init_from": "$SCRATCH/i", "data": data}
+    path = write(tmp_path / "c.yaml", settings)
+    config = load_config(path)
+    assert isinstance(config.data.path, list)
+    found = [config.run_dir, config.init_from, config.data.path[0].path, config.data.eval_path, config.data.cache_dir]
+    assert found == [*(f"/scratch/a$b/{name}" for name in "ride"), str(Path.home() / "c")]
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert load_config(path, ["--data.path", "~/d"]).data.path == str(Path.home() / "d")
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(UserError, match=r"run_dir: is '\$SCRATCH/r', but the environment variable SCRATCH is not set"):
+        load_config(path)

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline import UserError
 from memformer.config.schema import parse_config
-from memformer.engine.deepspeed_config import deepspeed_config
+from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
 
 
 def generated(stage: int = 1, precision: str = "fp32", **sections: Any) -> dict[str, Any]:
@@ -68,3 +68,17 @@ def test_offload_is_to_host_memory() -> None:
 def test_offload_that_does_not_fit_is_refused(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_config({"run_dir": "r", "data": {"path": "d"}, **sections}, "test")
+
+
+def test_a_value_that_deepspeed_refuses_is_one_line() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    own = {"zero_optimization": {"reduce_bucket_size": "big"}}
+    for keys, expected in (
+        (own, UserError),
+        ({}, ValueError),
+    ):  # not of the run's own keys: none of the user's business
+        config = parse_config({"run_dir": "r", "data": {"path": "d"}, "deepspeed": keys}, "test")
+        with pytest.raises(expected, match="reduce_bucket_size") as caught, telling_unfit_values(config):
+            DeepSpeedZeroConfig(reduce_bucket_size="big")
+        assert isinstance(caught.value, UserError) is bool(keys)

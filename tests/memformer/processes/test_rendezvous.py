@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The rendezvous is looked at before any collective, and what is wrong with it is one line."""
 
+import re
 import socket
 import threading
 import time
@@ -78,5 +79,24 @@ def test_an_address_that_does_not_resolve_is_told_at_once() -> None:
         rendezvous.check(environment(1, 1, address="no-such-host.invalid"))
 
 
-def test_a_single_process_needs_nobody() -> None:
-    rendezvous.check(environment(0, 1, address="no-such-host.invalid", size=1))
+def test_a_single_process_must_be_able_to_listen_too(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    with pytest.raises(UserError, match=f"rank 0 on .*: MASTER_PORT {port} is taken"):
+        rendezvous.check(environment(0, port, size=1))
+    listener.close()
+    rendezvous.check(environment(0, port, size=1))
+
+
+def test_a_rank_that_waits_says_for_whom_where_and_since_when(
+    free: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rendezvous, "SIGN_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(rendezvous.LOG, "propagate", True)
+    with pytest.raises(UserError):
+        rendezvous.check(environment(1, free), timeout_seconds=0.55)
+    assert 3 <= len(caplog.messages) <= 6, "a sign every so often, not at every try"
+    said = re.compile(
+        rf"rank 1 on .* waits at 127\.0\.0\.1:{free} for rank 0 \(.*refused\), since \d\d:\d\d:\d\d \(\d+ s\)"
+    )
+    assert all(said.fullmatch(line) for line in caplog.messages)

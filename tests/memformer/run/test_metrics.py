@@ -19,6 +19,7 @@ STEP: dict[str, Any] = {
     "perplexity": perplexity(2.5),
     "learning_rate": 3e-4,
     "grad_norm": 1.25,
+    "epochs": 1.5,
     "tokens_per_second": 12345.6,
     "mfu": 0.4321,
     "peak_memory_bytes": 3 * 2**30,
@@ -30,9 +31,13 @@ class Board:
 
     def __init__(self) -> None:
         self.scalars: list[tuple[str, float, int]] = []
+        self.texts: list[tuple[str, str, int]] = []
 
     def add_scalars(self, step: int, values: dict[str, float]) -> None:
         self.scalars += [(tag, value, step) for tag, value in values.items()]
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        self.texts.append((tag, text, step))
 
     def close(self) -> None:
         pass
@@ -77,10 +82,18 @@ def test_numbers_become_scalars_by_name(tmp_path: Path) -> None:
     ]
 
 
+def test_a_text_keeps_its_lines(tmp_path: Path) -> None:
+    with writer_of(RunDirectory(tmp_path / "run")) as writer:
+        writer.text("settings", "nowhere", 0)
+        writer._board = board = Board()
+        writer.text("settings", "seed: 1\nmodel:\n  d_model: 8\n", 4)
+    assert board.texts == [("settings", "    seed: 1\n    model:\n      d_model: 8\n", 4)]
+
+
 def test_a_line_of_the_log() -> None:
     line = log_line(STEP, max_steps=1000, seconds_per_step=4.0)
     assert line.startswith("step   90/1000 | loss  2.5000 | ppl     12.18 | lr 3.00e-04 | grad    1.250 ")
-    assert "12,346 tok/s | mfu 43.2% | mem   3.00 GiB | eta 1:00:40" in line
+    assert "| epoch   1.500 |    12,346 tok/s | mfu 43.2% | mem   3.00 GiB | eta 1:00:40" in line
     assert "mfu   n/a" in log_line({**STEP, "mfu": None}, 1000, 4.0)
 
 

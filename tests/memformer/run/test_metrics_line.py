@@ -18,6 +18,7 @@ FIGURES = StepFigures(
     loss_scale=None,
     learning_rate=1e-3,
     tokens=100,
+    epochs=0.25,
     replay_buffer_bytes=64,
     memory_gradient_norms=[0.1, 0.2],
     memory=None,
@@ -25,7 +26,8 @@ FIGURES = StepFigures(
     data_seconds=0.5,
     peak_memory_bytes=2**30,
 )
-BEFORE = ["step", "loss", "perplexity", "tokens", "learning_rate", "grad_norm", "skipped_steps", "replay_buffer_bytes"]
+BEFORE = ["step", "loss", "perplexity", "tokens", "epochs", "learning_rate", "grad_norm", "skipped_steps"]
+BEFORE += ["replay_buffer_bytes"]
 TIMES = ["step_seconds", "data_seconds", "tokens_per_second", "mfu", "hfu", "peak_memory_bytes"]
 UNKNOWN = {"mfu": None, "hfu": None}
 

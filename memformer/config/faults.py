@@ -1,0 +1,163 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What is wrong with a configuration, in words: where it was written, the setting, its value, and the mend."""
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from memformer.config.written import Where, leaves
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_NO_SECTION = ("model_type", "model_attributes_type", "dataclass_type", "dict_type")
+_OF_A_BRANCH = {"string_type": "text", "list_type": "list"}  # each branch of `path or list` refuses the other's values
+
+
+class Faults:
+    """The faults of one configuration.
+
+    Args:
+        values: What was written, as `read_values` gives it.
+        source: The file that was asked for.
+        settings: Gives the dotted names of all settings of the schema.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str, settings: Callable[[], Collection[str]]) -> None:
+        self._values, self._source, self._settings = values, source, settings
+        self._options = {  # setting -> the option that it comes from, as it was given
+            _dotted(tuple(part for part in place if isinstance(part, str))): f"{written.source} {written.text}"
+            for place, written in leaves(values)
+            if written.source.startswith("--")
+        }
+
+    def of_schema(self, errors: Iterable[Any]) -> list[tuple[Where, str]]:
+        """What pydantic found, as (place, words)."""
+        found: dict[Where, list[Any]] = {}
+        for error in errors:
+            found.setdefault(self._place(error), []).append(error)
+        said = []
+        for place, each in found.items():
+            # A value that may be a text or a list is compared with both; what it cannot be anyway says nothing.
+            telling = [error for error in each if error["type"] not in _OF_A_BRANCH]
+            if not telling and not any(other[: len(place)] == place != other for other in found):
+                telling = each[:1]
+            said += [(place, self._words(place, error)) for error in telling]
+        return said
+
+    def joined(self, said: Iterable[tuple[Where, str]]) -> str:
+        """Faults as (place, words) in one line; each file is named where its faults begin."""
+        parts: list[str] = []
+        before = ""
+        for place, words in said:
+            head, setting = self._head(place, words)
+            text = f"{setting}: {words}" if setting else words
+            parts.append(text if head == before else f"{head}: {text}")
+            before = head
+        return "; ".join(parts)
+
+    def _head(self, place: Where, words: str) -> tuple[str, str]:
+        """Where the value was written, and the setting as far as that does not name it."""
+        setting = _dotted(place)
+        near = place
+        while near and not (sources := self._sources(near)):
+            near = near[:-1]  # something is missing in what was written there
+        if near and len(sources) == 1:
+            (source,) = sources
+            return source, "" if source == f"--{setting}" else setting
+        # A fault of several settings together: it is the command line's as well, where one of them comes from there.
+        named = [
+            given
+            for option, given in self._options.items()
+            if option.startswith(setting) and _names(words, option, place)
+        ]
+        return self._source + (f" with {', '.join(named)}" if named else ""), setting
+
+    def _sources(self, place: Where) -> set[str]:
+        return {written.source for at, written in leaves(self._values) if at[: len(place)] == place}
+
+    def _place(self, error: Any) -> Where:
+        """Where in the values: pydantic names the branches of unions in between."""
+        place: Where = ()
+        node: Any = self._values
+        for number, part in enumerate(error["loc"], start=1):
+            keys: Collection[Any] = range(len(node)) if isinstance(node, list) else node
+            if isinstance(node, (Mapping, list)) and part in keys:
+                place, node = (*place, part), node[part]
+            elif number == len(error["loc"]) and error["type"] == "missing":
+                place = (*place, part)
+        return place
+
+    def _words(self, place: Where, error: Any) -> str:
+        kind, value = error["type"], _shown(error["input"])
+        if kind in _UNKNOWN:
+            return self._unknown(place)
+        if kind == "missing":
+            in_list = any(isinstance(part, int) for part in place)
+            return "is missing: " + (
+                "write it there" if in_list else f"set it in the file or with --{_dotted(place)} VALUE"
+            )
+        if kind == "value_error":
+            return str(error["msg"]).removeprefix("Value error, ")
+        if kind in _NO_SECTION:
+            return f"is {value}: it is a section, write its settings under it"
+        if kind in _OF_A_BRANCH:
+            either = error["loc"][-1] != place[-1]
+            return f"is {value}: write a {'text or a list' if either else _OF_A_BRANCH[kind]}"
+        message = str(error["msg"])
+        return f"is {value}: {message[0].lower()}{message[1:]}"
+
+    def _unknown(self, place: Where) -> str:
+        parent, name = place[:-1], str(place[-1])
+        depth = len(parent)
+        settings = self._settings()
+        known = [each.split(".") for each in settings]
+        beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
+        meant = similar(name, beside, settings)
+        if not meant:
+            return f"unknown key; the keys are {', '.join(beside)}"
+        dashes = "--" if any(option.startswith(_dotted(place)) for option in self._options) else ""
+        return f"unknown key, did you mean {' or '.join(dashes * ('.' in each) + each for each in meant)}?"
+
+
+def similar(name: str, beside: Collection[str], settings: Collection[str]) -> list[str]:
+    """What may be meant by the name of an unknown setting: names beside it, or else dotted names from anywhere.
+
+    Args:
+        name: The unknown name.
+        beside: Names that there are where it stands.
+        settings: Dotted names of all settings.
+    """
+    name = name.replace("-", "_")
+    last = {each: each.rpartition(".")[2] for each in settings if "." in each}
+    if exact := [each for each, field in last.items() if field == name]:
+        return exact[:3]
+    if close := difflib.get_close_matches(name, beside, 1):
+        return close
+    if short := [each for each in beside if _abbreviates(name, each)]:
+        return short[:3]
+    if short := [each for each, field in last.items() if _abbreviates(name, field)]:
+        return short[:3]
+    near = difflib.get_close_matches(name, set(last.values()), 1, 0.75)
+    return [each for each, field in last.items() if field in near][:3]
+
+
+def _abbreviates(name: str, field: str) -> bool:
+    """lr and rate stand for learning_rate."""
+    words = field.split("_")
+    return len(words) > 1 and len(name) > 1 and (name in words or name == "".join(word[0] for word in words if word))
+
+
+def _names(words: str, option: str, place: Where) -> bool:
+    """Whether a fault at a place speaks of a setting: by its dotted name, or in a section by its own."""
+    spoken = option if not place else option.rpartition(".")[2]
+    return re.search(rf"(?<![\w.]){re.escape(spoken)}(?![\w])", words) is not None
+
+
+def _dotted(place: Where) -> str:
+    return ".".join(map(str, place))
+
+
+def _shown(value: Any) -> str:
+    """A value in YAML's words, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

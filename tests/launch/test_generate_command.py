@@ -1,0 +1,89 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer generate` and `evaluate` on what users give them: bytes that are no text, addresses, busy cores.
+
+Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/far.py, launch/models.py
+"""
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.commands.generate import BYTES_A_THREAD, spare_threads
+from tests.commands import run_command
+from tests.workshop import make_workshop
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture
+def address(workshop: Path) -> Iterator[str]:
+    """Where the workshop is served."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(workshop))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_prompt_that_is_no_utf_8_is_one_line(workshop: Path) -> None:
+    (workshop / "prompt.txt").write_bytes(b"two lines,\nthe second caf\xe9\n")
+    for words, place in (
+        (["--prompt", "caf\udce9"], "--prompt: is not UTF-8 text (byte 0xe9 in line 1)"),
+        (["--prompt-file", "prompt.txt"], "--prompt-file prompt.txt: is not UTF-8 text (byte 0xe9 in line 2)"),
+        (["--prompt-file", "none.txt"], "--prompt-file none.txt: cannot be read (No such file or directory)"),
+    ):
+        done = run_command("generate", "model", *words, "--max-new-tokens", "1", folder=workshop)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"memformer generate: error: {place}") and done.stderr.count("\n") == 1
+
+
+def test_a_prompt_in_any_language_is_continued_on_any_terminal(workshop: Path) -> None:
+    words = ["generate", "model", "--prompt", "café", "--max-new-tokens", "2", "--json"]
+    done = run_command(*words, environment={"PYTHONIOENCODING": "ascii"}, folder=workshop)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt_tokens"] == len("café".encode())
+
+
+def test_held_out_data_at_an_address_is_scored_as_a_copy_of_it(workshop: Path, address: str) -> None:
+    cache = ["--cache-dir", str(workshop / "cache")]
+    scores = []
+    for data in ("data", f"{address}/data", f"{address}/data/validation"):
+        done = run_command("evaluate", "model", "--data", data, "--json", *cache, folder=workshop)
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads(done.stdout)["with_memory"])
+    assert scores[0] == scores[1] == scores[2]
+    done = run_command("evaluate", "model", "--data", f"{address}/nothing", *cache, folder=workshop)
+    assert done.returncode == 2 and f"{address}/nothing" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "chosen"), [(1000, 1), (BYTES_A_THREAD - 4, 1), (3 * BYTES_A_THREAD, 4), (2**40, 8)]
+)
+def test_threads_are_as_many_as_a_token_is_worth(monkeypatch: pytest.MonkeyPatch, weights: int, chosen: int) -> None:
+    class Model:
+        device = torch.device("cpu")
+
+        @staticmethod
+        def named_parameters() -> list[tuple[str, torch.Tensor]]:
+            return [("weight", torch.empty(weights // 4, device="meta"))]
+
+    threads = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    spare_threads(Model)  # type: ignore[arg-type]  # what is asked of a model here
+    assert threads == [8], "the user's own number stands"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    spare_threads(Model)  # type: ignore[arg-type]  # as above
+    assert threads == [8, chosen]

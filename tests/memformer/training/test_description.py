@@ -1,0 +1,65 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a run says at its start: numbers that follow from its settings, and what may not be meant, with the mend."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memformer.config.schema import parse_config
+from memformer.processes.group import World
+from memformer.processes.topology import Mesh
+from memformer.run.data import TrainingData
+from memformer.training.description import LOG, describe_run
+from tests.books import TINY_MODEL, small_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, data: Path) -> Any:
+    """Describes a run of some sections; what was said, and what of it is a warning."""
+    monkeypatch.setattr(LOG, "propagate", True)
+    caplog.set_level("INFO", LOG.name)
+
+    def describe(**sections: Any) -> tuple[str, list[str]]:
+        caplog.clear()
+        values = {"run_dir": "r", "data": {"path": str(data), "num_lanes": 2, "segment_length": 32}, **sections}
+        config = parse_config(values, "test")
+        documents = TrainingData.open(config.data)
+        model = documents.complete(config.model, config.data.segment_length)
+        world = World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1))
+        describe_run(config, model, documents, world, "fp32")
+        return caplog.text, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    return describe
+
+
+def test_a_run_that_is_meant_so_warns_of_nothing(said: Any) -> None:
+    text, warnings = said(model=TINY_MODEL, training={"max_steps": 100})
+    assert not warnings
+    assert "tokens in all, read " in text and "36,512 parameters" in text
+
+
+def test_without_a_section_model_the_default_is_named(said: Any) -> None:
+    _, warnings = said()
+    assert len(warnings) == 1 and "no section model" in warnings[0] and "--model.d_model 128" in warnings[0]
+
+
+def test_less_text_than_a_step_reads_is_named(said: Any, data: Path) -> None:
+    values = {"path": str(data), "num_lanes": 64, "segment_length": 512}
+    _, warnings = said(model=TINY_MODEL, data=values)
+    assert (
+        len(warnings) == 1 and "fewer than the 131,072 of one step" in warnings[0] and "give more text" in warnings[0]
+    )
+
+
+def test_no_held_out_documents_are_named_unless_none_are_wanted(said: Any, data: Path) -> None:
+    values = {"path": str(data / "train"), "num_lanes": 2, "segment_length": 32}
+    _, warnings = said(model=TINY_MODEL, data=values)
+    assert len(warnings) == 1 and "no held-out documents" in warnings[0] and "--validation-fraction" in warnings[0]
+    assert not said(model=TINY_MODEL, data=values, training={"eval_interval": 0})[1]
