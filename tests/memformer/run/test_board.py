@@ -23,9 +23,12 @@ def test_numbers_and_pictures_are_read_by_tensorboard(tmp_path: Path) -> None:
     board.add_scalars(1, {"train/loss": 2.5, "train/part/a": 1})
     board.add_scalars(2, {"train/loss": 1.5})
     board.add_figure("memory/shares", figure, 2)
+    board.add_text("settings", "    seed: 1", 2)
     found = read(tmp_path / "tensorboard")  # before it is closed: a killed run loses nothing that it reported
     assert [(each.step, each.value) for each in found.Scalars("train/loss")] == [(1, 2.5), (2, 1.5)]
     assert found.Tags()["scalars"] == ["train/loss", "train/part/a"]
+    (text,) = found.Tensors("settings/text_summary")
+    assert (text.step, text.tensor_proto.string_val[0]) == (2, b"    seed: 1")
     (picture,) = found.Images("memory/shares")
     assert (picture.step, picture.width, picture.height) == (2, 150, 100)
     assert struct.unpack(">II", picture.encoded_image_string[16:24]) == (150, 100), "as the PNG says"
