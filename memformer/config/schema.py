@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from data_pipeline.errors import UserError
+from memformer.config.addresses import without_passwords
 from memformer.config.files import read_values
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of, stages_of
@@ -77,6 +78,8 @@ class DataConfig(Section):
     """Allow addresses pipe:COMMAND, which run a shell command."""
     look_ahead: int = Field(32, ge=0)
     """Addresses: rollouts whose data is asked for ahead of the one being read."""
+
+    _no_passwords = model_validator(mode="after")(without_passwords)
 
 
 class TrainingConfig(Section):
