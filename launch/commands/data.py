@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
 from data_pipeline import (
     Blend,
     DocumentIndex,
-    FarSettings,
     StreamSettings,
     UserError,
     build_dataset,
@@ -23,14 +22,17 @@ from data_pipeline import (
     open_data,
     trace_rows,
 )
-from data_pipeline.adopt import adopt_mds
+from data_pipeline.addresses import beneath, location
 from data_pipeline.build import ON_BAD_RECORD
 from data_pipeline.document_order import Order
-from data_pipeline.far import default_cache, is_address
-from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
+from data_pipeline.far import is_address
+from data_pipeline.manifest import SPLITS, Manifest
+from data_pipeline.opening import holds_data
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import Survey
-from data_pipeline.verify import verify_dataset
+from data_pipeline.verify import Fault, check_sizes, verify_dataset
+from launch.addresses import add_far_arguments, far_settings
+from launch.commands import data_adopt
 
 _MOST_DEFAULT_WORKERS = 8
 _FAULTS_SHOWN = 20
@@ -50,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return added
 
     _add_build_arguments(command("build", "Turns text into token shards, complete or not at all.", _build))
-    _add_adopt_arguments(command("adopt", "Makes a data set of MDS shards written elsewhere, where they lie.", _adopt))
+    adopting = command("adopt", data_adopt.SUMMARY, _adopt)
+    data_adopt.add_arguments(adopting)
+    _add_json(adopting)
     _add_inspect_arguments(command("inspect", "Shows what a data set holds, and whether it is whole.", _inspect))
     _add_trace_arguments(command("trace", "Shows what every rank would read: one JSON line a segment.", _trace))
 
@@ -77,9 +81,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         metavar="bytes|bpe:FILE|hf:FILE|train-bpe:VOCAB",
         default="bytes",
-        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set of this project, a byte-level "
-        "tokenizer.json of Hugging Face's library (images need bytes), or BPE trained on the sources "
-        "(VOCAB counts all ids, the start token included)",
+        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set of this project, a "
+        "tokenizer.json of Hugging Face's library that gives back every text (images need bytes), or BPE trained on "
+        "the sources (VOCAB counts all ids, the start token included)",
     )
     workers = min(_MOST_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
     add("--workers", metavar="N", type=int, default=workers, help="tokenizing threads; they do not change the result")
@@ -116,24 +120,17 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _add_adopt_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("data", metavar="DIR", help="directory of the shards and their index.json; a manifest is written beside them")
-    _add_required(parser, "--tokenizer", metavar="bytes|bpe:FILE|hf:FILE", help="what the tokens were made with")
-    add("--column", default="tokens", help="column of the tokens: bytes, ndarray:uint16 or ndarray:uint32")
-    add("--name-column", metavar="COLUMN", default=argparse.SUPPRESS, help="str column that names documents for people")
-    _add_json(parser)
-
-
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DIR", help="a data set, the directory of its splits, or an address")
     parser.add_argument(
         "--segment-length", metavar="S", type=int, default=512, help="tokens a segment, for the share of padding"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="read every byte and compare sizes and checksums; exit code 1 on damage"
+        "--verify",
+        action="store_true",
+        help="read every byte and compare the checksums too; sizes are compared always; exit code 1 on damage",
     )
-    _add_far(parser)
+    add_far_arguments(parser)
     _add_json(parser)
 
 
@@ -157,7 +154,7 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from this state: a file of --state-out, or a checkpoint (its directory or state.json)",
     )
     add("--state-out", metavar="F", default=argparse.SUPPRESS, help="write the state after the last step (JSON)")
-    _add_far(parser)
+    add_far_arguments(parser)
     parser.epilog = (
         "Each line is {step, rank, lane, segment, epoch, document, start, length, reset}: tokens start .. start+length "
         "of the document are the segment's targets. step is the optimizer step, from 1; lane is global; segment is the "
@@ -167,12 +164,6 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_required(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
     parser.add_argument(name, required=True, default=argparse.SUPPRESS, **settings)  # no default to show in --help
-
-
-def _add_far(parser: argparse.ArgumentParser) -> None:
-    cache = str(default_cache())
-    parser.add_argument("--cache-dir", metavar="DIR", default=cache, help="where copies of far data are kept")
-    parser.add_argument("--allow-pipe", action="store_true", help="allow addresses pipe:COMMAND, which run a shell")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -235,18 +226,11 @@ def _bad_records(count: int, places: Sequence[str]) -> str:
 
 
 def _adopt(arguments: argparse.Namespace) -> int:
-    root = Path(arguments.data)
-    names = arguments.name_column if "name_column" in arguments else None
-    manifest = adopt_mds(root, tokenizer=arguments.tokenizer, column=arguments.column, name_column=names)
-    print(f"{root}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {len(manifest.shards)} shards")
+    root, manifest = data_adopt.run(arguments)
     if arguments.json:
         result = _summary(root, {root: _counts(manifest)})
         print(json.dumps(result | {"dropped_documents": manifest.dropped_documents, "vocab_size": manifest.vocab_size}))
     return 0
-
-
-def _far(arguments: argparse.Namespace) -> FarSettings:
-    return FarSettings(cache_dir=Path(arguments.cache_dir), allow_pipe=arguments.allow_pipe)
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:
@@ -260,40 +244,40 @@ def _counts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _summary(root: Path, parts: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+Place = TypeVar("Place", str, Path)
+
+
+def _summary(root: Place, parts: dict[Place, dict[str, Any]]) -> dict[str, Any]:
     """One data set's facts as they are; of several, the sums, and each under `splits`."""
     if list(parts) == [root]:
         return {"path": str(root), **parts[root]}
     names = ("documents", "tokens", "text_bytes", "shards", "shard_bytes")
     sums = {name: sum(part[name] for part in parts.values()) for name in names}
-    return {"path": str(root), **sums, "splits": {path.name: part for path, part in parts.items()}}
+    return {"path": str(root), **sums, "splits": {Path(path).name: part for path, part in parts.items()}}
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.segment_length < 1:
         raise UserError(f"--segment-length is {arguments.segment_length}; give 1 or more")
-    if is_address(arguments.data):
-        opened = open_data(arguments.data, _far(arguments))
-        assert isinstance(opened, DocumentIndex)
-        return _inspect_parts(arguments, Path(arguments.data), {Path(arguments.data): opened})
-    root = Path(arguments.data)
-    splits = [root / split for split in SPLITS if (root / split / MANIFEST_FILE).is_file()]
-    paths = [root] if (root / MANIFEST_FILE).is_file() or not splits else splits
-    return _inspect_parts(arguments, root, {path: DocumentIndex.load(path) for path in paths})
-
-
-def _inspect_parts(arguments: argparse.Namespace, root: Path, indexes: dict[Path, DocumentIndex]) -> int:
-    parts: dict[Path, dict[str, Any]] = {}
-    for path, index in indexes.items():
+    root, far = arguments.data, far_settings(arguments)
+    splits = [] if holds_data(root, far) else [beneath(root, split) for split in SPLITS]
+    paths = [path for path in splits if holds_data(path, far)] or [root]
+    parts: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        index = open_data(path, far)
+        assert isinstance(index, DocumentIndex)
         part = _facts(index, arguments.segment_length)
         _print_facts(index.location, part)
-        if arguments.verify:
-            part["faults"] = _verify(index)
-        parts[path] = part
+        faults = verify_dataset(index) if arguments.verify else check_sizes(index)
+        if arguments.verify and not faults:
+            print("  verified   every size and checksum is as recorded")
+        if arguments.verify or faults:
+            part["faults"] = _report(index, faults)
+        parts[index.location] = part
     damaged = sum(len(part.get("faults", ())) for part in parts.values())
     if arguments.json:
         outcome = {"verified": not damaged} if arguments.verify else {}
-        print(json.dumps(_summary(root, parts) | outcome))
+        print(json.dumps(_summary(location(root) if is_address(root) else str(Path(root)), parts) | outcome))
     return 1 if damaged else 0
 
 
@@ -342,10 +326,7 @@ def _print_facts(path: str, facts: dict[str, Any]) -> None:
         print(f"  {bucket['from']:>9,} - {bucket['to']:>9,}  {bucket['documents']:>9,}  {bar}")
 
 
-def _verify(index: DocumentIndex) -> list[dict[str, Any]]:
-    faults = verify_dataset(index)
-    if not faults:
-        print("  verified   every size and checksum is as recorded")
+def _report(index: DocumentIndex, faults: list[Fault]) -> list[dict[str, Any]]:
     for fault in faults[:_FAULTS_SHOWN]:
         print(f"{index.location}/{fault.file}: {fault.problem}", file=sys.stderr)
     if len(faults) > _FAULTS_SHOWN:
@@ -370,7 +351,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     if arguments.lanes < arguments.world_size:
         raise UserError(f"--lanes is {arguments.lanes}; give {arguments.world_size} or more, one for each rank")
     pairs = list(zip(arguments.data, weights, strict=True))
-    index: DocumentIndex | Blend = open_data(pairs if len(pairs) > 1 else arguments.data[0], _far(arguments))
+    index: DocumentIndex | Blend = open_data(pairs if len(pairs) > 1 else arguments.data[0], far_settings(arguments))
     settings = StreamSettings(
         num_lanes=arguments.lanes,
         segment_length=arguments.segment_length,
