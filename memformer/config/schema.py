@@ -78,7 +78,6 @@ class DataConfig(Section):
     """Allow addresses pipe:COMMAND, which run a shell command."""
     look_ahead: int = Field(32, ge=0)
     """Addresses: rollouts whose data is asked for ahead of the one being read."""
-
     _no_passwords = model_validator(mode="after")(without_passwords)
 
 
