@@ -85,8 +85,8 @@ class Blend:
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
-        """How a token is stored: the tokenizer decides, so all parts agree."""
-        return self.parts[0].token_dtype
+        """The type that holds a token of any part: adopted data sets keep the type that they were written in."""
+        return max((part.token_dtype for part in self.parts), key=lambda dtype: dtype.itemsize)
 
     @property
     def num_tokens(self) -> int:
@@ -135,10 +135,21 @@ class BlendStore:
             if not len(own):
                 continue
             try:
-                self._stores[part].read_runs(own, tokens)
+                self._read_runs(part, own, tokens)
             except DamagedDocument as error:
                 document = int(self._blend.first_documents[part]) + error.document
                 raise DamagedDocument(str(error), document) from None
+
+    def _read_runs(self, part: int, own: NDArray[np.int64], tokens: NDArray[Any]) -> None:
+        dtype = self._blend.parts[part].token_dtype
+        if dtype == tokens.dtype:
+            self._stores[part].read_runs(own, tokens)
+            return
+        counts = own[:, 2]
+        begins = np.cumsum(counts) - counts
+        narrow = np.empty(int(counts.sum()), dtype)
+        self._stores[part].read_runs(np.column_stack([own[:, :3], begins]), narrow)
+        tokens[np.repeat(own[:, 3] - begins, counts) + np.arange(len(narrow))] = narrow
 
     def close(self) -> None:
         """See `Store.close`."""

@@ -19,6 +19,7 @@ from typing import Any
 from data_pipeline.build_journal import Journal, building
 from data_pipeline.dataset_writer import DatasetWriter
 from data_pipeline.errors import UserError
+from data_pipeline.losses import Losses
 from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.payload import Payload
 from data_pipeline.piped import received
@@ -83,8 +84,8 @@ def build_dataset(
         sources: Files, directories and pipes (`data_pipeline.sources` tells how they are read).
         out: Directory to make. It must not exist, or be empty.
         format: Storage format of the shards, a key of `data_pipeline.shards.WRITERS`.
-        tokenizer: `bytes`, `bpe:FILE`, `hf:FILE` (a byte-level `tokenizer.json` of Hugging Face's library), or
-            `train-bpe:VOCAB`, trained on the documents that are not for validation.
+        tokenizer: `bytes`, `bpe:FILE`, `hf:FILE` (a `tokenizer.json` of Hugging Face's library that gives back every
+            document), or `train-bpe:VOCAB`, trained on the documents that are not for validation.
         workers: Threads that tokenize; does not change the result.
         shard_megabytes: Largest size of a shard in MB (10^6 bytes); a larger document has a shard of its own.
         validation_fraction: Share of the text held out, 0 to below 1; 0 makes no splits.
@@ -144,7 +145,7 @@ def build_dataset(
             splits: tuple[str | None, ...] = SPLITS if validation_fraction else (None,)
             parts = [DatasetWriter(journal.directory, split, chosen, settings, journal) for split in splits]
             resumed = sum(part.restored_documents for part in parts)
-            seen, with_text = _write(parts, validation, corpus, chosen, workers, progress)
+            seen, with_text = _write(parts, validation, corpus, chosen, Losses(chosen, tokenizer), workers, progress)
             written, bad = sum(part.documents for part in parts), corpus.bad
             if written == 0:
                 left_out = f" and {bad.count} bad ones, the first in {bad.places[0]}" if bad.count else ""
@@ -236,6 +237,7 @@ def _write(
     validation: set[int],
     corpus: Corpus,
     tokenizer: Tokenizer,
+    losses: Losses,
     workers: int,
     progress: Progress | None,
 ) -> tuple[int, int]:
@@ -250,7 +252,10 @@ def _write(
         return piece.ordinal > parts[piece.ordinal in validation].through
 
     payload, text_bytes, documents = Payload(parts[0].dtype), 0, 0
-    for piece, size, tokens in tokenized(filter(wanted, pieces(corpus, tokenizer)), tokenizer, workers):
+    for piece, size, tokens, lost in tokenized(filter(wanted, pieces(corpus, tokenizer)), tokenizer, workers):
+        losses.saw(piece.name, piece.content, tokens, lost, piece.last)
+        if losses.count:
+            continue
         payload.append(tokens, size)
         text_bytes += size
         if not piece.last:
@@ -262,6 +267,7 @@ def _write(
                 if progress:
                     progress("writing", documents, text_bytes)
         payload = Payload(parts[0].dtype)
+    losses.refuse()
     return counts.seen, counts.with_text
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.build_journal import Journal
 from data_pipeline.files import sync
+from data_pipeline.index import DocumentIndex
 from data_pipeline.manifest import (
     COLUMNS_FILE,
     MANIFEST_FILE,
@@ -107,6 +108,7 @@ class DatasetWriter:
             columns_sha256=columns_sha256,
         )
         manifest.save(self._directory)
+        _ = DocumentIndex.load(self._directory).tokenizer  # what is not to be opened again is not said to be done
         for name in (COLUMNS_FILE, TOKENIZER_FILE, MANIFEST_FILE, ""):
             sync(self._directory / name)
         return manifest

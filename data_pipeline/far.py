@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data_pipeline.addresses import Address, shown
 from data_pipeline.errors import UserError
 
 RemoteMode = Literal["spool", "range"]
@@ -17,11 +18,15 @@ def is_address(name: str | Path) -> bool:
     """Whether a data set's name is an address rather than a directory.
 
     Raises:
-        UserError: It is an address of another kind.
+        UserError: It is an address of another kind, or one that cannot be used or kept (`Address.parse`).
     """
-    if isinstance(name, str) and "://" in name and not name.startswith(ADDRESSES):
-        raise UserError(f"data set {name}: addresses begin with {', '.join(ADDRESSES[:-1])} or {ADDRESSES[-1]}")
-    return isinstance(name, str) and name.startswith(ADDRESSES)
+    if not isinstance(name, str):
+        return False
+    if name.startswith(("http://", "https://")):
+        Address.parse(name)
+    elif "://" in name and not name.startswith(ADDRESSES):
+        raise UserError(f"data set {shown(name)}: addresses begin with {', '.join(ADDRESSES[:-1])} or {ADDRESSES[-1]}")
+    return name.startswith(ADDRESSES)
 
 
 def default_cache() -> Path:

@@ -21,7 +21,9 @@ class DocumentIndex:
 
     Attributes:
         path: The data set's directory.
-        location: Where the shards come from, for people: the directory, or the address of a far data set.
+        location: Where the shards come from, for people: the directory, or the address of a far data set, without
+            what is secret in it.
+        address: The whole address of a far data set; empty where the shards lie in `path`.
         far: How the shards of a far data set are read; None where they lie in `path`.
         manifest: The contents of its `manifest.json`.
         shards: int32 `[documents]`, number of the shard that holds the document.
@@ -37,6 +39,7 @@ class DocumentIndex:
     def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]]) -> None:
         self.path = path
         self.location = str(path)
+        self.address = ""
         self.far: FarSettings | None = None
         self.manifest = manifest
         self.shards: NDArray[np.int32] = columns["shard"]

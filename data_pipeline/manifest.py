@@ -12,6 +12,7 @@ Tokens have two kinds of CRC-32: one a document, which stands for the document i
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,10 +49,10 @@ class ShardInfo:
 class Manifest:
     """The contents of `manifest.json`.
 
-    `storage` is the format of the shards; `token_dtype` the numpy name of a stored token (`<u2` or `<u4`);
-    `dropped_documents` counts those without a token; `settings` are those of the build that shape its result;
-    `fingerprint` identifies tokenizer and tokens, whatever the format of the shards; `columns_sha256` the columns, and
-    so the place of each document.
+    `storage` is the format of the shards; `token_dtype` the numpy name of a stored token (`<u2` or `<u4`, of an adopted
+    data set any unsigned type); `dropped_documents` counts those without a token; `settings` are those of the build
+    that shape its result; `fingerprint` identifies tokenizer and tokens, whatever the format of the shards;
+    `columns_sha256` the columns, and so the place of each document.
     """
 
     storage: str
@@ -69,11 +70,14 @@ class Manifest:
     columns_sha256: str
 
     def save(self, directory: Path) -> None:
-        """Writes `manifest.json` into a data set's directory."""
+        """Writes `manifest.json` into a data set's directory, whole or not at all."""
         content = {"format": "memformer-dataset", "format_version": FORMAT_VERSION, **asdict(self)}
-        (directory / MANIFEST_FILE).write_text(
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary = directory / f".{MANIFEST_FILE}.new"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(directory / MANIFEST_FILE)
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":

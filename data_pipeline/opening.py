@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.addresses import shown
 from data_pipeline.blend import Blend, BlendStore
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings, is_address
@@ -29,7 +30,7 @@ def open_data(data: str | Path | Sequence[tuple[str, float]], far: FarSettings |
     names = [name for name, _ in data]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"data set {twice} is named twice; name it once, with the sum of the weights")
+        raise UserError(f"data set {shown(twice)} is named twice; name it once, with the sum of the weights")
     far = far or FarSettings()
     return Blend([_open_one(name, far) for name in names], [weight for _, weight in data])
 

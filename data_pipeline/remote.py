@@ -6,28 +6,34 @@ there. `RangeStore` asks for the chunks of documents that are about to be read, 
 told by the stream what the coming rollouts read (`prepare`), so that answers are there before they are needed.
 """
 
+import contextlib
 import hashlib
 import os
+import threading
 import zlib
 from collections import OrderedDict
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline import open_files
+from data_pipeline.addresses import location
 from data_pipeline.background import Background
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings
 from data_pipeline.index import DocumentIndex
-from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, MANIFEST_FILE, Manifest
-from data_pipeline.shard_cache import OpenShard, ShardCache, locked
+from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, MANIFEST_FILE, Manifest, ShardInfo
+from data_pipeline.shard_cache import OpenShard, ShardCache, locked, own_name
 from data_pipeline.store import ShardStore, Store, check_range, damaged
 from data_pipeline.tokenizer import TOKENIZER_FILE
 from data_pipeline.transport import Transport, TryAgain, Unfit, open_transport, with_retries
 
 _SPOOLING_THREADS = 4
+_AT_ONCE = threading.BoundedSemaphore(2 * _SPOOLING_THREADS)  # shards that a process copies, from however many sets
 _CHUNKS_A_REQUEST = 16
 _KEPT_CHUNKS = 4096  # 256 MiB: what was asked for and is not read yet
 
@@ -38,29 +44,29 @@ def open_far_index(address: str, settings: FarSettings) -> DocumentIndex:
     Raises:
         UserError: There is no data set, it cannot be reached, or its files do not belong together.
     """
-    address = address.rstrip("/")
-    transport = open_transport(address, settings)
+    transport, place = open_transport(address, settings), location(address)
     try:
-        manifest = _get(transport, address, MANIFEST_FILE, settings)
+        manifest = _get(transport, place, MANIFEST_FILE, settings)
     except Unfit:
         raise UserError(
-            f"no data set at {address}: it has no {MANIFEST_FILE}; name the directory that `memformer data build` made "
+            f"no data set at {place}: it has no {MANIFEST_FILE}; name the directory that `memformer data build` made "
             "(of a build with splits, its train or validation)"
         ) from None
-    parsed = Manifest.parse(manifest, f"{address}/{MANIFEST_FILE}")
-    # Another manifest is another data set: copies of shards are never taken for those of a data set built anew.
-    directory = settings.cache_dir / hashlib.sha256(address.encode() + b"\n" + manifest).hexdigest()[:24]
+    parsed = Manifest.parse(manifest, f"{place}/{MANIFEST_FILE}")
+    # Another manifest is another data set: copies of shards are never taken for those of a data set built anew. Another
+    # signature is not.
+    directory = settings.cache_dir / hashlib.sha256(place.encode() + b"\n" + manifest).hexdigest()[:24]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / ".lock"):
             for name, sha256 in ((COLUMNS_FILE, parsed.columns_sha256), (TOKENIZER_FILE, parsed.tokenizer_sha256)):
                 if not (directory / name).exists():
-                    _keep(directory / name, _get_checked(transport, address, name, sha256, settings))
+                    _keep(directory / name, _get_checked(transport, place, name, sha256, settings))
             _keep(directory / MANIFEST_FILE, manifest)
     except OSError as error:
         raise UserError(f"data.cache_dir {settings.cache_dir} cannot be written ({error.strerror or error})") from None
     index = DocumentIndex.load(directory)
-    index.location, index.far = address, settings
+    index.location, index.address, index.far = place, address, settings
     return index
 
 
@@ -71,7 +77,7 @@ def has_data(address: str, settings: FarSettings) -> bool:
         UserError: The address cannot be reached.
     """
     try:
-        _get(open_transport(address, settings), address, MANIFEST_FILE, settings)
+        _get(open_transport(address, settings), location(address), MANIFEST_FILE, settings)
     except Unfit:
         return False
     return True
@@ -80,7 +86,7 @@ def has_data(address: str, settings: FarSettings) -> bool:
 def open_far_store(index: DocumentIndex) -> Store:
     """The store for a data set that `open_far_index` opened."""
     assert index.far is not None
-    transport = open_transport(index.location, index.far)
+    transport = open_transport(index.address, index.far)
     return RangeStore(index, transport) if index.far.mode == "range" else SpoolStore(index, transport)
 
 
@@ -99,6 +105,7 @@ class SpoolStore(ShardStore):
         self._cache = ShardCache(index.far.cache_dir, index.path.name, transport, index.far)
         self._fetching = Background(_SPOOLING_THREADS, "spool")
         self._shards: dict[int, Future[OpenShard]] = {}
+        self._copied_ahead: set[int] = set()
         self._last_steps: dict[int, int] = {}
 
     def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
@@ -109,9 +116,16 @@ class SpoolStore(ShardStore):
         for shard, last in list(self._last_steps.items()):
             if last < step - self.look_ahead:
                 del self._last_steps[shard]
+                self._copied_ahead.discard(shard)
                 self._forget(shard)
         for shard in wanted:
-            self._copy_of(shard)
+            if shard in self._shards or len(self._shards) < self._room():
+                self._copy_of(shard)
+            elif shard not in self._copied_ahead:
+                # More shards than may be open at once: this one is copied now, and opened when it is read.
+                self._copied_ahead.add(shard)
+                cache, info, place = self._cache, self._index.manifest.shards[shard], self._index.shard_location(shard)
+                self._fetching.submit(partial(_copy_only, cache, info, place))
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -120,19 +134,26 @@ class SpoolStore(ShardStore):
             for shard in list(self._shards):
                 self._forget(shard)
 
+    @staticmethod
+    def _room() -> int:
+        """Shards that may be open at once: each takes two files, the copy and its lock."""
+        return max(1, open_files.share() // 2)
+
     def _copy_of(self, shard: int) -> "Future[OpenShard]":
         future = self._shards.get(shard)
         if future is None:
+            while len(self._shards) >= self._room():
+                self._forget(next(iter(self._shards)))
             cache, info = self._cache, self._index.manifest.shards[shard]
-            location = self._index.shard_location(shard)
-            future = self._shards[shard] = self._fetching.submit(lambda: cache.open(info, location))
+            place = self._index.shard_location(shard)
+            future = self._shards[shard] = self._fetching.submit(partial(_open_copy, cache, info, place))
         return future
 
     def _open(self, shard: int, document: int) -> int:
         try:
             self._files[shard] = self._copy_of(shard).result().file
         except BaseException as error:
-            del self._shards[shard]  # the next read tries again
+            self._shards.pop(shard, None)  # the next read tries again
             if isinstance(error, Unfit):
                 raise damaged(self._index, document, str(error)) from None
             raise
@@ -143,6 +164,16 @@ class SpoolStore(ShardStore):
         future = self._shards.pop(shard, None)
         if future is not None and not future.cancel():
             future.add_done_callback(_close_copy)
+
+
+def _open_copy(cache: ShardCache, shard: ShardInfo, place: str) -> OpenShard:
+    with _AT_ONCE:
+        return cache.open(shard, place)
+
+
+def _copy_only(cache: ShardCache, shard: ShardInfo, place: str) -> None:
+    with contextlib.suppress(UserError, Unfit):  # who reads the shard tries again, and then it is an error
+        _open_copy(cache, shard, place).close()
 
 
 def _close_copy(future: "Future[OpenShard]") -> None:
@@ -272,11 +303,35 @@ def shard_copy(index: DocumentIndex, shard: int, target: Path) -> None:
         UserError: It cannot be reached.
     """
     assert index.far is not None
-    transport, name = open_transport(index.location, index.far), index.manifest.shards[shard].name
+    transport, name = open_transport(index.address, index.far), index.manifest.shards[shard].name
     try:
         with_retries(index.shard_location(shard), index.far, lambda: _copy(transport, name, target))
     except Unfit:
         raise FileNotFoundError(2, os.strerror(2)) from None
+
+
+def shard_sizes(index: DocumentIndex) -> list[int | str | None]:
+    """The size of each shard of a far data set: bytes, what is wrong with it, or None where it is not told.
+
+    Raises:
+        UserError: The address cannot be reached.
+    """
+    assert index.far is not None
+    transport, far = open_transport(index.address, index.far), index.far
+
+    def size(shard: int) -> int | str | None:
+        try:
+            name = index.manifest.shards[shard].name
+            return with_retries(index.shard_location(shard), far, lambda: transport.size(name))
+        except Unfit:
+            return f"cannot be read ({os.strerror(2)})"
+
+    asking = Background(far.connections, "sizes")
+    try:
+        waiting = [asking.submit(partial(size, shard)) for shard in range(len(index.manifest.shards))]
+        return [each.result() for each in waiting]
+    finally:
+        asking.close()
 
 
 def _copy(transport: Transport, name: str, target: Path) -> None:
@@ -285,11 +340,11 @@ def _copy(transport: Transport, name: str, target: Path) -> None:
             file.write(block)
 
 
-def _get(transport: Transport, address: str, name: str, settings: FarSettings) -> bytes:
-    return with_retries(f"{address}/{name}", settings, lambda: b"".join(transport.blocks(name, None)))
+def _get(transport: Transport, place: str, name: str, settings: FarSettings) -> bytes:
+    return with_retries(f"{place}/{name}", settings, lambda: b"".join(transport.blocks(name, None)))
 
 
-def _get_checked(transport: Transport, address: str, name: str, sha256: str, settings: FarSettings) -> bytes:
+def _get_checked(transport: Transport, place: str, name: str, sha256: str, settings: FarSettings) -> bytes:
     def attempt() -> bytes:
         content = b"".join(transport.blocks(name, None))
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -297,12 +352,12 @@ def _get_checked(transport: Transport, address: str, name: str, sha256: str, set
         return content
 
     try:
-        return with_retries(f"{address}/{name}", settings, attempt)
+        return with_retries(f"{place}/{name}", settings, attempt)
     except Unfit:
-        raise UserError(f"{address}/{name} is missing; restore the file or build the data set again") from None
+        raise UserError(f"{place}/{name} is missing; restore the file or build the data set again") from None
 
 
 def _keep(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".fetching")
+    temporary = own_name(path)
     temporary.write_bytes(content)
     temporary.rename(path)

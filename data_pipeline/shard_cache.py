@@ -6,6 +6,10 @@ exclusive only by who deletes it. `NAME.fetch.lock` is held while the shard is f
 Whoever waits for a fetch may have other shards open and never waits for readers, so processes cannot wait for each
 other in a circle. Locks are the system's (flock): a killed process holds none. A copy's time of modification is its
 last use.
+
+Where the file system has no locks (Lustre without `-o flock`, some NFS), two processes may fetch a shard at once, each
+into a file of its own, and a copy may be deleted while it is read: the file stays readable to who has it open, and who
+comes too late fetches it again.
 """
 
 import contextlib
@@ -13,6 +17,9 @@ import fcntl
 import hashlib
 import logging
 import os
+import stat
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +29,7 @@ from data_pipeline.manifest import ShardInfo
 from data_pipeline.transport import Transport, TryAgain, Unfit, with_retries
 
 SHARDS = "shards"  # the folder in a data set's own that is counted and cleared
+_LEFT_SECONDS = 3600  # a fetch that has written nothing for so long is over
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 LOG = logging.getLogger(__name__)
 
@@ -67,15 +75,19 @@ class ShardCache:
             Unfit: It is not at its address, or is there with other bytes than when it was built.
         """
         path = self._own / shard.name
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock_file(path)
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if not self._is_whole(path, shard):
-                with locked(path.with_name(path.name + ".fetch.lock")):
-                    if not self._is_whole(path, shard):
-                        self._fetch(path, shard, location)
-            os.utime(path)
-            return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), lock)
+            _flock(lock, fcntl.LOCK_SH)
+            while True:
+                if not self._is_whole(path, shard):
+                    with locked(path.with_name(path.name + ".fetch.lock")):
+                        if not self._is_whole(path, shard):
+                            self._fetch(path, shard, location)
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, which locks prevent
+                    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    os.utime(file)
+                    return OpenShard(file, lock)
         except BaseException:
             os.close(lock)
             raise
@@ -89,7 +101,7 @@ class ShardCache:
             return False
 
     def _fetch(self, path: Path, shard: ShardInfo, location: str) -> None:
-        temporary = path.with_name(path.name + ".fetching")
+        temporary = own_name(path)
         self._make_room(shard.size_bytes)
         changed: list[str] = []
 
@@ -122,17 +134,21 @@ class ShardCache:
         """Deletes the copies that were not used for the longest time and are not in use."""
         with locked(self._root / ".lock"):
             copies = []
-            for path in self._root.glob(f"*/{SHARDS}/*"):
+            for path in self._root.glob(f"*/{SHARDS}/**/*"):
                 # Another process may delete a copy of its own between the listing and here.
                 with contextlib.suppress(FileNotFoundError):
-                    if not path.name.endswith(".lock"):
-                        status = path.stat()
+                    status = path.stat()
+                    if not path.name.endswith(".lock") and stat.S_ISREG(status.st_mode):
                         copies.append((status.st_mtime_ns, status.st_size, path))
             total = sum(size for _, size, _ in copies) + wanted
-            for _, size, path in sorted(copies):
+            for used, size, path in sorted(copies):
                 if total <= self._limit:
                     return
-                if not path.name.endswith(".fetching") and _delete_unused(path):
+                if path.name.endswith(".fetching"):
+                    if time.time() - used / 1e9 > _LEFT_SECONDS:  # of a killed process
+                        path.unlink(missing_ok=True)
+                        total -= size
+                elif _delete_unused(path):
                     total -= size
             if total > self._limit and not self._warned:
                 self._warned = True
@@ -149,10 +165,29 @@ def locked(path: Path) -> Iterator[None]:
     """Holds a lock file's lock for the block; waits for whoever else holds it, in this process or another."""
     lock = os.open(path, _LOCK_FLAGS, 0o666)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
+
+
+def own_name(path: Path) -> Path:
+    """A name that nobody else has, here or elsewhere, for a file while it is fetched: there may be no locks."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.fetching")
+
+
+def _flock(lock: int, operation: int) -> None:
+    """Locks, where the file system can.
+
+    Raises:
+        BlockingIOError: Somebody else holds it, and the operation is not to wait.
+    """
+    try:
+        fcntl.flock(lock, operation)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # without locks, see above
 
 
 def _lock_file(path: Path) -> int:
@@ -163,7 +198,7 @@ def _lock_file(path: Path) -> int:
 def _delete_unused(path: Path) -> bool:
     lock = _lock_file(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
     except BlockingIOError:
         return False

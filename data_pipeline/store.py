@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline import open_files
 from data_pipeline.errors import DamagedDocument, UserError
 from data_pipeline.index import DocumentIndex
 from data_pipeline.manifest import CHUNK_BYTES
-
-_OPEN_FILES = 256
 
 
 class Store(Protocol):
@@ -67,6 +66,7 @@ class ShardStore:
         self._chunk_tokens = CHUNK_BYTES // self._size
         self._files: dict[int, int] = {}
         self._verified = np.zeros(len(index.chunk_checksums), dtype=np.bool_)
+        open_files.register(self)
 
     def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
         """Nothing: files of this machine need no preparation."""
@@ -102,6 +102,7 @@ class ShardStore:
                 complete = False  # the second try tells what is wrong
             if not complete:
                 self._read_on(document, file, offset, output[begin:end])
+        self._close_all_but(open_files.share())
 
     def close(self) -> None:
         """Closes the files; reading opens them again."""
@@ -160,10 +161,13 @@ class ShardStore:
                 f"cannot be trusted: the shard has {size} bytes, its manifest says {expected}; it is truncated or was "
                 "changed",
             )
-        while len(self._files) >= _OPEN_FILES:
-            self._forget(next(iter(self._files)))
+        self._close_all_but(open_files.share() - 1)
         self._files[shard] = file
         return file
+
+    def _close_all_but(self, count: int) -> None:
+        while len(self._files) > max(count, 0):
+            self._forget(next(iter(self._files)))
 
     def _forget(self, shard: int) -> None:
         os.close(self._files.pop(shard))

@@ -73,6 +73,12 @@ class Tokenizer(Protocol):
     def token_byte_lengths(self) -> NDArray[np.int32]:
         """Bytes that each id stands for, `[vocab_size]`: what bits per byte is computed from."""
 
+    def text_bytes(self, ids: TokenIds, begins: bool = True) -> int:
+        """Bytes of the text that ids stand for; `begins`: they are the first of a document."""
+
+    def first_loss(self, text: str, ids: TokenIds) -> int | None:
+        """The first character of a text that its ids do not give back; None where they give back all of it."""
+
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer file; into `tokenizer.json` when `path` is a directory."""
 
@@ -108,6 +114,14 @@ class ByteLevelTokenizer:
     def token_byte_lengths(self) -> NDArray[np.int32]:
         """Bytes of each id, `[vocab_size]`."""
         return np.array([len(piece) for piece in self._table], dtype=np.int32)
+
+    def text_bytes(self, ids: TokenIds, begins: bool = True) -> int:
+        """Bytes of the text that ids stand for, wherever they are in a document."""
+        return int(self.token_byte_lengths[ids].sum())
+
+    def first_loss(self, text: str, ids: TokenIds) -> int | None:
+        """None: every text comes back from its bytes."""
+        return None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one id; ValueError outside the vocabulary."""

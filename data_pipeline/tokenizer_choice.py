@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.hf_tokenizer import HFTokenizer, import_tokenizer
+from data_pipeline.hf_tokenizer import HFTokenizer, import_tokenizer, start_of
 from data_pipeline.tokenizer import (
-    START_TOKEN,
     ByteTokenizer,
     Tokenizer,
     has_own_words,
@@ -58,8 +57,26 @@ def training_vocab_size(spec: str) -> int | None:
 
 
 def _is_foreign(content: Any) -> bool:
-    """Whether a file has this project's start token added to a tokenizer of other make."""
-    if not isinstance(content, dict) or has_own_words(content):
+    """Whether a file with a start token of this project is one of other make, to be run by the library it is made for.
+
+    A file that cuts text as ours do is ours only if its merges come in the order of its ids and nothing else is done
+    to texts: the faster engine merges by id.
+    """
+    if start_of(content) is None:
         return False
-    added = content.get("added_tokens")
-    return isinstance(added, list) and any(isinstance(t, dict) and t.get("content") == START_TOKEN for t in added)
+    if not has_own_words(content) or content.get("normalizer") is not None:
+        return True
+    model, added = content.get("model"), content["added_tokens"]
+    vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
+    if not isinstance(vocab, dict) or not isinstance(merges, list) or [each["id"] for each in added] != [len(vocab)]:
+        return True
+    flags = ("dropout", "byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+    if any(model.get(flag) for flag in flags):
+        return True
+    following = 256
+    for pair in merges:
+        merged = vocab.get("".join(pair.split(" ") if isinstance(pair, str) else pair), len(vocab))
+        following += merged == following
+        if merged >= following:
+            return True
+    return following != len(vocab)

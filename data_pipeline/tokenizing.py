@@ -58,16 +58,20 @@ def pieces(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Piece]:
             yield Piece(ordinal, part.name, text[:cut], part.last, digest)
 
 
-def tokenized(pieces: Iterator[Piece], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Piece, int, TokenIds]]:
-    """(piece, bytes of its text, tokens) in the order of the pieces, with bounded work under way.
+def tokenized(
+    pieces: Iterator[Piece], tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[Piece, int, TokenIds, int | None]]:
+    """(piece, bytes of its text, tokens, the first character that they do not give back) in the order of the pieces,
+    with bounded work under way.
 
     What comes before a record that stops the build is given back before the error is raised, so that it is not lost.
     """
 
-    def encode(content: str | bytes) -> tuple[int, TokenIds]:
+    def encode(content: str | bytes) -> tuple[int, TokenIds, int | None]:
         if isinstance(content, bytes):
-            return len(content), ByteTokenizer.encode_bytes(content)
-        return len(content.encode("utf-8")), tokenizer.encode(content)
+            return len(content), ByteTokenizer.encode_bytes(content), None
+        ids = tokenizer.encode(content)
+        return len(content.encode("utf-8")), ids, tokenizer.first_loss(content, ids)
 
     stopped: list[UserError] = []
 
@@ -77,7 +81,7 @@ def tokenized(pieces: Iterator[Piece], tokenizer: Tokenizer, workers: int) -> It
         except UserError as error:
             stopped.append(error)
 
-    waiting: deque[tuple[Piece, Future[tuple[int, TokenIds]]]] = deque()
+    waiting: deque[tuple[Piece, Future[tuple[int, TokenIds, int | None]]]] = deque()
     characters = 0
     with ThreadPoolExecutor(workers, thread_name_prefix="tokenize") as pool:
         for piece in readable():

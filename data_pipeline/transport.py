@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from data_pipeline.addresses import Address, Proxy, credentials, location, proxy_for, shown
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings
 
@@ -39,6 +40,10 @@ class Unfit(Exception):
     """What is at the address is not what was built: missing, cut short, changed. The message goes on "document N"."""
 
 
+class _BeyondTheEnd(Unfit):
+    """The file is there and has not the bytes that were asked for."""
+
+
 class Transport(Protocol):
     """One way to get files. Thread-safe."""
 
@@ -54,6 +59,9 @@ class Transport(Protocol):
     def part(self, name: str, offset: int, length: int, size: int) -> bytes:
         """Bytes `offset .. offset + length` of a file of `size` bytes; raises as `blocks` does."""
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, without reading it; None where that is not told. Raises as `blocks` does."""
+
 
 def open_transport(address: str, settings: FarSettings) -> Transport:
     """The transport for an address.
@@ -64,10 +72,11 @@ def open_transport(address: str, settings: FarSettings) -> Transport:
     if address.startswith("pipe:"):
         if not settings.allow_pipe:
             raise UserError(
-                f"data.path {address}: runs a shell command; set data.allow_pipe to true (--allow-pipe) if you trust it"
+                f"data.path {shown(address)}: runs a shell command; set data.allow_pipe to true (--allow-pipe) if you "
+                "trust it"
             )
         if settings.mode == "range":
-            raise UserError(f"data.path {address}: a pipe gives whole files only; set data.remote_mode to spool")
+            raise UserError(f"data.path {shown(address)}: a pipe gives whole files only; set data.remote_mode to spool")
         return PipeTransport(address, settings)
     return S3Transport(address) if address.startswith("s3://") else HTTPTransport(address, settings)
 
@@ -100,10 +109,13 @@ class HTTPTransport:
     Args:
         address: Directory of the data set.
         settings: Time limits.
+
+    Raises:
+        UserError: It is not an address, or one with a password.
     """
 
     def __init__(self, address: str, settings: FarSettings) -> None:
-        self._address, self._settings = address.rstrip("/"), settings
+        self._address, self._shown, self._settings = Address.parse(address), location(address), settings
         self._local = threading.local()
 
     def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
@@ -119,22 +131,34 @@ class HTTPTransport:
         with self._response(name, wanted, length) as (response, deadline):
             if response.status != 206:
                 raise UserError(
-                    f"{self._address} does not serve parts of files; set data.remote_mode to spool", exit_code=1
+                    f"{self._shown} does not serve parts of files; set data.remote_mode to spool", exit_code=1
                 )
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             if total.isdigit() and int(total) != size:
                 raise _another_size(int(total), size)
             return b"".join(self._body(response, length, deadline))
 
+    def size(self, name: str) -> int | None:
+        """See `Transport.size`. The first byte is asked for: signatures for GET are not good for HEAD."""
+        try:
+            with self._response(name, {"Range": "bytes=0-0"}, 0) as (response, _):
+                if response.status == 206:
+                    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+                    return int(total) if total.isdigit() else None
+                length = response.length
+                self._drop(None)  # rather than read a whole shard
+                return length
+        except _BeyondTheEnd:  # not even the first byte is there
+            return 0
+
     @contextmanager
     def _response(
         self, name: str, headers: dict[str, str], size: int
     ) -> Iterator[tuple[http.client.HTTPResponse, float]]:
-        url = f"{self._address}/{name}"
         deadline = time.monotonic() + self._settings.timeout_seconds + size / _SLOWEST_BYTES_PER_SECOND
         connection = None
         try:
-            connection, response = self._request(url, headers)
+            connection, response = self._request(name, headers)
             yield response, deadline
             response.read()  # what is left of the body, so that the connection can be used again
         except (OSError, http.client.HTTPException) as error:
@@ -145,17 +169,29 @@ class HTTPTransport:
             raise
 
     def _request(
-        self, url: str, headers: dict[str, str]
+        self, name: str, headers: dict[str, str]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        address = self._address.of(name)
         for _ in range(_MOST_REDIRECTS):
-            parsed = urllib.parse.urlsplit(url)
-            connection = self._connection(parsed.scheme, parsed.netloc)
-            target = urllib.parse.urlunsplit(("", "", parsed.path or "/", parsed.query, ""))
-            connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
+            proxy = proxy_for(address)
+            connection = self._connection(address, proxy)
+            asked = {**headers, **credentials(address)}
+            target = address.target
+            if proxy is not None and address.scheme == "http":
+                asked |= proxy.headers
+                target = address.url
+            try:
+                connection.request("GET", target, headers=asked)
+                response = connection.getresponse()
+            except OSError as error:
+                if proxy is None:
+                    raise
+                raise OSError(f"{error} (through the proxy {proxy.host}:{proxy.port})") from None
             if response.status in (301, 302, 303, 307, 308):
                 response.read()
-                url = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+                # Headers come as Latin-1, whatever they are.
+                there = response.headers.get("Location", "").encode("latin-1", "replace").decode("utf-8", "replace")
+                address = Address.parse(urllib.parse.urljoin(address.url, there))
                 continue
             if response.status in (200, 206):
                 return connection, response
@@ -163,23 +199,41 @@ class HTTPTransport:
             if response.status in (404, 410):
                 raise Unfit("is missing with its shard")
             if response.status == 416:
-                raise Unfit("is cut off: the shard is shorter than its manifest says")
+                raise _BeyondTheEnd("is cut off: the shard is shorter than its manifest says")
             if response.status in _PASSING:
                 raise TryAgain(f"status {response.status} {response.reason}")
-            raise UserError(f"{url}: the server answers {response.status} {response.reason}", exit_code=1)
-        raise UserError(f"{url}: more than {_MOST_REDIRECTS} redirections", exit_code=1)
+            raise UserError(
+                f"{self._shown}/{name}: the server answers {response.status} {response.reason}"
+                + self._hint(response.status),
+                exit_code=1,
+            )
+        raise UserError(f"{self._shown}/{name}: more than {_MOST_REDIRECTS} redirections", exit_code=1)
 
-    def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
-        kept: dict[tuple[str, str], http.client.HTTPConnection] = self._local.__dict__.setdefault("kept", {})
-        connection = kept.get((scheme, host))
+    def _hint(self, status: int) -> str:
+        if status in (401, 403) and self._address.query:
+            return (
+                "; what follows the ? of the address was sent with this file, as with all: it may have expired, or be "
+                "made for one file only, as S3's X-Amz-Signature is"
+            )
+        if status in (401, 403):
+            return "; a name and password for the server are taken from ~/.netrc"
+        return "; the proxy wants a name and password: http://NAME:PASSWORD@HOST:PORT" if status == 407 else ""
+
+    def _connection(self, address: Address, proxy: Proxy | None) -> http.client.HTTPConnection:
+        kept: dict[tuple[str, str, int], http.client.HTTPConnection] = self._local.__dict__.setdefault("kept", {})
+        key = (address.scheme, address.host, address.port)
+        connection = kept.get(key)
         if connection is None:
+            host, port = (address.host, address.port) if proxy is None else (proxy.host, proxy.port)
             timeout = self._settings.timeout_seconds
-            if scheme == "https":
+            if address.scheme == "https":
                 context = ssl.create_default_context()
-                connection = http.client.HTTPSConnection(host, timeout=timeout, context=context)
+                connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+                if proxy is not None:
+                    connection.set_tunnel(address.host, address.port, proxy.headers)
             else:
-                connection = http.client.HTTPConnection(host, timeout=timeout)
-            kept[scheme, host] = connection
+                connection = http.client.HTTPConnection(host, port, timeout=timeout)
+            kept[key] = connection
         return connection
 
     def _drop(self, connection: http.client.HTTPConnection | None) -> None:
@@ -243,6 +297,12 @@ class S3Transport:
             raise TryAgain(f"the part has {len(content):,} bytes, not {length:,}")
         return content
 
+    def size(self, name: str) -> int | None:
+        """See `Transport.size`."""
+        with self._errors(name):
+            size: int | None = self._files.info(f"{self._address}/{name}").get("size")
+        return size
+
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
         try:
@@ -292,11 +352,15 @@ class PipeTransport:
             if process.stdout is not None:
                 process.stdout.close()
         if code or (size is not None and received != size):
-            raise TryAgain(f"{command!r} ended with {code} after {received:,} bytes")
+            raise TryAgain(f"{shown(command)!r} ended with {code} after {received:,} bytes")
 
     def part(self, name: str, offset: int, length: int, size: int) -> bytes:
         """Not to be had from a pipe."""
         raise NotImplementedError("a pipe gives whole files only")
+
+    def size(self, name: str) -> int | None:
+        """Not told by a pipe."""
+        return None
 
 
 def _another_size(found: int | None, expected: int) -> Unfit:

@@ -1,10 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Compares every byte of a data set with the sizes and checksums that were recorded when it was built."""
+"""Compares a data set with the sizes and checksums that were recorded when it was built: the sizes, or every byte."""
 
 import hashlib
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,33 @@ def verify_dataset(index: DocumentIndex, progress: Callable[[int, int], None] | 
         if progress:
             progress(shard + 1, len(index.manifest.shards))
     return faults
+
+
+def check_sizes(index: DocumentIndex) -> list[Fault]:
+    """Compares the size of each shard with the manifest, without reading any.
+
+    Returns:
+        What is wrong, in the order of the shards; empty when nothing is. Where a size is not told (a pipe), nothing is.
+    """
+    shards = index.manifest.shards
+    if index.far is None:
+        sizes: Iterable[int | str | None] = (_size_of(index.shard_path(shard)) for shard in range(len(shards)))
+    else:
+        from data_pipeline.remote import shard_sizes
+
+        sizes = shard_sizes(index)
+    return [
+        Fault(info.name, None, size if isinstance(size, str) else f"has {size} bytes, not {info.size_bytes}")
+        for info, size in zip(shards, sizes, strict=True)
+        if size not in (None, info.size_bytes)
+    ]
+
+
+def _size_of(path: Path) -> int | str:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
 
 
 def _verify_shard(index: DocumentIndex, shard: int) -> list[Fault]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -22,21 +22,23 @@ from data_pipeline import (
     open_data,
     trace_rows,
 )
-from data_pipeline.adopt import adopt_mds
+from data_pipeline.addresses import beneath, location
 from data_pipeline.build import ON_BAD_RECORD
 from data_pipeline.document_order import Order
 from data_pipeline.far import is_address
-from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
+from data_pipeline.manifest import SPLITS, Manifest
+from data_pipeline.opening import holds_data
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import Survey
-from data_pipeline.verify import verify_dataset
+from data_pipeline.verify import Fault, check_sizes, verify_dataset
+from launch.addresses import add_far_arguments, far_settings
 from launch.answers import answer
-from launch.far import add_far_arguments, far_settings
+from launch.commands import data_adopt
+from launch.progress import Progress
 
 _MOST_DEFAULT_WORKERS = 8
 _FAULTS_SHOWN = 20
 _BAR_WIDTH = 40
-_FIRST_LOG_SECONDS, _LOG_SECONDS = 15.0, 60.0  # a build that is quick leaves no trace of its progress in a log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return added
 
     _add_build_arguments(command("build", "Turns text into token shards, complete or not at all.", _build))
-    _add_adopt_arguments(command("adopt", "Makes a data set of MDS shards written elsewhere, where they lie.", _adopt))
+    adopting = command("adopt", data_adopt.SUMMARY, _adopt)
+    data_adopt.add_arguments(adopting)
+    _add_json(adopting)
     _add_inspect_arguments(command("inspect", "Shows what a data set holds, and whether it is whole.", _inspect))
     _add_trace_arguments(command("trace", "Shows what every rank would read: one JSON line a segment.", _trace))
 
@@ -78,9 +82,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         metavar="bytes|bpe:FILE|hf:FILE|train-bpe:VOCAB",
         default="bytes",
-        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set of this project, a byte-level "
-        "tokenizer.json of Hugging Face's library (images need bytes), or BPE trained on the sources "
-        "(VOCAB counts all ids, the start token included)",
+        help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set of this project, a "
+        "tokenizer.json of Hugging Face's library that gives back every text (images need bytes), or BPE trained on "
+        "the sources (VOCAB counts all ids, the start token included)",
     )
     workers = min(_MOST_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
     add("--workers", metavar="N", type=int, default=workers, help="tokenizing threads; they do not change the result")
@@ -117,22 +121,15 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _add_adopt_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("data", metavar="DIR", help="directory of the shards and their index.json; a manifest is written beside them")
-    _add_required(parser, "--tokenizer", metavar="bytes|bpe:FILE|hf:FILE", help="what the tokens were made with")
-    add("--column", default="tokens", help="column of the tokens: bytes, ndarray:uint16 or ndarray:uint32")
-    add("--name-column", metavar="COLUMN", default=argparse.SUPPRESS, help="str column that names documents for people")
-    _add_json(parser)
-
-
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DIR", help="a data set, the directory of its splits, or an address")
     parser.add_argument(
         "--segment-length", metavar="S", type=int, default=512, help="tokens a segment, for the share of padding"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="read every byte and compare sizes and checksums; exit code 1 on damage"
+        "--verify",
+        action="store_true",
+        help="read every byte and compare the checksums too; sizes are compared always; exit code 1 on damage",
     )
     add_far_arguments(parser)
     _add_json(parser)
@@ -176,13 +173,16 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
-    progress = _BuildProgress(sys.stderr.isatty())
+    progress = Progress()
+
+    def count(stage: str, documents: int, text_bytes: int) -> None:
+        progress.say(f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB")
 
     def tell(sources: Survey) -> None:
         progress.end()
         print("\n".join(sources.lines()), flush=True)
 
-    try:
+    with progress:
         report = build_dataset(
             arguments.sources,
             arguments.out,
@@ -196,11 +196,9 @@ def _build(arguments: argparse.Namespace) -> int:
             id_key=arguments.id_key if "id_key" in arguments else None,
             on_bad_record=arguments.on_bad_record,
             overwrite=arguments.overwrite,
-            progress=progress,
+            progress=count,
             told=tell,
         )
-    finally:
-        progress.end()
     for path, manifest in report.manifests.items():
         print(
             f"{path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of "
@@ -230,10 +228,7 @@ def _bad_records(count: int, places: Sequence[str]) -> str:
 
 
 def _adopt(arguments: argparse.Namespace) -> int:
-    root = Path(arguments.data)
-    names = arguments.name_column if "name_column" in arguments else None
-    manifest = adopt_mds(root, tokenizer=arguments.tokenizer, column=arguments.column, name_column=names)
-    print(f"{root}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {len(manifest.shards)} shards")
+    root, manifest = data_adopt.run(arguments)
     if arguments.json:
         result = _summary(root, {root: _counts(manifest)})
         answer(result | {"dropped_documents": manifest.dropped_documents, "vocab_size": manifest.vocab_size})
@@ -251,40 +246,40 @@ def _counts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _summary(root: Path, parts: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+Place = TypeVar("Place", str, Path)
+
+
+def _summary(root: Place, parts: dict[Place, dict[str, Any]]) -> dict[str, Any]:
     """One data set's facts as they are; of several, the sums, and each under `splits`."""
     if list(parts) == [root]:
         return {"path": str(root), **parts[root]}
     names = ("documents", "tokens", "text_bytes", "shards", "shard_bytes")
     sums = {name: sum(part[name] for part in parts.values()) for name in names}
-    return {"path": str(root), **sums, "splits": {path.name: part for path, part in parts.items()}}
+    return {"path": str(root), **sums, "splits": {Path(path).name: part for path, part in parts.items()}}
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.segment_length < 1:
         raise UserError(f"--segment-length is {arguments.segment_length}; give 1 or more")
-    if is_address(arguments.data):
-        opened = open_data(arguments.data, far_settings(arguments))
-        assert isinstance(opened, DocumentIndex)
-        return _inspect_parts(arguments, Path(arguments.data), {Path(arguments.data): opened})
-    root = Path(arguments.data)
-    splits = [root / split for split in SPLITS if (root / split / MANIFEST_FILE).is_file()]
-    paths = [root] if (root / MANIFEST_FILE).is_file() or not splits else splits
-    return _inspect_parts(arguments, root, {path: DocumentIndex.load(path) for path in paths})
-
-
-def _inspect_parts(arguments: argparse.Namespace, root: Path, indexes: dict[Path, DocumentIndex]) -> int:
-    parts: dict[Path, dict[str, Any]] = {}
-    for path, index in indexes.items():
+    root, far = arguments.data, far_settings(arguments)
+    splits = [] if holds_data(root, far) else [beneath(root, split) for split in SPLITS]
+    paths = [path for path in splits if holds_data(path, far)] or [root]
+    parts: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        index = open_data(path, far)
+        assert isinstance(index, DocumentIndex)
         part = _facts(index, arguments.segment_length)
         _print_facts(index.location, part)
-        if arguments.verify:
-            part["faults"] = _verify(index)
-        parts[path] = part
+        faults = verify_dataset(index) if arguments.verify else check_sizes(index)
+        if arguments.verify and not faults:
+            print("  verified   every size and checksum is as recorded")
+        if arguments.verify or faults:
+            part["faults"] = _report(index, faults)
+        parts[index.location] = part
     damaged = sum(len(part.get("faults", ())) for part in parts.values())
     if arguments.json:
         outcome = {"verified": not damaged} if arguments.verify else {}
-        answer(_summary(root, parts) | {"path": arguments.data} | outcome)  # a Path shortens http:// to http:/
+        answer(_summary(location(root) if is_address(root) else str(Path(root)), parts) | outcome)
     return 1 if damaged else 0
 
 
@@ -333,10 +328,7 @@ def _print_facts(path: str, facts: dict[str, Any]) -> None:
         print(f"  {bucket['from']:>9,} - {bucket['to']:>9,}  {bucket['documents']:>9,}  {bar}")
 
 
-def _verify(index: DocumentIndex) -> list[dict[str, Any]]:
-    faults = verify_dataset(index)
-    if not faults:
-        print("  verified   every size and checksum is as recorded")
+def _report(index: DocumentIndex, faults: list[Fault]) -> list[dict[str, Any]]:
     for fault in faults[:_FAULTS_SHOWN]:
         print(f"{index.location}/{fault.file}: {fault.problem}", file=sys.stderr)
     if len(faults) > _FAULTS_SHOWN:
@@ -405,29 +397,3 @@ def _read_state(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"--state-in {file}: not a state; give a file written by --state-out")
     return state
-
-
-class _BuildProgress:
-    """One line on stderr that counts documents and bytes, for a person at a terminal; in a log, one now and then."""
-
-    def __init__(self, terminal: bool) -> None:
-        self._terminal = terminal
-        self._began = self._shown = time.monotonic()
-        self._pause = 0.2 if terminal else _FIRST_LOG_SECONDS
-
-    def __call__(self, stage: str, documents: int, text_bytes: int) -> None:
-        now = time.monotonic()
-        if now - self._shown < self._pause:
-            return
-        self._shown = now
-        line = f"{stage}: {documents:,} documents, {text_bytes / 1e6:,.1f} MB, {now - self._began:.0f} s"
-        if self._terminal:
-            print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
-        else:
-            self._pause = _LOG_SECONDS
-            print(line, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Wipes the line."""
-        if self._terminal:
-            print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from launch.answers import answer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, --data and how much of it."""
-    from launch.far import add_far_arguments
+    from launch.addresses import add_far_arguments
     from launch.models import add_model_arguments
 
     add_model_arguments(parser)
@@ -31,17 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Scores the data set and prints a table."""
     from data_pipeline import DocumentIndex, SegmentStream, UserError, open_data
+    from data_pipeline.addresses import beneath
     from data_pipeline.opening import holds_data
-    from launch.far import far_settings
+    from launch.addresses import far_settings
     from launch.models import check_model, open_model
 
     for name in ("lanes", "max_segments"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     check_model(Path(arguments.model))
-    far, held_out = far_settings(arguments), f"{arguments.data.rstrip('/')}/validation"
-    index = open_data(held_out if holds_data(held_out, far) else arguments.data, far)
-    assert isinstance(index, DocumentIndex)  # several would be a blend
+    far, data = far_settings(arguments), arguments.data
+    if not holds_data(data, far) and holds_data(beneath(data, "validation"), far):
+        data = beneath(data, "validation")
+    index = open_data(data, far)
+    assert isinstance(index, DocumentIndex)
     model, tokenizer = open_model(arguments)
     from memformer.inference import evaluate
 
@@ -63,9 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
     ) as stream:
         scores = evaluate(model, stream, model.device, max_segments=arguments.max_segments)
     result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
+    # None where the text is not known: adopted tokens whose tokenizer was not at hand.
     bytes_per_token = int(index.byte_lengths.sum()) / max(1, index.num_tokens)
     for report in result.values():
-        report["bits_per_byte"] = report["loss"] / math.log(2) / bytes_per_token
+        report["bits_per_byte"] = report["loss"] / math.log(2) / bytes_per_token if bytes_per_token else None
     show(result)
     if arguments.json:
         answer(result)
@@ -81,4 +85,7 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
     )
-    print(f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}")
+    if with_memory["bits_per_byte"] is not None:
+        print(
+            f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}"
+        )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.addresses import shown
 from data_pipeline.errors import UserError
 from memformer.checkpoints import directory as files
 from memformer.config.schema import CheckpointConfig
@@ -208,10 +209,10 @@ def is_other_data(directory: Path, plan: Mapping[str, Any], on_change: str, path
         "or set data.on_change to restart: read from the beginning, with the weights",
     )
     if name == "fingerprint":
-        there = state.get("settings", {}).get("data", {}).get("path", "not known by its path")
+        there = shown(str(state.get("settings", {}).get("data", {}).get("path", "not known by its path")))
         raise UserError(
-            f"data.path: {path} (fingerprint {plan[name]}) is not the data set that {directory} was reading ({there}, "
-            f"fingerprint {before}): name that one again, {mend} and the optimizer as they are"
+            f"data.path: {shown(str(path))} (fingerprint {plan[name]}) is not the data set that {directory} was "
+            f"reading ({there}, fingerprint {before}): name that one again, {mend} and the optimizer as they are"
         )
     raise UserError(
         f"{name}: is {plan[name]}, and {directory} was reading its data set with {before}: set it back, {mend} and the "
@@ -222,7 +223,8 @@ def is_other_data(directory: Path, plan: Mapping[str, Any], on_change: str, path
 def changed_settings(directory: Path, settings: Mapping[str, Any]) -> list[str]:
     """The settings that differ from those of the run that saved, such as `optimizer.learning_rate 0.01 -> 0.1`.
 
-    Left out is what `check_fits` tells, and settings that only one of the two versions of this program has.
+    Left out is what `check_fits` tells, settings that only one of the two versions of this program has, and what is
+    secret in addresses: a fresh signature is no change.
 
     Args:
         directory: A checkpoint.
@@ -230,9 +232,10 @@ def changed_settings(directory: Path, settings: Mapping[str, Any]) -> list[str]:
     """
     before, now = (dict(_leaves(values)) for values in (files.read_state(directory).get("settings", {}), settings))
     return [
-        f"{name} {before[name]} -> {value}"
+        f"{name} {shown(str(before[name]))} -> {shown(str(value))}"
         for name, value in now.items()
         if name in before and before[name] != value and name not in _NAMED_ELSEWHERE
+        if shown(str(before[name])) != shown(str(value))
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from data_pipeline.errors import UserError
+from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
 from memformer.config.faults import Faults
 from memformer.config.files import dump_yaml, read_values
@@ -79,6 +80,7 @@ class DataConfig(Section):
     """Allow addresses pipe:COMMAND, which run a shell command."""
     look_ahead: int = Field(32, ge=0)
     """Addresses: rollouts whose data is asked for ahead of the one being read."""
+    _no_passwords = model_validator(mode="after")(without_passwords)
 
 
 class TrainingConfig(Section):

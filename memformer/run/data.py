@@ -19,6 +19,7 @@ from data_pipeline import (
     open_data,
     trace_rows,
 )
+from data_pipeline.addresses import beneath
 from data_pipeline.far import default_cache
 from data_pipeline.opening import holds_data
 from data_pipeline.stream_settings import Damage, StreamSettings
@@ -54,13 +55,13 @@ class TrainingData:
         far = far_settings(config)
         named = config.path if isinstance(config.path, list) else [(config.path, 1.0)]
         sources = [source if isinstance(source, tuple) else (source.path, source.weight) for source in named]
-        split = {path: not holds_data(path, far) and holds_data(f"{path}/train", far) for path, _ in sources}
-        parts = [(f"{path}/train" if split[path] else path, weight) for path, weight in sources]
+        split = {path: not holds_data(path, far) and holds_data(beneath(path, "train"), far) for path, _ in sources}
+        parts = [(beneath(path, "train") if split[path] else path, weight) for path, weight in sources]
         train = open_data(parts[0][0] if len(parts) == 1 else parts, far)
         if config.eval_path:
             held_out_paths = [config.eval_path]
         else:
-            beside = [f"{path}/validation" for path, _ in sources if split[path]]
+            beside = [beneath(path, "validation") for path, _ in sources if split[path]]
             held_out_paths = [path for path in beside if holds_data(path, far)]
         if not held_out_paths:
             return cls(train, None)

@@ -4,6 +4,7 @@
 import re
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ class FaultyServer(ThreadingHTTPServer):
         latency_seconds: Waited before each answer.
         faults: By file name, what answers its next requests in the server's place, first come first served.
         ranges: Whether parts of files are served.
+        query: What must follow the ? of every address, or the answer is 403.
+        redirects: Requests of this path are sent there.
+        asked: The request line's target and the headers of each request. As a proxy it is asked for whole addresses,
+            and answers itself.
     """
 
     daemon_threads = True
@@ -35,6 +40,9 @@ class FaultyServer(ThreadingHTTPServer):
         self.latency_seconds = 0.0
         self.faults: dict[str, list[Fault]] = {}
         self.ranges = True
+        self.query = ""
+        self.redirects: dict[str, str] = {}
+        self.asked: list[tuple[str, dict[str, str]]] = []
         self.lock = threading.Lock()
 
     @property
@@ -54,12 +62,23 @@ class Handler(BaseHTTPRequestHandler):
     server: FaultyServer
 
     def do_GET(self) -> None:
-        server, name = self.server, self.path.lstrip("/")
+        parts = urllib.parse.urlsplit(self.path)
+        server, name = self.server, urllib.parse.unquote(parts.path).lstrip("/")
         with server.lock:
+            server.asked.append((self.path, dict(self.headers)))
             server.requests[name] += 1
             waiting = server.faults.get(Path(name).name, [])
             fault = waiting.pop(0) if waiting else None
         time.sleep(server.latency_seconds)
+        if parts.query != server.query:
+            self.answer(403, b"")
+            return
+        if parts.path in server.redirects:
+            self.send_response(302)
+            self.send_header("Location", server.redirects[parts.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         path = server.root / name
         if not path.is_file():
             self.answer(404, b"")
@@ -81,6 +100,10 @@ class Handler(BaseHTTPRequestHandler):
             fault(self, content)
         else:
             self.answer(self.status, content)
+
+    def do_CONNECT(self) -> None:
+        self.server.asked.append((self.path, dict(self.headers)))
+        self.send_error(502)
 
     def answer(self, status: int, content: bytes, length: int | None = None) -> None:
         self.send_response(status)

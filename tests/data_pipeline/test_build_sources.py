@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Builds from every kind of source, of documents larger than a part, and after a kill.
 
-Covers: data_pipeline/build_journal.py, data_pipeline/hf_tokenizer.py, data_pipeline/large_files.py
+Covers: data_pipeline/build_journal.py, data_pipeline/large_files.py
 """
 
 import builtins
@@ -145,11 +145,11 @@ def test_a_tokenizer_of_another_make_is_taken_over(corpus: Path, tmp_path: Path,
     assert DocumentIndex.load(tmp_path / "again").fingerprint == index.fingerprint
 
 
-def test_tokenizers_that_are_not_byte_level_are_refused(corpus: Path, tmp_path: Path) -> None:
+def test_tokenizers_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     Reference(models.WordLevel({"a": 0}, "a")).save(str(file))
     for content, complaint in (
-        (file.read_text(), "not a byte-level"),
+        (file.read_text(), r"\(WordLevel\) does not give back 13 of 13 documents"),
         ("[]", "is not a tokenizer.json"),
         ("{", "cannot read"),
     ):

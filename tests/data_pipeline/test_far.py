@@ -4,8 +4,11 @@
 Covers: data_pipeline/background.py, data_pipeline/remote.py, data_pipeline/shard_cache.py, data_pipeline/transport.py
 """
 
+import errno
+import fcntl
 import itertools
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import DocumentIndex, FarSettings, SegmentStream, UserError, open_data
+from data_pipeline.adopt import adopt
 from data_pipeline.background import Background
 from data_pipeline.far import RemoteMode
 from data_pipeline.opening import open_store
@@ -226,6 +230,54 @@ def test_who_finds_a_shard_just_fetched_does_not_wait_for_its_readers(
     finally:
         read.close()
     assert served.requests[f"set/{shard.name}"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(
+    served: FaultyServer, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    sizes = [path.stat().st_size for path in sorted((served.root / "set").glob("*.tar"))]
+    far = open_data(f"{served.address}/set", settings(tmp_path, cache_gigabytes=max(sizes) / 1e9))
+    with SegmentStream(dataset, **SHAPE, epochs=2) as near, SegmentStream(far, **SHAPE, epochs=2) as stream:
+        for expected, found in itertools.zip_longest(near, stream):
+            assert_same(expected, found)
+    assert not list((tmp_path / "cache").rglob("*.fetching"))
+
+
+def test_what_a_killed_fetch_left_goes_when_room_is_needed(served: FaultyServer, tmp_path: Path) -> None:
+    far = open_data(f"{served.address}/set", settings(tmp_path, cache_gigabytes=1e-6))
+    assert isinstance(far, DocumentIndex)
+    folder = tmp_path / "cache" / far.path.name / "shards"
+    folder.mkdir()
+    left, running = folder / "shard-000000.tar.0123.fetching", folder / "shard-000001.tar.4567.fetching"
+    for path in (left, running):
+        path.write_bytes(b"half")
+    os.utime(left, (time.time() - 7200,) * 2)
+    store = open_store(far)
+    store.read(0, 0, 1)
+    store.close()
+    assert not left.exists() and running.exists()
+
+
+def test_shards_in_folders_are_copied_into_folders(tmp_path: Path, dataset: Path) -> None:
+    """An adopted data set has them where indexes were merged."""
+    ids = [list(b"Hello"), list(b"a river")]
+    for number, document in enumerate(ids):
+        (tmp_path / "served" / "set" / f"part {number}").mkdir(parents=True)
+        np.save(tmp_path / "served" / "set" / f"part {number}" / "ids.npy", np.array([*document, 0], np.uint16))
+    adopt(tmp_path / "served" / "set", tokenizer="bytes", eos=0)
+    with serving(tmp_path / "served") as server:
+        for mode in MODES:
+            far = open_data(f"{server.address}/set", settings(tmp_path, mode))
+            assert isinstance(far, DocumentIndex)
+            store = open_store(far)
+            assert [store.read(number, 0, len(each)).tolist() for number, each in enumerate(ids)] == ids
+            store.close()
+            assert verify_dataset(far) == []
 
 
 def _read_all(address: str, cache: Path, barrier: Any, results: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import DocumentIndex, SegmentStream, ShardStore, UserError, build_dataset
-from data_pipeline.adopt import adopt_mds
+from data_pipeline.adopt import adopt
 from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.test_segment_stream import assert_same
 
@@ -94,7 +94,7 @@ def test_what_streaming_wrote_is_adopted_and_streams_the_same(dataset: Path, tmp
     flat = np.array([token for document in documents for token in document], "<u2")
     np.savez(tmp_path / "documents.npz", tokens=flat, ends=np.cumsum([len(document) for document in documents]))
     library("write", tmp_path / "documents.npz", tmp_path / "set")
-    manifest = adopt_mds(tmp_path / "set", tokenizer="bytes", column=column, name_column="uid")
+    manifest = adopt(tmp_path / "set", tokenizer="bytes", column=column, name_column="uid")
     assert len(manifest.shards) > 2
     index = DocumentIndex.load(tmp_path / "set")
     assert documents_of(tmp_path / "set") == documents and index.name(1) == "document-1x"
@@ -116,7 +116,7 @@ def test_what_cannot_be_adopted_is_named(mds: Path, tmp_path: Path) -> None:
         index["shards"][1] |= change
         (copy / "index.json").write_text(json.dumps(index))
         with pytest.raises(UserError) as caught:
-            adopt_mds(copy, **{"tokenizer": "bytes", **settings})
+            adopt(copy, **{"tokenizer": "bytes", **settings})
         return str(caught.value)
 
     assert "has no column words; its columns are name, tokens" in complaint({}, column="words")
@@ -126,6 +126,6 @@ def test_what_cannot_be_adopted_is_named(mds: Path, tmp_path: Path) -> None:
     assert "is not the MDS shard" in complaint({"samples": 99})
     assert "another layout" in complaint({"column_sizes": [None, 3]})
     with pytest.raises(UserError, match="is a data set already"):
-        adopt_mds(mds, tokenizer="bytes")
-    with pytest.raises(UserError, match=r"no MDS shards .*index\.json"):
-        adopt_mds(tmp_path / "copy" / "nowhere", tokenizer="bytes")
+        adopt(mds, tokenizer="bytes")
+    with pytest.raises(UserError, match="no tokens of a known kind"):
+        adopt(tmp_path / "copy" / "nowhere", tokenizer="bytes")

@@ -32,7 +32,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
 
 def joined(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-    for piece, _, tokens in tokenized(pieces(corpus, tokenizer), tokenizer, 2):
+    for piece, _, tokens, _ in tokenized(pieces(corpus, tokenizer), tokenizer, 2):
         found.setdefault(piece.name, []).extend(tokens.tolist())
     return found
 

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`memformer data build|inspect|trace` as a user meets them: output, JSON, exit codes, one-line errors.
 
-Covers: launch/commands/data.py
+Covers: launch/commands/data.py, launch/commands/data_adopt.py
 """
 
 import io
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline import DocumentIndex, SegmentStream, trace_rows
 from launch.cli import main
-from launch.commands.data import _BuildProgress
 from tests import ROOT
 from tests.data_pipeline.faulty_server import serving
 
@@ -88,25 +88,6 @@ def test_build_names_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert DocumentIndex.load(tmp_path / "set").name(0) == "first"
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_a_line_at_a_terminal_and_sparse_in_a_log(
-    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("launch.commands.data.time.monotonic", lambda: now[0])
-    progress = _BuildProgress(terminal)
-    for _ in range(1200):  # ten minutes
-        now[0] += 0.5
-        progress("training", 3, 2_000_000)
-    progress.end()
-    shown = capsys.readouterr().err
-    if terminal:
-        assert shown.count("\r") == 1202 and shown.endswith("\r") and "\n" not in shown
-    else:
-        lines = shown.splitlines()
-        assert lines[0] == "training: 3 documents, 2.0 MB, 15 s" and 8 < len(lines) < 14
-
-
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_that_a_terminal_cannot_show_are_spelled_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
@@ -166,7 +147,7 @@ def test_the_job_array_tells_sources_apart_by_their_whole_paths(tmp_path: Path) 
 
 
 def test_build_help_tells_true_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("build", "inspect", "trace"):
+    for command in ("build", "adopt", "inspect", "trace"):
         with pytest.raises(SystemExit) as ended:
             main(["data", command, "--help"])
         assert ended.value.code == 0
@@ -215,6 +196,64 @@ def test_inspect_verify_names_shard_and_document(dataset: Path, capsys: pytest.C
     assert f"{shard}: document 5 (doc-5) does not have its checksum" in output.err
     facts = json.loads(output.out.splitlines()[-1])
     assert facts["verified"] is False and [fault["document"] for fault in facts["faults"]] == [None, 5]
+
+
+@pytest.mark.parametrize("kept", [None, 0, 100])
+def test_inspect_compares_sizes_always(
+    dataset: Path, kept: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = DocumentIndex.load(dataset).shard_path(0)
+    if kept is None:
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:kept])
+    problem = "cannot be read" if kept is None else f"has {kept} bytes, not"
+    with serving(dataset.parent) as server:
+        for name in (str(dataset), f"{server.address}/set"):
+            assert main(["data", "inspect", name, "--json", "--cache-dir", str(tmp_path / "cache")]) == 1
+            output = capsys.readouterr()
+            assert f"{name}/{shard.name}: {problem}" in output.err and "restore the files named" in output.err
+            facts = json.loads(output.out.splitlines()[-1])
+            assert [fault["file"] for fault in facts["faults"]] == [shard.name] and "verified" not in facts
+
+
+def test_inspect_of_an_address_shows_its_splits(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "set")
+    assert main(["data", "build", str(source), "--out", out, "--validation-fraction", "0.2"]) == 0
+    with serving(tmp_path) as server:
+        server.query = "key=s3cr3t"
+        address = f"{server.address}/set?{server.query}"
+        assert main(["data", "inspect", address, "--json", "--cache-dir", str(tmp_path / "cache")]) == 0
+        output = capsys.readouterr().out
+    facts = json.loads(output.splitlines()[-1])
+    assert facts["path"] == f"{server.address}/set" and set(facts["splits"]) == {"train", "validation"}
+    assert "s3cr3t" not in output
+
+
+def test_tokens_of_others_are_adopted_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ids").mkdir()
+    np.save(tmp_path / "ids" / "ids.npy", np.array([7, 8, 0, 9, 0, 0], np.int64))
+    words = ["data", "adopt", str(tmp_path / "ids"), "--out", str(tmp_path / "set"), "--eos", "0", "--json"]
+    assert main([*words, "--vocab-size", "10"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path / 'set'}: 3 documents, 6 tokens, 1 shards, ids of 64 bits"
+    facts = json.loads(lines[-1])
+    assert (facts["path"], facts["tokens"], facts["vocab_size"]) == (str(tmp_path / "set"), 6, 11)
+    for more, complaint in (
+        (["--vocab-size", "9"], "has id 9, but the vocabulary has only ids 0 to 8"),
+        (["--vocab-size", "0"], "holds nothing"),
+        (["--vocab-size", "10", "--dtype", "int32"], "--dtype is int32, but"),
+    ):
+        assert main([*words[:3], "--eos", "0", *more]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error and error.count("\n") == 1
+        assert [path.name for path in (tmp_path / "ids").iterdir()] == ["ids.npy"]
+    for arguments in (words, [*words, "--tokenizer", "bytes", "--vocab-size", "10"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_trace_is_what_streams_deliver(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

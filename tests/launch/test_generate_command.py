@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`memformer generate` and `evaluate` on what users give them: bytes that are no text, addresses.
 
-Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/far.py, launch/models.py
+Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/models.py
 """
 
 import functools

@@ -302,6 +302,15 @@ def test_settings_are_named_with_both_values(run: RunDirectory) -> None:
     ]
 
 
+def test_what_is_secret_in_an_address_is_not_told(run: RunDirectory) -> None:
+    directory = files.step_directory(run, 12)
+    signed = [{"path": "http://host/set?sig=s3cr3t", "weight": 1.0}]
+    told = resuming.changed_settings(directory, {"data": {"path": signed}})
+    assert told == ["data.path d -> [{'path': 'http://host/set?***', 'weight': 1.0}]"]
+    with pytest.raises(UserError, match=r"data\.path: http://host/set\?\*\*\* \(fingerprint b\)"):
+        resuming.is_other_data(directory, {"fingerprint": "b"}, "refuse", "http://host/set?sig=s3cr3t")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"), [("fingerprint", "b", r"data.path: e .* \(d, .*"), ("seed", 1, "seed: is 1")]
 )

@@ -1,0 +1,82 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer evaluate` reads what training reads: a directory, its splits, an address, tokens that others wrote.
+
+Covers: launch/commands/evaluate.py, launch/addresses.py
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_pipeline import load_tokenizer
+from data_pipeline.adopt import adopt
+from launch.cli import main
+from memformer import Memformer, MemformerConfig
+from memformer.models.loading import FORMAT
+from tests.books import small_dataset
+from tests.data_pipeline.faulty_server import serving
+
+
+def export(directory: Path, tokenizer_of: Path) -> Path:
+    """A small model with the tokenizer of a data set, as `memformer export` writes it."""
+    tokenizer = load_tokenizer(tokenizer_of)
+    torch.manual_seed(0)
+    config = MemformerConfig(
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        d_model=16,
+        num_heads=2,
+        d_ff=32,
+        num_memory_slots=3,
+        vocab_size=tokenizer.vocab_size,
+        start_token_id=tokenizer.start_token_id,
+        segment_length=32,
+    )
+    model = Memformer(config)
+    directory.mkdir()
+    weights = {name: value.contiguous() for name, value in model.state_dict().items() if name != "head.weight"}
+    save_file(weights, directory / "model.safetensors")
+    tokenizer.save(directory)
+    described = {"format": FORMAT, "model": config.to_dict(), "tokenizer_sha256": tokenizer.sha256}
+    (directory / "config.json").write_text(json.dumps(described))
+    return directory
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], model: Path, data: object, cache: Path) -> dict[str, Any]:
+    words = ["--device", "cpu", "--max-segments", "2", "--json", "--cache-dir", str(cache)]
+    assert main(["evaluate", str(model), "--data", str(data), *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_a_data_set_at_an_address_is_scored_like_a_near_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    books = small_dataset(tmp_path, characters=4_500)
+    model = export(tmp_path / "model", books / "train")
+    expected = evaluate(capsys, model, books / "validation", tmp_path / "cache")
+    assert expected["with_memory"]["bits_per_byte"] == pytest.approx(expected["with_memory"]["loss"] / math.log(2))
+    assert evaluate(capsys, model, books, tmp_path / "cache") == expected
+    with serving(books.parent) as server:
+        server.query = "key=s3cr3t"
+        for part in ("", "/validation"):
+            address = f"{server.address}/{books.name}{part}?{server.query}"
+            assert evaluate(capsys, model, address, tmp_path / "cache") == expected
+        assert main(["evaluate", str(model), "--data", f"{server.address}/nowhere?{server.query}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"no data set at {server.address}/nowhere" in error and "s3cr3t" not in error
+
+
+def test_tokens_without_their_tokenizer_have_no_bits_per_byte(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ids").mkdir()
+    np.save(tmp_path / "ids" / "ids.npy", np.arange(200, dtype=np.int32) % 50)
+    adopt(tmp_path / "ids", vocab_size=50, eos=49)
+    model = export(tmp_path / "model", tmp_path / "ids")
+    scores = evaluate(capsys, model, tmp_path / "ids", tmp_path / "cache")
+    assert scores["with_memory"]["bits_per_byte"] is None and scores["with_memory"]["tokens"] == 200
