@@ -237,9 +237,9 @@ def test_tokens_of_others_are_adopted_by_a_command(tmp_path: Path, capsys: pytes
     np.save(tmp_path / "ids" / "ids.npy", np.array([7, 8, 0, 9, 0, 0], np.int64))
     words = ["data", "adopt", str(tmp_path / "ids"), "--out", str(tmp_path / "set"), "--eos", "0", "--json"]
     assert main([*words, "--vocab-size", "10"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'set'}: 3 documents, 6 tokens, 1 shards, ids of 64 bits"
-    facts = json.loads(lines[-1])
+    said = capsys.readouterr()
+    assert said.err == f"{tmp_path / 'set'}: 3 documents, 6 tokens, 1 shards, ids of 64 bits\n"
+    facts = json.loads(said.out)
     assert (facts["path"], facts["tokens"], facts["vocab_size"]) == (str(tmp_path / "set"), 6, 11)
     for more, complaint in (
         (["--vocab-size", "9"], "has id 9, but the vocabulary has only ids 0 to 8"),

@@ -32,7 +32,7 @@ def test_threads_are_as_many_as_a_token_is_worth(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("length", "chosen"), [(16, 1), (2**16, 8)])
 def test_a_small_segment_is_read_by_one_thread(monkeypatch: pytest.MonkeyPatch, length: int, chosen: int) -> None:
-    model = Memformer(MemformerConfig(vocab_size=32, d_model=32, num_heads=2, num_memory_slots=4))
+    model = Memformer(MemformerConfig(vocab_size=32, start_token_id=0, d_model=32, num_heads=2, num_memory_slots=4))
     threads = [8]
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
