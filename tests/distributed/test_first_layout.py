@@ -43,7 +43,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
         memory = row.get("memory", {})
         if "self_attention" in memory:
             memory["self_weight"] = memory.pop("self_attention")
-        row.pop("epochs", None)  # which the first layout did not have
+        # What is counted has changed, to what a write leaves of a slot; and the first layout had no epochs.
+        for name in ("retention", "kept_share", "overwritten_share"):
+            memory.pop(name, None)
+        row.pop("epochs", None)
         found.append(row)
     return found
 

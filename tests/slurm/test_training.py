@@ -71,8 +71,8 @@ def test_two_nodes_lose_a_rank_and_finish(cluster: Cluster, config: Path) -> Non
     assert outcomes == [None, "failed", None, "finished"], "the last one was not even started"
 
 
-def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Path, reference: Path) -> None:
-    """Four lives of one job: a time-out warning, a rank's kill -9, a preemption, and the controller away at the end."""
+def test_warned_preempted_without_controller(cluster: Cluster, config: Path, reference: Path) -> None:
+    """Three lives of one job: a time-out warning, a preemption, and the controller away at the end."""
     run = config.parent / "interrupted"
     hold(run, 5)
     job = launch(cluster, config, run)
@@ -83,19 +83,13 @@ def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Pa
     saved = [event["step"] for event in records(run / "events.jsonl") if event["event"] == "preemption"]
     assert saved == [5]
 
-    hold(run, 17)
-    wait_for_step(run, 17)
-    os.kill(rank_process(job, 1), signal.SIGKILL)
-    wait_until(lambda: restarts(cluster, job) == 2, 90, "requeued after the death of a rank")
-    assert "rank-00001 on node2 ended first, with exit code 137" in job_log(run)
-
     hold(run, 20)
     wait_for_step(run, 20)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
     other = cluster.client(*urgent, "--wrap=sleep 2").strip()
     cluster.wait_for(other, "COMPLETED", seconds=90)
     assert last_step(run) < STEPS
-    wait_until(lambda: restarts(cluster, job) >= 3, 90, "requeued after the preemption")
+    wait_until(lambda: restarts(cluster, job) >= 2, 90, "requeued after the preemption")
     assert len([event for event in records(run / "events.jsonl") if event["event"] == "preemption"]) >= 2
 
     held = last_step(run) + 3  # it may have been preempted again since
@@ -110,7 +104,7 @@ def test_warned_killed_preempted_without_controller(cluster: Cluster, config: Pa
     assert_same_run(run, reference)
     ends = [record["outcome"] for record in records(run / "jobs.jsonl") if record["event"] == "end"]
     # Slurm may start the preempted job before the urgent one, and preempt it again.
-    assert ends == ["stopped", "failed", *["stopped"] * (len(ends) - 3), "finished"]
+    assert ends == [*["stopped"] * (len(ends) - 1), "finished"]
 
 
 def test_a_node_dies(cluster: Cluster, config: Path, reference: Path) -> None:
