@@ -173,7 +173,8 @@ def slurm_parameters(options: SlurmOptions, directory: Path) -> dict[str, Any]:
     return {
         **{key: getattr(options, key) for key in named if getattr(options, key) is not None},
         "additional_parameters": further,
-        "setup": [f"export PYTHONPATH={shlex.quote(str(directory / 'code'))}", *options.set_up],
+        # submitit starts itself by `python -m`, which would put the directory of the submission before the copy.
+        "setup": [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(directory / 'code'))}", *options.set_up],
         "signal_delay_s": options.warning_seconds,
         "srun_args": ["--kill-on-bad-exit=1", "--wait=120", *container],
         "stderr_to_stdout": True,

@@ -118,7 +118,7 @@ def test_options_reach_slurm() -> None:
     assert found["partition"] == "gpu"
     further = {"mem": "0", "reservation": "r", "switches": "1", "exclusive": True, "requeue": True}
     assert found["additional_parameters"] == {**further, "kill-on-invalid-dep": "yes"}
-    assert found["setup"] == ["export PYTHONPATH='/runs/a b/code'", "module x"]
+    assert found["setup"] == ["export PYTHONSAFEPATH=1 PYTHONPATH='/runs/a b/code'", "module x"]
 
 
 class FailedJobError(Exception):
