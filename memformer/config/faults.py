@@ -10,7 +10,33 @@ from memformer.config.written import Where, leaves
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NO_SECTION = ("model_type", "model_attributes_type", "dataclass_type", "dict_type")
+_ELSEWHERE = {
+    "batch_size": ["data.num_lanes"],
+    "train_batch_size": ["data.num_lanes"],
+    "epochs": ["training.max_steps"],
+    "num_epochs": ["training.max_steps"],
+    "num_train_epochs": ["training.max_steps"],
+    "seq_len": ["data.segment_length"],
+    "block_size": ["data.segment_length"],
+    "context_length": ["data.segment_length"],
+    "num_layers": ["model.num_encoder_layers", "model.num_decoder_layers"],
+    "hidden_size": ["model.d_model"],
+    "hidden_dim": ["model.d_model"],
+    "output_dir": ["run_dir"],
+    "out_dir": ["run_dir"],
+    "save_steps": ["checkpoint.interval"],
+    "eval_steps": ["training.eval_interval"],
+    "max_grad_norm": ["optimizer.gradient_clipping"],
+    "bf16": ["precision"],
+    "fp16": ["precision"],
+}
+"""Settings under the names that other programs have for them."""
+
 _OF_A_BRANCH = {"string_type": "text", "list_type": "list"}  # each branch of `path or list` refuses the other's values
+
+
+ITEM = "*"
+"""Stands in a dotted name for the number of a section in a list, as in data.path.*.weight."""
 
 
 class Faults:
@@ -19,7 +45,7 @@ class Faults:
     Args:
         values: What was written, as `read_values` gives it.
         source: The file that was asked for.
-        settings: Gives the dotted names of all settings of the schema.
+        settings: Gives the dotted names of all settings of the schema, with `ITEM` for those in lists.
     """
 
     def __init__(self, values: Mapping[str, Any], source: str, settings: Callable[[], Collection[str]]) -> None:
@@ -99,22 +125,39 @@ class Faults:
         if kind == "value_error":
             return str(error["msg"]).removeprefix("Value error, ")
         if kind in _NO_SECTION:
-            return f"is {value}: it is a section, write its settings under it"
+            return f"is {value}: it is a section, {self._filled(place)}"
         if kind in _OF_A_BRANCH:
             either = error["loc"][-1] != place[-1]
             return f"is {value}: write a {'text or a list' if either else _OF_A_BRANCH[kind]}"
         message = str(error["msg"])
         return f"is {value}: {message[0].lower()}{message[1:]}"
 
+    def _beside(self, section: Where) -> list[str]:
+        """The names of what may stand in a section, in the schema's order."""
+        above = [ITEM if isinstance(part, int) else str(part) for part in section]
+        known = [each.split(".") for each in self._settings()]
+        names = [each[len(above)] for each in known if each[: len(above)] == above and len(each) > len(above)]
+        return list(dict.fromkeys(names))
+
+    def _filled(self, section: Where) -> str:
+        """How a section is written."""
+        names = self._beside(section)
+        if names and not all(isinstance(part, str) for part in section):
+            return f"write {{{', '.join(f'{name}: VALUE' for name in names)}}}"
+        if names and any(option == _dotted(section) for option in self._options):
+            return f"give its settings, such as --{_dotted(section)}.{names[0]} VALUE"
+        return "write its settings under it"
+
     def _unknown(self, place: Where) -> str:
         parent, name = place[:-1], str(place[-1])
-        depth = len(parent)
-        settings = self._settings()
-        known = [each.split(".") for each in settings]
-        beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
+        settings = [each for each in self._settings() if ITEM not in each.split(".")]
+        if name in settings and not parent:  # a dotted name, as on a command line
+            section, _, field = name.rpartition(".")
+            return f"a file has sections: write {field} under {section}:"
+        beside = self._beside(parent)
         meant = similar(name, beside, settings)
         if not meant:
-            return f"unknown key; the keys are {', '.join(beside)}"
+            return f"unknown key; the keys are {', '.join(sorted(beside))}"
         dashes = "--" if any(option.startswith(_dotted(place)) for option in self._options) else ""
         return f"unknown key, did you mean {' or '.join(dashes * ('.' in each) + each for each in meant)}?"
 
@@ -131,6 +174,8 @@ def similar(name: str, beside: Collection[str], settings: Collection[str]) -> li
     last = {each: each.rpartition(".")[2] for each in settings if "." in each}
     if exact := [each for each, field in last.items() if field == name]:
         return exact[:3]
+    if elsewhere := [each for each in _ELSEWHERE.get(name, ()) if each in settings]:
+        return elsewhere
     if close := difflib.get_close_matches(name, beside, 1):
         return close
     if short := [each for each in beside if _abbreviates(name, each)]:
