@@ -176,7 +176,7 @@ def similar(name: str, beside: Collection[str], settings: Collection[str]) -> li
         return exact[:3]
     if elsewhere := [each for each in _ELSEWHERE.get(name, ()) if each in settings]:
         return elsewhere
-    if close := difflib.get_close_matches(name, beside, 1):
+    if close := difflib.get_close_matches(name, beside, 1, 0.7):
         return close
     if short := [each for each in beside if _abbreviates(name, each)]:
         return short[:3]
