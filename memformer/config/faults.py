@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from memformer.config.written import Where, leaves
+from memformer.config.written import Where, Written, leaves
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NO_SECTION = ("model_type", "model_attributes_type", "dataclass_type", "dict_type")
@@ -27,6 +27,16 @@ _ELSEWHERE = {
     "save_steps": ["checkpoint.interval"],
     "eval_steps": ["training.eval_interval"],
     "max_grad_norm": ["optimizer.gradient_clipping"],
+    "grad_clip": ["optimizer.gradient_clipping"],
+    "log_every": ["training.log_interval"],
+    "logging_steps": ["training.log_interval"],
+    "save_every": ["checkpoint.interval"],
+    "tp": ["parallel.tensor"],
+    "tensor_parallel": ["parallel.tensor"],
+    "tensor_model_parallel_size": ["parallel.tensor"],
+    "pp": ["parallel.pipeline"],
+    "pipeline_parallel": ["parallel.pipeline"],
+    "pipeline_model_parallel_size": ["parallel.pipeline"],
     "bf16": ["precision"],
     "fp16": ["precision"],
 }
@@ -50,11 +60,12 @@ class Faults:
 
     def __init__(self, values: Mapping[str, Any], source: str, settings: Callable[[], Collection[str]]) -> None:
         self._values, self._source, self._settings = values, source, settings
-        self._options = {  # setting -> the option that it comes from, as it was given
-            _dotted(tuple(part for part in place if isinstance(part, str))): f"{written.source} {written.text}"
-            for place, written in leaves(values)
-            if written.source.startswith("--")
-        }
+        given: dict[str, list[Written]] = {}
+        for place, written in leaves(values):
+            if written.source.startswith("--"):
+                given.setdefault(_dotted(tuple(part for part in place if isinstance(part, str))), []).append(written)
+        self._options = {setting: _as_given(parts) for setting, parts in given.items()}
+        """Setting -> the option that it comes from, as it was given."""
 
     def of_schema(self, errors: Iterable[Any]) -> list[tuple[Where, str]]:
         """What pydantic found, as (place, words)."""
@@ -196,6 +207,12 @@ def _names(words: str, option: str, place: Where) -> bool:
     """Whether a fault at a place speaks of a setting: by its dotted name, or in a section by its own."""
     spoken = option if not place else option.rpartition(".")[2]
     return re.search(rf"(?<![\w.]){re.escape(spoken)}(?![\w])", words) is not None
+
+
+def _as_given(parts: list[Written]) -> str:
+    """An option with its value, which may be a list."""
+    texts = ", ".join(written.text for written in parts)
+    return f"{parts[0].source} {texts if len(parts) == 1 else f'[{texts}]'}"
 
 
 def _dotted(place: Where) -> str:

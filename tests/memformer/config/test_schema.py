@@ -107,6 +107,12 @@ def test_a_section_that_is_left_out_or_given_a_value_is_told_by_what_stands_in_i
         load_config(file, ["--data", "d"])
 
 
+def test_a_list_on_the_command_line_is_told_whole(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", MINIMAL)
+    with pytest.raises(UserError, match=r"^\S+ with --parallel\.pipeline_layers \[1, 1\]: parallel\."):
+        load_config(file, ["--parallel.pipeline_layers", "[1,1]"])
+
+
 def test_names_of_settings_elsewhere_name_settings_of_this_schema() -> None:
     settings = {line.split()[0].removeprefix("--") for line in describe_fields().splitlines()}
     assert {each for meant in faults._ELSEWHERE.values() for each in meant} <= settings
