@@ -177,8 +177,9 @@ def _check_settings(
 
 
 def _check_target(target: Path, files: Sequence[SourceFile], overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise UserError(f"out {target} is a file; name a directory")
+    above = next((place for place in (target, *target.parents) if place.exists()), target)
+    if above.exists() and not above.is_dir():
+        raise UserError(f"out {target}: {above} is a file; name a directory")
     if target.is_dir() and any(target.iterdir()):
         is_dataset = any((target / part / MANIFEST_FILE).is_file() for part in ("", *SPLITS))
         if not is_dataset:

@@ -91,8 +91,14 @@ class Manifest:
             return cls.parse(file.read_bytes(), str(file))
         except FileNotFoundError:
             raise UserError(_why_no_manifest(directory)) from None
+        except NotADirectoryError:
+            raise UserError(
+                f"{directory} is a file, not a data set; build one with `memformer data build {directory} --out DIR`"
+            ) from None
         except OSError as error:
-            raise UserError(f"cannot read {file}: {error}; restore the file or build the data set again") from None
+            raise UserError(
+                f"cannot read {file}: {error.strerror}; restore the file or build the data set again"
+            ) from None
 
     @classmethod
     def parse(cls, text: bytes, file: str) -> "Manifest":

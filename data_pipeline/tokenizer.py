@@ -25,6 +25,7 @@ from data_pipeline.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 START_TOKEN = "<|start|>"
+SMALLEST_VOCAB = 258  # the bytes, the start token, a merge
 # How `tokenizers`' ByteLevel(use_regex=True) cuts text into words before merging, for tiktoken's engine.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The same with an end to words: text without blanks (Chinese, genomes, base64) would be one word, and to merge in a
@@ -244,9 +245,9 @@ def train_bpe(
     Raises:
         UserError: `vocab_size` leaves no room for a merge.
     """
-    if vocab_size < 258:
+    if vocab_size < SMALLEST_VOCAB:
         raise UserError(
-            f"train-bpe:{vocab_size}: the vocabulary holds 256 bytes and a start token; ask for 258 or more"
+            f"train-bpe:{vocab_size}: the ids hold 256 bytes and a start token; ask for {SMALLEST_VOCAB} or more"
         )
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trained

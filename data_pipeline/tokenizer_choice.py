@@ -7,6 +7,7 @@ from typing import Any
 from data_pipeline.errors import UserError
 from data_pipeline.hf_tokenizer import HFTokenizer, import_tokenizer, start_of
 from data_pipeline.tokenizer import (
+    SMALLEST_VOCAB,
     ByteTokenizer,
     Tokenizer,
     has_own_words,
@@ -46,13 +47,17 @@ def training_vocab_size(spec: str) -> int | None:
     """VOCAB of `train-bpe:VOCAB`; None for a tokenizer that needs no training.
 
     Raises:
-        UserError: VOCAB is not a number.
+        UserError: VOCAB is not a number, or leaves no room for a merge.
     """
     kind, _, argument = spec.partition(":")
     if kind != "train-bpe":
         return None
     if not argument.isdecimal():
         raise UserError(f"tokenizer {spec!r}: VOCAB must be a whole number, e.g. train-bpe:8192")
+    if int(argument) < SMALLEST_VOCAB:
+        raise UserError(
+            f"tokenizer {spec!r}: the vocabulary holds 256 bytes and a start token; ask for {SMALLEST_VOCAB} or more"
+        )
     return int(argument)
 
 

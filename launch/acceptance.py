@@ -4,8 +4,11 @@
 Training itself refuses the same, but seconds later, or on a node where nobody looks. Imports no torch.
 """
 
+from pathlib import Path
+
 from data_pipeline.errors import UserError
 from data_pipeline.far import is_address
+from launch.models import check_model
 from memformer.checkpoints.resuming import check_fits, choose, is_other_data
 from memformer.config.schema import Config
 from memformer.run.data import TrainingData
@@ -44,10 +47,13 @@ def check_resume(config: Config, resume: str, data: TrainingData | None) -> None
         data: Its data sets; None: what depends on them is left to training.
 
     Raises:
-        UserError: No checkpoint can be used, or it is one of another model, tokenizer or data set.
+        UserError: No checkpoint can be used, or it is one of another model, tokenizer or data set; or the run starts
+            afresh from what is no export.
     """
     start = choose(RunDirectory(config.run_dir), resume, sums=False)
     if start.checkpoint is None:
+        if config.init_from and data is not None:
+            check_model(Path(config.init_from), "init_from")
         return
     if data is None:
         known = {name: value for name, value in config.model.to_dict().items() if value is not None}

@@ -211,14 +211,14 @@ def check_slurm() -> Iterator[Finding]:
         return
     try:
         done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30)
-        said = " ".join((done.stdout + done.stderr).split())
+        said = next((line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()), "nothing")
     except (OSError, subprocess.TimeoutExpired) as error:
         said = str(error)
     if " is UP" in said:
         yield Finding("fine", "Slurm", said)
     else:
         yield Finding(
-            "warning", "Slurm", f"its controller does not answer: {said[:120]}", "wait or ask the site; jobs run on"
+            "warning", "Slurm", f"its controller does not answer: {said}", "wait or ask the site; jobs run on"
         )
 
 

@@ -8,10 +8,11 @@ Exit codes: 0 done, 1 failed, 2 bad usage. Subcommands are imported only when th
 import argparse
 import importlib
 import io
+import math
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data_pipeline.errors import UserError
 from launch.answers import json_alone
@@ -36,6 +37,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+LARGEST = 2**63
+"""Numbers of options are smaller."""
+
+NUMBERS = {"int": "a whole number", "positive": "a whole number of 1 or more", "float": "a number"}
+"""Types of arguments -> what is asked for."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line (the usage is in `--help`)."""
 
@@ -43,13 +51,27 @@ class OneLineParser(argparse.ArgumentParser):
         """Ends the command with exit code 2 and one line on stderr."""
         self.exit(exit_codes.USAGE, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        # Said in the user's words; what no number of torch's or numpy's could hold is none that an option means.
+        asked = NUMBERS.get(getattr(action.type, "__name__", ""))
+        try:
+            value = super()._get_value(action, text)
+        except argparse.ArgumentError:
+            if asked is None:
+                raise
+            value = math.nan
+        if isinstance(value, (int, float)) and not abs(value) < LARGEST:
+            raise argparse.ArgumentError(action, f"is {text!r}: give {asked}")
+        return value
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows true defaults beside each option and keeps the line breaks of descriptions."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # An option without a default says in its own words what holds without it.
-        return action.help if action.default is None else super()._get_help_string(action)
+        # An option without a default says in its own words what holds without it; a switch is off unless it is given.
+        told = action.default is None or action.default == [] or action.nargs == 0
+        return action.help if told else super()._get_help_string(action)
 
 
 def command(name: str) -> tuple[ModuleType, OneLineParser]:

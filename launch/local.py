@@ -360,8 +360,8 @@ class _Supervisor:
         if rank.rank == 0:  # its lines stand on the terminal already
             say(f"rank 0 {_how(rank)}")
             return
-        lines = "".join(f"  | {line}\n" for line in last_lines(rank.log, rank.log_start))
-        say(f"rank {rank.rank} {_how(rank)}; the end of {rank.log}:\n{lines.rstrip()}")
+        lines = "".join(f"\n  | {line}" for line in last_lines(rank.log, rank.log_start))
+        say(f"rank {rank.rank} {_how(rank)}" + (f"; the end of {rank.log}:{lines}" if lines else ", and said nothing"))
 
     def _tell_failure(self, first: Rank, ends: str) -> None:
         """The last words: what came first, though others have said much since, and what went down with it."""

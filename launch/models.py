@@ -19,16 +19,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, said: str = "") -> None:
     """Refuses what is no exported model at a glance, before torch is imported.
+
+    Args:
+        path: Where it should be.
+        said: The setting that names it, for the message; the command's argument needs no name.
 
     Raises:
         UserError: There is none.
     """
+    named = f"{said}: {path}" if said else str(path)
     if (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: is a run, not an exported model: memformer export {path} --out DIR makes one")
+        raise UserError(f"{named}: is a run, not an exported model: memformer export {path} --out DIR makes one")
     if not (path / "config.json").is_file():
-        raise UserError(f"{path}: holds no config.json: give a directory made by memformer export")
+        raise UserError(f"{named}: holds no config.json: give a directory made by memformer export")
 
 
 def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]":

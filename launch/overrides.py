@@ -36,6 +36,13 @@ def split_overrides(arguments: Sequence[str], known: Collection[str]) -> tuple[l
     return own, overrides
 
 
+_ALIASES = dict.fromkeys(
+    ("--gpus", "--num-gpus", "--num_gpus", "--np", "--processes", "--nproc_per_node", "--nproc-per-node"),
+    ("--nproc", "--gpus-per-node"),
+)
+"""Options under the names that other launchers have for them."""
+
+
 class OverridesParser(OneLineParser):
     """A parser that puts the settings of its command line into `overrides` of the result."""
 
@@ -45,6 +52,8 @@ class OverridesParser(OneLineParser):
         """Parses the command's own arguments; the settings are left to the configuration."""
         own, overrides = split_overrides(args or [], self._option_string_actions)
         for name in (word.partition("=")[0] for word in overrides if word.startswith("--")):
+            if name == "--json":
+                self.error("has no --json: memformer status RUN --json tells of a run")
             if meant := misspelt(name, self._option_string_actions):
                 self.error(f"no option {name}, did you mean {meant}?")
         parsed, unknown = super().parse_known_args(own, namespace)
@@ -61,6 +70,8 @@ def misspelt(name: str, known: Collection[str]) -> str | None:
     """
     if "." in name:
         return None
+    if meant := [each for each in _ALIASES.get(name, ()) if each in known]:
+        return meant[0]
     from memformer.config.schema import Config  # pydantic takes a moment, and --help needs none of it
 
     near = difflib.get_close_matches(name, known, 1, 0.8)

@@ -130,7 +130,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory of each node, 0 for all of it (default: all with GPUs, the site's default without)",
     )
-    group.add_argument("--time", metavar="LIMIT", help="limit of one life of the job, such as 24:00:00 or 2-00:00:00")
+    group.add_argument(
+        "--time",
+        metavar="LIMIT",
+        help="limit of one life of the job, such as 24:00:00 or 2-00:00:00 (default: the partition's; with submitit, "
+        "a day)",
+    )
     site = parser.add_argument_group("site")
     for name, what in {
         "partition": "partition",

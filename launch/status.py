@@ -140,7 +140,7 @@ def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -
         nodes=str(started[-1].get("nodes", "")).split() if started else [],
         processes=starts[-1].get("processes") if starts else None,
         seconds_since_news=None if silence is None else round(max(0.0, silence), 1),
-        events=events[-last_events:],
+        events=events[max(0, len(events) - last_events) :],
         failure=failure,
         process=trainer.words,
     )

@@ -95,7 +95,9 @@ class TrainingJob:
                 f"{reason}; requeueing (attempt {attempts} of {self.max_failures} from checkpoint {before})", flush=True
             )
             requeue(task.job_id)
-        raise TrainingFailed(f"{reason}; {attempts} lives in a row began at checkpoint {before}")
+        raise TrainingFailed(
+            f"{reason}; {attempts} lives in a row began at checkpoint {before}" if hopeless else reason
+        )
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit's signal handler in rank 0: waits until the rank has saved, then asks for a requeue."""

@@ -138,7 +138,14 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DIR", nargs="+", help="a data set (directory or address), or several to blend")
-    add("--weights", metavar="W", nargs="+", type=float, default=argparse.SUPPRESS, help="share of each data set")
+    add(
+        "--weights",
+        metavar="W",
+        nargs="+",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="share of each (default: 1 for each)",
+    )
     _add_required(parser, "--lanes", metavar="B", type=int, help="lanes of the global batch")
     _add_required(parser, "--segment-length", metavar="S", type=int, help="tokens a segment")
     _add_required(parser, "--num-segments", metavar="T", type=int, help="segments a rollout")

@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file: name a directory")
     if not path.is_file():
-        raise UserError(f"--text-file {path}: cannot be read as UTF-8 text (there is no such file)")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--text-file {path}: is a pipe or a device, and is read twice: write it to a file")
+        why = "it is a directory" if path.is_dir() else "there is no such file"
+        raise UserError(f"--text-file {path}: cannot be read as UTF-8 text ({why}): give the path of a text file")
     with Progress() as progress:
         progress.say("opening the model")
         report = inspected(arguments, progress)
@@ -123,7 +126,7 @@ def token_pieces(path: Path, tokenizer: Any) -> Iterator[Any]:
                     yield tokenizer.encode(text[:cut])
                 text = text[cut:]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"--text-file {path}: cannot be read as UTF-8 text ({error})") from None
+        raise UserError(f"--text-file {path}: cannot be read as UTF-8 text ({error}): give it as UTF-8") from None
     if text:
         yield tokenizer.encode(text)
 
@@ -145,7 +148,7 @@ def write(out: Path, report: dict[str, Any], figures: dict[str, Any]) -> list[st
         for name in names:
             (scratch / name).replace(out / name)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})", exit_code=1) from None
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): make room", exit_code=1) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return names

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="auto|never|PATH",
         default=argparse.SUPPRESS,
-        help="where to go on from, as for `memformer train` (default: what `memformer train` does by itself)",
+        help="where to go on from, as for `memformer train` (default: auto)",
     )
     parser.add_argument(
         "--grace-seconds",
@@ -79,16 +79,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(" ".join(f"{name}={value}" for name, value in variables.items()), shlex.join(command))
         print(f"logs: {log_dir}/rank-00000.log ... rank-{nproc - 1:05d}.log")
         return 0
+    port = os.environ.get("MASTER_PORT", "")
+    if port and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"environment variable MASTER_PORT is {port}: set it to a port from 1 to 65535, or unset it")
     before = refuse_busy(run)
     check_resume(config, getattr(arguments, "resume", "auto"), open_data(config))
-    port = os.environ.get("MASTER_PORT", "")
     return launch_processes(
         command,
         nproc,
         log_dir,
         bind_cores=gpus == 0 and not arguments.no_bind_cores,
         grace_seconds=arguments.grace_seconds,
-        master_port=int(port) if port.isdigit() else None,
+        master_port=int(port) if port else None,
         failed=functools.partial(tell_failure, run, before),
     )
 

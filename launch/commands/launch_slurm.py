@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(text, end="")
         print(
-            f"launch: a dry run: nothing was submitted, {directory} was not made; memformer status knows the run once "
-            "it is submitted, without --dry-run",
+            f"launch: a dry run: nothing was submitted, nor written into {directory}; memformer status knows the run "
+            "once it is submitted, without --dry-run",
             file=sys.stderr,
         )
         return 0

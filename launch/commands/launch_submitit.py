@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks the configurations, submits, and waits if asked to."""
     from launch import slurm_client
-    from launch.acceptance import check_resume, open_data_if_here
+    from launch.acceptance import check_resume, open_data, open_data_if_here
     from launch.commands.launch_local import refuse_busy
     from launch.commands.launch_slurm import describe_submission, refuse_second_job
     from launch.snapshot import snapshot_code, write_config
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
             slurm_client.refuse_without_slurm()
             refuse_second_job(directory, slurm_client)
         refuse_busy(RunDirectory(directory))
-        check_resume(config, "auto", open_data_if_here(config))
+        far = arguments.executor == "slurm"  # a machine that only submits may not see the data
+        check_resume(config, "auto", open_data_if_here(config) if far else open_data(config))
     new = [directory for directory in directories if not directory.exists()]
     functions = []
     for config, directory in zip(configs, directories, strict=True):

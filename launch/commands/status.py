@@ -29,11 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows the run's state; 0 whatever the state is."""
+    from data_pipeline import UserError
     from launch.status import read_status
 
+    if arguments.events < 0:
+        raise UserError(f"--events is {arguments.events}: give 0 or more")
     terminal = sys.stdout.isatty()
     while True:
-        status = read_status(arguments.run, max(0, arguments.events))
+        status = read_status(arguments.run, arguments.events)
         if arguments.json:
             answer(dataclasses.asdict(status))
         else:

@@ -7,6 +7,7 @@ or one that is known of and gone, is a reason to refuse.
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,8 @@ _LAYOUT = {
     "pipeline": "pipeline {} -> {}",
     "zero_stage": "ZeRO {} -> {}",
     "num_lanes": "{} -> {} lanes",
-    "precision": "{} -> {}",
-    "device": "{} -> {}",
+    "precision": "precision {} -> {}",
+    "device": "device {} -> {}",
 }
 _NAMED_ELSEWHERE = frozenset(
     {"run_dir", "precision", "device", "data.num_lanes", "parallel.tensor", "parallel.pipeline", "parallel.zero_stage"}
@@ -80,6 +81,8 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
             raise UserError(f"run_dir: {run.root} holds a run: choose another directory, or --resume auto")
         return Start()
     if resume != "auto":
+        if not os.path.isdir(resume):
+            raise UserError(f"--resume {resume}: is no directory: give auto, never, or a run or one of its checkpoints")
         found = files.locate(resume, sums=sums)
         own = os.path.isdir(run.checkpoints) and os.path.samefile(found.parent, run.checkpoints)
         others = [] if own else files.candidates(run)
@@ -232,11 +235,16 @@ def changed_settings(directory: Path, settings: Mapping[str, Any]) -> list[str]:
     """
     before, now = (dict(_leaves(values)) for values in (files.read_state(directory).get("settings", {}), settings))
     return [
-        f"{name} {shown(str(before[name]))} -> {shown(str(value))}"
+        f"{name} {_words(before[name])} -> {_words(value)}"
         for name, value in now.items()
         if name in before and before[name] != value and name not in _NAMED_ELSEWHERE
-        if shown(str(before[name])) != shown(str(value))
+        if _words(before[name]) != _words(value)
     ]
+
+
+def _words(value: Any) -> str:
+    """A setting's value as a configuration has it, without what is secret in an address."""
+    return shown(value if isinstance(value, str) else json.dumps(value))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -259,8 +267,10 @@ def sizes(state: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def not_carried(changes: list[str]) -> str:
-    """What a resume with these changes cannot carry over, in one clause."""
-    if any(word in change for change in changes for word in ("processes", "lanes", "pipeline")):
+def not_carried(changes: list[str], dropout: float) -> str:
+    """What a resume with these changes cannot carry over, in one clause; `dropout`: the run's."""
+    if dropout and any(word in change for change in changes for word in ("processes", "lanes", "pipeline")):
         return "dropout draws other masks, since its random streams belong to the old layout"
+    if any("precision" in change for change in changes):
+        return "losses agree to the rounding of the coarser precision"
     return "losses agree to rounding" if changes else "nothing is lost"

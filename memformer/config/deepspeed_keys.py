@@ -6,6 +6,7 @@ torch. So its keys stand here, and a test holds them to the DeepSpeed that is in
 """
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -140,4 +141,4 @@ def unfit(
         elif taken[key] is not _VALUE and isinstance(value, Mapping):
             yield from unfit(value, taken[key], here)
         elif taken[key] is not _VALUE:
-            yield here, f"is {value!r}: it is a section, write its keys under it"
+            yield here, f"is {json.dumps(value, default=str)}: it is a section, write its keys under it"

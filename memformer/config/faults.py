@@ -6,11 +6,47 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from memformer.config.written import Where, leaves
+from memformer.config.written import Where, Written, leaves
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NO_SECTION = ("model_type", "model_attributes_type", "dataclass_type", "dict_type")
+_ELSEWHERE = {
+    "batch_size": ["data.num_lanes"],
+    "train_batch_size": ["data.num_lanes"],
+    "epochs": ["training.max_steps"],
+    "num_epochs": ["training.max_steps"],
+    "num_train_epochs": ["training.max_steps"],
+    "seq_len": ["data.segment_length"],
+    "block_size": ["data.segment_length"],
+    "context_length": ["data.segment_length"],
+    "num_layers": ["model.num_encoder_layers", "model.num_decoder_layers"],
+    "hidden_size": ["model.d_model"],
+    "hidden_dim": ["model.d_model"],
+    "output_dir": ["run_dir"],
+    "out_dir": ["run_dir"],
+    "save_steps": ["checkpoint.interval"],
+    "eval_steps": ["training.eval_interval"],
+    "max_grad_norm": ["optimizer.gradient_clipping"],
+    "grad_clip": ["optimizer.gradient_clipping"],
+    "log_every": ["training.log_interval"],
+    "logging_steps": ["training.log_interval"],
+    "save_every": ["checkpoint.interval"],
+    "tp": ["parallel.tensor"],
+    "tensor_parallel": ["parallel.tensor"],
+    "tensor_model_parallel_size": ["parallel.tensor"],
+    "pp": ["parallel.pipeline"],
+    "pipeline_parallel": ["parallel.pipeline"],
+    "pipeline_model_parallel_size": ["parallel.pipeline"],
+    "bf16": ["precision"],
+    "fp16": ["precision"],
+}
+"""Settings under the names that other programs have for them."""
+
 _OF_A_BRANCH = {"string_type": "text", "list_type": "list"}  # each branch of `path or list` refuses the other's values
+
+
+ITEM = "*"
+"""Stands in a dotted name for the number of a section in a list, as in data.path.*.weight."""
 
 
 class Faults:
@@ -19,16 +55,17 @@ class Faults:
     Args:
         values: What was written, as `read_values` gives it.
         source: The file that was asked for.
-        settings: Gives the dotted names of all settings of the schema.
+        settings: Gives the dotted names of all settings of the schema, with `ITEM` for those in lists.
     """
 
     def __init__(self, values: Mapping[str, Any], source: str, settings: Callable[[], Collection[str]]) -> None:
         self._values, self._source, self._settings = values, source, settings
-        self._options = {  # setting -> the option that it comes from, as it was given
-            _dotted(tuple(part for part in place if isinstance(part, str))): f"{written.source} {written.text}"
-            for place, written in leaves(values)
-            if written.source.startswith("--")
-        }
+        given: dict[str, list[Written]] = {}
+        for place, written in leaves(values):
+            if written.source.startswith("--"):
+                given.setdefault(_dotted(tuple(part for part in place if isinstance(part, str))), []).append(written)
+        self._options = {setting: _as_given(parts) for setting, parts in given.items()}
+        """Setting -> the option that it comes from, as it was given."""
 
     def of_schema(self, errors: Iterable[Any]) -> list[tuple[Where, str]]:
         """What pydantic found, as (place, words)."""
@@ -99,22 +136,39 @@ class Faults:
         if kind == "value_error":
             return str(error["msg"]).removeprefix("Value error, ")
         if kind in _NO_SECTION:
-            return f"is {value}: it is a section, write its settings under it"
+            return f"is {value}: it is a section, {self._filled(place)}"
         if kind in _OF_A_BRANCH:
             either = error["loc"][-1] != place[-1]
             return f"is {value}: write a {'text or a list' if either else _OF_A_BRANCH[kind]}"
         message = str(error["msg"])
         return f"is {value}: {message[0].lower()}{message[1:]}"
 
+    def _beside(self, section: Where) -> list[str]:
+        """The names of what may stand in a section, in the schema's order."""
+        above = [ITEM if isinstance(part, int) else str(part) for part in section]
+        known = [each.split(".") for each in self._settings()]
+        names = [each[len(above)] for each in known if each[: len(above)] == above and len(each) > len(above)]
+        return list(dict.fromkeys(names))
+
+    def _filled(self, section: Where) -> str:
+        """How a section is written."""
+        names = self._beside(section)
+        if names and not all(isinstance(part, str) for part in section):
+            return f"write {{{', '.join(f'{name}: VALUE' for name in names)}}}"
+        if names and any(option == _dotted(section) for option in self._options):
+            return f"give its settings, such as --{_dotted(section)}.{names[0]} VALUE"
+        return "write its settings under it"
+
     def _unknown(self, place: Where) -> str:
         parent, name = place[:-1], str(place[-1])
-        depth = len(parent)
-        settings = self._settings()
-        known = [each.split(".") for each in settings]
-        beside = sorted({each[depth] for each in known if each[:depth] == list(parent)})
+        settings = [each for each in self._settings() if ITEM not in each.split(".")]
+        if name in settings and not parent:  # a dotted name, as on a command line
+            section, _, field = name.rpartition(".")
+            return f"a file has sections: write {field} under {section}:"
+        beside = self._beside(parent)
         meant = similar(name, beside, settings)
         if not meant:
-            return f"unknown key; the keys are {', '.join(beside)}"
+            return f"unknown key; the keys are {', '.join(sorted(beside))}"
         dashes = "--" if any(option.startswith(_dotted(place)) for option in self._options) else ""
         return f"unknown key, did you mean {' or '.join(dashes * ('.' in each) + each for each in meant)}?"
 
@@ -131,7 +185,9 @@ def similar(name: str, beside: Collection[str], settings: Collection[str]) -> li
     last = {each: each.rpartition(".")[2] for each in settings if "." in each}
     if exact := [each for each, field in last.items() if field == name]:
         return exact[:3]
-    if close := difflib.get_close_matches(name, beside, 1):
+    if elsewhere := [each for each in _ELSEWHERE.get(name, ()) if each in settings]:
+        return elsewhere
+    if close := difflib.get_close_matches(name, beside, 1, 0.7):
         return close
     if short := [each for each in beside if _abbreviates(name, each)]:
         return short[:3]
@@ -151,6 +207,12 @@ def _names(words: str, option: str, place: Where) -> bool:
     """Whether a fault at a place speaks of a setting: by its dotted name, or in a section by its own."""
     spoken = option if not place else option.rpartition(".")[2]
     return re.search(rf"(?<![\w.]){re.escape(spoken)}(?![\w])", words) is not None
+
+
+def _as_given(parts: list[Written]) -> str:
+    """An option with its value, which may be a list."""
+    texts = ", ".join(written.text for written in parts)
+    return f"{parts[0].source} {texts if len(parts) == 1 else f'[{texts}]'}"
 
 
 def _dotted(place: Where) -> str:

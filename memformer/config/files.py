@@ -64,8 +64,12 @@ def parse_yaml(text: str, source: str, where: Callable[[int], str]) -> Any:
         return None if node is None else _Values(source, where).of(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.context_mark is not None and str(error.context).startswith("while scanning"):
+            mark = error.context_mark  # a text or a key that is never closed: it is wrong where it begins
         line = text.count("\n") + 1 if mark is None else mark.line + 1
         what = " ".join(filter(None, (error.context, error.problem)))
+        if what == "mapping values are not allowed here":
+            what = "a colon in a value, which needs quotes then, or a line that begins too far right"
         if "\\t" in what:
             what = "a tab where YAML wants blanks: indent with blanks"
         raise NotYaml(f"{where(line)}: is not YAML ({what})") from None

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from data_pipeline.errors import UserError
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
-from memformer.config.faults import Faults
+from memformer.config.faults import ITEM, Faults
 from memformer.config.files import dump_yaml, read_values
 from memformer.config.places import Place
 from memformer.config.written import Where, Written, settle
@@ -448,9 +448,10 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
         schema = schema_of(name)
     except UnknownFamily as error:
         raise UserError(f"{where}: {error}") from None
+    values = {"data": {}, **values}  # without the section it is data.path that is missing
     found: list[tuple[Where, str]] = []
     plain = settle(values, schema, found)
-    faults = Faults(values, source, lambda: [field for field, _ in _fields(schema)])
+    faults = Faults(values, source, lambda: [field for field, _ in _fields(schema, items=True)])
     if not found:
         keys = plain.get("deepspeed")
         found += [(("deepspeed", *place), words) for place, words in unfit(keys if isinstance(keys, dict) else {})]
@@ -477,8 +478,8 @@ def describe_fields() -> str:
     )
 
 
-def _fields(of: type[Config]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted name, JSON schema) of every setting that is not a section."""
+def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted name, JSON schema) of every setting that is not a section; `items`: also of sections in lists."""
     schema = of.model_json_schema()
     kind = {"default": DEFAULT, "description": "Kind of model: memformer, or that of an installed package."}
 
@@ -490,5 +491,9 @@ def _fields(of: type[Config]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
+                for item in (each.get("items", {}) for each in field.get("anyOf", ()) if items):
+                    if "$ref" in item:
+                        section = schema["$defs"][item["$ref"].rsplit("/", 1)[-1]]
+                        yield from walk(section, f"{prefix}{name}.{ITEM}.")
 
     return walk(schema, "")

@@ -50,7 +50,7 @@ def choose(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    scaled = logits.float() / temperature
+    scaled = logits.float() / min(max(temperature, 1e-30), 1e30)  # beyond that float32 has no numbers
     if top_k is not None and top_k < scaled.shape[-1]:
         least = scaled.topk(top_k, dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < least, float("-inf"))

@@ -15,7 +15,7 @@ from memformer.models.configuration import ModelConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.planning.arrangement import Arrangement, arrange
 from memformer.planning.devices import Device, device_of, peak_flops
-from memformer.planning.memory import MENDS, stage_memory
+from memformer.planning.memory import LESS_TRAFFIC, MENDS, stage_memory
 from memformer.planning.traffic import stage_traffic
 
 EFFICIENCY = 0.5
@@ -175,7 +175,7 @@ def _warnings(
         found.append(f"parallel.tensor {tensor} spans nodes: it talks in every layer, keep it within one")
     axis = max(seconds, key=lambda name: seconds[name])
     if seconds[axis] > 0.3 * step:
-        found.append(f"{seconds[axis] / step:.0%} of a step is {axis}-parallel traffic")
+        found.append(f"{seconds[axis] / step:.0%} of a step is {axis}-parallel traffic: {LESS_TRAFFIC[axis]}")
     if run.bubble > 0.2:
         found.append(f"the pipeline's bubble is {run.bubble:.0%}: more segments, or more groups of lanes, fill it")
     return found

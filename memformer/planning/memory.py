@@ -25,6 +25,14 @@ MENDS = {
 }
 """What makes a part smaller."""
 
+LESS_TRAFFIC = {
+    "data": "it does not grow with the tokens of a step, so give more of them (data.num_lanes, data.num_segments)",
+    "tensor": "lower parallel.tensor, and use parallel.zero_stage or parallel.pipeline in its place",
+    "pipeline": "lower parallel.pipeline, or parallel.tensor within a node in its place",
+    "replica": "lower parallel.tensor or parallel.pipeline",
+}
+"""What makes an axis' traffic a smaller part of a step."""
+
 
 class Part(NamedTuple):
     """One part of what a process holds.

@@ -26,8 +26,9 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
         environment.update(_of_step(environment) if is_task_among_others(environment) else _alone())
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         if not environment.get(name, "").isdecimal():
+            found = repr(environment[name]) if name in environment else "not set"
             raise UserError(
-                f"environment variable {name} is {environment.get(name)!r}: set it to a number, or start the run "
+                f"environment variable {name} is {found}: set it to a number, or start the run "
                 "with memformer launch, torchrun or srun"
             )
     if not environment.get("MASTER_ADDR"):

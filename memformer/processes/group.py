@@ -73,6 +73,8 @@ def choose_device(setting: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     # With one GPU visible per task (Slurm's --gpus-per-task), every local rank finds its own as number 0.
     index = 0 if count == 1 and "SLURM_PROCID" in os.environ else local_rank
+    if count == 0:
+        raise UserError("device: is cuda, but there is no GPU here: set --device cpu, or look at memformer doctor")
     if index >= count:
         raise UserError(
             f"device: local rank {local_rank} has no GPU ({count} visible): start at most {count} processes a machine, "

@@ -80,7 +80,8 @@ def go_on_from(start: Start, state: TrainingState, found: Differences) -> None:
         state.event("checkpoint_incomplete", step=step, lost=start.lost)
         _warn(state, "went on without what the weights do not need: %s", "; ".join(start.lost))
     if found.layout:
-        LOG.info("carried over to %s; %s", ", ".join(found.layout), resuming.not_carried(list(found.layout)))
+        kept = resuming.not_carried(list(found.layout), state.config.model.dropout)
+        LOG.info("carried over: %s; %s", ", ".join(found.layout), kept)
     if found.settings:
         LOG.info("changed since step %d: %s", step, ", ".join(found.settings))
 

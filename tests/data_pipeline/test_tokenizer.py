@@ -208,6 +208,8 @@ def test_bad_files_and_sizes_are_one_clear_line(tmp_path: Path) -> None:
         load_tokenizer(file)
     with pytest.raises(UserError, match="258 or more"):
         train_bpe(TEXTS, 257)
+    with pytest.raises(UserError, match="258 or more"):
+        training_vocab_size("train-bpe:257")
     with pytest.raises(UserError, match="whole number"):
         training_vocab_size("train-bpe:8k")
     assert training_vocab_size("train-bpe:8192") == 8192 and training_vocab_size("bytes") is None

@@ -40,6 +40,8 @@ def test_a_prompt_that_is_no_utf_8_is_one_line(workshop: Path) -> None:
         (["--prompt", "caf\udce9"], "--prompt: is not UTF-8 text (byte 0xe9 in line 1)"),
         (["--prompt-file", "prompt.txt"], "--prompt-file prompt.txt: is not UTF-8 text (byte 0xe9 in line 2)"),
         (["--prompt-file", "none.txt"], "--prompt-file none.txt: cannot be read (No such file or directory)"),
+        (["--prompt", "a", "--seed", "9" * 30], "argument --seed: is '999999999999999999999999999999': give a whole n"),
+        (["--prompt", "a", "--temperature", "inf"], "argument --temperature: is 'inf': give a number"),
     ):
         done = run_command("generate", "model", *words, "--max-new-tokens", "1", folder=workshop)
         assert (done.returncode, done.stdout) == (2, "")

@@ -98,12 +98,17 @@ def test_more_processes_than_gpus_are_refused_but_not_on_the_cpu(
     [
         (["--training.max_stepz", "3"], "training.max_stepz"),
         (["--nprocs", "3"], "no option --nprocs, did you mean --nproc?"),
+        (["--gpus", "3"], "no option --gpus, did you mean --nproc?"),
+        (["--json"], "has no --json: memformer status RUN --json"),
         (["--resum=never"], "no option --resum, did you mean --resume?"),
         (["--sead", "3"], "--sead: unknown key, did you mean seed?"),
         (["--training.max_steps"], "--training.max_steps"),
         (["--training.max_steps", "many"], "training.max_steps"),
         (["--nproc", "0"], "--nproc"),
-        (["--nproc", "two"], "--nproc"),
+        (["--nproc", "two"], "--nproc: is 'two': give a whole number of 1 or more"),
+        (["--grace-seconds", "nan"], "--grace-seconds: is 'nan': give a number"),
+        (["--grace-seconds", "soon"], "--grace-seconds: is 'soon': give a number"),
+        (["--nproc", "9" * 30], "give a whole number of 1 or more"),
         (["stray"], "stray"),
     ],
 )
@@ -170,6 +175,20 @@ def test_a_directory_that_is_in_use_is_left_alone(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "many", "-1"])
+def test_a_port_that_is_none_is_refused_before_anything_starts(
+    config: str,
+    launched: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    port: str,
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", port)
+    assert cli.main(["launch", "local", config]) == 2
+    assert f"environment variable MASTER_PORT is {port}: set it to a port" in capsys.readouterr().err
+    assert launched == []
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_the_launcher_says_what_came_first_and_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: bool
@@ -215,7 +234,7 @@ def test_no_help_shows_none_for_a_default() -> None:
 
     texts = [text for name in cli.COMMANDS for text in walk(cli.command(name)[1])]
     assert len(texts) > len(cli.COMMANDS)
-    assert not [text for text in texts if re.search(r"\bNone\b", text)]
+    assert not [text for text in texts if re.search(r"\bNone\b|\(default:\s+(True|False|\[\])\)", text)]
 
 
 def test_split_overrides_keeps_a_value_that_looks_like_an_option() -> None:

@@ -40,6 +40,12 @@ def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert words in text
 
 
+def test_a_warning_says_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "--gpus-per-node", "8") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is data-parallel traffic: " in line and "data.num_lanes" in line
+
+
 def test_too_large_a_model_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     large = {"num_decoder_layers": 40, "d_model": 8192, "num_heads": 64, "d_ff": 32768, "vocab_size": 32768}
     assert plan(tmp_path, "--gpus-per-node", "8", model=large) == 1

@@ -240,6 +240,10 @@ def test_a_run_goes_on_with_new_data_once(workshop: Path, run: RunDirectory) -> 
 def test_an_export_that_is_gone_is_not_missed_by_a_run_that_resumes(workshop: Path, run: RunDirectory) -> None:
     done = run_command("train", *words(workshop, run, "--training.max_steps", "7", "--init_from", "nowhere"))
     assert done.returncode == 0, done.stderr
+    fresh = ["--run_dir", str(run.root / "fresh"), "--init_from", "nowhere"]
+    refused = run_command("train", str(workshop / "config.yaml"), *fresh)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "init_from: nowhere: holds no config.json" in refused.stderr and not (run.root / "fresh").exists()
 
 
 def test_export_does_not_take_an_older_step_without_a_word(workshop: Path, run: RunDirectory, tmp_path: Path) -> None:

@@ -230,3 +230,12 @@ def test_no_such_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     out, err = capsys.readouterr()
     assert "give the run_dir of" in err and err.count("\n") == 1
     assert out == ""
+
+
+def test_as_many_events_are_shown_as_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", "start", "preemption", "resume", "start 1")
+    for number, shown in ((0, 0), (1, 1), (4, 4), (9, 4)):
+        assert cli.main(["status", str(run), "--json", "--events", str(number)]) == 0
+        assert len(json.loads(capsys.readouterr().out)["events"]) == shown
+    assert cli.main(["status", str(run), "--events", "-1"]) == 2
+    assert "--events is -1: give 0 or more" in capsys.readouterr().err

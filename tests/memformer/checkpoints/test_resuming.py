@@ -302,11 +302,34 @@ def test_settings_are_named_with_both_values(run: RunDirectory) -> None:
     ]
 
 
+def test_changes_are_told_in_the_words_of_a_configuration(run: RunDirectory) -> None:
+    told = resuming.changed_settings(files.step_directory(run, 12), {"data": {"path": None}, "optimizer": {}})
+    assert told == ["data.path d -> null"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dropout", "words"),
+    [
+        ([], 0.0, "nothing is lost"),
+        (["2 -> 1 processes"], 0.0, "losses agree to rounding"),
+        (["2 -> 1 processes"], 0.1, "dropout draws other masks"),
+        (["precision fp16 -> fp32"], 0.1, "the rounding of the coarser precision"),
+    ],
+)
+def test_only_what_is_lost_is_said_to_be(changes: list[str], dropout: float, words: str) -> None:
+    assert words in resuming.not_carried(changes, dropout)
+
+
+def test_a_path_that_is_no_checkpoint_is_told_with_the_other_choices(run: RunDirectory) -> None:
+    with pytest.raises(UserError, match=r"^--resume no: is no directory: give auto, never, or a run"):
+        resuming.choose(run, "no")
+
+
 def test_what_is_secret_in_an_address_is_not_told(run: RunDirectory) -> None:
     directory = files.step_directory(run, 12)
     signed = [{"path": "http://host/set?sig=s3cr3t", "weight": 1.0}]
     told = resuming.changed_settings(directory, {"data": {"path": signed}})
-    assert told == ["data.path d -> [{'path': 'http://host/set?***', 'weight': 1.0}]"]
+    assert told == ['data.path d -> [{"path": "http://host/set?***", "weight": 1.0}]']
     with pytest.raises(UserError, match=r"data\.path: http://host/set\?\*\*\* \(fingerprint b\)"):
         resuming.is_other_data(directory, {"fingerprint": "b"}, "refuse", "http://host/set?sig=s3cr3t")
 

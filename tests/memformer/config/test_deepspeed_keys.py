@@ -38,6 +38,7 @@ REFUSED = {
     "{zero_optimization: {overlap_comm: auto}}": ["deepspeed.zero_optimization.overlap_comm: is auto", "leave it out"],
     "{train_micro_batch_size_per_gpu: auto}": ["deepspeed.train_micro_batch_size_per_gpu: is this system's own"],
     "{zero_optimization: 3}": ["deepspeed.zero_optimization: is 3: it is a section"],
+    "{wandb: true}": ["deepspeed.wandb: is true: it is a section"],
     "{comms_loger: {enabled: true}}": ["did you mean comms_logger?"],
     "{elasticity: {enabled: true}}": ["deepspeed.elasticity: DeepSpeed has no such key"],
 }

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from data_pipeline.errors import UserError
-from memformer.config import schema
+from memformer.config import faults, schema
 from memformer.config.schema import Config, describe_fields, load_config, parse_config, save_config
 from memformer.models.registry import family_of
 
@@ -68,6 +68,12 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"model": {"segment_length": 64}}, ["model.segment_length is 64 but data.segment_length is 128"]),
         ({"training": {"max_steps": 10}, "optimizer": {"warmup_steps": 100}}, ["warmup_steps is 100: set it to", "10"]),
         ({"data": {"path": [{"weight": 1}]}}, ["data.path.0.path: is missing: write it there"]),
+        ({"data": {"path": ["d"]}}, ["data.path.0: is 'd': it is a section, write {path: VALUE, weight: VALUE}"]),
+        ({"data": {"path": [{"path": "d", "wieght": 1}]}}, ["data.path.0.wieght: unknown key, did you mean weight?"]),
+        ({"data": {"path": [{"path": "d", "x": 1}]}}, ["data.path.0.x: unknown key; the keys are path, weight"]),
+        ({"training.max_steps": 3}, ["training.max_steps: a file has sections: write max_steps under training:"]),
+        ({"training": {"batch_size": 3}}, ["training.batch_size: unknown key, did you mean data.num_lanes?"]),
+        ({"epochs": 3}, ["epochs: unknown key, did you mean training.max_steps?"]),
         ({"data": {"path": {"a": 1}}}, ["data.path: is {'a': 1}: write a text or a list"]),
         ({"seed": None}, ["seed: is null: input should be a valid integer"]),
         ({"parallel": {"tensor": 3}}, ["model.num_heads is 8, which parallel.tensor 3 does not divide: choose"]),
@@ -91,6 +97,25 @@ def test_faults_are_named(values: dict[str, Any], parts: list[str]) -> None:
     message = refusal(values)
     for part in parts:
         assert part in message
+
+
+def test_a_section_that_is_left_out_or_given_a_value_is_told_by_what_stands_in_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^c\.yaml: data\.path: is missing: .* --data\.path VALUE$"):
+        parse_config({"run_dir": "r"}, "c.yaml")
+    file = write(tmp_path / "c.yaml", MINIMAL)
+    with pytest.raises(UserError, match=r"^--data: is 'd': it is a section, give its settings, such as --data\.path V"):
+        load_config(file, ["--data", "d"])
+
+
+def test_a_list_on_the_command_line_is_told_whole(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", MINIMAL)
+    with pytest.raises(UserError, match=r"^\S+ with --parallel\.pipeline_layers \[1, 1\]: parallel\."):
+        load_config(file, ["--parallel.pipeline_layers", "[1,1]"])
+
+
+def test_names_of_settings_elsewhere_name_settings_of_this_schema() -> None:
+    settings = {line.split()[0].removeprefix("--") for line in describe_fields().splitlines()}
+    assert {each for meant in faults._ELSEWHERE.values() for each in meant} <= settings
 
 
 def test_several_faults_are_named_at_once() -> None:

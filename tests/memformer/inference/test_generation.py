@@ -100,3 +100,10 @@ def test_top_k_and_top_p_leave_out_the_rest() -> None:
     assert set(choose(logits, temperature=0).tolist()) == {0}
     drawn = choose(logits, generator=source).bincount(minlength=4) / 2000
     torch.testing.assert_close(drawn, logits[0].exp(), rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e300], ids=["tiny", "huge"])
+def test_a_temperature_beyond_float32_is_the_nearest_that_it_has(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 9.0, float("-inf")]] * 64)
+    drawn = set(choose(logits, temperature, generator=torch.Generator().manual_seed(0)).tolist())
+    assert drawn == ({1} if temperature < 1 else {0, 1})

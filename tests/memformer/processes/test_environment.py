@@ -129,5 +129,8 @@ def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
 def test_a_variable_that_is_missing_or_does_not_fit_is_named(change: dict[str, Any], said: str) -> None:
     whole = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
     prepare_environment(dict(whole))
+    without = {name: value for name, value in whole.items() if name != "WORLD_SIZE"}
+    with pytest.raises(UserError, match="environment variable WORLD_SIZE is not set: set it to a number"):
+        prepare_environment(without)
     with pytest.raises(UserError, match=said):
         prepare_environment({**whole, **change})
