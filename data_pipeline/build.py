@@ -32,6 +32,7 @@ from data_pipeline.tokenizer_choice import load_tokenizer, make_tokenizer, train
 from data_pipeline.tokenizing import Piece, pieces, texts, tokenized
 
 ON_BAD_RECORD = ("stop", "skip")
+_LARGEST_SHARD = 1_000_000  # MB
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def _check_settings(
         raise UserError(f"format {format!r} cannot be written; choose {' or '.join(WRITERS)}")
     if workers < 1:
         raise UserError(f"workers is {workers}; give 1 or more")
-    if not shard_megabytes > 0:
-        raise UserError(f"shard_megabytes is {shard_megabytes}; give a size above 0")
+    if not 0 < shard_megabytes <= _LARGEST_SHARD:
+        raise UserError(f"shard_megabytes is {shard_megabytes}; give a size above 0, up to {_LARGEST_SHARD:,}")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
     if not bpe_training_megabytes > 0:

@@ -154,9 +154,10 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             pass  # a file system without locks: two builds of one target at once are then the user's to avoid
         try:
             journal = Journal(partial)
+            if not overwrite and target.is_dir() and any(target.iterdir()):
+                raise UserError(f"another build has made {target} just now; name another directory")
             yield journal
             journal.clear()
-            (partial / MARKER).unlink()
             sync(partial)
         except Exception as error:
             kept = journal.worth_keeping()
@@ -168,11 +169,13 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             message = error if isinstance(error, UserError) else f"cannot write {target}: {error.strerror or error}"
             code = error.exit_code if isinstance(error, UserError) else 1
             raise UserError(f"{message} ({kept} in {partial}: the same command goes on there)", code) from error
-        if overwrite and target.exists():
-            replaced = target.with_name(f"{target.name}.replaced-{os.getpid()}")
+        replaced = target.with_name(f"{target.name}.replaced-{os.getpid()}") if overwrite and target.exists() else None
+        if replaced:
             target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
+        partial.rename(target)
+        # Not before: what a kill leaves of the lines above is still known as a build.
+        (target / MARKER).unlink()
+        sync(target)
         sync(target.parent)
+        if replaced:
+            shutil.rmtree(replaced)

@@ -14,6 +14,9 @@ from data_pipeline.tokenizer import (
     read_tokenizer_file,
 )
 
+_MOST_DIGITS = 9  # more ids than the tokens of any text
+_MOST_SHOWN = 40
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
@@ -51,8 +54,11 @@ def training_vocab_size(spec: str) -> int | None:
     kind, _, argument = spec.partition(":")
     if kind != "train-bpe":
         return None
-    if not argument.isdecimal():
-        raise UserError(f"tokenizer {spec!r}: VOCAB must be a whole number, e.g. train-bpe:8192")
+    if not argument.isdecimal() or len(argument) > _MOST_DIGITS:
+        raise UserError(
+            f"tokenizer {spec[:_MOST_SHOWN]!r}: VOCAB must be a whole number of {_MOST_DIGITS} digits or fewer, e.g. "
+            "train-bpe:8192"
+        )
     return int(argument)
 
 

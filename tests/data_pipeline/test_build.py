@@ -16,11 +16,15 @@ import pytest
 import webdataset
 
 from data_pipeline import DocumentIndex, ShardStore, UserError, build_dataset
+from data_pipeline.build_journal import building
 from data_pipeline.manifest import ShardInfo
 from data_pipeline.payload import Payload
 from data_pipeline.shards import WRITERS, WebDatasetWriter
 
 NAMES = ["a.txt", "deep/book.txt", "deep/packed.txt.gz", *(f"line-{i}" for i in range(9)), "one.md"]
+
+
+PACKED = ("gz", "bz2", "xz", "zst")
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -231,6 +235,7 @@ def test_a_killed_build_is_cleared_away_and_a_running_one_is_not(corpus: Path, t
         ("bad.jsonl", b'{"text": "\xff"}\n', "line 1: not UTF-8 at byte 10"),
         ("bad.txt.gz", b"not gzip at all", r"bad\.txt\.gz: damaged gzip"),
         ("bad.txt.gz", gzip.compress(b"cut short" * 99, mtime=0)[:-9], r"bad\.txt\.gz: damaged gzip"),
+        *((f"bad.jsonl.{kind}", b"", rf"bad\.jsonl\.{kind}: damaged \w+ file \(it is empty\)") for kind in PACKED),
         ("empty.txt", b"", "hold no text"),
     ],
 )
@@ -254,6 +259,8 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
     assert "format 'parquet'" in complaint(format="parquet")
     assert "workers is 0" in complaint(workers=0)
     assert "shard_megabytes is 0" in complaint(shard_megabytes=0)
+    assert "shard_megabytes is inf" in complaint(shard_megabytes=float("inf"))
+    assert "VOCAB must be a whole number" in complaint(tokenizer="train-bpe:1" + 5000 * "0")
     assert "validation_fraction is 1" in complaint(validation_fraction=1)
     assert "bpe_training_megabytes is -1" in complaint(bpe_training_megabytes=-1)
     assert "choose bytes, bpe:FILE, hf:FILE or train-bpe:VOCAB" in complaint(tokenizer="words")
@@ -281,6 +288,35 @@ def test_a_full_disk_is_one_line_and_leaves_finished_shards_or_nothing(
     assert caught.value.exit_code == 1
     monkeypatch.setattr(WebDatasetWriter, "close", original)
     assert build_dataset([corpus], tmp_path / "set", shard_megabytes=0.012).resumed_documents > 0
+
+
+def test_a_build_that_is_killed_at_its_very_end_is_taken_up(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Leaves everything as it is."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with pytest.raises(Killed):
+        build_dataset([corpus], tmp_path / "set")
+    monkeypatch.undo()
+    build_dataset([corpus], tmp_path / "set")
+    build_dataset([corpus], tmp_path / "other")
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "set"]
+
+
+def test_what_another_build_made_meanwhile_is_not_touched(corpus: Path, tmp_path: Path) -> None:
+    build_dataset([corpus], tmp_path / "set")
+    with (
+        pytest.raises(UserError, match=r"another build has made .*set just now"),
+        building(tmp_path / "set", overwrite=False),
+    ):
+        raise AssertionError("nothing is to be built")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_sources_that_change_during_the_build_are_noticed(corpus: Path, tmp_path: Path) -> None:
