@@ -293,7 +293,7 @@ def _facts(index: DocumentIndex, segment_length: int) -> dict[str, Any]:
     return {
         **_counts(manifest),
         "format": manifest.storage,
-        "tokenizer": str(manifest.settings["tokenizer"]),
+        "tokenizer": str(manifest.settings.get("tokenizer", "unknown")),
         "vocab_size": manifest.vocab_size,
         "token_bits": 8 * index.token_dtype.itemsize,
         "dropped_documents": manifest.dropped_documents,

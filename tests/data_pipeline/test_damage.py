@@ -155,3 +155,23 @@ def test_padding_share_counts_the_last_segments(dataset: Path) -> None:
     positions = sum(-(-int(length) // 100) * 100 for length in index.lengths)
     assert index.padding_share(100) == pytest.approx(1 - index.num_tokens / positions)
     assert index.padding_share(1) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("settings", None),
+        ("token_dtype", "<f4"),
+        ("token_dtype", 5),
+        ("tokens", None),
+        ("text_bytes", "many"),
+        ("documents", 0),
+        ("shards", [5]),
+        ("shards", [{"name": "a", "size_bytes": "1", "sha256": "", "documents": 1, "tokens": 1}]),
+    ],
+)
+def test_a_manifest_with_a_field_of_another_type_is_one_line(broken: Path, key: str, value: object) -> None:
+    content = json.loads((broken / "manifest.json").read_text())
+    (broken / "manifest.json").write_text(json.dumps(content | {key: value}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*; restore the file or build"):
+        DocumentIndex.load(broken)
