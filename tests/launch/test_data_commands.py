@@ -120,10 +120,12 @@ def test_the_job_array_tells_sources_apart_by_their_whole_paths(tmp_path: Path) 
         "v1.1.txt",
         "en+part-0.jsonl",
         str(tmp_path / "v1.0.txt"),
+        "-dash.txt",
+        *(f"{'/'.join(['a' * 60] * 4)}/{number}.txt" for number in "12"),
     ]
     for number, name in enumerate(sources):
         file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(json.dumps({"text": f"source {number}"}))
     (tmp_path / "list").write_text("\r\n".join(sources))
     (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
