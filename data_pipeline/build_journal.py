@@ -6,6 +6,7 @@ computed before the first shard (content hashes, a trained tokenizer). A later b
 there, as far as the sources still begin with the same documents; any other build starts from nothing.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -141,6 +142,7 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
         UserError: Something else is in the way, or another build of this target runs.
     """
     partial = partial_of(target)
+    made = [folder for folder in partial.parents if not folder.exists()]
     partial.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists() and not (partial / MARKER).exists():
         raise UserError(f"{partial} is in the way and is not an unfinished build; move it away")
@@ -163,6 +165,9 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             kept = journal.worth_keeping()
             if not kept:
                 shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                    for folder in made:
+                        folder.rmdir()
                 raise
             if not isinstance(error, UserError | OSError):
                 raise

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import webdataset
 
 from data_pipeline import DocumentIndex, ShardStore, UserError, build_dataset
+from data_pipeline.adopt import adopt
 from data_pipeline.build_journal import building
 from data_pipeline.manifest import ShardInfo
 from data_pipeline.payload import Payload
@@ -198,6 +200,40 @@ def test_what_is_not_a_data_set_is_never_replaced(corpus: Path, tmp_path: Path) 
     (out / "notes.txt").write_text("inside")
     with pytest.raises(UserError, match="would delete"):
         build_dataset([out / "notes.txt"], out, overwrite=True)
+    for place in (out, out / "checkpoints"):
+        place.mkdir(exist_ok=True)
+        (out / "notes.txt").rename(place / "mine.txt")
+        with pytest.raises(UserError, match=r"holds .*(mine.txt|checkpoints).* beside its data set, which --overwrite"):
+            build_dataset([corpus], out, overwrite=True)
+        (place / "mine.txt").rename(out / "notes.txt")
+    shutil.rmtree(out / "checkpoints")
+    (out / "notes.txt").unlink()
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="nobody can tell what --overwrite would delete"):
+        build_dataset([corpus], out, overwrite=True)
+
+
+def test_tokens_that_were_adopted_are_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array([1, 2, 3], np.uint16))
+    adopt(tmp_path, tokenizer="bytes", eos=3)
+    with pytest.raises(UserError, match="holds tokens that were adopted"):
+        build_dataset([corpus], tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("format", list(WRITERS))
+def test_splits_are_replaced_by_others(corpus: Path, tmp_path: Path, format: str) -> None:
+    for fraction, overwrite in ((0.2, False), (0.3, True), (0.0, True)):
+        build_dataset([corpus], tmp_path / "set", format=format, validation_fraction=fraction, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_name_that_cannot_be_is_one_line_and_no_folder_is_left(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"out .* cannot be used \(File name too long\)"):
+        build_dataset([corpus], tmp_path / ("x" * 300))
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(UserError, match="neither JSON lines"):
+        build_dataset([tmp_path / "bad.jsonl"], tmp_path / "new" / "folders" / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
 def test_a_failed_build_leaves_nothing(corpus: Path, tmp_path: Path) -> None:
