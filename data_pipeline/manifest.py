@@ -91,7 +91,7 @@ class Manifest:
         file = directory / MANIFEST_FILE
         try:
             return cls.parse(file.read_bytes(), str(file))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(_why_no_manifest(directory)) from None
         except OSError as error:
             raise UserError(f"cannot read {file}: {error}; restore the file or build the data set again") from None
@@ -197,6 +197,8 @@ def _checked(made: Part) -> Part:
 
 
 def _why_no_manifest(directory: Path) -> str:
+    if directory.is_file():
+        return f"{directory} is a file, not a data set; name the directory that `memformer data build` made"
     if not directory.is_dir() and partial_of(directory).is_dir():
         return (
             f"{directory} is not built yet; if the build was cut short, the same `memformer data build` goes on with it"
