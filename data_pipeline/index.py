@@ -125,7 +125,7 @@ class DocumentIndex:
         Raises:
             UserError: The file is missing, or is not the one that the data set was built with.
         """
-        tokenizer = load_tokenizer(self.path)
+        tokenizer = load_tokenizer(self.path, "restore the file or build the data set again")
         if tokenizer.sha256 != self.manifest.tokenizer_sha256:
             raise UserError(
                 f"{self.path / TOKENIZER_FILE} is not the tokenizer this data set was built with (sha256 "

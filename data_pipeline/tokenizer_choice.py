@@ -18,13 +18,18 @@ _MOST_DIGITS = 9  # more ids than the tokens of any text
 _MOST_SHOWN = 40
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, mend: str = "train one with `memformer data build --tokenizer train-bpe:VOCAB`"
+) -> Tokenizer:
     """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
+
+    Args:
+        path: The file or directory.
+        mend: What to do if there is none.
 
     Raises:
         UserError: There is no such file, or it is not a byte-level tokenizer with this project's start token.
     """
-    mend = "train one with `memformer data build --tokenizer train-bpe:VOCAB`"
     file, text, content = read_tokenizer_file(path, mend)
     return HFTokenizer(text, str(file)) if _is_foreign(content) else own_tokenizer(file, text, content)
 

@@ -189,3 +189,9 @@ def test_a_file_is_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(UserError, match=r"a\.jsonl is a file, not a data set"):
         DocumentIndex.load(tmp_path / "a.jsonl")
+
+
+def test_a_tokenizer_that_is_missing_is_to_be_restored_and_not_trained(broken: Path) -> None:
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer at .*; restore the file or build the data set again"):
+        _ = DocumentIndex.load(broken).tokenizer
