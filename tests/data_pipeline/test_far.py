@@ -365,3 +365,14 @@ def test_what_an_s3_address_has_in_it_is_not_shown(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fsspec, "filesystem", missing)
     with pytest.raises(UserError, match=r"s3://\*\*\*@bucket/set: needs the package s3fs"):
         open_data("s3://name:secret@bucket/set", settings(tmp_path))
+
+
+def test_long_tries_are_spoken_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "http://127.0.0.1:1/set"  # where nobody listens
+    for seconds, said in ((60.0, 0), (-1.0, 1)):
+        monkeypatch.setattr("data_pipeline.transport._SILENT_SECONDS", seconds)
+        with pytest.raises(UserError, match="could not be read in 2 attempts"):
+            open_data(address, settings(tmp_path, attempts=2))
+        assert caplog.text.count("attempt 1 of 2 failed") == said
