@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline import addresses
 from data_pipeline.adopt_parquet import copy_parquet
 from data_pipeline.build_journal import building
 from data_pipeline.errors import UserError
@@ -46,6 +47,7 @@ _READERS: dict[str, Callable[[Path, str, Reading], TokenFile]] = {
     ".ds": read_datatrove,
     ".npy": read_rows,
 }
+_INDEXES = {".bin": ".idx", ".ds": ".ds.index", ".npy": ".csv.gz"}
 _PARQUET = ".parquet"
 
 
@@ -117,7 +119,7 @@ def adopt(
                 + "; name the directory to make with --out"
             )
         with _writing(root, chosen):
-            return _describe(root, read(None), chosen, tokenizer is not None, kind, settings)
+            return _describe(root, read(None), chosen, tokenizer is not None, kind, settings, source)
     target = Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--out {out} holds something already; name a directory that is new or empty")
@@ -130,7 +132,7 @@ def adopt(
                 if not file.path.is_relative_to(made):
                     (made / file.name).parent.mkdir(parents=True, exist_ok=True)
                     (made / file.name).symlink_to(file.path.resolve())
-            return _describe(made, files, chosen, tokenizer is not None, kind, settings)
+            return _describe(made, files, chosen, tokenizer is not None, kind, settings, source)
     except OSError as error:
         raise UserError(f"--out {out}: {error.filename or target}: {error.strerror or error}", exit_code=1) from None
 
@@ -138,15 +140,19 @@ def adopt(
 def _find(source: str | Path) -> tuple[str, Path, list[Path]]:
     """The kind of the files, the directory that their names are relative to, and the files (none for MDS)."""
     if is_address(source):
-        raise UserError(f"{source}: files are adopted where they lie on this machine; copy them here first")
+        raise UserError(
+            f"{addresses.shown(source)}: files are adopted where they lie on this machine; copy them here first"
+        )
     root = Path(source)
     if (root / MANIFEST_FILE).exists():
         raise UserError(f"{root} is a data set already; delete its {MANIFEST_FILE} to adopt it anew")
     if (root / MDS_INDEX).is_file():
         return "mds", root, []
     if root.is_dir():
-        paths = sorted(path for path in _files_in(root) if path.suffix in _READERS or path.suffix == _PARQUET)
+        there = sorted(_files_in(root))
+        paths = [path for path in there if path.suffix in _READERS or path.suffix == _PARQUET]
     else:
+        there = []
         paths = [path for path in (root, Path(f"{root}.bin"), root.with_suffix(".bin")) if path.is_file()][:1]
         paths = [root.with_suffix(".bin")] if root.suffix == ".idx" and root.is_file() else paths
         root = root.parent
@@ -158,6 +164,12 @@ def _find(source: str | Path) -> tuple[str, Path, list[Path]]:
         )
     if len(kinds) > 1:
         raise UserError(f"{source} holds files of several kinds ({', '.join(kinds)}); adopt one kind at a time")
+    ending, found = _INDEXES.get(kinds[0]), {path.with_suffix("") for path in paths}
+    for path in there:
+        if ending and path.name.endswith(ending) and path.with_name(path.name.removesuffix(ending)) not in found:
+            raise UserError(
+                f"{path} describes a file {kinds[0]} that is not beside it; fetch it too, or move {path.name} away"
+            )
     return kinds[0], root, paths
 
 
@@ -219,7 +231,13 @@ def _mds_file(shard: MDSShard, column: str, name_column: str | None, reading: Re
 
 
 def _describe(
-    root: Path, files: Sequence[TokenFile], chosen: Tokenizer, is_text: bool, kind: str, settings: dict[str, Any]
+    root: Path,
+    files: Sequence[TokenFile],
+    chosen: Tokenizer,
+    is_text: bool,
+    kind: str,
+    settings: dict[str, Any],
+    source: str | Path,
 ) -> Manifest:
     """Reads every document, and writes what belongs beside the files."""
     tables: list[NDArray[np.int64]] = []
@@ -229,7 +247,7 @@ def _describe(
     dropped = outside = 0
     filled = [file for file in files if file.counts.any()]
     if not filled:
-        raise UserError(f"{settings['adopted'].lstrip('.')} files in {root} hold no token; nothing was adopted")
+        raise UserError(f"the {kind.lstrip('.')} files of {source} hold no token; nothing was adopted")
     dtype = filled[0].dtype
     for file in files:
         if file.dtype != dtype and file.counts.any():

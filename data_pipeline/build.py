@@ -11,27 +11,30 @@ result has the bytes of one that was never stopped. Where sources were mended me
 documents are still the same.
 """
 
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build_journal import Journal, building
+from data_pipeline.build_journal import MARKER, Journal, building
 from data_pipeline.dataset_writer import DatasetWriter
 from data_pipeline.errors import UserError
 from data_pipeline.losses import Losses
-from data_pipeline.manifest import MANIFEST_FILE, SPLITS, Manifest
+from data_pipeline.manifest import COLUMNS_FILE, MANIFEST_FILE, SPLITS, Manifest
+from data_pipeline.mds import MDS_INDEX
 from data_pipeline.payload import Payload
 from data_pipeline.piped import received
 from data_pipeline.records import Corpus, RecordKeys
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import SourceFile, Survey, find_files, printable
 from data_pipeline.splitting import Progress, Scan, scan, summed_parts, training_sample, validation_documents
-from data_pipeline.tokenizer import Tokenizer, train_bpe
+from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer, train_bpe
 from data_pipeline.tokenizer_choice import load_tokenizer, make_tokenizer, training_vocab_size
 from data_pipeline.tokenizing import Piece, pieces, texts, tokenized
 
 ON_BAD_RECORD = ("stop", "skip")
+_LARGEST_SHARD = 1_000_000  # MB
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def _check_settings(
         raise UserError(f"format {format!r} cannot be written; choose {' or '.join(WRITERS)}")
     if workers < 1:
         raise UserError(f"workers is {workers}; give 1 or more")
-    if not shard_megabytes > 0:
-        raise UserError(f"shard_megabytes is {shard_megabytes}; give a size above 0")
+    if not 0 < shard_megabytes <= _LARGEST_SHARD:
+        raise UserError(f"shard_megabytes is {shard_megabytes}; give a size above 0, up to {_LARGEST_SHARD:,}")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction is {validation_fraction}; give a share from 0 to below 1")
     if not bpe_training_megabytes > 0:
@@ -177,10 +180,18 @@ def _check_settings(
 
 
 def _check_target(target: Path, files: Sequence[SourceFile], overwrite: bool) -> None:
-    above = next((place for place in (target, *target.parents) if place.exists()), target)
-    if above.exists() and not above.is_dir():
-        raise UserError(f"out {target}: {above} is a file; name a directory")
-    if target.is_dir() and any(target.iterdir()):
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        above = next(place for place in target.parents if place.exists())
+        raise UserError(f"out {target}: {above} is a file; name a directory") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"out {target} cannot be used ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISDIR(mode):
+        raise UserError(f"out {target}: {target} is a file; name a directory")
+    if any(target.iterdir()):
         is_dataset = any((target / part / MANIFEST_FILE).is_file() for part in ("", *SPLITS))
         if not is_dataset:
             raise UserError(f"out {target} holds other files; name a directory that is new or empty")
@@ -189,6 +200,36 @@ def _check_target(target: Path, files: Sequence[SourceFile], overwrite: bool) ->
         inside = next((file.shown for file in files if file.path.resolve().is_relative_to(target.resolve())), None)
         if inside is not None:
             raise UserError(f"source {inside} lies in {target}, which --overwrite would delete; move it out")
+        _check_replaceable(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Holds what `--overwrite` would delete to what a build has written there.
+
+    Raises:
+        UserError: There are other files, or tokens that somebody else wrote.
+    """
+    written = {*SPLITS, MARKER}
+    for part in ("", *SPLITS):
+        if not (target / part / MANIFEST_FILE).is_file():
+            continue
+        try:
+            manifest = Manifest.load(target / part)
+        except UserError as error:
+            mend = "nobody can tell what --overwrite would delete; move it away"
+            raise UserError(f"out {target} holds a data set that cannot be read ({error}): {mend}") from None
+        if "adopted" in manifest.settings:
+            raise UserError(f"out {target} holds tokens that were adopted, not built; name another directory")
+        names = (MANIFEST_FILE, COLUMNS_FILE, TOKENIZER_FILE, MDS_INDEX, *(shard.name for shard in manifest.shards))
+        written |= {str(Path(part, name)) for name in names}
+    there = (str(path.relative_to(target)) for path in target.rglob("*"))
+    others = sorted(name for name in there if name not in written)
+    if others:
+        raise UserError(
+            f"out {target} holds {others[0]} beside its data set, which --overwrite would delete"
+            + (f", and {len(others) - 1:,} more" if len(others) > 1 else "")
+            + "; move them out"
+        )
 
 
 def _identity(file: SourceFile) -> list[Any]:

@@ -6,6 +6,7 @@ computed before the first shard (content hashes, a trained tokenizer). A later b
 there, as far as the sources still begin with the same documents; any other build starts from nothing.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -141,6 +142,7 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
         UserError: Something else is in the way, or another build of this target runs.
     """
     partial = partial_of(target)
+    made = [folder for folder in partial.parents if not folder.exists()]
     partial.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists() and not (partial / MARKER).exists():
         raise UserError(f"{partial} is in the way and is not an unfinished build; move it away")
@@ -154,25 +156,31 @@ def building(target: Path, overwrite: bool) -> Iterator[Journal]:
             pass  # a file system without locks: two builds of one target at once are then the user's to avoid
         try:
             journal = Journal(partial)
+            if not overwrite and target.is_dir() and any(target.iterdir()):
+                raise UserError(f"another build has made {target} just now; name another directory")
             yield journal
             journal.clear()
-            (partial / MARKER).unlink()
             sync(partial)
         except Exception as error:
             kept = journal.worth_keeping()
             if not kept:
                 shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                    for folder in made:
+                        folder.rmdir()
                 raise
             if not isinstance(error, UserError | OSError):
                 raise
             message = error if isinstance(error, UserError) else f"cannot write {target}: {error.strerror or error}"
             code = error.exit_code if isinstance(error, UserError) else 1
             raise UserError(f"{message} ({kept} in {partial}: the same command goes on there)", code) from error
-        if overwrite and target.exists():
-            replaced = target.with_name(f"{target.name}.replaced-{os.getpid()}")
+        replaced = target.with_name(f"{target.name}.replaced-{os.getpid()}") if overwrite and target.exists() else None
+        if replaced:
             target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
+        partial.rename(target)
+        # Not before: what a kill leaves of the lines above is still known as a build.
+        (target / MARKER).unlink()
+        sync(target)
         sync(target.parent)
+        if replaced:
+            shutil.rmtree(replaced)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data_pipeline.document_order import Source
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings
-from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, Manifest, fingerprint, load_columns
+from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, MANIFEST_FILE, Manifest, fingerprint, load_columns
 from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer
 from data_pipeline.tokenizer_choice import load_tokenizer
 
@@ -71,8 +71,18 @@ class DocumentIndex:
                 f"{manifest.fingerprint}); restore both files or build the data set again"
             )
         index = cls(directory, manifest, columns)
-        if len(index) != manifest.documents or len(index.chunk_checksums) != index.first_chunks[-1]:
+        if len(index.chunk_checksums) != index.first_chunks[-1]:
             raise UserError(f"{directory / COLUMNS_FILE} is damaged (columns of unequal length); build it again")
+        listed = (manifest.documents, manifest.tokens, manifest.text_bytes)
+        shards = [shard.documents for shard in manifest.shards]
+        if (
+            listed != (len(index), index.num_tokens, int(index.byte_lengths.sum()))
+            or np.bincount(index.shards, minlength=len(shards)).tolist() != shards
+        ):
+            raise UserError(
+                f"{directory / MANIFEST_FILE} is damaged (it counts other documents, tokens or shards than "
+                f"{COLUMNS_FILE}); restore both files or build the data set again"
+            )
         return index
 
     def __len__(self) -> int:
@@ -115,7 +125,7 @@ class DocumentIndex:
         Raises:
             UserError: The file is missing, or is not the one that the data set was built with.
         """
-        tokenizer = load_tokenizer(self.path)
+        tokenizer = load_tokenizer(self.path, "restore the file or build the data set again")
         if tokenizer.sha256 != self.manifest.tokenizer_sha256:
             raise UserError(
                 f"{self.path / TOKENIZER_FILE} is not the tokenizer this data set was built with (sha256 "

@@ -78,6 +78,8 @@ def parquet_rows(path: Path, shown: str, text_key: str, id_key: str | None) -> I
                         f'source {shown}: has no column "{key}" (its columns are {", ".join(names)}); '
                         f"{option} names another"
                     )
+                if names.count(key) > 1:
+                    raise UserError(f'source {shown}: has {names.count(key)} columns "{key}"; rename one of them')
             id_key = id_key or ("id" if "id" in names and text_key != "id" else None)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list({text_key, id_key or text_key})):

@@ -15,9 +15,10 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, cast, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ SPLITS = ("train", "validation")
 # Columns that have one number a document; their dtypes are part of the format.
 NUMBER_COLUMNS = {"shard": "<i4", "offset": "<i8", "tokens": "<i8", "bytes": "<i8", "checksum": "<u4"}
 Columns = Mapping[str, NDArray[Any]]
+_TOKEN_DTYPES = ("|u1", "<u1", "<u2", "<u4", "<u8")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Manifest:
         file = directory / MANIFEST_FILE
         try:
             return cls.parse(file.read_bytes(), str(file))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(_why_no_manifest(directory)) from None
         except NotADirectoryError:
             raise UserError(
@@ -120,10 +122,13 @@ class Manifest:
                 "use the program that built it, or build the data set again"
             )
         try:
-            shards = tuple(ShardInfo(**shard) for shard in content.pop("shards"))
-            return cls(shards=shards, **content)
+            shards = tuple(_checked(ShardInfo(**shard)) for shard in content.pop("shards"))
+            return _checked(cls(shards=shards, **content))
         except (KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged ({error}); restore the file or build the data set again") from None
+
+
+Part = TypeVar("Part", Manifest, ShardInfo)
 
 
 def save_columns(directory: Path, numbers: Columns, chunk_checksums: NDArray[np.uint32], names: Sequence[str]) -> str:
@@ -181,7 +186,25 @@ def partial_of(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.partial")
 
 
+def _checked(made: Part) -> Part:
+    """What was read, if each field is of its type.
+
+    Raises:
+        TypeError: One is not.
+    """
+    for field in fields(made):
+        value, named = getattr(made, field.name), cast(Any, field.type)
+        wanted = named if isinstance(named, UnionType) else get_origin(named) or named
+        if not isinstance(value, wanted) or (isinstance(value, int) and value < 0):
+            raise TypeError(f"{field.name} is {value!r:.40}")
+    if isinstance(made, Manifest) and (made.token_dtype not in _TOKEN_DTYPES or not made.documents):
+        raise TypeError(f"token_dtype is {made.token_dtype!r:.40}, documents is {made.documents}")
+    return made
+
+
 def _why_no_manifest(directory: Path) -> str:
+    if directory.is_file():
+        return f"{directory} is a file, not a data set; name the directory that `memformer data build` made"
     if not directory.is_dir() and partial_of(directory).is_dir():
         return (
             f"{directory} is not built yet; if the build was cut short, the same `memformer data build` goes on with it"

@@ -134,8 +134,9 @@ def read_mds_index(directory: Path) -> list[MDSShard]:
             name = Path(shard["raw_data"]["basename"])
             if name.is_absolute() or ".." in name.parts:
                 raise UserError(f"{file}: shard {name} does not lie in {directory}; merge the index again")
-            columns = zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
-            found.append(MDSShard(directory / name, name.as_posix(), shard["samples"], tuple(columns)))
+            listed = zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
+            columns = tuple((str(column), str(encoding), size and int(size)) for column, encoding, size in listed)
+            found.append(MDSShard(directory / name, name.as_posix(), shard["samples"], columns))
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not the index of MDS shards ({type(error).__name__}: {error})") from None

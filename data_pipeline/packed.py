@@ -22,6 +22,7 @@ _MAGIC = {
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+_ZSTD_SKIPPED = b"\x2a\x4d\x18"  # and before it a byte from 0x50 to 0x5f
 _BZIP2_BLOCK = b"1AY&SY"
 _ZSTD_BLOCK_BYTES = 1 << 14  # packed bytes at a time: what they unpack to is held in memory
 _ZSTD_LONGEST_WINDOW = 1 << 31  # `zstd --long=31`, the most that the library can do
@@ -30,7 +31,9 @@ _ZSTD_LONGEST_WINDOW = 1 << 31  # `zstd --long=31`, the most that the library ca
 def packing_of(path: Path) -> str | None:
     """How a file is packed, by its content or its name; None where it is not."""
     with path.open("rb") as file:
-        head = file.read(10)
+        head = file.read(10).ljust(1)
+    if head[1:4] == _ZSTD_SKIPPED and head[0] >> 4 == 5:  # pzstd begins with a frame of its own
+        return "zstd"
     for magic, packing in _MAGIC.items():
         if head.startswith(magic) and (packing != "bzip2" or head[4:] == _BZIP2_BLOCK):
             return packing
@@ -41,9 +44,12 @@ def open_unpacked(path: Path) -> BinaryIO:
     """A file as a stream of what it holds when unpacked.
 
     Raises:
+        EOFError: By its name it is packed, and it has no byte: even what holds nothing has a head when it is packed.
         UserError: It is packed by zstd and the package `zstandard` is not installed.
     """
     packing = packing_of(path)
+    if packing and not path.stat().st_size:
+        raise EOFError("it is empty")
     if packing == "gzip":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if packing == "bzip2":

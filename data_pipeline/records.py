@@ -172,10 +172,9 @@ def _json_documents(file: SourceFile, stream: BinaryIO, keys: RecordKeys, bad: B
     whole: bytes | None = None
     first = True
     for number, line in enumerate(stream, start=1):
-        if first:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-            if line.startswith(UTF16_MARKS):
-                raise UserError(f"source {file.shown}: not UTF-8 at byte 0: {UTF16_MEND}")
+        line = line.removeprefix(_BYTE_ORDER_MARK)  # in the middle, too, where files were put together
+        if first and line.startswith(UTF16_MARKS):
+            raise UserError(f"source {file.shown}: not UTF-8 at byte 0: {UTF16_MEND}")
         if not line.strip():
             continue
         if first and (line.strip() == b"{" or line.lstrip().startswith(b"[")):
@@ -240,7 +239,7 @@ def _record(
         bad.found(file, place, f'"{keys.text}" has half a surrogate pair at character {error.start}')
         return
     name = record.get(keys.id or "id")
-    if name is None or isinstance(name, dict | list):
+    if name is None or name == "" or isinstance(name, dict | list):
         if keys.id:
             bad.found(file, place, f'needs a name under "{keys.id}"{_instead(record, keys.id, "--id-key")}')
             return

@@ -60,7 +60,7 @@ def open_far_index(address: str, settings: FarSettings) -> DocumentIndex:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / ".lock"):
             for name, sha256 in ((COLUMNS_FILE, parsed.columns_sha256), (TOKENIZER_FILE, parsed.tokenizer_sha256)):
-                if not (directory / name).exists():
+                if not _is_kept(directory / name, sha256):
                     _keep(directory / name, _get_checked(transport, place, name, sha256, settings))
             _keep(directory / MANIFEST_FILE, manifest)
     except OSError as error:
@@ -355,6 +355,11 @@ def _get_checked(transport: Transport, place: str, name: str, sha256: str, setti
         return with_retries(f"{place}/{name}", settings, attempt)
     except Unfit:
         raise UserError(f"{place}/{name} is missing; restore the file or build the data set again") from None
+
+
+def _is_kept(path: Path, sha256: str) -> bool:
+    """Whether a copy is there and sound: a power cut, for one, may have left it empty."""
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def _keep(path: Path, content: bytes) -> None:

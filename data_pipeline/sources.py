@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import addresses
 from data_pipeline.build_journal import MARKER
 from data_pipeline.errors import UserError
 from data_pipeline.manifest import COLUMNS_FILE, MANIFEST_FILE
@@ -64,6 +65,7 @@ _REFUSED = {
 _JSON_BEGINNING = re.compile(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"')
 _BEGINNINGS = {b"PK\x03\x04": _ARCHIVE, b"%PDF-": "turn it into text first", b"PAR1": "unpack it first"}
 _TAR_MARK = (257, b"ustar")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # line ends, and what steers a terminal
 _HEAD_BYTES = 1 << 12
 _NAMES_SHOWN = 5
 _NAMES_KEPT = 100
@@ -124,8 +126,8 @@ def find_files(sources: Sequence[str | Path]) -> Survey:
     files: list[SourceFile] = []
     left_out: list[tuple[str, str]] = []
     for source in sources:
-        if re.match(r"[a-z0-9]+://", os.fspath(source)):
-            raise UserError(f"source {source}: an address; fetch it first, or pipe what it sends to -")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(source)):
+            raise UserError(f"source {addresses.shown(source)}: an address; fetch it first, or pipe what it sends to -")
         from_input = os.fspath(source) == STANDARD_INPUT
         path = Path("/dev/stdin" if from_input else source)
         mode = _mode(path)
@@ -273,7 +275,7 @@ def _walk(source: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[Path,
                     continue
                 seen.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
-                    content = [(entry, entry.is_dir(), entry.is_symlink()) for entry in entries]
+                    content = [(entry, *_folder_or_link(entry)) for entry in entries]
             except OSError as error:
                 mend = "make it readable, or name other sources"
                 raise UserError(f"source {folder}: cannot be read ({error.strerror or error}); {mend}") from None
@@ -291,10 +293,27 @@ def _walk(source: Path, left_out: list[tuple[str, str]]) -> Iterator[tuple[Path,
                     yield Path(entry.path), name
 
 
+def _folder_or_link(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Whether an entry leads to a folder, and whether it is a link.
+
+    Raises:
+        UserError: It is a link that leads nowhere, and may have led to a folder of texts.
+    """
+    try:
+        return stat.S_ISDIR(entry.stat().st_mode), entry.is_symlink()
+    except OSError as error:
+        suffix = os.path.splitext(_inner_name(entry.name)[0])[1]
+        if entry.name.startswith(".") or suffix in KINDS or suffix[1:] in _REFUSED:
+            return False, True  # by its name it is no folder
+        mend = "mend or remove it, or name other sources"
+        raise UserError(f"source {entry.path}: a link that cannot be read ({error.strerror}); {mend}") from None
+
+
 def _files(names: Sequence[str]) -> str:
     return f"{len(names):,} file{'s' * (len(names) != 1)}"
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names, and whether there are more."""
-    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    """The first names, each on the same line whatever is in it, and whether there are more."""
+    shown = [_CONTROL.sub(lambda found: repr(found[0])[1:-1], name) for name in names[:_NAMES_SHOWN]]
+    return ", ".join(shown) + (", ..." if len(names) > _NAMES_SHOWN else "")

@@ -12,6 +12,9 @@ from data_pipeline.index import DocumentIndex
 from data_pipeline.plan import LanePlan
 from data_pipeline.reading import lanes_of
 
+_MOST_LANES = 1 << 24
+LONGEST_SEGMENT = 1 << 40
+
 OnDamage = Literal["stop", "skip"]
 Damage = Mapping[int, str]
 """Damaged documents, each with the line that says what is wrong with it."""
@@ -70,6 +73,9 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.num_segments < 1:
             raise UserError(f"num_segments is {self.num_segments}; give 1 or more")
+        for name, most in (("num_lanes", _MOST_LANES), ("segment_length", LONGEST_SEGMENT)):
+            if getattr(self, name) > most:
+                raise UserError(f"{name} is {getattr(self, name)}; give {most:,} or less")
         if self.num_lanes < self.world_size:
             raise UserError(
                 f"num_lanes is {self.num_lanes}; give {self.world_size} or more, one for each data-parallel rank"

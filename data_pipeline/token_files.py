@@ -119,7 +119,14 @@ def read_megatron(path: Path, name: str, reading: Reading) -> TokenFile:
     summed = np.concatenate([[0], np.cumsum(lengths)])
     counts = summed[documents[1:]] - summed[documents[:-1]]
     starts = np.concatenate([places, [0]])[documents[:-1]]
-    return _token_file(path, name, dtype, starts, counts)
+    file = _token_file(path, name, dtype, starts, counts)
+    size, last = path.stat().st_size, int(ends.max(initial=0))
+    if size > last:
+        raise UserError(
+            f"{path} has {size:,} bytes, but {index.name} describes {last:,}: it is the index of another "
+            "file, or was not finished; fetch both again"
+        )
+    return file
 
 
 def read_datatrove(path: Path, name: str, reading: Reading) -> TokenFile:
@@ -134,15 +141,15 @@ def read_datatrove(path: Path, name: str, reading: Reading) -> TokenFile:
     content, size = index.read_bytes(), path.stat().st_size
     ends = np.frombuffer(content[: len(content) // 8 * 8], "<u8").astype(np.int64)
     last = int(ends[-1]) if len(ends) else 0
-    told = {last * np.dtype(kind).itemsize: name for name, kind in reversed(TYPES.items())}.get(size) if last else None
-    if len(content) % 8 or (np.diff(ends, prepend=0) < 0).any() or told is None:
+    counts = np.diff(ends, prepend=0)
+    told = {last * np.dtype(kind).itemsize: name for name, kind in reversed(TYPES.items())}.get(size)
+    if len(content) % 8 or (counts < 0).any() or told is None:
         raise UserError(
             f"{path} has {size:,} bytes, but {index.name} says that it ends after {last:,} tokens; fetch both again"
         )
-    dtype = reading.type(told, str(path))
-    assert dtype is not None
-    starts = np.concatenate([[0], ends[:-1]])
-    return _token_file(path, name, dtype, dtype.itemsize * starts, ends - starts)
+    # Of a file without a token, which a worker without documents writes, the type is no matter.
+    dtype = reading.type(told if last else None, str(path)) or np.dtype("<u2")
+    return _token_file(path, name, dtype, dtype.itemsize * (ends - counts), counts)
 
 
 def read_rows(path: Path, name: str, reading: Reading) -> TokenFile:
@@ -151,8 +158,12 @@ def read_rows(path: Path, name: str, reading: Reading) -> TokenFile:
     Raises:
         UserError: Nothing tells where documents end, or what tells it does not belong to the file.
     """
-    head, told = _numpy_head(path)
+    head, told, promised = _numpy_head(path)
     size = path.stat().st_size - head
+    if not size and not head:
+        raise UserError(f"{path} is empty; fetch it again, or move it away")
+    if promised is not None and size != promised:
+        raise UserError(f"{path} has {size:,} bytes of ids, and its head says {promised:,}; fetch it again")
     bounds = path.with_suffix(".csv.gz")
     ranges = _ranges(bounds) if bounds.is_file() else None
     if ranges is None and reading.eos is None:
@@ -195,8 +206,8 @@ def _token_file(
     return TokenFile(path, name, dtype, starts.astype(np.int64), counts.astype(np.int64), outside=max(outside, 0))
 
 
-def _numpy_head(path: Path) -> tuple[int, str | None]:
-    """Bytes before the ids, and their type, where the file has a header of NumPy's."""
+def _numpy_head(path: Path) -> tuple[int, str | None, int | None]:
+    """Bytes before the ids, their type and all their bytes, where the file has a header of NumPy's."""
     with path.open("rb") as file:
         first = file.read(len(_NUMPY_MAGIC))
         if int.from_bytes(first[:4], "little") in _LLM_C_MAGICS:
@@ -204,7 +215,7 @@ def _numpy_head(path: Path) -> tuple[int, str | None]:
                 f"{path} is a file of llm.c, which has no place here; give its text to memformer data build"
             )
         if first != _NUMPY_MAGIC:
-            return 0, None
+            return 0, None, None
         file.seek(0)
         try:
             version = np.lib.format.read_magic(file)
@@ -212,14 +223,16 @@ def _numpy_head(path: Path) -> tuple[int, str | None]:
             shape, _, dtype = read(file)
         except ValueError as error:
             raise UserError(f"{path} is not a sound .npy file ({error}); fetch it again") from None
-        if len(shape) != 1 or dtype.byteorder == ">":
+        if len(shape) != 1 or dtype.byteorder == ">" or dtype.hasobject:
             raise UserError(f"{path} holds {dtype} of shape {shape}, not one row of ids; save it as one")
-        return file.tell(), dtype.name
+        return file.tell(), dtype.name, shape[0] * dtype.itemsize
 
 
 def _ranges(file: Path) -> NDArray[np.int64]:
     """Start and end of each document in tokens, `[documents, 2]`."""
     try:
+        if not file.stat().st_size:
+            raise EOFError("it is empty")
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             rows = [line.split(",", 2)[:2] for line in lines if line.strip()]
         ranges = np.array([[int(start), int(end)] for start, end in rows], np.int64).reshape(-1, 2)

@@ -15,14 +15,22 @@ from data_pipeline.tokenizer import (
     read_tokenizer_file,
 )
 
+_MOST_DIGITS = 9  # more ids than the tokens of any text
+_MOST_SHOWN = 40
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+
+def load_tokenizer(
+    path: str | Path, mend: str = "train one with `memformer data build --tokenizer train-bpe:VOCAB`"
+) -> Tokenizer:
     """Reads a tokenizer from its file, or from the `tokenizer.json` of a data set's or a model's directory.
+
+    Args:
+        path: The file or directory.
+        mend: What to do if there is none.
 
     Raises:
         UserError: There is no such file, or it is not a byte-level tokenizer with this project's start token.
     """
-    mend = "train one with `memformer data build --tokenizer train-bpe:VOCAB`"
     file, text, content = read_tokenizer_file(path, mend)
     return HFTokenizer(text, str(file)) if _is_foreign(content) else own_tokenizer(file, text, content)
 
@@ -52,8 +60,11 @@ def training_vocab_size(spec: str) -> int | None:
     kind, _, argument = spec.partition(":")
     if kind != "train-bpe":
         return None
-    if not argument.isdecimal():
-        raise UserError(f"tokenizer {spec!r}: VOCAB must be a whole number, e.g. train-bpe:8192")
+    if not argument.isdecimal() or len(argument) > _MOST_DIGITS:
+        raise UserError(
+            f"tokenizer {spec[:_MOST_SHOWN]!r}: VOCAB must be a whole number of {_MOST_DIGITS} digits or fewer, e.g. "
+            "train-bpe:8192"
+        )
     if int(argument) < SMALLEST_VOCAB:
         raise UserError(
             f"tokenizer {spec!r}: the vocabulary holds 256 bytes and a start token; ask for {SMALLEST_VOCAB} or more"

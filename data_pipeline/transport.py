@@ -7,6 +7,7 @@ one try and raises `TryAgain` for what may pass (no connection, a server's error
 """
 
 import http.client
+import logging
 import os
 import signal
 import ssl
@@ -28,6 +29,8 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 100_000  # a body that comes more slowly is given up like one that does not come
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _MOST_REDIRECTS = 5
+_SILENT_SECONDS = 10.0
+LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -82,11 +85,12 @@ def open_transport(address: str, settings: FarSettings) -> Transport:
 
 
 def with_retries(what: str, settings: FarSettings, attempt: Callable[[], Result]) -> Result:
-    """Calls `attempt` until it does not raise `TryAgain`, with growing pauses.
+    """Calls `attempt` until it does not raise `TryAgain`, with growing pauses, and says so where that takes long.
 
     Raises:
         UserError: The last attempt failed too; names `what`, the number of attempts and the last reason.
     """
+    began = time.monotonic()
     for number in range(1, settings.attempts + 1):
         try:
             return attempt()
@@ -97,6 +101,8 @@ def with_retries(what: str, settings: FarSettings, attempt: Callable[[], Result]
                     "then resume",
                     exit_code=1,
                 ) from None
+            if time.monotonic() - began > _SILENT_SECONDS:
+                LOG.warning("%s: attempt %d of %d failed (%s); trying again", what, number, settings.attempts, error)
             # Ranks that fail together come back apart: the pause depends on the process.
             spread = 1 + (os.getpid() * 37 % 100) / 200
             time.sleep(min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** (number - 1)) * spread)
@@ -273,9 +279,9 @@ class S3Transport:
 
             self._files: Any = fsspec.filesystem(address.partition(":")[0])
         except ImportError as error:
-            raise UserError(f"data.path {address}: needs the package s3fs ({error}); pip install s3fs") from None
+            raise UserError(f"data.path {shown(address)}: needs the package s3fs ({error}); pip install s3fs") from None
         except Exception as error:  # credentials and the like: whatever the package raises
-            raise UserError(f"data.path {address}: {type(error).__name__}: {error}", exit_code=1) from None
+            raise UserError(f"data.path {shown(address)}: {type(error).__name__}: {error}", exit_code=1) from None
 
     def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
         """See `Transport.blocks`."""
@@ -310,7 +316,7 @@ class S3Transport:
         except FileNotFoundError:
             raise Unfit("is missing with its shard") from None
         except PermissionError as error:
-            raise UserError(f"{self._address}/{name}: permission denied ({error})", exit_code=1) from None
+            raise UserError(f"{shown(self._address)}/{name}: permission denied ({error})", exit_code=1) from None
         except (TryAgain, Unfit, UserError):
             raise
         except Exception as error:  # the packages below raise errors of many kinds, most of them passing

@@ -77,13 +77,20 @@ def _verify_shard(index: DocumentIndex, shard: int) -> list[Fault]:
         return _verify_file(index, shard, index.shard_path(shard))
     from data_pipeline.remote import shard_copy
 
-    with tempfile.TemporaryDirectory(dir=index.path) as directory:
-        copy = Path(directory, "shard")
-        try:
-            shard_copy(index, shard, copy)
-        except OSError:
-            copy.unlink(missing_ok=True)
-        return _verify_file(index, shard, copy)
+    try:
+        with tempfile.TemporaryDirectory(dir=index.path) as directory:
+            copy = Path(directory, "shard")
+            try:
+                shard_copy(index, shard, copy)
+            except FileNotFoundError:  # at its address
+                copy.unlink(missing_ok=True)
+            return _verify_file(index, shard, copy)
+    except OSError as error:  # which says nothing of the data set
+        raise UserError(
+            f"data.cache_dir {index.far.cache_dir} cannot be written ({error.strerror or error}); it must have room "
+            "for a shard",
+            exit_code=1,
+        ) from None
 
 
 def _verify_file(index: DocumentIndex, shard: int, path: Path) -> list[Fault]:

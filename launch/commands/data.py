@@ -30,6 +30,7 @@ from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.opening import holds_data
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import Survey
+from data_pipeline.stream_settings import LONGEST_SEGMENT
 from data_pipeline.verify import Fault, check_sizes, verify_dataset
 from launch.addresses import add_far_arguments, far_settings
 from launch.answers import answer
@@ -266,8 +267,8 @@ def _summary(root: Place, parts: dict[Place, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    if arguments.segment_length < 1:
-        raise UserError(f"--segment-length is {arguments.segment_length}; give 1 or more")
+    if not 1 <= arguments.segment_length <= LONGEST_SEGMENT:
+        raise UserError(f"--segment-length is {arguments.segment_length}; give 1 to {LONGEST_SEGMENT:,}")
     root, far = arguments.data, far_settings(arguments)
     splits = [] if holds_data(root, far) else [beneath(root, split) for split in SPLITS]
     paths = [path for path in splits if holds_data(path, far)] or [root]
@@ -300,7 +301,7 @@ def _facts(index: DocumentIndex, segment_length: int) -> dict[str, Any]:
     return {
         **_counts(manifest),
         "format": manifest.storage,
-        "tokenizer": str(manifest.settings["tokenizer"]),
+        "tokenizer": str(manifest.settings.get("tokenizer", "unknown")),
         "vocab_size": manifest.vocab_size,
         "token_bits": 8 * index.token_dtype.itemsize,
         "dropped_documents": manifest.dropped_documents,

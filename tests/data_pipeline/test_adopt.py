@@ -217,6 +217,40 @@ def test_what_megatron_did_not_write_is_refused(tmp_path: Path) -> None:
         adopt(tmp_path, tokenizer="bytes", dtype="uint16")
 
 
+def test_the_index_of_another_file_is_refused(tmp_path: Path) -> None:
+    file = megatron(tmp_path / "text", [[DOCUMENTS[0]]], "int32")
+    file.write_bytes(file.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"has 40 bytes, but text\.idx describes 20: it is the index of another file"):
+        adopt(tmp_path, tokenizer="bytes")
+
+
+@pytest.mark.parametrize(
+    ("write", "gone"),
+    [
+        (lambda folder, name: megatron(folder / name, [[DOCUMENTS[0]]], "int32"), "b.bin"),
+        (lambda folder, name: datatrove(folder / f"{name}.ds", DOCUMENTS[:1], "uint16"), "b.ds"),
+        (lambda folder, name: olmo(folder / f"{name}.npy", DOCUMENTS[:1], "uint16"), "b.npy"),
+    ],
+    ids=["megatron", "datatrove", "olmo"],
+)
+def test_an_index_without_its_file_is_not_passed_over(
+    tmp_path: Path, write: Callable[[Path, str], Path], gone: str
+) -> None:
+    for name in ("a", "b"):
+        write(tmp_path, name)
+    (tmp_path / gone).unlink()
+    with pytest.raises(UserError, match=r"b\..* describes a file \.\w+ that is not beside it; fetch it too"):
+        adopt(tmp_path, tokenizer="bytes")
+
+
+def test_a_worker_without_documents_leaves_files_without_tokens(tmp_path: Path) -> None:
+    datatrove(tmp_path / "0.ds", DOCUMENTS[:2], "uint32")
+    datatrove(tmp_path / "1.ds", [], "uint32")
+    datatrove(tmp_path / "2.ds", [[]], "uint32")
+    manifest = adopt(tmp_path, tokenizer="bytes")
+    assert read_back(tmp_path) == DOCUMENTS[:2] and manifest.dropped_documents == 1
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
 def test_datatrove_files_in_folders(tmp_path: Path, dtype: str) -> None:
     datatrove(tmp_path / "a" / "00000_unshuffled.ds", DOCUMENTS[:2], dtype)
@@ -268,6 +302,44 @@ def test_a_file_that_numpy_saved_has_its_type_in_it(tmp_path: Path) -> None:
             UserError, match="not one row of ids" if name == "rows" else "is float64, which holds no ids"
         ):
             adopt(tmp_path / name, tokenizer="bytes", eos=EOS)
+
+
+@pytest.mark.parametrize("change", [lambda whole: whole[:-8], lambda whole: whole + bytes(8)])
+def test_a_file_that_numpy_saved_and_that_has_another_length_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / "ids.npy"
+    np.save(file, np.array([*DOCUMENTS[0], EOS], np.int32))
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(UserError, match=r"bytes of ids, and its head says 24; fetch it again"):
+        adopt(tmp_path, tokenizer="bytes", eos=EOS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("part.npy", b"", "part.npy is empty; fetch it again"),
+        ("part.csv.gz", b"", r"part.csv.gz does not begin its lines .*\(it is empty\)"),
+        ("part.csv.gz", gzip.compress(b""), "the npy files of .*lines hold no token"),
+    ],
+)
+def test_a_file_that_was_not_fetched_is_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+    olmo(tmp_path / "lines" / "part.npy", DOCUMENTS[:2], "uint16")
+    (tmp_path / "lines" / name).write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        adopt(tmp_path / "lines", tokenizer="bytes", out=tmp_path / "out")
+
+
+def test_an_index_of_mds_with_another_type_is_one_line(tmp_path: Path) -> None:
+    shard = mds(tmp_path, [np.array(DOCUMENTS[0], "<u2").tobytes()])
+    with pytest.raises(UserError, match="is not the index of MDS shards"):
+        adopt(mds_index(tmp_path, {**shard, "column_sizes": ["x"]}), tokenizer="bytes")
+
+
+def test_an_address_is_refused_without_showing_what_is_secret_in_it() -> None:
+    with pytest.raises(UserError, match="copy them here first") as caught:
+        adopt("https://host/tokens?signature=secret", tokenizer="bytes")
+    assert "secret" not in str(caught.value)
 
 
 def test_parquet_is_copied_and_checked(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ import pytest
 import webdataset
 
 from data_pipeline import DocumentIndex, ShardStore, UserError, build_dataset
+from data_pipeline.adopt import adopt
+from data_pipeline.build_journal import building
 from data_pipeline.manifest import ShardInfo
 from data_pipeline.payload import Payload
 from data_pipeline.shards import WRITERS, WebDatasetWriter
 
 NAMES = ["a.txt", "deep/book.txt", "deep/packed.txt.gz", *(f"line-{i}" for i in range(9)), "one.md"]
+
+
+PACKED = ("gz", "bz2", "xz", "zst")
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -194,6 +200,40 @@ def test_what_is_not_a_data_set_is_never_replaced(corpus: Path, tmp_path: Path) 
     (out / "notes.txt").write_text("inside")
     with pytest.raises(UserError, match="would delete"):
         build_dataset([out / "notes.txt"], out, overwrite=True)
+    for place in (out, out / "checkpoints"):
+        place.mkdir(exist_ok=True)
+        (out / "notes.txt").rename(place / "mine.txt")
+        with pytest.raises(UserError, match=r"holds .*(mine.txt|checkpoints).* beside its data set, which --overwrite"):
+            build_dataset([corpus], out, overwrite=True)
+        (place / "mine.txt").rename(out / "notes.txt")
+    shutil.rmtree(out / "checkpoints")
+    (out / "notes.txt").unlink()
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="nobody can tell what --overwrite would delete"):
+        build_dataset([corpus], out, overwrite=True)
+
+
+def test_tokens_that_were_adopted_are_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array([1, 2, 3], np.uint16))
+    adopt(tmp_path, tokenizer="bytes", eos=3)
+    with pytest.raises(UserError, match="holds tokens that were adopted"):
+        build_dataset([corpus], tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("format", list(WRITERS))
+def test_splits_are_replaced_by_others(corpus: Path, tmp_path: Path, format: str) -> None:
+    for fraction, overwrite in ((0.2, False), (0.3, True), (0.0, True)):
+        build_dataset([corpus], tmp_path / "set", format=format, validation_fraction=fraction, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_name_that_cannot_be_is_one_line_and_no_folder_is_left(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"out .* cannot be used \(File name too long\)"):
+        build_dataset([corpus], tmp_path / ("x" * 300))
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(UserError, match="neither JSON lines"):
+        build_dataset([tmp_path / "bad.jsonl"], tmp_path / "new" / "folders" / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
 def test_a_failed_build_leaves_nothing(corpus: Path, tmp_path: Path) -> None:
@@ -231,6 +271,7 @@ def test_a_killed_build_is_cleared_away_and_a_running_one_is_not(corpus: Path, t
         ("bad.jsonl", b'{"text": "\xff"}\n', "line 1: not UTF-8 at byte 10"),
         ("bad.txt.gz", b"not gzip at all", r"bad\.txt\.gz: damaged gzip"),
         ("bad.txt.gz", gzip.compress(b"cut short" * 99, mtime=0)[:-9], r"bad\.txt\.gz: damaged gzip"),
+        *((f"bad.jsonl.{kind}", b"", rf"bad\.jsonl\.{kind}: damaged \w+ file \(it is empty\)") for kind in PACKED),
         ("empty.txt", b"", "hold no text"),
     ],
 )
@@ -254,6 +295,8 @@ def test_bad_sources_and_settings_are_named(corpus: Path, tmp_path: Path) -> Non
     assert "format 'parquet'" in complaint(format="parquet")
     assert "workers is 0" in complaint(workers=0)
     assert "shard_megabytes is 0" in complaint(shard_megabytes=0)
+    assert "shard_megabytes is inf" in complaint(shard_megabytes=float("inf"))
+    assert "VOCAB must be a whole number" in complaint(tokenizer="train-bpe:1" + 5000 * "0")
     assert "validation_fraction is 1" in complaint(validation_fraction=1)
     assert "bpe_training_megabytes is -1" in complaint(bpe_training_megabytes=-1)
     assert "choose bytes, bpe:FILE, hf:FILE or train-bpe:VOCAB" in complaint(tokenizer="words")
@@ -281,6 +324,35 @@ def test_a_full_disk_is_one_line_and_leaves_finished_shards_or_nothing(
     assert caught.value.exit_code == 1
     monkeypatch.setattr(WebDatasetWriter, "close", original)
     assert build_dataset([corpus], tmp_path / "set", shard_megabytes=0.012).resumed_documents > 0
+
+
+def test_a_build_that_is_killed_at_its_very_end_is_taken_up(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Leaves everything as it is."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with pytest.raises(Killed):
+        build_dataset([corpus], tmp_path / "set")
+    monkeypatch.undo()
+    build_dataset([corpus], tmp_path / "set")
+    build_dataset([corpus], tmp_path / "other")
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "set"]
+
+
+def test_what_another_build_made_meanwhile_is_not_touched(corpus: Path, tmp_path: Path) -> None:
+    build_dataset([corpus], tmp_path / "set")
+    with (
+        pytest.raises(UserError, match=r"another build has made .*set just now"),
+        building(tmp_path / "set", overwrite=False),
+    ):
+        raise AssertionError("nothing is to be built")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_sources_that_change_during_the_build_are_noticed(corpus: Path, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_data_set_that_cannot_be_opened_says_why(
         ({"fingerprint": "0" * 32}, "does not belong to the manifest"),
         ({"token_dtype": "<u4"}, "does not belong to the manifest"),
         ({"columns_sha256": "0" * 64}, "damaged or does not belong to the manifest"),
-        ({"documents": 3}, "columns of unequal length"),
+        ({"documents": 3}, "counts other documents"),
         ({"shards": None}, "is damaged"),
         ({"surprise": 1}, "is damaged"),
     ],
@@ -155,3 +155,43 @@ def test_padding_share_counts_the_last_segments(dataset: Path) -> None:
     positions = sum(-(-int(length) // 100) * 100 for length in index.lengths)
     assert index.padding_share(100) == pytest.approx(1 - index.num_tokens / positions)
     assert index.padding_share(1) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("settings", None),
+        ("token_dtype", "<f4"),
+        ("token_dtype", 5),
+        ("tokens", None),
+        ("text_bytes", "many"),
+        ("documents", 0),
+        ("shards", [5]),
+        ("shards", [{"name": "a", "size_bytes": "1", "sha256": "", "documents": 1, "tokens": 1}]),
+    ],
+)
+def test_a_manifest_with_a_field_of_another_type_is_one_line(broken: Path, key: str, value: object) -> None:
+    content = json.loads((broken / "manifest.json").read_text())
+    (broken / "manifest.json").write_text(json.dumps(content | {key: value}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*; restore the file or build"):
+        DocumentIndex.load(broken)
+
+
+@pytest.mark.parametrize(("key", "value"), [("shards", []), ("tokens", 1), ("text_bytes", 1), ("documents", 1)])
+def test_a_manifest_that_counts_otherwise_than_the_columns_is_refused(broken: Path, key: str, value: object) -> None:
+    content = json.loads((broken / "manifest.json").read_text())
+    (broken / "manifest.json").write_text(json.dumps(content | {key: value}))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(it counts other documents"):
+        DocumentIndex.load(broken)
+
+
+def test_a_file_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"a\.jsonl is a file, not a data set"):
+        DocumentIndex.load(tmp_path / "a.jsonl")
+
+
+def test_a_tokenizer_that_is_missing_is_to_be_restored_and_not_trained(broken: Path) -> None:
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer at .*; restore the file or build the data set again"):
+        _ = DocumentIndex.load(broken).tokenizer

@@ -319,3 +319,60 @@ def test_looking_ahead_hides_the_latency(
 
     served.latency_seconds = 0.1
     assert seconds(32, "ahead") < seconds(0, "blind")
+
+
+@pytest.mark.parametrize("name", ["documents.npz", "tokenizer.json", "manifest.json"])
+def test_a_copy_of_the_index_that_is_damaged_is_fetched_again(served: FaultyServer, tmp_path: Path, name: str) -> None:
+    """As a power cut leaves it: the name is there, the bytes are not."""
+    first = open_data(f"{served.address}/set", settings(tmp_path))
+    assert isinstance(first, DocumentIndex)
+    (first.path / name).write_bytes(b"")
+    again = open_data(f"{served.address}/set", settings(tmp_path))
+    assert isinstance(again, DocumentIndex)
+    assert again.fingerprint == first.fingerprint and again.tokenizer.vocab_size == first.vocab_size
+
+
+def test_a_cache_that_cannot_be_written_is_no_damage(
+    served: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_data(f"{served.address}/set", settings(tmp_path))
+    assert isinstance(index, DocumentIndex)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("data_pipeline.remote._copy", full)
+    with pytest.raises(UserError, match=r"data\.cache_dir .* cannot be written \(No space left on device\)") as caught:
+        verify_dataset(index)
+    assert caught.value.exit_code == 1
+
+
+def test_a_shard_that_is_not_at_its_address_is_told_as_missing(served: FaultyServer, tmp_path: Path) -> None:
+    (tmp_path / "served" / "set" / "shard-000001.tar").unlink()
+    index = open_data(f"{served.address}/set", settings(tmp_path))
+    assert isinstance(index, DocumentIndex)
+    assert [(fault.file, fault.problem) for fault in verify_dataset(index)] == [
+        ("shard-000001.tar", "cannot be read (No such file or directory)")
+    ]
+
+
+def test_what_an_s3_address_has_in_it_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+
+    def missing(_: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(UserError, match=r"s3://\*\*\*@bucket/set: needs the package s3fs"):
+        open_data("s3://name:secret@bucket/set", settings(tmp_path))
+
+
+def test_long_tries_are_spoken_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "http://127.0.0.1:1/set"  # where nobody listens
+    for seconds, said in ((60.0, 0), (-1.0, 1)):
+        monkeypatch.setattr("data_pipeline.transport._SILENT_SECONDS", seconds)
+        with pytest.raises(UserError, match="could not be read in 2 attempts"):
+            open_data(address, settings(tmp_path, attempts=2))
+        assert caplog.text.count("attempt 1 of 2 failed") == said

@@ -58,6 +58,7 @@ def zstd_with_window(content: bytes, power: int) -> bytes:
         (".bz2", bz2.compress),
         (".xz", lzma.compress),
         (".zst", zstd),
+        (".zst", lambda content: b"\x50\x2a\x4d\x18\x02\0\0\0??" + zstd(content)),  # as pzstd does
         (".zst", lambda content: zstd(content, frames=9)),
         (".zst", lambda content: zstd_with_window(content, 31)),
         ("-of-a-pipe", gzip.compress),  # known by its first bytes
@@ -97,10 +98,11 @@ def test_a_window_that_nobody_can_hold_is_named(tmp_path: Path) -> None:
         b'[{"text": "one"}, {"text": "two", "id": "second"}]',
         b'\xef\xbb\xbf[\n {"text": "one"},\n {"text": "two", "id": "second"}\n]\n',
         b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two", "id": "second"}\r\n',
+        b'\xef\xbb\xbf{"text": "one", "id": ""}\n\xef\xbb\xbf{"text": "two", "id": "second"}\n',
         b'\n{"text": "one", "n": ' + b"1" * 5000 + b'}\n{"text": "two", "id": "second"}',
         b'{"text": "one", "n": -1e999, "m": NaN, "id": null}\n{"id": "second", "text": "\\u0074wo"}',
     ],
-    ids=["array", "array over lines", "mark and line ends", "long integer", "odd numbers"],
+    ids=["array", "array over lines", "mark and line ends", "files put together", "long integer", "odd numbers"],
 )
 def test_odd_json_is_read(tmp_path: Path, content: bytes) -> None:
     (_, first), second = read(tmp_path / "x.json", content)
@@ -193,6 +195,9 @@ def test_parquet_strings_of_every_make(tmp_path: Path) -> None:
         'x.parquet row 1: its "text" is not UTF-8 at byte 3',
         'x.parquet row 2: needs a string in the column "text", not null',
     ]
+    twice = pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(twice, file)
+    assert 'has 2 columns "text"; rename one' in complaint(file, file.read_bytes())
     assert 'column "text" holds int64, not text' in complaint(file, write(text=[1]))
     assert 'no column "text" (its columns are body); --text-key' in complaint(file, write(body=["a"]))
     assert 'no column "name" (its columns are text); --id-key' in complaint(file, write(text=["a"]), id="name")

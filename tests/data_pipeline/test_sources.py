@@ -145,6 +145,11 @@ def test_data_sets_and_builds_in_a_directory_are_no_sources(tmp_path: Path) -> N
     assert "no .txt" in refusal(tmp_path / "set")
 
 
+def test_names_stay_on_their_line_whatever_is_in_them(tmp_path: Path) -> None:
+    (tmp_path / "a\nb\x1b[31m é.txt").write_text("x")
+    assert find_files([tmp_path]).lines() == ["sources: 1 file as text, a document a file (a\\nb\\x1b[31m é.txt)"]
+
+
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     for number in range(9):
         (tmp_path / f"{number}.txt").write_text("x")
@@ -169,8 +174,10 @@ def test_a_link_that_leads_nowhere_is_an_error_where_a_text_was_expected(tmp_pat
     (tmp_path / "b.txt").symlink_to("gone.txt")
     assert "b.txt: no such file" in refusal(tmp_path)
     (tmp_path / "b.txt").unlink()
-    (tmp_path / "loop").symlink_to("loop")
-    assert "cannot be read" in refusal(tmp_path)
+    for name, where in (("loop", "loop"), ("german", "gone"), ("en-v1.0", "gone")):
+        (tmp_path / name).symlink_to(where)
+        assert f"{name}: a link that cannot be read" in refusal(tmp_path)
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize(
@@ -184,8 +191,10 @@ def test_names_can_be_stored(name: str, shown: str) -> None:
 
 def test_devices_and_names_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     assert "a device" in refusal(Path("/dev/null"))
-    with pytest.raises(UserError, match="an address; fetch it first"):
-        find_files(["s3://bucket/texts"])
+    for address in ("s3://bucket/texts", "HTTPS://me:secret@host/a.jsonl", "https://host/a.jsonl?signature=secret"):
+        with pytest.raises(UserError, match="an address; fetch it first") as caught:
+            find_files([address])
+        assert "secret" not in str(caught.value)
     assert "no such file" in refusal(tmp_path / "none")
     (tmp_path / "a.txt").write_text("x")
     assert "no such file" in refusal(tmp_path / "a.txt" / "b")

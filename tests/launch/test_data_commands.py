@@ -120,10 +120,12 @@ def test_the_job_array_tells_sources_apart_by_their_whole_paths(tmp_path: Path) 
         "v1.1.txt",
         "en+part-0.jsonl",
         str(tmp_path / "v1.0.txt"),
+        "-dash.txt",
+        *(f"{'/'.join(['a' * 60] * 4)}/{number}.txt" for number in "12"),
     ]
     for number, name in enumerate(sources):
         file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text(json.dumps({"text": f"source {number}"}))
     (tmp_path / "list").write_text("\r\n".join(sources))
     (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
@@ -296,6 +298,8 @@ def test_trace_goes_on_from_a_state(dataset: Path, tmp_path: Path, capsys: pytes
         (["--num-segments", "0"], "--num-segments is 0"),
         (["--steps", "-1"], "--steps is -1"),
         (["--segment-length", "0"], "segment_length is 0"),
+        (["--segment-length", "9" * 20], "give 1,099,511,627,776 or less"),
+        (["--lanes", "9" * 12], "num_lanes is 999999999999; give 16,777,216 or less"),
         (["--state-in", "missing.json"], "--state-in missing.json: cannot be read"),
         (["--state-in", "SOURCE"], "not JSON"),
         (["--state-out", "missing/state.json"], "--state-out missing/state.json: cannot be written"),
@@ -319,6 +323,7 @@ def test_build_and_inspect_mistakes_are_one_line(
         (["build", str(tmp_path / "none.txt"), "--out", str(tmp_path / "new")], "no such file"),
         (["inspect", str(tmp_path / "none")], "no data set at"),
         (["inspect", str(dataset), "--segment-length", "0"], "--segment-length is 0"),
+        (["inspect", str(dataset), "--segment-length", "9" * 20], "; give 1 to 1,099,511,627,776"),
     ):
         assert main(["data", *arguments]) == 2
         error = capsys.readouterr().err
