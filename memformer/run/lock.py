@@ -30,6 +30,7 @@ from memformer.run.directory import RunDirectory
 
 HELD, LOST = "held", "lost"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+ENDINGS = frozenset(f".{how}" for how in (HELD, LOST, FINISHED, STOPPED, FAILED))
 WRITING_SECONDS = 2.0
 """How long the file of a life that is just beginning may be without content."""
 
@@ -367,17 +368,21 @@ def _read(path: Path) -> Holder | None:
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in dataclasses.fields(Holder)}
-        holder = Holder(**{name: value for name, value in found.items() if name in known})
-        return dataclasses.replace(holder, file=(int(holder.file[0]), int(holder.file[1])))
-    except (ValueError, TypeError, AttributeError, IndexError):
+        device, node = found.pop("file", (0, 0))
+        kinds = {field.name: field.type for field in dataclasses.fields(Holder)}
+        values = {name: value for name, value in found.items() if name in kinds}
+        if not all(isinstance(value, kinds[name]) for name, value in values.items()):  # type: ignore[arg-type]
+            return None
+        holder = Holder(**values, file=(int(device), int(node)))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+    return holder if 0 < holder.process < 2**31 and 0 <= holder.time < 2**36 else None
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:
     """The files of a lock with their numbers, the newest last."""
     try:
-        named = [path for path in folder.iterdir() if path.stem.isdigit()]
+        named = [path for path in folder.iterdir() if path.stem.isdecimal() and path.suffix in ENDINGS]
     except (FileNotFoundError, NotADirectoryError):
         return []
     # Of one number, a name that says how it ended counts more: a listing may show both names of a file renamed.

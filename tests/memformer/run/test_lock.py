@@ -193,6 +193,27 @@ def test_a_damaged_lock_is_no_free_directory(run: RunDirectory, monkeypatch: pyt
         RunLock.take(run)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"time": None}, {"time": 1e30}, {"process": "7"}, {"process": 10**30}, {"started": None}, {"file": 3}, {"job": 7}],
+)
+def test_a_lock_that_says_what_none_would_is_damaged(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, damage: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(lock, "WRITING_SECONDS", 0.05)
+    held_by(run, **damage)
+    with pytest.raises(UserError, match="is damaged"):
+        RunLock.take(run)
+
+
+@pytest.mark.parametrize("stray", ["README", "00000001.held~", "00000009.bak", "\u00b2.held"])
+def test_files_that_no_life_makes_do_not_count(run: RunDirectory, stray: str) -> None:
+    RunLock.take(run).accept()
+    (run.lock / stray).write_text("")
+    with pytest.raises(UserError, match="is in use"):
+        RunLock.take(run)
+
+
 def contend(root: Path, barrier: Any, answers: Any) -> None:
     run = RunDirectory(root)
     barrier.wait()
