@@ -122,6 +122,8 @@ class Life:
             self._run.event("preemption", reason="SIGINT, before the first step or after the last: nothing was saved")
             return
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            reason = f"{error.filename or self._run.root}: {error.strerror}"
         if lost:
             reason = f"{LOST_PEER} ({lost})"
         # What `follows` from another process's end is not what went wrong.
