@@ -25,8 +25,9 @@ def check_model(path: Path) -> None:
     Raises:
         UserError: There is none.
     """
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: is a run, not an exported model: memformer export {path} --out DIR makes one")
+    from memformer.checkpoints.directory import refuse_unexported
+
+    refuse_unexported(path)
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: holds no config.json: give a directory made by memformer export")
 

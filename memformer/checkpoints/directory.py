@@ -13,8 +13,10 @@ nobody starts over because of it, and nothing that cannot be read is deleted. Fi
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import stat
 import time
@@ -26,6 +28,7 @@ from data_pipeline.files import sync
 from memformer.config.schema import CheckpointConfig
 from memformer.run.directory import RunDirectory, write_atomically
 
+LOG = logging.getLogger("memformer")
 FORMAT = 3  # of what is written: parameters may be cut by rows and columns
 _READABLE = (2, 3)
 _NAME = re.compile(r"step-(\d{8,})")
@@ -97,7 +100,10 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
         set_aside(final)
     os.rename(temporary, final)
     sync(run.checkpoints)
-    write_atomically(run.checkpoints / "latest", final.name + "\n")
+    try:
+        write_atomically(run.checkpoints / "latest", final.name + "\n")
+    except OSError as error:  # the checkpoint is complete without it
+        LOG.warning("%s still names an older checkpoint than %s (%s)", run.checkpoints / "latest", final.name, error)
     return final
 
 
@@ -134,6 +140,9 @@ def candidates(run: RunDirectory) -> list[Path]:
     try:
         named = [path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name)]
     except FileNotFoundError:
+        if run.checkpoints.is_symlink():  # to a disk that is not mounted, say
+            place = os.readlink(run.checkpoints)
+            raise UserError(f"{run.checkpoints}: is a link to {place}, which is not there", exit_code=1) from None
         return []
     except OSError as error:
         raise UserError(f"{run.checkpoints}: cannot be listed ({error.strerror}): mend that", exit_code=1) from None
@@ -253,11 +262,43 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: It is no directory, or neither a checkpoint nor a run that has one.
     """
-    given = Path(path)
+    given = _meant(path)
     if not os.path.isdir(given):
         raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
-    if not _NAME.fullmatch(given.name) and not candidates(RunDirectory(given)):
-        raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
+    if _NAME.fullmatch(given.name) or candidates(RunDirectory(given)):
+        return
+    if (given / "state.json").exists():
+        raise UserError(f"{given}: a checkpoint is named after its step, as step-00000100: rename it back to use it")
+    raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
+
+
+def _meant(path: str | os.PathLike[str]) -> Path:
+    """The run or checkpoint that a path leads to: through a link, or as the folder that a run's checkpoints are in."""
+    for place in (Path(path), Path(os.path.realpath(path))):
+        if _NAME.fullmatch(place.name):
+            return place
+        if place.name == RunDirectory("").checkpoints.name and not os.path.isdir(RunDirectory(place).checkpoints):
+            return place.parent
+    return Path(path)
+
+
+def refuse_unexported(path: str | os.PathLike[str], setting: str = "") -> None:
+    """Refuses a run or a checkpoint where an exported model is asked for.
+
+    Args:
+        path: What was given.
+        setting: The setting that it was given for.
+
+    Raises:
+        UserError: It is one; names the command that exports it.
+    """
+    given = _meant(path)
+    kind = "run" if os.path.isdir(RunDirectory(given).checkpoints) else "checkpoint"
+    if kind == "run" or (_NAME.fullmatch(given.name) and os.path.isdir(given)):
+        raise UserError(
+            f"{setting}{path}: is a {kind}, not an exported model: memformer export {shlex.quote(str(path))} --out DIR "
+            "makes one"
+        )
 
 
 def refuse_full(out: str | os.PathLike[str]) -> None:
@@ -285,7 +326,7 @@ def locate(path: str | os.PathLike[str], spare: tuple[str, ...] = SPARE, sums: b
             for it without a word.
     """
     refuse_no_checkpoint(path)
-    given = Path(path)
+    given = _meant(path)
     chosen = given if _NAME.fullmatch(given.name) else candidates(RunDirectory(given))[0]
     try:
         verify(chosen, spare, sums)
