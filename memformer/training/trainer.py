@@ -12,7 +12,7 @@ from data_pipeline import SegmentStream
 from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
 from memformer.checkpoints.resuming import Start
-from memformer.config.schema import Config, save_config
+from memformer.config.schema import Config
 from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.making import make_engine
@@ -76,15 +76,16 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
             # Nothing in the run directory has changed up to here: what is refused has left no trace.
             life.accept()
             if world.is_main:
-                save_config(config, run.config)
+                write_atomically(run.config, config.as_yaml())
                 generated = deepspeed_config(config, world.mesh.data.size, precision)
                 write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
                 describe_run(config, model_config, data, world, precision)
             if start.checkpoint is not None:
                 go_on_from(start, state, changes)
             exit_code = loop(life, state, stream, data, identity, start, callbacks)
+        life.ended(exit_code)
         engine.close()
-        return life.ended(exit_code)
+        return exit_code
 
 
 def loop(

@@ -5,7 +5,9 @@ Covers: memformer/training/reports.py
 """
 
 import hashlib
+import os
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,29 @@ def test_a_refused_start_changes_nothing(root: Path, tmp_path: Path) -> None:
     fresh = run_command("train", *command(root, tmp_path / "a/fresh", "--resume", str(tmp_path)))
     assert fresh.returncode == 2
     assert not (tmp_path / "a").exists()
+
+
+def test_the_settings_of_a_run_are_replaced_whole(root: Path, tmp_path: Path) -> None:
+    """A file that is written over in its place is empty when the disk is full; what an old name still has tells."""
+    run = tmp_path / "run"
+    assert run_command("train", *command(root, run, "--training.max_steps", "2")).returncode == 0
+    os.link(run / "config.yaml", tmp_path / "before.yaml")
+    assert run_command("train", *command(root, run, "--training.max_steps", "3")).returncode == 0
+    assert "max_steps: 2\n" in (tmp_path / "before.yaml").read_text()
+    assert "max_steps: 3\n" in (run / "config.yaml").read_text()
+
+
+def test_a_run_that_is_asked_to_stop_at_its_start_says_so(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    hold(run, 1)  # however fast it is, it has not finished
+    ranks = start_ranks(*command(root, run), count=1, log=tmp_path / "log", hold=True)
+    wait_for(lambda: bool(list(run.glob("lock/*.held"))), ranks)
+    os.kill(ranks[0].pid or 0, signal.SIGTERM)
+    ranks[0].join(60)
+    assert ranks[0].exitcode in (143, 75), "before it listens, or after its first step"
+    assert [path.suffix for path in (run / "lock").iterdir()] == [".stopped"]
+    status = read_status(run)
+    assert status.state == "stopped" and "SIGTERM" in str(status.failure)
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "deepspeed.json"])
