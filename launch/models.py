@@ -61,7 +61,10 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
     mend = "export the model again, or copy the tokenizer.json of the data set that it was trained on"
     if not (path / "tokenizer.json").exists():
         raise UserError(f"{path / 'tokenizer.json'}: is missing: {mend}")
-    tokenizer = load_tokenizer(path)
+    try:
+        tokenizer = load_tokenizer(path)
+    except UserError as error:
+        raise UserError(f"{error}: {mend}") from None
     if tokenizer.sha256 != description.get("tokenizer_sha256"):
         raise UserError(f"{path / 'tokenizer.json'}: is not the model's tokenizer: {mend}")
     return model, tokenizer

@@ -33,6 +33,7 @@ FORMAT = 3  # of what is written: parameters may be cut by rows and columns
 _READABLE = (2, 3)
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
+_POINTER = re.compile(r"\.latest\.[0-9a-f]{8}")  # before it was renamed to `latest`
 _STATE = {
     **dict.fromkeys(("model", "parameters", "data"), dict),
     **dict.fromkeys(("step", "tokens", "num_lanes", "world_size", "zero_stage"), int),
@@ -331,10 +332,14 @@ def locate(path: str | os.PathLike[str], spare: tuple[str, ...] = SPARE, sums: b
     try:
         verify(chosen, spare, sums)
     except CheckpointDamaged as damage:
+        run = RunDirectory(chosen.parent.parent)
+        usable = newest_complete(run, spare, sums)[0] if chosen.parent.name == run.checkpoints.name else None
         if chosen == given:
-            raise
-        older, _ = newest_complete(RunDirectory(given), spare, sums)
-        mend = "and no older one either" if older is None else f"the newest that can is {older}: name it to use it"
+            other = (
+                "mend it, or name another checkpoint" if usable is None else f"the newest that can be used is {usable}"
+            )
+            raise CheckpointDamaged(f"{damage}: {other}") from None
+        mend = "and no older one either" if usable is None else f"the newest that can is {usable}: name it to use it"
         raise CheckpointDamaged(f"{given}: its newest checkpoint cannot be used ({damage}), {mend}") from None
     return chosen
 
@@ -392,3 +397,5 @@ def delete_partial(run: RunDirectory) -> None:
     for path in run.checkpoints.iterdir():
         if _PARTIAL.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+        elif _POINTER.fullmatch(path.name):
+            path.unlink(missing_ok=True)

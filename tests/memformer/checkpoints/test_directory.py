@@ -135,6 +135,7 @@ def test_what_is_left_of_a_deletion_is_no_checkpoint(run: RunDirectory, monkeypa
     assert steps(run) == [20]
     monkeypatch.undo()
     (run.checkpoints / "step-00000010.partial").mkdir()  # of a user's own copy
+    (run.checkpoints / ".latest.0123abcd").touch()  # killed while it replaces the pointer
     files.delete_partial(run)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [
         "latest",
