@@ -136,8 +136,9 @@ class Life:
         if not self._world.is_main and (lost or isinstance(error, UserError)):
             return  # the main process says the same, or was told of it
         if isinstance(error, KeyboardInterrupt):
-            self._how = lock.STOPPED
-            self._run.event("preemption", reason=f"SIGINT, {NOT_LISTENING}")
+            if self._how is None:  # otherwise the run has said how it ended
+                self._how = lock.STOPPED
+                self._run.event("preemption", reason=f"SIGINT, {NOT_LISTENING}")
             return
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
