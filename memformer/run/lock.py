@@ -109,8 +109,12 @@ class RunLock:
             lock = cls._create(run, 1 if entry is None else entry.number + 1)
             if lock is None:
                 continue  # another process was faster: the next round tells of it
-            if all(number < lock._number or path == lock._path for number, path in _files(run.lock)):
-                return lock
+            try:
+                if all(number < lock._number or path == lock._path for number, path in _files(run.lock)):
+                    return lock
+            except BaseException:
+                lock.withdraw()
+                raise
             lock.withdraw()
         raise _not_locked(run, "others take and leave it all the time")
 
@@ -128,9 +132,11 @@ class RunLock:
                 return None
             os.write(descriptor, (json.dumps(dataclasses.asdict(_this_process(descriptor))) + "\n").encode())
             os.fsync(descriptor)
-        except OSError as error:
+        except BaseException as error:  # a key press as well
             cls(path, descriptor, made).withdraw()
-            raise _not_locked(run, error.strerror or str(error)) from None
+            if isinstance(error, OSError):
+                raise _not_locked(run, error.strerror or str(error)) from None
+            raise
         return cls(path, descriptor, made)
 
     @property

@@ -8,6 +8,7 @@ process that is no more (memformer/run/lock.py), from which `memformer status` a
 
 import errno
 import math
+import threading
 import types
 
 from data_pipeline.errors import UserError
@@ -16,7 +17,7 @@ from memformer.processes import group
 from memformer.processes.group import World, lost_peer
 from memformer.run import exit_codes, lock
 from memformer.run.directory import RunDirectory
-from memformer.run.stop_requests import LeavingAtOnce
+from memformer.run.stop_requests import LAST_WORDS_SECONDS, LeavingAtOnce
 from memformer.training.callbacks import TrainingState
 
 NOT_LISTENING = "before the first step or after the last: nothing was saved"
@@ -53,6 +54,7 @@ class Life:
         self._lock: lock.RunLock | None = None
         self._accepted = False
         self._how: str | None = None
+        self._looked = threading.Event()  # set once the lock is taken, or known not to be
         self._leaving = LeavingAtOnce(self._asked_to_leave)
 
     def __enter__(self) -> "Life":
@@ -72,6 +74,8 @@ class Life:
                 self._lock = lock.RunLock.take(self._run)
             except UserError as error:
                 refused = error
+            finally:
+                self._looked.set()
         refused = group.from_main(refused)
         if refused is not None:
             raise refused
@@ -84,7 +88,7 @@ class Life:
             self._run.create()
 
     def ended(self, exit_code: int) -> None:
-        """The run has said how it ended."""
+        """The run says how it ends: nothing that comes now changes that."""
         self._how = lock.FINISHED if exit_code == exit_codes.DONE else lock.STOPPED
 
     def leave(self, reason: str) -> None:
@@ -95,6 +99,8 @@ class Life:
 
     def _asked_to_leave(self) -> None:
         """SIGTERM, while the run does not listen: before its first step, or after its last."""
+        if self._world.is_main:
+            self._looked.wait(LAST_WORDS_SECONDS / 2)
         if self._how is None and self._accepted and self._world.is_main:
             self._run.event("preemption", reason=f"SIGTERM, {NOT_LISTENING}")
         self._release(self._how or lock.STOPPED)

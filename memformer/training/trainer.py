@@ -20,6 +20,7 @@ from memformer.engine.precision import resolve_precision
 from memformer.guards.watchdog import Watchdog
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
+from memformer.run import exit_codes
 from memformer.run.data import Audit, TrainingData
 from memformer.run.directory import RunDirectory, write_atomically
 from memformer.run.metrics import MetricsWriter, set_up_logging
@@ -83,7 +84,6 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
             if start.checkpoint is not None:
                 go_on_from(start, state, changes)
             exit_code = loop(life, state, stream, data, identity, start, callbacks)
-        life.ended(exit_code)
         engine.close()
         return exit_code
 
@@ -102,6 +102,7 @@ def loop(
     if first > config.training.max_steps:
         LOG.info("nothing to do: the run has finished its %d steps", config.training.max_steps)
         refuse_untrained(state)
+        life.ended(exit_codes.DONE)
         state.event("end", step=state.progress.step, tokens=state.progress.tokens, steps=0)
         return 0
     give_up_what_followed(state, start)
@@ -117,8 +118,11 @@ def loop(
         saved_step = start.step if start.own else -1
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)
-    if exit_code == 0:
+        if exit_code != exit_codes.DONE:
+            life.ended(exit_code)
+    if exit_code == exit_codes.DONE:
         refuse_untrained(state)
+        life.ended(exit_code)
         step, tokens = state.progress.step, state.progress.tokens
         state.event("end", step=step, tokens=tokens, steps=step - first + 1)
     return exit_code

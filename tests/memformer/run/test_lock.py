@@ -91,6 +91,21 @@ def test_a_life_that_is_refused_leaves_everything_as_it_was(run: RunDirectory, t
     assert files(run) == ["00000001.finished"]
 
 
+@pytest.mark.parametrize("where", ["os.fsync", "_files"])
+def test_a_key_press_while_it_is_taken_leaves_nothing(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def pressed(_: object) -> None:
+        if list(run.root.glob("lock/*")):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock.os if where == "os.fsync" else lock, where.removeprefix("os."), pressed)
+    monkeypatch.setattr(lock, "refuse_held", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        RunLock.take(run)
+    assert not run.root.exists()
+
+
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_lock_of_a_killed_process_is_taken_over(run: RunDirectory, reaped: bool) -> None:
     process = killed(run)
