@@ -149,6 +149,7 @@ class Saver:
         save.began = began
         if self._world.is_main:
             try:
+                self._run.checkpoints.mkdir(exist_ok=True)  # somebody may have deleted it meanwhile
                 files.delete_partial(self._run)
                 for name in ("parameters", "lanes", "random"):
                     (temporary / name).mkdir(parents=True)

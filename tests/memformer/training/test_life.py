@@ -7,6 +7,7 @@ Covers: memformer/training/reports.py
 import hashlib
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,21 @@ class Poisoned(Callback):
             parameter.register_hook(lambda gradient: gradient * float("inf"))
 
 
+class Swept(Callback):
+    """Somebody clears up: the checkpoints go, and the data set's tokenizer is away until the last step."""
+
+    def __init__(self, root: Path) -> None:
+        self.tokenizer, self.away = root / "data/train/tokenizer.json", root / "tokenizer.away"
+
+    def after_step(self, state: TrainingState) -> None:
+        if state.progress.step == 1:
+            self.tokenizer.rename(self.away)
+        if state.progress.step == 5:
+            shutil.rmtree(state.run.checkpoints)
+        if state.progress.step == STEPS:
+            self.away.rename(self.tokenizer)
+
+
 class Broken(Callback):
     """One process raises what no run expects."""
 
@@ -248,6 +264,7 @@ def failing(world: World, root: str) -> dict[str, str]:
         ("poisoned", "poisoned", Poisoned(), usual),
         ("again", "poisoned", Callback(), usual),
         ("too fast", "fast", Callback(), usual | rate),
+        ("swept", "swept", Swept(Path(root)), usual),
         ("broken", "broken", Broken(world.rank), usual),
     ]
     for name, run, callback, sections in cases:
@@ -267,6 +284,8 @@ def test_a_life_that_failed_says_why(root: Path) -> None:
     assert "the model gives no finite loss any more: lower optimizer.learning_rate" in found["too fast"]
     for run in ("poisoned", "fast"):
         assert last_event(root / run)["event"] == "failure"
+    saves = [event["step"] for event in events_of(RunDirectory(root / "swept"), "save")]
+    assert "swept" not in found and saves == [2, 4, 6, 8]
     assert found["broken"].startswith("RuntimeError: the roof")
     assert last_event(root / "broken")["reason"] == "RuntimeError: the roof is leaking"
     status = read_status(root / "broken")
