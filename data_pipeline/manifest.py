@@ -93,10 +93,6 @@ class Manifest:
             return cls.parse(file.read_bytes(), str(file))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(_why_no_manifest(directory)) from None
-        except NotADirectoryError:
-            raise UserError(
-                f"{directory} is a file, not a data set; build one with `memformer data build {directory} --out DIR`"
-            ) from None
         except OSError as error:
             raise UserError(
                 f"cannot read {file}: {error.strerror}; restore the file or build the data set again"
@@ -204,7 +200,7 @@ def _checked(made: Part) -> Part:
 
 def _why_no_manifest(directory: Path) -> str:
     if directory.is_file():
-        return f"{directory} is a file, not a data set; name the directory that `memformer data build` made"
+        return f"{directory} is a file, not a data set; build one with `memformer data build {directory} --out DIR`"
     if not directory.is_dir() and partial_of(directory).is_dir():
         return (
             f"{directory} is not built yet; if the build was cut short, the same `memformer data build` goes on with it"

@@ -29,9 +29,10 @@ def check_model(path: Path, said: str = "") -> None:
     Raises:
         UserError: There is none.
     """
+    from memformer.checkpoints.directory import refuse_unexported
+
+    refuse_unexported(path, f"{said}: " if said else "")
     named = f"{said}: {path}" if said else str(path)
-    if (path / "checkpoints").is_dir():
-        raise UserError(f"{named}: is a run, not an exported model: memformer export {path} --out DIR makes one")
     if not (path / "config.json").is_file():
         raise UserError(f"{named}: holds no config.json: give a directory made by memformer export")
 
@@ -65,7 +66,10 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
     mend = "export the model again, or copy the tokenizer.json of the data set that it was trained on"
     if not (path / "tokenizer.json").exists():
         raise UserError(f"{path / 'tokenizer.json'}: is missing: {mend}")
-    tokenizer = load_tokenizer(path)
+    try:
+        tokenizer = load_tokenizer(path)
+    except UserError as error:
+        raise UserError(f"{error}: {mend}") from None
     if tokenizer.sha256 != description.get("tokenizer_sha256"):
         raise UserError(f"{path / 'tokenizer.json'}: is not the model's tokenizer: {mend}")
     return model, tokenizer

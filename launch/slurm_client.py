@@ -136,6 +136,20 @@ def refuse_without_slurm() -> None:
         raise _no_such_command("sbatch")
 
 
+def refuse_unnameable(directory: Path, signs: str = "\\\n") -> None:
+    """Refuses a run directory with a sign in its name that Slurm would not read as itself.
+
+    Args:
+        directory: The run directory.
+        signs: Which they are: by a backslash, Slurm takes no pattern in the name of a log for one.
+
+    Raises:
+        UserError: There is one.
+    """
+    if sign := next((sign for sign in signs if sign in str(directory)), None):
+        raise UserError(f"run_dir: {str(directory)!r} holds {sign!r}, which jobs cannot have there: choose another")
+
+
 def _no_such_command(name: str) -> UserError:
     return UserError(
         f"{name}: there is no such command: run this on a login node of a Slurm cluster, or use memformer launch local"

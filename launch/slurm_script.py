@@ -44,7 +44,7 @@ def header(options: SlurmOptions, name: str, directory: Path, logs: Path, *, req
         ("kill-on-invalid-dep", "yes"),
         ("open-mode", "append"),
         ("chdir", directory),
-        ("output", logs / ("slurm-%A_%a.out" if options.array else "slurm-%j.out")),
+        ("output", str(logs).replace("%", "%%") + ("/slurm-%A_%a.out" if options.array else "/slurm-%j.out")),
     ]
     lines = [f"--{option}={_sbatch_quote(str(value))}" for option, value in pairs if value is not None]
     lines += ["--requeue" if requeue else "--no-requeue", *options.sbatch_lines]

@@ -196,7 +196,7 @@ def _state(
     told = [event for event in events if event["event"] in LIFE_EVENTS]
     last = told[-1] if told else None
     life = lives[-1] if lives else None
-    if trainer.living and trainer.since > str((last or {}).get("time", "")):
+    if trainer.how == lock.HELD and trainer.living is not False and trainer.since > str((last or {}).get("time", "")):
         return "starting", None
     if last is not None and last["event"] == "end":
         return "finished", None
@@ -210,6 +210,8 @@ def _state(
         return "pending", None
     if life is not None and (last is None or str(life["time"]) > str(last["time"])):
         return "starting", None
+    if last is None and trainer.how == lock.STOPPED:
+        return "stopped", "SIGTERM, before it began"
     if last is None:
         return ("failed", GONE) if trainer.how == lock.HELD and trainer.living is False else ("empty", None)
     if last["event"] == "failure":

@@ -23,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     from memformer.checkpoints import directory as files
     from memformer.run.directory import RunDirectory
 
+    if not os.path.isdir(arguments.run):
+        raise UserError(f"{arguments.run}: is no directory: give a run directory")
     directory = RunDirectory(arguments.run)
     paths = files.candidates(directory)
     if not paths and not os.path.isdir(directory.checkpoints):

@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     config, varying = read_settings(arguments.config, arguments.overrides, options.array)
     replicas_of(config, options.tasks, options.tasks_said)
     directory = Path(os.path.abspath(config.run_dir))
+    slurm_client.refuse_unnameable(directory)
     prefix = re.sub(r"[^A-Za-z0-9._-]", "-", arguments.job_name or directory.name)
     name = f"{prefix}-{secrets.token_hex(4)}"
     text = job_script(arguments, options, directory, name, config.training.max_steps, varying)

@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.executor == "debug":
             replicas_of(config, 1, "--executor debug (1 process)")
         else:
+            slurm_client.refuse_unnameable(directory, "%\\\n")  # submitit itself replaces %j and the like in paths
             replicas_of(config, options.tasks, options.tasks_said)
         if arguments.executor == "slurm":
             slurm_client.refuse_without_slurm()

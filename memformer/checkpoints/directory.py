@@ -13,8 +13,10 @@ nobody starts over because of it, and nothing that cannot be read is deleted. Fi
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import stat
 import time
@@ -26,10 +28,12 @@ from data_pipeline.files import sync
 from memformer.config.schema import CheckpointConfig
 from memformer.run.directory import RunDirectory, write_atomically
 
+LOG = logging.getLogger("memformer")
 FORMAT = 3  # of what is written: parameters may be cut by rows and columns
 _READABLE = (2, 3)
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
+_POINTER = re.compile(r"\.latest\.[0-9a-f]{8}")  # before it was renamed to `latest`
 _STATE = {
     **dict.fromkeys(("model", "parameters", "data"), dict),
     **dict.fromkeys(("step", "tokens", "num_lanes", "world_size", "zero_stage"), int),
@@ -97,7 +101,10 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
         set_aside(final)
     os.rename(temporary, final)
     sync(run.checkpoints)
-    write_atomically(run.checkpoints / "latest", final.name + "\n")
+    try:
+        write_atomically(run.checkpoints / "latest", final.name + "\n")
+    except OSError as error:  # the checkpoint is complete without it
+        LOG.warning("%s still names an older checkpoint than %s (%s)", run.checkpoints / "latest", final.name, error)
     return final
 
 
@@ -134,6 +141,9 @@ def candidates(run: RunDirectory) -> list[Path]:
     try:
         named = [path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name)]
     except FileNotFoundError:
+        if run.checkpoints.is_symlink():  # to a disk that is not mounted, say
+            place = os.readlink(run.checkpoints)
+            raise UserError(f"{run.checkpoints}: is a link to {place}, which is not there", exit_code=1) from None
         return []
     except OSError as error:
         raise UserError(f"{run.checkpoints}: cannot be listed ({error.strerror}): mend that", exit_code=1) from None
@@ -253,11 +263,43 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: It is no directory, or neither a checkpoint nor a run that has one.
     """
-    given = Path(path)
+    given = _meant(path)
     if not os.path.isdir(given):
         raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
-    if not _NAME.fullmatch(given.name) and not candidates(RunDirectory(given)):
-        raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
+    if _NAME.fullmatch(given.name) or candidates(RunDirectory(given)):
+        return
+    if (given / "state.json").exists():
+        raise UserError(f"{given}: a checkpoint is named after its step, as step-00000100: rename it back to use it")
+    raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
+
+
+def _meant(path: str | os.PathLike[str]) -> Path:
+    """The run or checkpoint that a path leads to: through a link, or as the folder that a run's checkpoints are in."""
+    for place in (Path(path), Path(os.path.realpath(path))):
+        if _NAME.fullmatch(place.name):
+            return place
+        if place.name == RunDirectory("").checkpoints.name and not os.path.isdir(RunDirectory(place).checkpoints):
+            return place.parent
+    return Path(path)
+
+
+def refuse_unexported(path: str | os.PathLike[str], setting: str = "") -> None:
+    """Refuses a run or a checkpoint where an exported model is asked for.
+
+    Args:
+        path: What was given.
+        setting: The setting that it was given for.
+
+    Raises:
+        UserError: It is one; names the command that exports it.
+    """
+    given = _meant(path)
+    kind = "run" if os.path.isdir(RunDirectory(given).checkpoints) else "checkpoint"
+    if kind == "run" or (_NAME.fullmatch(given.name) and os.path.isdir(given)):
+        raise UserError(
+            f"{setting}{path}: is a {kind}, not an exported model: memformer export {shlex.quote(str(path))} --out DIR "
+            "makes one"
+        )
 
 
 def refuse_full(out: str | os.PathLike[str]) -> None:
@@ -285,15 +327,19 @@ def locate(path: str | os.PathLike[str], spare: tuple[str, ...] = SPARE, sums: b
             for it without a word.
     """
     refuse_no_checkpoint(path)
-    given = Path(path)
+    given = _meant(path)
     chosen = given if _NAME.fullmatch(given.name) else candidates(RunDirectory(given))[0]
     try:
         verify(chosen, spare, sums)
     except CheckpointDamaged as damage:
+        run = RunDirectory(chosen.parent.parent)
+        usable = newest_complete(run, spare, sums)[0] if chosen.parent.name == run.checkpoints.name else None
         if chosen == given:
-            raise
-        older, _ = newest_complete(RunDirectory(given), spare, sums)
-        mend = "and no older one either" if older is None else f"the newest that can is {older}: name it to use it"
+            other = (
+                "mend it, or name another checkpoint" if usable is None else f"the newest that can be used is {usable}"
+            )
+            raise CheckpointDamaged(f"{damage}: {other}") from None
+        mend = "and no older one either" if usable is None else f"the newest that can is {usable}: name it to use it"
         raise CheckpointDamaged(f"{given}: its newest checkpoint cannot be used ({damage}), {mend}") from None
     return chosen
 
@@ -351,3 +397,5 @@ def delete_partial(run: RunDirectory) -> None:
     for path in run.checkpoints.iterdir():
         if _PARTIAL.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+        elif _POINTER.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from memformer.engine.fragments import FragmentReader, Region
 from memformer.engine.parameter_state import WEIGHT
 from memformer.models.loading import FORMAT, INDEX, SINGLE, load_model
 from memformer.models.probe import probe
-from memformer.models.registry import DEFAULT, family
+from memformer.models.registry import DEFAULT, UnknownFamily, family
 
 PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -56,13 +56,16 @@ def export(
         CheckpointDamaged: The checkpoint does not verify (that of a run is its newest: an older one must be named), or
             the weights do not give the losses it recorded.
     """
-    target = Path(out)
-    files.refuse_full(target)
+    target = Path(os.path.realpath(out))  # beside what a link leads to, it is written and renamed
+    files.refuse_full(out)
     checkpoint = locate_weights(source)
     state = files.read_state(checkpoint)
     shapes = {name: tuple(shape) for name, shape in state["parameters"].items()}
-    kind = family(state.get("family", DEFAULT))
-    model = kind.config.from_dict(state["model"])
+    try:
+        kind = family(state.get("family", DEFAULT))
+        model = kind.config.from_dict(state["model"])
+    except (UnknownFamily, ValueError, TypeError) as error:
+        raise files.CheckpointDamaged(f"{checkpoint}: {error}: use the version that wrote it") from None
     for alias in model.tied():
         shapes.pop(alias, None)
     temporary = target.with_name(f".{target.name}.partial")
@@ -70,7 +73,7 @@ def export(
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"--out {target}: cannot be made ({error.strerror}): choose another directory") from None
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}): choose another directory") from None
     description = {
         "format": FORMAT,
         "architecture": kind.architecture,
@@ -92,7 +95,7 @@ def export(
             written = _write(reader, shapes, temporary, DTYPES[dtype], max_file_bytes)
         result = {
             "checkpoint": str(checkpoint),
-            "out": str(target),
+            "out": str(out),
             "step": state["step"],
             "dtype": dtype,
             "parameters": sum(torch.Size(shape).numel() for shape in shapes.values()),
@@ -108,7 +111,7 @@ def export(
         raise files.CheckpointDamaged(f"{checkpoint}: {error}") from None
     except OSError as error:
         raise UserError(
-            f"--out {target}: the export of {checkpoint} broke off ({files.words(error)}), nothing is left of it: make "
+            f"--out {out}: the export of {checkpoint} broke off ({files.words(error)}), nothing is left of it: make "
             "room, or choose another directory",
             exit_code=1,
         ) from None

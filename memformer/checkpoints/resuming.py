@@ -74,7 +74,8 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
 
     Raises:
         UserError: There are checkpoints and none can be used; there were some and they are gone; never, and the run
-            directory holds a run; or the path holds no checkpoint.
+            directory holds a run; the path holds no checkpoint; or it is another run's, and this one has checkpoints
+            of its own, which did not come from there.
     """
     if resume == "never":
         if run.metrics.exists() or files.candidates(run):
@@ -86,6 +87,8 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
         found = files.locate(resume, sums=sums)
         own = os.path.isdir(run.checkpoints) and os.path.samefile(found.parent, run.checkpoints)
         others = [] if own else files.candidates(run)
+        if others and _went_on_from(run, found.parent):  # the same command again, as of a job that is requeued
+            return choose(run, "auto", sums)
         if others:
             raise UserError(
                 f"--resume {resume}: run_dir {run.root} has checkpoints of its own (the newest is {others[0].name}): "
@@ -111,9 +114,23 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
     return Start()
 
 
+def _went_on_from(run: RunDirectory, checkpoints: Path) -> bool:
+    """Whether a life of a run has gone on from a checkpoint of that directory, which is another run's."""
+    there = os.path.realpath(checkpoints)
+    said = jsonl.last(
+        run.events,
+        lambda event: (
+            event.get("event") == "resume" and os.path.realpath(os.path.dirname(str(event.get("checkpoint")))) == there
+        ),
+    )
+    return said is not None
+
+
 def known_step(run: RunDirectory) -> int | None:
     """The step of the checkpoint that a run saved or went on from last, by its own word; None: it tells of none."""
-    said = jsonl.last(run.events, lambda event: event.get("event") in ("save", "resume") and "step" in event)
+    said = jsonl.last(
+        run.events, lambda event: event.get("event") in ("save", "resume") and isinstance(event.get("step"), int)
+    )
     steps = [] if said is None else [int(said["step"])]
     with contextlib.suppress(OSError, ValueError, UserError):  # a pointer that is missing or lies misleads nobody
         steps.append(files.step_of(Path((run.checkpoints / "latest").read_text(encoding="utf-8").strip())))

@@ -123,7 +123,9 @@ class Saver:
         report: Callable[[SaveReport], None],
     ) -> None:
         self._run, self._world, self._engine, self._identity = run, world, engine, identity
-        self._tokenizer, self._settings, self._report = tokenizer_file, settings, report
+        self._settings, self._report = settings, report
+        # Read now: the data set may be moved or deleted while the run reads what it has opened of it.
+        self._tokenizer = tokenizer_file.read_bytes() if world.is_main else b""
         self._save: _Save | None = None
 
     @property
@@ -147,6 +149,7 @@ class Saver:
         save.began = began
         if self._world.is_main:
             try:
+                self._run.checkpoints.mkdir(exist_ok=True)  # somebody may have deleted it meanwhile
                 files.delete_partial(self._run)
                 for name in ("parameters", "lanes", "random"):
                     (temporary / name).mkdir(parents=True)
@@ -222,5 +225,5 @@ class Saver:
                 "probe_losses": probe,
             }
             parts.append(_File("state.json", text=(json.dumps(description, indent=1) + "\n").encode()))
-            parts.append(_File("tokenizer.json", text=self._tokenizer.read_bytes()))
+            parts.append(_File("tokenizer.json", text=self._tokenizer))
         return parts

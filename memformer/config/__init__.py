@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 from data_pipeline.faces import face
 
 if TYPE_CHECKING:
-    from memformer.config.schema import Config, describe_fields, load_config, parse_config, save_config
+    from memformer.config.schema import Config, describe_fields, load_config, parse_config
 
 __all__ = [
     "Config",
     "describe_fields",
     "load_config",
     "parse_config",
-    "save_config",
 ]
 
 __getattr__ = face(
@@ -23,6 +22,5 @@ __getattr__ = face(
         "describe_fields": "schema",
         "load_config": "schema",
         "parse_config": "schema",
-        "save_config": "schema",
     },
 )

@@ -464,11 +464,6 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     return config
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Writes the whole configuration, defaults included, as YAML."""
-    path.write_text(config.as_yaml())
-
-
 def describe_fields() -> str:
     """Every setting with its default and meaning, one a line, for `memformer train --help`: of the default family."""
     return "\n".join(

@@ -47,8 +47,11 @@ def load_model(
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from None
     weights |= {alias: weights[owner] for alias, owner in config.tied().items() if owner in weights}
-    with torch.device("meta"):
-        model = kind.build(config)
+    try:
+        with torch.device("meta"):
+            model = kind.build(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
     try:
         model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
@@ -74,10 +77,10 @@ def read_description(directory: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{directory}: holds no config.json: {_MEND}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from None
     if not isinstance(description, dict) or description.get("format") != FORMAT or "model" not in description:
-        raise ValueError(f"{path}: is not a Memformer export of format {FORMAT}")
+        raise ValueError(f"{path}: is not a Memformer export of format {FORMAT}: {_MEND}")
     return description
 
 
@@ -96,8 +99,10 @@ def described_model(directory: Path, description: dict[str, Any]) -> tuple[Famil
         architecture = description.get("architecture", family(DEFAULT).architecture)
         kind = family_of_architecture(str(architecture))
         return kind, kind.config.from_dict(description["model"])
-    except (UnknownFamily, ValueError, TypeError) as error:
+    except (UnknownFamily, ValueError) as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from None
+    except (TypeError, AttributeError):
+        raise ValueError(f"{directory / 'config.json'}: does not describe a model: export it again") from None
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -99,7 +99,7 @@ def _parsed(lines: list[bytes]) -> list[Record]:
 def _record(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

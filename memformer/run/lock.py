@@ -30,6 +30,7 @@ from memformer.run.directory import RunDirectory
 
 HELD, LOST = "held", "lost"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+ENDINGS = frozenset(f".{how}" for how in (HELD, LOST, FINISHED, STOPPED, FAILED))
 WRITING_SECONDS = 2.0
 """How long the file of a life that is just beginning may be without content."""
 
@@ -108,8 +109,12 @@ class RunLock:
             lock = cls._create(run, 1 if entry is None else entry.number + 1)
             if lock is None:
                 continue  # another process was faster: the next round tells of it
-            if all(number < lock._number or path == lock._path for number, path in _files(run.lock)):
-                return lock
+            try:
+                if all(number < lock._number or path == lock._path for number, path in _files(run.lock)):
+                    return lock
+            except BaseException:
+                lock.withdraw()
+                raise
             lock.withdraw()
         raise _not_locked(run, "others take and leave it all the time")
 
@@ -127,9 +132,11 @@ class RunLock:
                 return None
             os.write(descriptor, (json.dumps(dataclasses.asdict(_this_process(descriptor))) + "\n").encode())
             os.fsync(descriptor)
-        except OSError as error:
+        except BaseException as error:  # a key press as well
             cls(path, descriptor, made).withdraw()
-            raise _not_locked(run, error.strerror or str(error)) from None
+            if isinstance(error, OSError):
+                raise _not_locked(run, error.strerror or str(error)) from None
+            raise
         return cls(path, descriptor, made)
 
     @property
@@ -367,17 +374,21 @@ def _read(path: Path) -> Holder | None:
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in dataclasses.fields(Holder)}
-        holder = Holder(**{name: value for name, value in found.items() if name in known})
-        return dataclasses.replace(holder, file=(int(holder.file[0]), int(holder.file[1])))
-    except (ValueError, TypeError, AttributeError, IndexError):
+        device, node = found.pop("file", (0, 0))
+        kinds = {field.name: field.type for field in dataclasses.fields(Holder)}
+        values = {name: value for name, value in found.items() if name in kinds}
+        if not all(isinstance(value, kinds[name]) for name, value in values.items()):  # type: ignore[arg-type]
+            return None
+        holder = Holder(**values, file=(int(device), int(node)))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+    return holder if 0 < holder.process < 2**31 and 0 <= holder.time < 2**36 else None
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:
     """The files of a lock with their numbers, the newest last."""
     try:
-        named = [path for path in folder.iterdir() if path.stem.isdigit()]
+        named = [path for path in folder.iterdir() if path.stem.isdecimal() and path.suffix in ENDINGS]
     except (FileNotFoundError, NotADirectoryError):
         return []
     # Of one number, a name that says how it ended counts more: a listing may show both names of a file renamed.

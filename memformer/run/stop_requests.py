@@ -48,6 +48,37 @@ class StepAbandoned(Exception):
     """All processes have agreed to leave a rollout in the middle; nothing of it counts."""
 
 
+class LeavingAtOnce:
+    """Context manager in which SIGTERM ends the process at once, whatever it waits in, but not without a word.
+
+    For a run that does not listen yet, or no more: it has nothing to save then.
+
+    Args:
+        last_words: What to do before; it must not take long.
+    """
+
+    def __init__(self, last_words: Callable[[], None]) -> None:
+        self._last_words = last_words
+
+    def __enter__(self) -> "LeavingAtOnce":
+        readable, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # the listener acts on it
+        self._woken_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=_exit_at_the_first, args=(readable, self._last_words), daemon=True)
+        self._listener.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(self._woken_before)
+        signal.signal(signal.SIGTERM, self._before)
+        os.write(self._wake, b"\0")
+        self._listener.join()
+        os.close(self._wake)
+
+
 class StopRequests:
     """Context manager that listens while the run trains.
 
@@ -128,6 +159,13 @@ def _exit_at_the_second(readable: int, leave: Callable[[str], None]) -> None:
             reason = f"a second signal, {signal.Signals(number).name}: left at once, without saving"
             leave_at_once(functools.partial(leave, reason), exit_codes.of_signal(number))
         first = min(first, now)
+    os.close(readable)
+
+
+def _exit_at_the_first(readable: int, last_words: Callable[[], None]) -> None:
+    while number := os.read(readable, 1)[0]:
+        if number == signal.SIGTERM:
+            leave_at_once(last_words, exit_codes.of_signal(number))
     os.close(readable)
 
 

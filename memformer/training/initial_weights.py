@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from data_pipeline import UserError
+from memformer.checkpoints.directory import refuse_unexported
 from memformer.config.schema import Config
 from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction, Part
@@ -91,6 +92,7 @@ def initial_model(config: Config, model_config: ModelConfig, data: TrainingData,
     if config.init_from is None:
         return model
     source = Path(config.init_from)
+    refuse_unexported(source, "init_from: ")
     try:
         description, files = read_description(source), weight_files(source)
         exported = family_of(model_config).config.from_dict(description["model"])
@@ -131,4 +133,6 @@ def _load(model: MemoryModel, files: Sequence[Path], construction: Construction)
 
 
 def _not_loaded(source: Path, error: Exception) -> UserError:
+    if str(error).startswith(str(source)):  # it names the file, and the mend
+        return UserError(f"init_from: {error}")
     return UserError(f"init_from: {source} cannot be loaded ({error}): give a directory of memformer export")

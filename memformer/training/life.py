@@ -8,6 +8,7 @@ process that is no more (memformer/run/lock.py), from which `memformer status` a
 
 import errno
 import math
+import threading
 import types
 
 from data_pipeline.errors import UserError
@@ -16,8 +17,10 @@ from memformer.processes import group
 from memformer.processes.group import World, lost_peer
 from memformer.run import exit_codes, lock
 from memformer.run.directory import RunDirectory
+from memformer.run.stop_requests import LAST_WORDS_SECONDS, LeavingAtOnce
 from memformer.training.callbacks import TrainingState
 
+NOT_LISTENING = "before the first step or after the last: nothing was saved"
 LOST_PEER = "another process of the run has ended, or is not reached any more"
 OF_THE_DISK = frozenset(
     {
@@ -50,19 +53,32 @@ class Life:
         self._run, self._world = run, world
         self._lock: lock.RunLock | None = None
         self._accepted = False
-        self._how = lock.FAILED
+        self._how: str | None = None
+        self._looked = threading.Event()  # set once the lock is taken, or known not to be
+        self._leaving = LeavingAtOnce(self._asked_to_leave)
 
     def __enter__(self) -> "Life":
+        self._leaving.__enter__()
+        try:
+            self._take()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def _take(self) -> None:
+        """Takes the lock, on behalf of all processes."""
         refused: UserError | None = None
         if self._world.is_main:
             try:
                 self._lock = lock.RunLock.take(self._run)
             except UserError as error:
                 refused = error
+            finally:
+                self._looked.set()
         refused = group.from_main(refused)
         if refused is not None:
             raise refused
-        return self
 
     def accept(self) -> None:
         """The run is what it should be: from here on, its directory is written."""
@@ -71,16 +87,23 @@ class Life:
             self._lock.accept()
             self._run.create()
 
-    def ended(self, exit_code: int) -> int:
-        """The run has said how it ended; returns the exit code."""
+    def ended(self, exit_code: int) -> None:
+        """The run says how it ends: nothing that comes now changes that."""
         self._how = lock.FINISHED if exit_code == exit_codes.DONE else lock.STOPPED
-        return exit_code
 
     def leave(self, reason: str) -> None:
         """Says that the process leaves at once, without having saved."""
         if self._world.is_main:
             self._run.event("preemption", reason=reason)
         self._release(lock.STOPPED)
+
+    def _asked_to_leave(self) -> None:
+        """SIGTERM, while the run does not listen: before its first step, or after its last."""
+        if self._world.is_main:
+            self._looked.wait(LAST_WORDS_SECONDS / 2)
+        if self._how is None and self._accepted and self._world.is_main:
+            self._run.event("preemption", reason=f"SIGTERM, {NOT_LISTENING}")
+        self._release(self._how or lock.STOPPED)
 
     def give_up(self) -> None:
         """Gives the directory free where somebody else has said why."""
@@ -89,13 +112,14 @@ class Life:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
+        self._leaving.__exit__(None, None, None)
         if not self._accepted:
             if self._lock is not None:
                 self._lock.withdraw()
         else:
             if error is not None:
                 self._tell(error)
-            self._release(self._how)
+            self._release(self._how or lock.FAILED)
         if error is not None and self._world.size > 1 and (said := lost_peer(error)):
             raise UserError(
                 f"rank {self._world.rank}: {LOST_PEER} ({said}): the log of the process that ended first says why",
@@ -118,10 +142,13 @@ class Life:
         if not self._world.is_main and (lost or isinstance(error, UserError)):
             return  # the main process says the same, or was told of it
         if isinstance(error, KeyboardInterrupt):
-            self._how = lock.STOPPED
-            self._run.event("preemption", reason="SIGINT, before the first step or after the last: nothing was saved")
+            if self._how is None:  # otherwise the run has said how it ended
+                self._how = lock.STOPPED
+                self._run.event("preemption", reason=f"SIGINT, {NOT_LISTENING}")
             return
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            reason = f"{error.filename or self._run.root}: {error.strerror}"
         if lost:
             reason = f"{LOST_PEER} ({lost})"
         # What `follows` from another process's end is not what went wrong.

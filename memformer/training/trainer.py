@@ -12,7 +12,7 @@ from data_pipeline import SegmentStream
 from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
 from memformer.checkpoints.resuming import Start
-from memformer.config.schema import Config, save_config
+from memformer.config.schema import Config
 from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.making import make_engine
@@ -20,6 +20,7 @@ from memformer.engine.precision import resolve_precision
 from memformer.guards.watchdog import Watchdog
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
+from memformer.run import exit_codes
 from memformer.run.data import Audit, TrainingData
 from memformer.run.directory import RunDirectory, write_atomically
 from memformer.run.metrics import MetricsWriter, set_up_logging
@@ -76,7 +77,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
             # Nothing in the run directory has changed up to here: what is refused has left no trace.
             life.accept()
             if world.is_main:
-                save_config(config, run.config)
+                write_atomically(run.config, config.as_yaml())
                 generated = deepspeed_config(config, world.mesh.data.size, precision)
                 write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
                 describe_run(config, model_config, data, world, precision)
@@ -84,7 +85,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
                 go_on_from(start, state, changes)
             exit_code = loop(life, state, stream, data, identity, start, callbacks)
         engine.close()
-        return life.ended(exit_code)
+        return exit_code
 
 
 def loop(
@@ -101,6 +102,7 @@ def loop(
     if first > config.training.max_steps:
         LOG.info("nothing to do: the run has finished its %d steps", config.training.max_steps)
         refuse_untrained(state)
+        life.ended(exit_codes.DONE)
         state.event("end", step=state.progress.step, tokens=state.progress.tokens, steps=0)
         return 0
     give_up_what_followed(state, start)
@@ -116,8 +118,11 @@ def loop(
         saved_step = start.step if start.own else -1
         steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
         exit_code = steps.run(stream)
-    if exit_code == 0:
+        if exit_code != exit_codes.DONE:
+            life.ended(exit_code)
+    if exit_code == exit_codes.DONE:
         refuse_untrained(state)
+        life.ended(exit_code)
         step, tokens = state.progress.step, state.progress.tokens
         state.event("end", step=step, tokens=tokens, steps=step - first + 1)
     return exit_code

@@ -92,6 +92,26 @@ def test_nothing_in_a_name_is_run_by_the_shell(
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_percent_sign_in_the_run_directory_is_no_pattern(
+    config: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert f"#SBATCH --output={tmp_path}/50%%j/logs/slurm-%j.out\n" in dry_run(
+        capsys, config, f"--run_dir={tmp_path}/50%j"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "sign"), [("slurm", "a\\b"), ("slurm", "a\nb"), ("submitit", "50%j"), ("submitit", "a\\b")]
+)
+def test_a_run_directory_that_slurm_would_misread_is_refused(
+    command: str, sign: str, config: str, slurm: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["launch", command, config, f"--run_dir={tmp_path}/{sign}"]) == 2
+    said = capsys.readouterr().err
+    assert "run_dir: " in said and "choose another" in said and said.count("\n") == 1
+    assert not (tmp_path / sign).exists()
+
+
 def test_a_container_gets_its_flags_and_its_own_python(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = dry_run(capsys, config, "--container-image", "docker://memformer:1", "--container-mounts", "/data:/data")
     assert "CONTAINER=(--container-image=docker://memformer:1 --container-workdir=" in script

@@ -256,20 +256,35 @@ def test_export_does_not_take_an_older_step_without_a_word(workshop: Path, run: 
     shutil.rmtree(older / "lanes")
     shutil.rmtree(older / "random")
     missing = run_command("export", str(older), "--out", str(tmp_path / "model"))
-    assert missing.returncode == 1 and "tokenizer.json: is missing; a tokenizer.json can be copied" in missing.stderr
+    assert missing.returncode == 1 and "tokenizer.json: is missing: the newest that can be used is " in missing.stderr
+    assert "; a tokenizer.json can be copied from the run's data set" in missing.stderr
     shutil.copy(workshop / "bytes" / "data" / "train" / "tokenizer.json", older)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
     done = run_command("export", str(older), "--out", str(tmp_path / "model"))
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model").is_symlink() and (tmp_path / "disk/config.json").is_file()
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "config cut": ("config.json", lambda path: os.truncate(path, 40), "config.json: cannot be read"),
     "config a list": ("config.json", lambda path: path.write_text("[]"), "config.json: is not a Memformer export"),
     "config no text": ("config.json", lambda path: path.write_bytes(b"\xff\xfe\0"), "config.json: cannot be read"),
+    "config nested": ("config.json", lambda path: path.write_text("[" * 10**5), "config.json: cannot be read"),
+    "config without a size": (
+        "config.json",
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"model": {}})),
+        "config.json: vocab_size and start_token_id are None",
+    ),
+    "config with a word for a size": (
+        "config.json",
+        lambda path: path.write_text(path.read_text().replace('"d_model": 32', '"d_model": "32"')),
+        "config.json: does not describe a model: export it again",
+    ),
     "weights cut": ("model.safetensors", lambda path: os.truncate(path, 500), "model.safetensors: cannot be read"),
     "weights gone": ("model.safetensors", Path.unlink, "holds no model.safetensors"),
     "tokenizer gone": ("tokenizer.json", Path.unlink, "tokenizer.json: is missing: export the model again, or copy"),
-    "tokenizer cut": ("tokenizer.json", lambda path: os.truncate(path, 9), "tokenizer.json"),
+    "tokenizer cut": ("tokenizer.json", lambda path: os.truncate(path, 9), ": export the model again, or copy"),
 }
 
 

@@ -90,6 +90,11 @@ def test_every_task_trains_with_one_rendezvous(tmp_path: Path) -> None:
     assert code_file.read_text().split()[:2] == ["0", "node7"]
 
 
+def test_a_percent_sign_in_the_run_directory_is_no_pattern(tmp_path: Path) -> None:
+    submit(tmp_path, does=END, RUN_DIR="runs/50%t")
+    assert "--output=runs/50%%t/logs/rank-%5t.log" in (tmp_path / "srun.arguments").read_text().splitlines()
+
+
 def test_a_name_that_does_not_resolve_is_replaced_by_its_address(tmp_path: Path) -> None:
     submit(tmp_path, RESOLVES="no")
     assert "MASTER_ADDR=10.0.0.7" in (tmp_path / "srun.environment").read_text().splitlines()

@@ -98,6 +98,7 @@ LOCKS: dict[str, tuple[str, str, dict[str, Any], str, str]] = {
     "it was killed in a job": ("submission life start", "held", GONE, "silent", "ended without a word"),
     "on another machine": ("start", "held", ELSEWHERE, "running", "cannot be told from here"),
     "it begins": ("start,end", "held", {**ALIVE, "time": NOW}, "starting", "runs"),
+    "it begins elsewhere": ("start,end", "held", {**ELSEWHERE, "time": NOW}, "starting", "cannot be told from here"),
     "its failure could not be written": ("start", "failed", GONE, "failed", "do not say how it ended"),
     "its end could not be written": ("start", "finished", GONE, "finished", "finished"),
     "its job has ended": ("start", "lost", ELSEWHERE, "failed", "lost"),

@@ -63,6 +63,18 @@ def test_retention(
     assert files.newest_complete(run) == (files.step_directory(run, 80), [])
 
 
+def test_a_checkpoint_is_complete_though_its_pointer_cannot_be_written(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(run, 10, 0, monkeypatch)
+    (run.checkpoints / "latest").unlink()
+    (run.checkpoints / "latest").mkdir()
+    with caplog.at_level("WARNING", "memformer"):
+        save(run, 20, 0, monkeypatch)
+    assert files.newest_complete(run) == (files.step_directory(run, 20), [])
+    assert "latest still names an older checkpoint than step-00000020" in caplog.text
+
+
 def test_nothing_is_deleted_that_cannot_be_used_or_is_not_the_runs_own(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +135,7 @@ def test_what_is_left_of_a_deletion_is_no_checkpoint(run: RunDirectory, monkeypa
     assert steps(run) == [20]
     monkeypatch.undo()
     (run.checkpoints / "step-00000010.partial").mkdir()  # of a user's own copy
+    (run.checkpoints / ".latest.0123abcd").touch()  # killed while it replaces the pointer
     files.delete_partial(run)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [
         "latest",

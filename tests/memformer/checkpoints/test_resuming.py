@@ -201,6 +201,29 @@ def test_a_link_to_a_checkpoint_is_one(run: RunDirectory, tmp_path: Path) -> Non
     assert resuming.choose(run, "auto").step == 12
 
 
+@pytest.mark.parametrize("name", ["best", "run/checkpoints", "scratch"])
+def test_a_path_that_leads_to_a_checkpoint_names_it(run: RunDirectory, tmp_path: Path, name: str) -> None:
+    """A link to one under a name of its own, the folder that they are in, or a link to that."""
+    (tmp_path / "best").symlink_to(files.step_directory(run, 12))
+    (tmp_path / "scratch").symlink_to(run.checkpoints)
+    start = resuming.choose(run, str(tmp_path / name))
+    assert (start.step, start.own) == (12, True)
+
+
+def test_a_checkpoint_under_another_name_is_told_its_own(run: RunDirectory) -> None:
+    kept = files.set_aside(files.step_directory(run, 12))
+    with pytest.raises(UserError, match=rf"{kept}: a checkpoint is named after its step, .*: rename it back"):
+        resuming.choose(run, str(kept))
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_no_empty_run(run: RunDirectory, tmp_path: Path) -> None:
+    run.checkpoints.rename(tmp_path / "disk")
+    run.checkpoints.symlink_to(tmp_path / "mount/disk")
+    run.events.unlink()
+    with pytest.raises(UserError, match=r"checkpoints: is a link to .*mount/disk, which is not there"):
+        resuming.choose(run, "auto")
+
+
 @pytest.mark.parametrize("evidence", ["events.jsonl", "latest"])
 def test_checkpoints_that_are_gone_are_missed(run: RunDirectory, evidence: str) -> None:
     for step in STEPS:
@@ -232,6 +255,10 @@ def test_a_run_is_not_begun_again_from_another_one(run: RunDirectory, tmp_path: 
     save(fresh, 14)
     with pytest.raises(UserError, match=r"has checkpoints of its own \(the newest is step-00000014\): go on .* auto"):
         resuming.choose(fresh, str(run.root))
+    fresh.event("resume", step=12, checkpoint=os.path.relpath(files.step_directory(run, 12)))
+    fresh.event("resume", step=14, checkpoint=str(files.step_directory(fresh, 14)))
+    start = resuming.choose(fresh, str(run.root))  # it began there, and the same command was given again
+    assert (start.step, start.own) == (14, True)
 
 
 @pytest.mark.parametrize(

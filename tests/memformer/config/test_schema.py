@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from data_pipeline.errors import UserError
 from memformer.config import faults, schema
-from memformer.config.schema import Config, describe_fields, load_config, parse_config, save_config
+from memformer.config.schema import Config, describe_fields, load_config, parse_config
 from memformer.models.registry import family_of
 
 MINIMAL: dict[str, Any] = {"run_dir": "runs/a", "data": {"path": "data/books"}}
@@ -248,7 +248,7 @@ def test_a_missing_file() -> None:
 
 def test_a_saved_configuration_reads_back(tmp_path: Path) -> None:
     config = parse_config({**MINIMAL, "model": {"dropout": 0.1}, "optimizer": {"learning_rate": 3e-5}}, "x")
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config.as_yaml(), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == config
 
 
@@ -288,7 +288,7 @@ def test_every_section_refuses_unknown_keys() -> None:
 def test_the_default_warm_up_is_a_tenth_of_a_short_run(tmp_path: Path, steps: int, warmup: int) -> None:
     config = parse_config({**MINIMAL, "training": {"max_steps": steps}}, "x")
     assert config.optimizer.warmup_steps == warmup
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config.as_yaml(), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     assert parse_config({**MINIMAL, "training": {"max_steps": 200}, "optimizer": {"warmup_steps": 150}}, "x")
 
@@ -303,7 +303,7 @@ def test_every_path_of_the_schema_is_expanded(monkeypatch: pytest.MonkeyPatch, t
     assert isinstance(config.data.path, list)
     found = [config.run_dir, config.init_from, config.data.path[0].path, config.data.eval_path, config.data.cache_dir]
     assert found == [*(f"/scratch/a$b/{name}" for name in "ride"), str(Path.home() / "c")]
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config.as_yaml(), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     assert load_config(path, ["--data.path", "~/d"]).data.path == str(Path.home() / "d")
     monkeypatch.delenv("SCRATCH")

@@ -34,7 +34,9 @@ def test_at_any_cut_every_reader_gives_the_whole_records(path: Path, monkeypatch
 
 def test_what_is_no_record_is_passed_over_in_the_middle_too(path: Path) -> None:
     """A life was killed in the middle of a line, and the next wrote on."""
-    path.write_bytes(LINES[0] + b'{"step": 2, "lo' + LINES[1] + b"[3]\n\nnull\n\xff\n" + LINES[2])
+    path.write_bytes(
+        LINES[0] + b'{"step": 2, "lo' + LINES[1] + b"[3]\n\nnull\n\xff\n" + b"[" * 10**5 + b"\n" + LINES[2]
+    )
     assert jsonl.records(path) == jsonl.tail(path) == [ROWS[0], ROWS[2]]
     assert jsonl.last(path, lambda row: row["step"] < 3) == ROWS[0]
 

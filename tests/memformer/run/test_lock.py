@@ -91,6 +91,21 @@ def test_a_life_that_is_refused_leaves_everything_as_it_was(run: RunDirectory, t
     assert files(run) == ["00000001.finished"]
 
 
+@pytest.mark.parametrize("where", ["os.fsync", "_files"])
+def test_a_key_press_while_it_is_taken_leaves_nothing(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def pressed(_: object) -> None:
+        if list(run.root.glob("lock/*")):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock.os if where == "os.fsync" else lock, where.removeprefix("os."), pressed)
+    monkeypatch.setattr(lock, "refuse_held", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        RunLock.take(run)
+    assert not run.root.exists()
+
+
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_lock_of_a_killed_process_is_taken_over(run: RunDirectory, reaped: bool) -> None:
     process = killed(run)
@@ -190,6 +205,27 @@ def test_a_damaged_lock_is_no_free_directory(run: RunDirectory, monkeypatch: pyt
     run.lock.mkdir(parents=True)
     (run.lock / "00000001.held").write_text(content)
     with pytest.raises(UserError, match=rf"is damaged.*rm -r {run.lock}"):
+        RunLock.take(run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"time": None}, {"time": 1e30}, {"process": "7"}, {"process": 10**30}, {"started": None}, {"file": 3}, {"job": 7}],
+)
+def test_a_lock_that_says_what_none_would_is_damaged(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, damage: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(lock, "WRITING_SECONDS", 0.05)
+    held_by(run, **damage)
+    with pytest.raises(UserError, match="is damaged"):
+        RunLock.take(run)
+
+
+@pytest.mark.parametrize("stray", ["README", "00000001.held~", "00000009.bak", "\u00b2.held"])
+def test_files_that_no_life_makes_do_not_count(run: RunDirectory, stray: str) -> None:
+    RunLock.take(run).accept()
+    (run.lock / stray).write_text("")
+    with pytest.raises(UserError, match="is in use"):
         RunLock.take(run)
 
 

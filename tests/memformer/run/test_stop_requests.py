@@ -25,6 +25,15 @@ with stop_requests.StopRequests(Path("no-such-file"), leave=lambda why: os.write
             os.kill(os.getpid(), number)
     print(requests.urgency, requests.reason())
 """
+LEAVE = """
+import os, signal, time
+from memformer.run.stop_requests import LeavingAtOnce
+with LeavingAtOnce(lambda: os.write(1, b"last words")):
+    pass
+with LeavingAtOnce(lambda: os.write(1, b"last words")):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
 USR1, TERM, INT = int(signal.SIGUSR1), int(signal.SIGTERM), int(signal.SIGINT)
 
 
@@ -49,3 +58,8 @@ def test_a_second_request_ends_the_process_at_once() -> None:
         code, said = listen("late", *numbers, echo_seconds=echo_seconds)
         assert code == 128 + numbers[1]
         assert f"a second signal, {signal.Signals(numbers[1]).name}: left at once, without saving" in said
+
+
+def test_a_process_that_does_not_listen_leaves_with_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (128 + TERM, "last words")

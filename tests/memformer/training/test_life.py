@@ -5,7 +5,10 @@ Covers: memformer/training/reports.py
 """
 
 import hashlib
+import os
 import resource
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +140,29 @@ def test_a_refused_start_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_the_settings_of_a_run_are_replaced_whole(root: Path, tmp_path: Path) -> None:
+    """A file that is written over in its place is empty when the disk is full; what an old name still has tells."""
+    run = tmp_path / "run"
+    assert run_command("train", *command(root, run, "--training.max_steps", "2")).returncode == 0
+    os.link(run / "config.yaml", tmp_path / "before.yaml")
+    assert run_command("train", *command(root, run, "--training.max_steps", "3")).returncode == 0
+    assert "max_steps: 2\n" in (tmp_path / "before.yaml").read_text()
+    assert "max_steps: 3\n" in (run / "config.yaml").read_text()
+
+
+def test_a_run_that_is_asked_to_stop_at_its_start_says_so(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    hold(run, 1)  # however fast it is, it has not finished
+    ranks = start_ranks(*command(root, run), count=1, log=tmp_path / "log", hold=True)
+    wait_for(lambda: bool(list(run.glob("lock/*.held"))), ranks)
+    os.kill(ranks[0].pid or 0, signal.SIGTERM)
+    ranks[0].join(60)
+    assert ranks[0].exitcode in (143, 75), "before it listens, or after its first step"
+    assert [path.suffix for path in (run / "lock").iterdir()] == [".stopped"]
+    status = read_status(run)
+    assert status.state == "stopped" and "SIGTERM" in str(status.failure)
+
+
 @pytest.mark.parametrize("file", ["config.yaml", "deepspeed.json"])
 def test_a_file_that_cannot_be_written_at_the_start_is_one_line(root: Path, tmp_path: Path, file: str) -> None:
     run = tmp_path / "run"
@@ -203,6 +229,21 @@ class Poisoned(Callback):
             parameter.register_hook(lambda gradient: gradient * float("inf"))
 
 
+class Swept(Callback):
+    """Somebody clears up: the checkpoints go, and the data set's tokenizer is away until the last step."""
+
+    def __init__(self, root: Path) -> None:
+        self.tokenizer, self.away = root / "data/train/tokenizer.json", root / "tokenizer.away"
+
+    def after_step(self, state: TrainingState) -> None:
+        if state.progress.step == 1:
+            self.tokenizer.rename(self.away)
+        if state.progress.step == 5:
+            shutil.rmtree(state.run.checkpoints)
+        if state.progress.step == STEPS:
+            self.away.rename(self.tokenizer)
+
+
 class Broken(Callback):
     """One process raises what no run expects."""
 
@@ -223,6 +264,7 @@ def failing(world: World, root: str) -> dict[str, str]:
         ("poisoned", "poisoned", Poisoned(), usual),
         ("again", "poisoned", Callback(), usual),
         ("too fast", "fast", Callback(), usual | rate),
+        ("swept", "swept", Swept(Path(root)), usual),
         ("broken", "broken", Broken(world.rank), usual),
     ]
     for name, run, callback, sections in cases:
@@ -242,6 +284,8 @@ def test_a_life_that_failed_says_why(root: Path) -> None:
     assert "the model gives no finite loss any more: lower optimizer.learning_rate" in found["too fast"]
     for run in ("poisoned", "fast"):
         assert last_event(root / run)["event"] == "failure"
+    saves = [event["step"] for event in events_of(RunDirectory(root / "swept"), "save")]
+    assert "swept" not in found and saves == [2, 4, 6, 8]
     assert found["broken"].startswith("RuntimeError: the roof")
     assert last_event(root / "broken")["reason"] == "RuntimeError: the roof is leaking"
     status = read_status(root / "broken")
