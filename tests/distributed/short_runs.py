@@ -9,6 +9,7 @@ bfloat16's 8 bits of mantissa), and 5e-3 nats on losses; fp16, with 3 bits more,
 """
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -20,9 +21,12 @@ from memformer.engine.base import Engine
 from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
 from memformer.parallel.tensor import whole_tensor
+from memformer.planning.traffic import traffic_by_stage
+from memformer.processes.collective_log import LOG
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
+from tests.distributed.collectives import counted
 
 LANES, SEGMENTS, LENGTH, STEPS = 4, 4, 8, 3
 MODEL = MemformerConfig(
@@ -175,7 +179,7 @@ def engine_of(world: World, case: Case) -> Engine:
 
 
 def train(world: World, case: Case) -> dict[str, Any]:
-    """The same steps through the engine, on this process's lanes."""
+    """The same steps through the engine, on this process's lanes; `calls` and `messages` are the last step's bytes."""
     engine = engine_of(world, case)
     world = engine.world
     lanes = LANES // case.data
@@ -185,18 +189,25 @@ def train(world: World, case: Case) -> dict[str, Any]:
     for step in range(case.steps):
         rollout = rollout_of(step, case.segments)
         count = int(rollout.lengths.sum())
-        result = engine.rollout_backward(rollout.lanes(start, start + lanes), carry, count, seed=step)
-        report = engine.step(config_of(case).optimizer.learning_rate)
+        LOG.messages.clear()
+        with counted() as calls:
+            result = engine.rollout_backward(rollout.lanes(start, start + lanes), carry, count, seed=step)
+            report = engine.step(config_of(case).optimizer.learning_rate)
         assert report.applied
         norms.append(report.grad_norm)
         carry = result.carry
         losses.append(float(result.segment_losses.sum()) / count)
+    traffic = {
+        "calls": {kind: size for kind, (_, size) in calls.items()},
+        "messages": {kind: size for kind, (_, size) in LOG.messages.items()},
+    }
     with engine.whole_model():
         own = {name: whole_tensor(p, world.mesh.tensor) for name, p in engine.model.named_parameters()}
     whole = {name: weight.detach() for stage in world.mesh.pipe.gather(own) for name, weight in stage.items()}
     weights = torch.cat([whole[name].flatten() for name, _ in model_of(case).named_parameters()])
     engine.close()
-    return {"losses": losses, "weights": weights.numpy(), "norms": norms, "replica": world.mesh.data.rank}
+    told = {"losses": losses, "weights": weights.numpy(), "norms": norms, "replica": world.mesh.data.rank}
+    return told | traffic
 
 
 def train_all(world: World, cases: list[Case]) -> list[dict[str, Any]]:
@@ -216,3 +227,23 @@ def assert_equals_reference(case: Case, ranks: list[dict[str, Any]]) -> None:
     summed = [sum(rank["losses"][step] for rank in speakers.values()) for step in range(case.steps)]
     assert summed == pytest.approx(losses, abs={"fp32": 1e-5, "bf16": 5e-3, "fp16": 5e-4}[case.precision])
     assert all(rank["losses"] == speakers[rank["replica"]]["losses"] for rank in ranks)
+
+
+def assert_traffic_as_planned(case: Case, ranks: list[dict[str, Any]]) -> None:
+    """The bytes of every kind in the last step of `train`, in which nothing is set up any more, against the plan's."""
+    config = config_of(case)
+    stages = traffic_by_stage(config, config.model, case.world_size)
+    for rank, own in enumerate(ranks):
+        if rank and case.tensor > 1:
+            continue  # the vocabulary does not divide evenly; the plan is of the first process
+        stage = stages[rank if case.pipeline > 1 else 0]
+        expected = stage["data"] + stage["tensor"] + stage["replica"]
+        found: Counter[str] = Counter()
+        for kind, size in own["calls"].items():
+            found[kind.removesuffix("_into_tensor").removesuffix("_tensor")] += size
+        del found["isend"]  # counted by kind in the messages
+        if case.zero_stage == 3:
+            # DeepSpeed compares what its processes trace; lists of numbers, whatever the width.
+            assert found.pop("broadcast") < 10_000
+        assert found == expected
+        assert own["messages"] == stage["pipeline"]

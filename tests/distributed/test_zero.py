@@ -24,6 +24,7 @@ from tests.distributed.short_runs import (
     LENGTH,
     Case,
     assert_equals_reference,
+    assert_traffic_as_planned,
     config_of,
     flat,
     model_of,
@@ -54,6 +55,15 @@ def trained() -> dict[Case, list[dict[str, Any]]]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_one_process_with_full_bptt(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
     assert_equals_reference(case, trained[case])
+
+
+COUNTED = [Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
+COUNTED += [Case(2, replay="bptt"), Case(3, mode="full")]
+
+
+@pytest.mark.parametrize("case", COUNTED, ids=str)
+def test_bytes_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
+    assert_traffic_as_planned(case, trained[case])
 
 
 def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[int]]:

@@ -76,4 +76,4 @@ def test_a_command_that_fails_ends_it_with_its_code(tmp_path: Path, capfd: pytes
     assert ended.value.code == 2
     said = capfd.readouterr()
     assert said.out.startswith("$ memformer checkpoint list ")
-    assert "holds no checkpoints" in said.err
+    assert "is no directory" in said.err

@@ -15,7 +15,7 @@ from memformer.processes.topology import Axis
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert group.choose_device("auto", 0) == group.choose_device("cpu", 3) == torch.device("cpu")
-    with pytest.raises(UserError, match=r"device: local rank 0 has no GPU \(0 visible\)"):
+    with pytest.raises(UserError, match="device: is cuda, but there is no GPU here: set --device cpu"):
         group.choose_device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert group.choose_device("auto", 1) == torch.device("cuda", 1)
