@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memformer.models.backbone.config import FEATURES, BackboneConfig
-from memformer.models.backbone.memory import Rows
+from memformer.models.backbone.memory import LayerOutput, Rows
 from memformer.models.construction import Construction
 
 EPSILON = 1e-6
@@ -109,16 +109,9 @@ class AssociativeMemory(nn.Module):
         """The reader of a chosen layer."""
         return AssociativeReader(self.config, self.at.index(layer)) if layer in self.at else None
 
-    def after(
-        self,
-        layer: int,
-        x_BLD: torch.Tensor,
-        memory_BKC: torch.Tensor,
-        scored_BSD: torch.Tensor,
-        mask_BS: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    def after(self, layer: int, output: LayerOutput) -> torch.Tensor | None:
         """The next matrix of a chosen layer."""
         if layer not in self.at:
             return None
-        written: torch.Tensor = self.writers[self.at.index(layer)](x_BLD[:, -self.count :], memory_BKC)
+        written: torch.Tensor = self.writers[self.at.index(layer)](output.x[:, -self.count :], output.memory)
         return written

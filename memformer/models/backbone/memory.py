@@ -7,13 +7,29 @@ the next memory from what leaves them (`after`). Nothing is kept on the modules 
 Shapes: B lanes, L inputs of the backbone, S tokens a segment, [K, C] a lane's memory, M write tokens, D width.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from memformer.models.backbone.config import BackboneConfig
 from memformer.models.construction import Construction
+
+
+class LayerOutput(NamedTuple):
+    """What the memory is written from.
+
+    Attributes:
+        x: Output of a layer, [B, L, D].
+        memory: The memory that the segment is read with, [B, K, C].
+        scored: The S places of the output that predict the targets.
+        mask: Which of these do, bool [B, S]; None: all.
+    """
+
+    x: torch.Tensor
+    memory: torch.Tensor
+    scored: slice
+    mask: torch.Tensor | None
 
 
 class AddedMemory(Protocol):
@@ -37,23 +53,8 @@ class AddedMemory(Protocol):
     def reader(self, layer: int) -> nn.Module | None:
         """What is added to the input of a layer: a new module (input [B, L, D], memory) -> [B, L, D]; None: nothing."""
 
-    def after(
-        self,
-        layer: int,
-        x_BLD: torch.Tensor,
-        memory_BKC: torch.Tensor,
-        scored_BSD: torch.Tensor,
-        mask_BS: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """The rows [B, k, C] of the next memory that the output of a layer gives; None: none.
-
-        Args:
-            layer: Its number.
-            x_BLD: Its output.
-            memory_BKC: The memory that the segment is read with.
-            scored_BSD: The part of the output whose tokens predict the targets.
-            mask_BS: Which of them do; None: all.
-        """
+    def after(self, layer: int, output: LayerOutput) -> torch.Tensor | None:
+        """The rows [B, k, C] of the next memory that the output of a layer gives; None: none."""
 
 
 class Rows(nn.Module):
@@ -99,16 +100,9 @@ class TokenMemory(nn.Module):
     def reader(self, layer: int) -> None:
         """The layers' own attention reads."""
 
-    def after(
-        self,
-        layer: int,
-        x_BLD: torch.Tensor,
-        memory_BKC: torch.Tensor,
-        scored_BSD: torch.Tensor,
-        mask_BS: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    def after(self, layer: int, output: LayerOutput) -> torch.Tensor | None:
         """The last outputs of the last layer."""
         if layer < self.depth - 1:
             return None
-        written: torch.Tensor = self.norm(x_BLD[:, -self.count :])
+        written: torch.Tensor = self.norm(output.x[:, -self.count :])
         return written

@@ -14,7 +14,7 @@ from torch import nn
 
 from memformer.models.backbone.associative import AssociativeMemory
 from memformer.models.backbone.config import BackboneConfig
-from memformer.models.backbone.memory import AddedMemory, TokenMemory
+from memformer.models.backbone.memory import AddedMemory, LayerOutput, TokenMemory
 from memformer.models.backbone.parts import Parts
 from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
@@ -139,7 +139,7 @@ class Backbone(nn.Module):
         written = []
         for number, layer in enumerate(self.layers()[:depth]):
             x_BLD = layer(x_BLD, memory_BKC, mask, cos, sin)
-            rows = self.memory.after(number, x_BLD, memory_BKC, x_BLD[:, scored], reading.scored)
+            rows = self.memory.after(number, LayerOutput(x_BLD, memory_BKC, scored, reading.scored))
             if rows is not None:
                 written.append(rows)
         next_BKC = torch.cat(written, 1).to(memory_BKC.dtype)

@@ -127,7 +127,10 @@ class Parts:
 
     @torch.no_grad()
     def _drawn(self, part: Part) -> Part:
-        part.to_empty(device=torch.get_default_device())
+        device = torch.get_default_device()
+        for module in part.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
         for module in reversed(list(part.modules())):  # a layer of GPT-2 draws anew what its children have drawn
             self._model._init_weights(module)
         return part

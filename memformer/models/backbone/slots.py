@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memformer.models.backbone.config import BackboneConfig
-from memformer.models.backbone.memory import Rows
+from memformer.models.backbone.memory import LayerOutput, Rows
 from memformer.models.construction import Construction
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import favour_themselves
@@ -91,16 +91,9 @@ class SlotMemory(nn.Module):
         """The reader of a chosen layer."""
         return SlotReader(self.config) if layer in self.config.memory_layers else None
 
-    def after(
-        self,
-        layer: int,
-        x_BLD: torch.Tensor,
-        memory_BKC: torch.Tensor,
-        scored_BSD: torch.Tensor,
-        mask_BS: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    def after(self, layer: int, output: LayerOutput) -> torch.Tensor | None:
         """All slots, behind the layer that is written from."""
         if layer != self.depth - 1:
             return None
-        written: torch.Tensor = self.writer(memory_BKC, scored_BSD, mask_BS)
+        written: torch.Tensor = self.writer(output.memory, output.x[:, output.scored], output.mask)
         return written
