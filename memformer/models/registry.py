@@ -81,9 +81,11 @@ def family_of_architecture(architecture: str) -> Family:
 
 @functools.cache
 def _register_built_in() -> None:
-    from memformer.models.memformer.family import FAMILY
+    from memformer.models.backbone.family import FAMILY as BACKBONE
+    from memformer.models.memformer.family import FAMILY as MEMFORMER
 
-    _registered.setdefault(FAMILY.name, FAMILY)
+    for made in (MEMFORMER, BACKBONE):
+        _registered.setdefault(made.name, made)
 
 
 @functools.cache

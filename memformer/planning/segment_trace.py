@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from data_pipeline.errors import UserError
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
@@ -121,7 +122,14 @@ def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str,
         config: The model, with vocab_size.
         how: How the segment is computed; with recomputation, whatever it says.
         counts: Layers that the process has of each stack.
+
+    Raises:
+        UserError: The family does not say which of its layers are alike.
     """
+    if not config.stacks:
+        raise UserError(
+            f"activation_checkpointing.mode: plan is not built for it with family {config.family}: set it to none"
+        )
     kept, plain = (trace_parts(config, dataclasses.replace(how, recompute=each)).stacks for each in (True, False))
     inputs = sum(counts[stack] * layer.saved[ACTIVATIONS] for stack, layer in kept.items())
     # What a stack hands to all layers of the next is as large as one of their inputs, and is kept once.

@@ -91,6 +91,7 @@ class Rollout:
             self.lengths[:, index],
             self.resets[:, index],
             ragged or self.starting[index],
+            not self.full[index],
         )
 
     def carry(self, memory: torch.Tensor) -> Carry:

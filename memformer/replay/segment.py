@@ -20,6 +20,7 @@ class Segment(NamedTuple):
         reset: A document begins with this target, bool [B].
         ragged: Whether any lane's context is masked (shorter than S, or a reset). Known on the host from the data,
             so that full segments take the attention kernels that need no mask, without asking the device.
+        short: Whether any lane has fewer than S targets, known in the same way; for models that read the targets too.
     """
 
     context: torch.Tensor
@@ -28,8 +29,9 @@ class Segment(NamedTuple):
     target_length: torch.Tensor
     reset: torch.Tensor
     ragged: bool = True
+    short: bool = True
 
     def lanes(self, start: int, stop: int) -> "Segment":
         """The lanes start .. stop-1 alone."""
-        context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:-1])
-        return Segment(context, context_length, target, target_length, reset, self.ragged)
+        context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:-2])
+        return Segment(context, context_length, target, target_length, reset, self.ragged, self.short)

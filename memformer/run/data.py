@@ -83,7 +83,8 @@ class TrainingData:
         """The model's configuration with what the data decides filled in.
 
         Raises:
-            UserError: The configuration names a vocabulary or start token that the data set does not have.
+            UserError: The configuration names a vocabulary or start token that the data set does not have, or the
+                model does not take the data's.
         """
         tokenizer = self.train.tokenizer
         for name, found in (("vocab_size", tokenizer.vocab_size), ("start_token_id", tokenizer.start_token_id)):
@@ -92,7 +93,10 @@ class TrainingData:
                     f"model.{name} is {getattr(model, name)} but {self.train.location} was built with another "
                     f"tokenizer ({name} {found}): build the data set with that tokenizer, or leave model.{name} out"
                 )
-        return model.completed(tokenizer.vocab_size, tokenizer.start_token_id, segment_length)
+        try:
+            return model.completed(tokenizer.vocab_size, tokenizer.start_token_id, segment_length)
+        except ValueError as error:
+            raise UserError(f"model.{error}") from None
 
     def train_stream(self, config: Config, world: "World") -> SegmentStream:
         """The endless stream of this process's lanes; all processes of a replica read the same."""

@@ -1,12 +1,12 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The model that a new run starts with: drawn from the seed, or the weights of an export (`init_from`).
+"""The model that a new run starts with: drawn from the seed, a pretrained one, or an export (`init_from`).
 
 Under ZeRO 3, tensor parallelism or pipelines no process ever holds all of it.
 """
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,31 @@ def construction_of(config: Config, model: ModelConfig, world: World) -> Constru
     return made
 
 
-def initial_model(config: Config, model_config: ModelConfig, data: TrainingData, world: World) -> MemoryModel:
+def initial_model(
+    config: Config, model_config: ModelConfig, data: TrainingData, world: World, resumed: bool = False
+) -> MemoryModel:
     """The model before the first step, equal on all processes, or each one's part of it.
 
+    Args:
+        config: The run.
+        model_config: The model, completed by the data.
+        data: What it will be trained on.
+        world: The processes.
+        resumed: A checkpoint will be loaded into it: no other weights are.
+
     Raises:
-        UserError: `init_from` is no export, or is one of another model or tokenizer.
+        UserError: `init_from` is no export, or is one of another model or tokenizer; or the family's own weights cannot
+            be had.
     """
     torch.manual_seed(config.seed)
-    construction = construction_of(config, model_config, world)
-    model: MemoryModel = family_of(model_config).build(model_config, construction)
-    if config.init_from is None:
+    construction, family = construction_of(config, model_config, world), family_of(model_config)
+    try:
+        model: MemoryModel = family.build(model_config, construction)
+        if not resumed and config.init_from is None and family.weights is not None:
+            _load(model, family.weights(model_config), construction)
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
+    if resumed or config.init_from is None:
         return model
     source = Path(config.init_from)
     refuse_unexported(source, "init_from: ")
@@ -108,28 +123,33 @@ def initial_model(config: Config, model_config: ModelConfig, data: TrainingData,
         if name not in model_config.weightless and here != there:
             raise UserError(f"init_from: model.{name} is {there} in {source} and {here} here: set it to {there}")
     try:
-        _load(model, files, construction)
+        if missing := _load(model, _tensors(files), construction):
+            raise ValueError(f"there is no {min(missing)}")
     except Exception as error:  # safetensors raises a class of its own for a file that it cannot read
         raise _not_loaded(source, error) from None
     LOG.info("weights from %s", source)
     return model
 
 
-@torch.no_grad()
-def _load(model: MemoryModel, files: Sequence[Path], construction: Construction) -> None:
-    """Copies the weights of an export, one tensor at a time."""
-    parameters = dict(model.named_parameters())
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What an export holds, one tensor at a time."""
     for file in files:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # safetensors' object, no dictionary
-                parameter = parameters.pop(name)
-                tensor = weights.get_tensor(name)
-                with construction.whole([parameter]):
-                    if parameter.shape != tensor.shape:
-                        raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
-                    parameter.copy_(tensor)
-    if parameters:
-        raise ValueError(f"there is no {min(parameters)}")
+                yield name, weights.get_tensor(name)
+
+
+@torch.no_grad()
+def _load(model: MemoryModel, tensors: Iterator[tuple[str, torch.Tensor]], construction: Construction) -> set[str]:
+    """Copies weights, one tensor at a time; the names of the parameters that got none."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors:
+        parameter = parameters.pop(name)
+        with construction.whole([parameter]):
+            if parameter.shape != tensor.shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
+            parameter.copy_(tensor)
+    return set(parameters)
 
 
 def _not_loaded(source: Path, error: Exception) -> UserError:

@@ -68,8 +68,8 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
         start = checkpoint.find(run, world, resume, config.checkpoint)
         with data.train_stream(config, world) as stream:
             changes = differences(start, identity, stream, config)
-            fresh = config if start.checkpoint is None else config.model_copy(update={"init_from": None})
-            engine = make_engine(initial_model(fresh, model_config, data, world), config, world, precision)
+            model = initial_model(config, model_config, data, world, resumed=start.checkpoint is not None)
+            engine = make_engine(model, config, world, precision)
             lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
             state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())
             if start.checkpoint is not None:

@@ -31,6 +31,8 @@ FACES = "data_pipeline.faces"
 
 TORCH_ALONE = {"replay": {"torch"}, "models": {"torch", "safetensors"}}
 """Rooms whose modules need few packages, and which (safetensors: to load an export)."""
+BACKBONE = "memformer/models/backbone"
+"""The one family whose modules are those of another package; it is imported where such a model is built, not before."""
 
 
 def imports(path: Path, text: str | None = None) -> Iterator[tuple[int, str]]:
@@ -100,13 +102,21 @@ def test_packages_import_one_way(package: str, forbidden: set[str]) -> None:
 
 @pytest.mark.parametrize("room", TORCH_ALONE)
 def test_replay_and_models_need_torch_alone(room: str) -> None:
-    found = {
-        module.partition(".")[0]
-        for path in files(f"memformer/{room}")
-        for _, module in imports(path)
-        if module.partition(".")[0] not in sys.stdlib_module_names | {"memformer"} and module != FACES
-    }
-    assert found <= TORCH_ALONE[room]
+    for path in files(f"memformer/{room}"):
+        found = {
+            module.partition(".")[0]
+            for _, module in imports(path)
+            if module.partition(".")[0] not in sys.stdlib_module_names | {"memformer"} and module != FACES
+        }
+        of_a_family = {"transformers"} if path.is_relative_to(ROOT / BACKBONE) else set()
+        assert found <= TORCH_ALONE[room] | of_a_family, path
+
+
+def test_the_backbones_package_is_imported_when_one_is_built_and_not_before() -> None:
+    """At the top of no module: a configuration is refused, and another family trained, without it."""
+    for path in files(BACKBONE):
+        top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+        assert not [node.module for node in top if (node.module or "").startswith("transformers")], path
 
 
 def test_nothing_outside_the_models_knows_a_family() -> None:
@@ -116,7 +126,7 @@ def test_nothing_outside_the_models_knows_a_family() -> None:
         for package in ("memformer", "launch")
         for path in files(package)
         for line, module in imports(path)
-        if module.startswith("memformer.models.memformer")
+        if module.startswith(("memformer.models.memformer", "memformer.models.backbone"))
     ]
     ours = "memformer/models/"
     assert [line for line in found if not line.startswith((ours, "memformer/__init__.py:"))] == []

@@ -67,6 +67,8 @@ def test_everything_needed_is_pinned_and_nothing_brings_another_torch(metadata: 
     development = next(extra for extra in extras if extra.startswith("dev]")).split("\n")[1:]
     needed = {requirement_name(line) for line in [*always.splitlines(), *development] if line.strip()}
     assert needed - names == {"torch"}
+    backbone = next(extra for extra in extras if extra.startswith("backbone]")).split("\n")[1:]
+    assert {requirement_name(line) for line in backbone if line.strip()} == {"transformers"} <= names
     assert re.search(r"^torch==\d+\.\d+\.\d+$", (REPOSITORY / "requirements/torch.txt").read_text(), re.MULTILINE)
 
 

@@ -62,7 +62,7 @@ def initialise(model: Parts, config: MemformerConfig, construction: Construction
         _normal(model.embedding.tokens.weight, config.d_model**-0.5)
     if model.writer is not None:
         with construction.whole([model.writer.query.weight, model.writer.key.weight]):
-            _favour_themselves(model.writer, config)
+            favour_themselves(model.writer, config)
         with construction.whole([model.forget.bias]):
             _normal(model.forget.bias, config.d_model**-0.5)
 
@@ -87,7 +87,7 @@ def _normal(parameter: torch.Tensor, std: float) -> None:
         parameter.data.copy_(torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(std=std))
 
 
-def _favour_themselves(writer: MemoryWriter, config: MemformerConfig) -> None:
+def favour_themselves(writer: MemoryWriter, config: MemformerConfig) -> None:
     """Gives the writer's query and key the correlation at which a slot keeps about half of itself.
 
     Query and key of a token are independent at first: logits of variance 1/temperature^2, whose exponentials add up

@@ -1,0 +1,117 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The associative memory: a matrix for each chosen layer, from features of keys to values, written by the delta rule.
+
+    before layer l:  x + phi(q(x)) S_l
+    behind layer l:  for each write token: S_l <- S_l + phi(k)^T b (v - phi(k) S_l)
+
+After ARMT (Rodkin et al., 2024), whose keys (DPFP-3, Schlag et al., 2021) these are; theirs divides by a normaliser and
+writes all tokens at once, ours has keys of length 1 and writes one token after the other. Values start from zero, so
+that every S is zero and the backbone says what it says alone until something is learned.
+
+Shapes: B lanes, L inputs, M write tokens, P = 6 d_key features, D width, n layers; the memory is [n P, D].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.models.backbone.config import FEATURES, BackboneConfig
+from memformer.models.backbone.memory import LayerOutput, Rows
+from memformer.models.construction import Construction
+
+EPSILON = 1e-6
+
+
+def features(x: torch.Tensor) -> torch.Tensor:
+    """DPFP-3 of keys or queries, of length 1: [..., d_key] -> [..., 6 d_key]."""
+    both = torch.cat([F.relu(x), F.relu(-x)], -1)
+    return F.normalize(torch.cat([both * both.roll(shift, -1) for shift in (1, 2, 3)], -1), dim=-1, eps=EPSILON)
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is, or in float32 where that is wider."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class AssociativeReader(nn.Module):
+    """What a layer reads from its matrix.
+
+    Args:
+        config: The model.
+        part: Number of the layer's matrix among all.
+    """
+
+    def __init__(self, config: BackboneConfig, part: int) -> None:
+        super().__init__()
+        count = FEATURES * config.memory.d_key
+        self.rows = slice(part * count, (part + 1) * count)
+        self.norm = nn.LayerNorm(config.width)
+        self.query = nn.Linear(config.width, config.memory.d_key, bias=False)
+
+    def forward(self, x_BLD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """[B, L, D], to be added to x."""
+        q_BLP = features(self.query(self.norm(x_BLD)))
+        return (q_BLP.to(memory_BKC.dtype) @ memory_BKC[:, self.rows]).to(x_BLD.dtype)
+
+
+class AssociativeWriter(nn.Module):
+    """Writes the states of write tokens into a layer's matrix, in float32 whatever the layers compute in."""
+
+    def __init__(self, config: BackboneConfig, part: int) -> None:
+        super().__init__()
+        count = FEATURES * config.memory.d_key
+        self.rows = slice(part * count, (part + 1) * count)
+        self.norm = nn.LayerNorm(config.width)
+        self.key = nn.Linear(config.width, config.memory.d_key, bias=False)
+        self.value = nn.Linear(config.width, config.width, bias=False)
+        self.gate = nn.Linear(config.width, 1)
+        nn.init.zeros_(self.value.weight)
+
+    def forward(self, x_BMD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """The next matrix [B, P, D]."""
+        with torch.autocast(x_BMD.device.type, enabled=False):
+            x_BMD, matrix_BPD = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
+            keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
+            gates_BM1 = torch.sigmoid(self.gate(x_BMD))
+            for k_B1P, v_B1D, b_B11 in zip(
+                keys_BMP.split(1, 1), values_BMD.split(1, 1), gates_BM1.split(1, 1), strict=True
+            ):
+                matrix_BPD = matrix_BPD + k_B1P.mT @ (b_B11 * (v_B1D - k_B1P @ matrix_BPD))
+            return matrix_BPD
+
+
+class AssociativeMemory(nn.Module):
+    """The default memory; `memory.AddedMemory`."""
+
+    def __init__(self, config: BackboneConfig, std: float, construction: Construction) -> None:
+        super().__init__()
+        self.config, self.at = config, config.memory_layers
+        self.depth, self.count = self.at[-1] + 1, config.memory.num_write_tokens
+        self.words = construction.built(Rows(self.count, config.width, std))
+        self.writers = nn.ModuleList(
+            construction.built(AssociativeWriter(config, part)) for part in range(len(self.at))
+        )
+
+    def initial(self, lanes: int) -> torch.Tensor:
+        """Zeros."""
+        weight = self.words.rows
+        return torch.zeros(lanes, *self.config.memory_shape, dtype=weight.dtype, device=weight.device)
+
+    def front(self, memory_BKC: torch.Tensor) -> None:
+        """Nothing."""
+
+    def behind(self, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """The write tokens."""
+        words: torch.Tensor = self.words(len(memory_BKC))
+        return words
+
+    def reader(self, layer: int) -> nn.Module | None:
+        """The reader of a chosen layer."""
+        return AssociativeReader(self.config, self.at.index(layer)) if layer in self.at else None
+
+    def after(self, layer: int, output: LayerOutput) -> torch.Tensor | None:
+        """The next matrix of a chosen layer."""
+        if layer not in self.at:
+            return None
+        written: torch.Tensor = self.writers[self.at.index(layer)](output.x[:, -self.count :], output.memory)
+        return written

@@ -1,0 +1,77 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""How many floating-point operations a segment costs, by part of the model.
+
+Counted are matrix products, a multiply-add as 2, for one full segment of one lane; attention counts all L*L pairs,
+causal or not, as `memformer/flops.py` beside it does. The matrices of a layer are counted on one without numbers.
+
+Shapes: S tokens, L inputs of the backbone, M write tokens, K slots, P features of a key, D width, V ids.
+"""
+
+import dataclasses
+import functools
+
+import torch
+
+from memformer.models.backbone.config import FEATURES, BackboneConfig
+from memformer.models.backbone.parts import language_model
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentFlops:
+    """Operations of one forward of one lane's segment.
+
+    Attributes:
+        layers: All layers, with what they read from the memory.
+        advance: The layers that the memory depends on, and its writing.
+        forward: All of it, the head included.
+    """
+
+    layers: int
+    advance: int
+    forward: int
+
+
+@functools.lru_cache(maxsize=64)
+def layer_matrices(config: BackboneConfig) -> int:
+    """Numbers in the matrices of one layer of the backbone.
+
+    Raises:
+        ValueError: transformers is not installed, or refuses the sizes.
+    """
+    with torch.device("meta"):
+        model = language_model(config, **{config.architecture.sizes[0]: 1})
+    layers = getattr(getattr(model, config.architecture.body), config.architecture.layers)
+    return sum(each.numel() for each in layers.parameters() if each.ndim >= 2)
+
+
+def segment_flops(config: BackboneConfig, segment_length: int) -> SegmentFlops:
+    """The forward operations of a full segment of `segment_length` tokens.
+
+    Raises:
+        ValueError: vocab_size is None, or see `layer_matrices`.
+    """
+    memory, d, s = config.memory, config.width, segment_length
+    prefix = max(1, config.overlap_of(s) + config.segment_bos)
+    length = memory.front + prefix + s - 1 + memory.back
+    heads = int(config.backbone[config.architecture.sizes[2]])
+    head_size = int(config.backbone.get("head_dim") or d // heads)
+    block = 2 * length * layer_matrices(config) + 4 * length**2 * heads * head_size
+    k, features = memory.num_slots, FEATURES * memory.d_key
+    reader = writer = 0
+    writes = 1
+    if memory.kind == "associative":
+        reader = 2 * length * d * (memory.d_key + features)
+        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * d * features)
+        writes = len(config.memory_layers)
+        depth = config.memory_layers[-1] + 1
+    elif memory.kind == "slots":
+        reader = 4 * (length + k) * d**2 + 4 * length * k * d
+        writer = 4 * k * d * d + 4 * s * d * d + 4 * k * s * d
+        depth = memory.write_layer or config.num_layers
+    else:
+        depth = config.num_layers
+    readers = config.memory_layers if reader else ()
+    layers = config.num_layers * block + len(readers) * reader
+    advance = depth * block + sum(layer < depth for layer in readers) * reader + writes * writer
+    head = 2 * s * d * config.own_vocabulary
+    return SegmentFlops(layers, advance, layers + writes * writer + head)

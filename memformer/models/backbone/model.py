@@ -1,0 +1,169 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Backbone`: a language model of transformers with a memory, as a cell.
+
+transformers' own modules are run by a loop of ours over embedding, positions, layers, norm and head, so that `advance`
+can stop behind the last layer that the memory depends on, and each module's parameters are used where it runs (ZeRO-3).
+
+Shapes: B lanes, S tokens a segment, L inputs of the backbone, [K, C] a lane's memory, D width, V ids of the backbone.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from memformer.models.backbone.associative import AssociativeMemory
+from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.memory import AddedMemory, LayerOutput, TokenMemory
+from memformer.models.backbone.parts import Parts
+from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
+from memformer.models.backbone.slots import SlotMemory
+from memformer.models.construction import Construction
+from memformer.models.scoring import token_losses
+from memformer.replay.segment import Segment
+
+KINDS: dict[str, Any] = {"associative": AssociativeMemory, "slots": SlotMemory, "tokens": TokenMemory}
+
+
+class BackboneLayer(nn.Module):
+    """A layer of the backbone and what it reads from the memory."""
+
+    def __init__(self, block: nn.Module, reader: nn.Module | None) -> None:
+        super().__init__()
+        self.block, self.reader = block, reader
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        memory_BKC: torch.Tensor,
+        mask: torch.Tensor | None,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The input of the next layer, [B, L, D]."""
+        if self.reader is not None:
+            x_BLD = x_BLD + self.reader(x_BLD, memory_BKC)
+        rotary = {} if cos is None else {"position_embeddings": (cos, sin)}
+        return self.block(x_BLD, attention_mask=mask, **rotary)
+
+
+class Run(NamedTuple):
+    """What a run of the layers gives.
+
+    Attributes:
+        scored: Output of the last layer that ran at the tokens that predict the targets, [B, S, D].
+        memory: The next memory, [B, K, C].
+    """
+
+    scored: torch.Tensor
+    memory: torch.Tensor
+
+
+class Backbone(nn.Module):
+    """The model; `models.protocol.MemoryModel`.
+
+    Args:
+        config: With `vocab_size` and `start_token_id` set. Weights are drawn; those of `config.pretrained` are read by
+            `pretrained.weights`.
+        construction: How the parts come into being; None: whole.
+
+    Raises:
+        ValueError: transformers is not installed, or refuses the sizes.
+    """
+
+    def __init__(self, config: BackboneConfig, construction: Construction | None = None) -> None:
+        super().__init__()
+        construction = construction or Construction()
+        if config.vocab_size is None or config.start_token_id is None:
+            raise ValueError("vocab_size and start_token_id are None: take them from the tokenizer")
+        self.config, parts = config, Parts(config, construction)
+        self.start_token_id, self.bos = config.start_token_id, config.bos
+        self.embedding = parts.embedding()
+        self.positions = parts.other(config.architecture.positions)
+        self.embedding_dropout = parts.other(config.architecture.embedding_dropout)
+        self.rotary = parts.rotary()
+        self.memory: AddedMemory = KINDS[config.memory.kind](config, parts.std, construction)
+        self.stack = nn.ModuleList(
+            construction.built(BackboneLayer(block, self.memory.reader(number)))
+            for number, block in enumerate(parts.layers())
+        )
+        self.norm = parts.norm()
+        self.head = parts.head(self.embedding if config.tied() else None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.embedding.weight.device
+
+    def layers(self) -> list[nn.Module]:
+        """The layers, each with its reader."""
+        return list(self.stack)
+
+    def undecayed(self) -> set[str]:
+        """Embeddings of the memory's own tokens, first slots and gates: no maps."""
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.startswith("memory.") and name.endswith((".rows", ".gate.weight"))
+        }
+
+    def self_weights(self, segment: Segment, memory: torch.Tensor) -> None:
+        """None: not built."""
+
+    def initial_memory(self, lanes: int) -> torch.Tensor:
+        """The memory [lanes, K, C] of lanes that have read nothing."""
+        return self.memory.initial(lanes)
+
+    def run(self, segment: Segment, memory_BKC: torch.Tensor, depth: int) -> Run:
+        """Reads a segment with the memory by the first `depth` layers, which are at least the memory's own."""
+        config, length = self.config, segment.target.shape[1]
+        first_BKC = self.initial_memory(len(segment.reset)).to(memory_BKC.dtype)
+        memory_BKC = torch.where(segment.reset[:, None, None], first_BKC, memory_BKC)
+        reading = read(segment, config.overlap_of(length), self.bos, config.segment_bos, self.start_token_id)
+        words_BND = self.embedding(reading.tokens)
+        front, behind = self.memory.front(memory_BKC), self.memory.behind(memory_BKC)
+        added = [each if each is None else each.to(words_BND.dtype) for each in (front, behind)]
+        x_BLD = torch.cat([each for each in (added[0], words_BND, added[1]) if each is not None], 1)
+        end = x_BLD.shape[1] - config.memory.back
+        scored = slice(end - length, end)
+
+        seen_BL = with_memory(reading.seen, config.memory.front, config.memory.back)
+        at_BL, mask = positions(seen_BL, x_BLD.shape[1], x_BLD.device), causal_mask(seen_BL)
+        cos = sin = None
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions(at_BL)
+        if self.embedding_dropout is not None:
+            x_BLD = self.embedding_dropout(x_BLD)
+        if self.rotary is not None:
+            cos, sin = self.rotary(x_BLD, position_ids=at_BL)
+        written = []
+        for number, layer in enumerate(self.layers()[:depth]):
+            x_BLD = layer(x_BLD, memory_BKC, mask, cos, sin)
+            rows = self.memory.after(number, LayerOutput(x_BLD, memory_BKC, scored, reading.scored))
+            if rows is not None:
+                written.append(rows)
+        next_BKC = torch.cat(written, 1).to(memory_BKC.dtype)
+        next_BKC = torch.where((segment.target_length > 0)[:, None, None], next_BKC, memory_BKC)
+        return Run(x_BLD[:, scored], next_BKC)
+
+    def advance(self, segment: Segment, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """The next memory [B, K, C] alone: no layer behind those that it depends on, no norm, no head."""
+        return self.run(segment, memory_BKC, self.memory.depth).memory
+
+    def logits(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, C]."""
+        found = self.run(segment, memory_BKC, len(self.stack))
+        return self.head(self.norm(found.scored)), found.memory
+
+    def losses(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
+        logits_BSV, memory_BKC = self.logits(segment, memory_BKC)
+        if self.start_token_id != self.bos:
+            target = segment.target.masked_fill(segment.target == self.start_token_id, self.bos)
+            segment = segment._replace(target=target)
+        return token_losses(logits_BSV, segment), memory_BKC
+
+    def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores a segment: the sum of the valid targets' losses in nats, their number, the next memory [B, K, C]."""
+        losses_BS, memory_BKC = self.losses(segment, memory_BKC)
+        return losses_BS.sum(), segment.target_length.sum(), memory_BKC

@@ -1,0 +1,99 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A Memformer's slots on a backbone: its readers before chosen layers, its writer behind one, without forgetting.
+
+What the readers add starts from zero, so that the backbone says what it says alone, to the last bit, until something
+is learned. Slots are written from the tokens that predict the segment, never from the overlap.
+
+Shapes: B lanes, L inputs, S tokens a segment, K slots, D width; the memory is [K, D], each slot of length 1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.memory import LayerOutput, Rows
+from memformer.models.construction import Construction
+from memformer.models.memformer.config import MemformerConfig
+from memformer.models.memformer.initialise import favour_themselves
+from memformer.models.memformer.memory import MemoryReader, MemoryWriter
+
+
+def slot_config(config: BackboneConfig) -> MemformerConfig:
+    """What readers and writer are told of their sizes."""
+    return MemformerConfig(
+        d_model=config.width,
+        num_heads=config.memory_heads,
+        num_memory_slots=config.memory.num_slots,
+        segment_length=config.segment_length,
+    )
+
+
+def _draw(module: nn.Module) -> None:
+    for each in module.modules():
+        if isinstance(each, nn.Linear):
+            nn.init.normal_(each.weight, std=each.in_features**-0.5)
+
+
+class SlotReader(nn.Module):
+    """What a layer's tokens read from the slots; nothing at first."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.read = MemoryReader(slot_config(config))
+        _draw(self)
+        nn.init.zeros_(self.read.attention.output.weight)
+
+    def forward(self, x_BLD: torch.Tensor, memory_BKD: torch.Tensor) -> torch.Tensor:
+        """[B, L, D], to be added to x."""
+        x_BLD = self.norm(x_BLD)
+        return self.read(x_BLD, memory_BKD.to(x_BLD.dtype))
+
+
+class SlotWriter(nn.Module):
+    """Writes the slots from a layer's output."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        sizes = slot_config(config)
+        self.norm = nn.LayerNorm(config.width)
+        self.write = MemoryWriter(sizes)
+        _draw(self)
+        favour_themselves(self.write, sizes)
+
+    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+        """The next slots [B, K, D]."""
+        return F.normalize(self.write(memory_BKD, self.norm(x_BSD), mask_BS), dim=-1)
+
+
+class SlotMemory(nn.Module):
+    """Slots; `memory.AddedMemory`."""
+
+    def __init__(self, config: BackboneConfig, std: float, construction: Construction) -> None:
+        super().__init__()
+        self.config = config
+        self.depth = config.memory.write_layer or config.num_layers
+        self.start = construction.built(Rows(config.memory.num_slots, config.width, config.width**-0.5))
+        self.writer = construction.built(SlotWriter(config))
+
+    def initial(self, lanes: int) -> torch.Tensor:
+        """Learned slots, of length 1."""
+        return F.normalize(self.start(lanes), dim=-1)
+
+    def front(self, memory_BKC: torch.Tensor) -> None:
+        """Nothing."""
+
+    def behind(self, memory_BKC: torch.Tensor) -> None:
+        """Nothing."""
+
+    def reader(self, layer: int) -> nn.Module | None:
+        """The reader of a chosen layer."""
+        return SlotReader(self.config) if layer in self.config.memory_layers else None
+
+    def after(self, layer: int, output: LayerOutput) -> torch.Tensor | None:
+        """All slots, behind the layer that is written from."""
+        if layer != self.depth - 1:
+            return None
+        written: torch.Tensor = self.writer(output.memory, output.x[:, output.scored], output.mask)
+        return written

@@ -1,0 +1,77 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""The settings of `model.family: backbone`, as YAML has them; all without torch and transformers.
+
+Covers: memformer/models/backbone/family.py
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from data_pipeline import UserError
+from memformer.config.schema import parse_config
+from memformer.models.backbone.config import BackboneConfig
+from memformer.models.registry import family, family_of_architecture
+from tests.memformer.models.backbone.examples import SIZES, config_of
+
+
+def parsed(**model: Any) -> Any:
+    values = {"family": "backbone", "backbone": dict(SIZES["llama"])} | model
+    return parse_config({"run_dir": "r", "data": {"path": "d", "segment_length": 16}, "model": values}, "test").model
+
+
+def test_defaults_and_sections() -> None:
+    config = parsed(memory={"kind": "slots", "layers": [2, 0], "num_slots": 5}, dropout=0.1)
+    assert config.memory.layers == (0, 2) and config.memory_shape == (5, 16)
+    assert parsed().memory_shape == (3 * 6 * 16, 16)
+    assert config.completed(31, 30, 16).overlap_of(16) == 4
+    again = BackboneConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and hash(again) == hash(config)
+    assert "llama with 3 layers" in config.summary() and "slots" in config.rows()["memory"]
+    assert config.tied() == {"head.weight": "embedding.weight"} and config_of("mistral").tied() == {}
+
+
+def test_the_family_is_found_by_name_and_by_architecture() -> None:
+    assert family("backbone") is family_of_architecture("Backbone")
+    assert family("backbone").config is BackboneConfig
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"backbone": {}}, "pretrained and backbone are both left out: name a directory, or give sizes"),
+        ({"pretrained": "/nowhere", "backbone": {}}, "pretrained is /nowhere: holds no config.json"),
+        ({"backbone": {"model_type": "cohere"}}, "cohere scales its logits, which is not built"),
+        ({"backbone": {"model_type": "llama"}}, "num_hidden_layers is None: give a whole number above 0"),
+        ({"backbone": SIZES["llama"] | {"hiden": 1}}, r"backbone is \['hiden'\]: names no size of this model_type"),
+        ({"memory": {"kind": "lstm"}}, "memory.kind"),
+        ({"memory": {"forgetting": "paper"}}, "memory.forgetting"),
+        ({"memory": {"layers": [3]}}, r"memory.layers is \[3\]: choose numbers from 0 to 2"),
+        ({"memory": {"layers": []}}, "memory.layers"),
+        ({"memory": {"kind": "slots", "write_layer": 4}}, "memory.write_layer is 4: choose a number from 1 to 3"),
+        ({"memory": {"kind": "slots", "num_heads": 3}}, "memory.num_heads is 3: choose a divisor of half"),
+        ({"memory": {"num_write_tokens": 0}}, "memory.num_write_tokens is 0: set it to 1 or more"),
+        ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"train": "lora"}, "model.train"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(model: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        parsed(**model)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"segment_length": 50}, r"segment_length 50 with overlap 12 and the memory's 2 tokens needs 65 positions"),
+        ({"segment_length": 8, "overlap": 9}, "overlap is 9: set it to at most data.segment_length = 8"),
+        ({"bos_token_id": 31}, "bos_token_id is 31: choose an id below the backbone's 31"),
+    ],
+)
+def test_what_the_data_decides_is_checked_with_it(changes: dict[str, Any], words: str) -> None:
+    assert config_of(segment_length=49, overlap=None).overlap_of(49) == 12  # which needs all of the 64
+    with pytest.raises(ValueError, match=words):
+        config_of(**{"overlap": None} | changes)

@@ -1,0 +1,182 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A pretrained backbone with a memory is trained, saved, resumed, exported, evaluated and continued by the commands.
+
+Tolerance between ZeRO stages and one process: 1e-4 nats after a few steps of AdamW in float32 (seen: under 1e-5).
+
+Covers: memformer/models/backbone/associative.py, memformer/models/backbone/slots.py,
+memformer/training/initial_weights.py
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from data_pipeline import DocumentIndex
+from launch.cli import main
+from memformer import load_model
+from memformer.config.schema import parse_config
+from memformer.models.sizes import count_parameters
+from memformer.processes.group import World
+from memformer.run import jsonl
+from memformer.run.directory import TIMING_FIELDS
+from memformer.training import train
+from tests.books import small_dataset
+from tests.distributed.processes import run_distributed
+from tests.memformer.models.backbone.examples import SIZES
+
+STEPS, SAVED = 4, 2
+
+
+def settings(root: Path, name: str, zero_stage: int, **model: Any) -> dict[str, Any]:
+    """A run as its YAML file has it."""
+    return {
+        "run_dir": str(root / name),
+        "device": "cpu",
+        "tensorboard": False,
+        "model": {"family": "backbone", "pretrained": str(root / "base"), "dropout": 0.1} | model,
+        "data": {"path": str(root / "data"), "num_lanes": 4, "segment_length": 16, "num_segments": 3},
+        "training": {"max_steps": STEPS, "eval_interval": STEPS, "eval_segments": 4, "diagnostics_interval": 1},
+        "optimizer": {"warmup_steps": 1, "epsilon": 1e-3},
+        "parallel": {"zero_stage": zero_stage},
+        "checkpoint": {"interval": SAVED},
+    }
+
+
+def life(world: World, *runs: dict[str, Any]) -> list[int]:
+    """What one process of some runs does, as `memformer train` does it."""
+    return [train(parse_config(values, "test")) for values in runs]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    rows = jsonl.records(run / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
+
+
+def pretrained(root: Path) -> Path:
+    """A tiny Llama in the vocabulary of the data set, that predicts nothing well but knows its own numbers."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    vocabulary = DocumentIndex.load(root / "data" / "train").vocab_size
+    values = {key: value for key, value in SIZES["llama"].items() if key != "model_type"}
+    torch.manual_seed(5)
+    made = AutoModelForCausalLM.from_config(LlamaConfig(**values, vocab_size=vocabulary, bos_token_id=None))
+    made.save_pretrained(root / "base")
+    return root / "base"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the data set, the pretrained directory and the runs lie."""
+    made = tmp_path_factory.mktemp("backbone")
+    small_dataset(made)
+    pretrained(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> dict[int, Path]:
+    """By ZeRO stage, a finished run of two processes."""
+    every = [settings(root, f"zero-{stage}", stage) for stage in (0, 1, 3)]
+    assert run_distributed(life, 2, *every) == [[0, 0, 0]] * 2
+    return {stage: root / f"zero-{stage}" for stage in (0, 1, 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+class TestTrained:
+    """Two processes under ZeRO 0, 1 and 3."""
+
+    def test_zero_stages_train_alike_from_the_pretrained_weights(self, root: Path, runs: dict[int, Path]) -> None:
+        losses = [[row["loss"] for row in metrics(run)] for run in runs.values()]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+        assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+        assert losses[0][-1] < losses[0][0]
+        assert "pretrained" in (runs[1] / "config.yaml").read_text()
+
+    def test_two_processes_train_like_one_with_full_back_propagation(self, root: Path) -> None:
+        """Without dropout, whose masks depend on the number of processes; with layers recomputed under ZeRO 3."""
+        plain, spread = [], []
+        for memory in ({"kind": "slots", "num_slots": 4, "write_layer": 2}, {"kind": "tokens", "num_slots": 4}):
+            plain.append(settings(root, f"plain-{memory['kind']}", 0, dropout=0.0, memory=memory))
+            plain[-1]["training"]["replay"] = "bptt"
+            spread.append(settings(root, f"spread-{memory['kind']}", 3, dropout=0.0, memory=memory))
+            spread[-1]["activation_checkpointing"] = {"mode": "full"}
+        assert run_distributed(life, 1, *plain) == [[0, 0]]
+        assert run_distributed(life, 2, *spread) == [[0, 0]] * 2
+        for one, two in zip(plain, spread, strict=True):
+            losses = [[row["loss"] for row in metrics(Path(each["run_dir"]))] for each in (one, two)]
+            assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+    def test_a_resumed_run_is_equal_to_the_last_bit(self, root: Path, runs: dict[int, Path]) -> None:
+        """Under each ZeRO stage."""
+        for stage, run in runs.items():
+            shutil.copytree(run, root / f"again-{stage}")
+            shutil.rmtree(root / f"again-{stage}" / "checkpoints" / f"step-{STEPS:08d}")
+        every = [settings(root, f"again-{stage}", stage) for stage in runs]
+        assert run_distributed(life, 2, *every) == [[0, 0, 0]] * 2
+        for stage, run in runs.items():
+            events = jsonl.records(root / f"again-{stage}" / "events.jsonl")
+            assert [event["step"] for event in events if event["event"] == "resume"] == [SAVED]
+            assert metrics(root / f"again-{stage}") == metrics(run)
+
+    @pytest.mark.parametrize("stage", [1, 3])
+    def test_exports_are_loaded_evaluated_and_continued(
+        self, root: Path, runs: dict[int, Path], stage: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = root / f"export-{stage}"
+        assert main(["export", str(runs[stage]), "--out", str(out)]) == 0
+        assert json.loads((out / "config.json").read_text())["architecture"] == "Backbone"
+        away = (root / "base").rename(root / "away")  # the export needs it no more
+        try:
+            model = load_model(out)
+            assert model.head.weight is model.embedding.weight
+            capsys.readouterr()
+            assert not main(["evaluate", str(out), "--data", str(root / "data"), "--max-segments", "4", "--json"])
+            report = json.loads(capsys.readouterr().out.splitlines()[-1])
+            assert report["with_memory"]["loss"] != report["memory_reset"]["loss"]
+            assert not main(["generate", str(out), "--prompt", "It", "--max-new-tokens", "20"])
+            assert capsys.readouterr().out.strip()
+        finally:
+            away.rename(root / "base")
+
+    def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
+        out = root / "started-from"
+        assert main(["export", str(runs[0]), "--out", str(out)]) == 0
+        values = settings(root, "more", 1) | {"init_from": str(out)}
+        assert run_distributed(life, 1, values) == [[0]]
+        assert metrics(root / "more")[0]["loss"] < metrics(runs[0])[0]["loss"]
+
+
+@pytest.mark.parametrize("axis", ["tensor", "pipeline"])
+def test_what_is_not_built_is_refused_in_one_line(root: Path, axis: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, "refused", 1)))
+    assert main(["train", str(root / "config.yaml"), f"--parallel.{axis}", "2"]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert f"parallel.{axis}: not built for family backbone: set it to 1" in refused
+
+
+def test_a_plan_counts_it_and_refuses_what_it_does_not_know(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, "planned", 1)))
+    command = ["plan", str(root / "config.yaml"), "--gpus-per-node", "2", "--json"]
+    assert main(command) == 0
+    model = parse_config(settings(root, "planned", 1), "test").model.completed(257, 256, 16)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["parameters"] == count_parameters(model)
+    assert main([*command, "--activation_checkpointing.mode", "full"]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and "plan is not built for it with family backbone: set it to none" in refused
+
+
+def test_what_does_not_fit_the_data_is_refused_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `train`: a segment that is too long, found with the data set opened; no run directory is left."""
+    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, "refused", 1)))
+    assert main(["train", str(root / "config.yaml"), "--data.segment_length", "60"]) == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert "model.segment_length 60 with overlap 15 and the memory's 8 tokens needs 84 positions" in refused
+    assert not (root / "refused").exists()
