@@ -11,7 +11,6 @@ import netrc
 import os
 import re
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +121,8 @@ def proxy_for(address: Address) -> Proxy | None:
     Raises:
         UserError: It is of a kind that is not supported.
     """
+    import urllib.request  # an HTTP client of its own, for what it knows of proxies; near data needs none of it
+
     proxies = urllib.request.getproxies()
     name = address.scheme if address.scheme in proxies else "all"
     if not proxies.get(name) or urllib.request.proxy_bypass(address.server):

@@ -61,6 +61,17 @@ class OverridesParser(OneLineParser):
         return parsed, unknown
 
 
+class SettingsParser(OverridesParser):
+    """The same, whose help ends with every setting."""
+
+    def format_help(self) -> str:
+        """Describes the settings, which takes a moment, for those alone who ask."""
+        from memformer.config.schema import describe_fields
+
+        self.epilog = "settings, each as --section.field VALUE:\n" + describe_fields()
+        return super().format_help()
+
+
 def misspelt(name: str, known: Collection[str]) -> str | None:
     """The command's own option that is meant by a word that is no setting either; None where none is near.
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from launch.answers import answer
-from launch.overrides import OverridesParser
-from memformer.config.schema import Config, describe_fields, load_config
+from launch.overrides import SettingsParser
+from memformer.config.schema import Config, load_config
 from memformer.config.topology import replicas_of
 from memformer.planning.devices import DEVICES, device_of
 
-Parser = OverridesParser
+Parser = SettingsParser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--efficiency", type=float, default=0.5, metavar="E", help="part of the peak, 0 to 1")
     parser.add_argument("--search", action="store_true", help="also the fastest settings that fit (takes longer)")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
-    parser.epilog = "settings, each as --section.field VALUE:\n" + describe_fields()
 
 
 def run(arguments: argparse.Namespace) -> int:

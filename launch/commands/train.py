@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from launch.outputs import make_outputs_patient
-from launch.overrides import OverridesParser
-from memformer.config.schema import Config, describe_fields, load_config
+from launch.overrides import SettingsParser
+from memformer.config.schema import Config, load_config
 from memformer.run import exit_codes
 from memformer.run.stop_requests import hold_back
 
-Parser = OverridesParser
+Parser = SettingsParser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: from the newest complete checkpoint of run_dir, if any; never: refuse a run_dir that holds a run; "
         "or the path of a run or checkpoint",
     )
-    parser.epilog = "settings, each as --section.field VALUE:\n" + describe_fields()
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -40,6 +40,17 @@ class ModelConfig:
     segment_length: int | None
     dropout: float
 
+    def reading_length(self, given: int | None) -> int:
+        """Tokens S of the segments that a text is read in: those given, or those of training.
+
+        Raises:
+            ValueError: Neither is known.
+        """
+        length = given or self.segment_length
+        if length is None:
+            raise ValueError("segment_length is not in the model's configuration: give it")
+        return length
+
     @property
     def memory_shape(self) -> tuple[int, int]:
         """[K, C] of a lane's memory; K = 0: nothing is carried, segments are independent."""

@@ -4,16 +4,14 @@
 Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/models.py
 """
 
-import functools
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands import run_command
+from tests.data_pipeline.faulty_server import serving
 from tests.workshop import make_workshop
 
 
@@ -25,13 +23,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def address(workshop: Path) -> Iterator[str]:
     """Where the workshop is served."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(workshop))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(workshop) as server:
+        yield server.address
 
 
 def test_a_prompt_that_is_no_utf_8_is_one_line(workshop: Path) -> None:

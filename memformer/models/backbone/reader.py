@@ -27,9 +27,7 @@ class BackboneReader:
     """
 
     def __init__(self, model: Backbone, batch_size: int = 1, segment_length: int | None = None) -> None:
-        length = segment_length or model.config.segment_length
-        if length is None:
-            raise ValueError("segment_length is not in the model's configuration: give it")
+        length = model.config.reading_length(segment_length)
         self.model, self.segment_length, self.device = model, length, model.device
         with torch.no_grad():
             self._memory = model.initial_memory(batch_size).clone()

@@ -30,9 +30,7 @@ class MemformerReader:
     """
 
     def __init__(self, model: Memformer, batch_size: int = 1, segment_length: int | None = None) -> None:
-        length = segment_length or model.config.segment_length
-        if length is None:
-            raise ValueError("segment_length is not in the model's configuration: give it")
+        length = model.config.reading_length(segment_length)
         self.model, self.segment_length, self.batch_size = model, length, batch_size
         self._layers = [layer for layer in model.decoder if isinstance(layer, DecoderLayer)]
         self.device = model.encoder_norm.weight.device
