@@ -55,7 +55,8 @@ class Parts:
 
     def run(self, name: str, limit: float) -> None:
         """Runs one part, unless it is there or no time is left for it."""
-        if name in self.values["parts"] and name not in self._options.again:
+        before = self.values["parts"].get(name)
+        if before and not before.get("failed") and name not in self._options.again:
             return
         limit = min(limit * self._options.patience, self._end - time.monotonic())
         if limit < 5:

@@ -67,9 +67,11 @@ def pages() -> tuple[dict[str, str], dict[str, Plot]]:
         title = body.partition("\n")[0].removeprefix("# ")
         gpu = kind.removeprefix("cpu-")
         on_gpu = f"[{files[f'gpu-{gpu}'].stem[:10]}](gpu-{gpu}.md)" if f"gpu-{gpu}" in files else "not run"
+        command, alone = f"`python benchmarks/{script}.py`", f"[{origin['date']}]({kind}.md)"
         if not kind.startswith("gpu-"):
-            command = f"`python benchmarks/{script}.py`"
-            rows.append([title, f"[{origin['date']}]({kind}.md)", on_gpu, command, origin["commit"][:12]])
+            rows.append([title, alone, on_gpu, command, origin["commit"][:12]])
+        elif not {gpu, f"cpu-{gpu.removeprefix('gpu-')}"} & set(files):
+            rows.append([title, "GPU alone", alone, command, origin["commit"][:12]])
     table = markdown_table(["result", "on CPUs", "on a GPU", "script", "commit"], sorted(rows))
     texts["README.md"] = (
         f"{MADE.format(source='benchmarks/results/')}\n\n# Results\n\nEach page has its date, hardware, commit and "
