@@ -4,7 +4,8 @@
 What makes it exact at every ZeRO stage (DeepSpeed 0.19.8):
 
 * Stages 1-3 must not see several backward passes as several micro-batches. `coalesce_grad_reduction` keeps gradients
-  local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary.
+  local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary. At stages 1
+  and 2 the segments then need nothing of DeepSpeed, and it is left out of them.
 * Stage 3 never clears its gradient partitions, nor any stage those it offloads: a parameter without a gradient in a
   rollout would be given the previous step's again. They are zeroed before each rollout.
 * Gradients are averaged over the replicas, so the loss is divided by (valid targets of all lanes / replicas).
@@ -26,12 +27,21 @@ from memformer.engine.fragments import FragmentReader
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.precision import AUTOCAST, LossScale
-from memformer.engine.zero import gathered_in_float32, parameters_gathered, parameters_readable, zero_kept_gradients
+from memformer.engine.zero import (
+    gathered_in_float32,
+    leave_gradients_alone,
+    parameters_gathered,
+    parameters_readable,
+    zero_kept_gradients,
+)
 from memformer.models.protocol import MemoryModel
 from memformer.parallel.tensor import slice_of
 from memformer.processes import collective_log
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, RolloutResult
+
+_WATCHED_BY_DEEPSPEED = {"flops_profiler", "wall_clock_breakdown", "memory_breakdown"}
+"""Keys of the section `deepspeed` for which it must see every forward and backward."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +97,9 @@ class Engine(abc.ABC):
         self.config, self.world = config, world
         self.zero_stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
+        self._plain = self._coalesced and self.zero_stage < 3 and not _WATCHED_BY_DEEPSPEED & set(config.deepspeed)
+        if self._plain:
+            leave_gradients_alone(self.deepspeed.optimizer)
         self.at_segment: Callable[[], None] = lambda: None
         self.replay_buffer_bytes = 0
         self._clock = _RolloutClock(world.device)
@@ -258,8 +271,18 @@ class Engine(abc.ABC):
             self._clock.stop()
             self._look_at_gradients()
 
+    def _forward(self, *inputs: Any) -> Any:
+        """The module's forward with a graph, in the run's precision."""
+        if self._plain:  # DeepSpeed has no part in a segment before the reduction at the rollout's end
+            with self.autocast():
+                return self.module(*inputs)
+        return self.deepspeed(*inputs)
+
     def _back_propagate(self, objective: torch.Tensor, boundary: bool) -> None:
         """Back-propagates a scalar; with `boundary`, gradients that are not kept to the end are reduced then."""
+        if self._plain:
+            torch.autograd.backward(objective if self.loss_scale is None else objective * self.loss_scale.value)
+            return
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(boundary)
         if self.loss_scale is not None and self.zero_stage == 0:

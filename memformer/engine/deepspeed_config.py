@@ -40,6 +40,8 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "steps_per_print": 10**9,
+        # Its timer would wait for the device at every segment; a step's time is in metrics.jsonl.
+        "timers": {"throughput": {"enabled": False}},
         # At stage 0 the step clips before the engine sees the gradients (see memformer/engine/base.py).
         "gradient_clipping": config.optimizer.gradient_clipping if zero_stage else 0.0,
         "zero_optimization": zero,

@@ -69,7 +69,7 @@ class PipelineReplayEngine(Engine):
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """A part of the stage (`Stage.__call__`) with a graph, in the run's precision."""
-        return self.deepspeed(part, *inputs)  # type: ignore[no-any-return]
+        return self._forward(part, *inputs)  # type: ignore[no-any-return]
 
     def evaluate(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """The same without a graph."""

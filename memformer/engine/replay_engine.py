@@ -36,9 +36,9 @@ class ReplayEngine(Engine):
             return self.model.advance(segment, memory)
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The model's forward in the run's precision; with gradients it goes through the engine."""
+        """The model's forward in the run's precision; with a graph by `_forward`."""
         if torch.is_grad_enabled():
-            loss, count, next_memory = self.deepspeed(segment, memory)
+            loss, count, next_memory = self._forward(segment, memory)
             return loss, count, next_memory
         with self.autocast():
             return self.model(segment, memory)

@@ -34,6 +34,17 @@ def zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
             flat.grad.zero_()
 
 
+def leave_gradients_alone(optimizer: Any) -> None:
+    """Takes away what stages 1 and 2 call in every backward for every parameter.
+
+    While reductions are coalesced it does nothing but count, in Python, inside the backward: milliseconds a segment, in
+    which a GPU waits. What is reduced at the end is what then lies in `.grad`.
+    """
+    for hook in optimizer._grad_acc_hooks:
+        hook.remove()
+    optimizer._grad_acc_hooks.clear()
+
+
 @contextlib.contextmanager
 def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
     """ZeRO-3: one gather of all parameters for a whole rollout.
