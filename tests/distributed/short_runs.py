@@ -54,6 +54,7 @@ class Case:
     partition_activations: bool = False
     cpu_checkpointing: bool = False
     contiguous_checkpointing: bool = False
+    memory_interval: int = 1
     lanes_per_micro_batch: int | None = None
     clipping: float = 0.0
     dropout: float = 0.0
@@ -91,7 +92,13 @@ def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
     of_model = ("dropout", "tie_embeddings", "memory_read_norm", "num_memory_slots")
     model = {name: getattr(case, name) for name in of_model}
-    checkpointing = ("mode", "partition_activations", "cpu_checkpointing", "contiguous_checkpointing")
+    checkpointing = (
+        "mode",
+        "partition_activations",
+        "cpu_checkpointing",
+        "contiguous_checkpointing",
+        "memory_interval",
+    )
     parallel = (
         "tensor",
         "pipeline",
@@ -207,7 +214,7 @@ def train(world: World, case: Case) -> dict[str, Any]:
     weights = torch.cat([whole[name].flatten() for name, _ in model_of(case).named_parameters()])
     engine.close()
     told = {"losses": losses, "weights": weights.numpy(), "norms": norms, "replica": world.mesh.data.rank}
-    return told | traffic
+    return told | traffic | {"buffer": engine.replay_buffer_bytes}
 
 
 def train_all(world: World, cases: list[Case]) -> list[dict[str, Any]]:
