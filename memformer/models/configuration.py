@@ -7,7 +7,11 @@ exported model needs torch and safetensors alone; the training configuration val
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+Forgetting = Literal["off", "written", "paper"]
+"""How slots forget (`models.memformer.memory.before_normalisation`)."""
+FORGETTING: tuple[Forgetting, ...] = ("off", "written", "paper")
 
 Own = TypeVar("Own", bound="ModelConfig")
 
@@ -105,6 +109,18 @@ class SegmentFlops(Protocol):
     @property
     def layers(self) -> int:
         """What layer checkpointing computes again."""
+
+
+def forgetting_of(value: Forgetting | bool, name: str) -> Forgetting:
+    """A mode of forgetting, also as the truth value that it once was; a YAML file's `off` is one as well.
+
+    Raises:
+        ValueError: It is none; the message names the field and the mend.
+    """
+    if isinstance(value, bool):
+        return "paper" if value else "off"
+    require(value in FORGETTING, name, value, "choose off, written or paper")
+    return value
 
 
 def require(holds: bool, name: str, value: object, mend: str) -> None:

@@ -92,6 +92,10 @@ def _tensor(run: Arrangement, stage: int) -> Counter[str]:
     for kinds, times in ((trace.advance, run.advances * run.groups), (trace.replay, data.num_segments * run.groups)):
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
+    if run.advances and run.config.activation_checkpointing.partition_activations:
+        # Each memory but the last segment's is put together once, whether it was kept or computed again.
+        fetched = (data.num_segments - 1) * run.groups * run.lanes
+        sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
     return sent
 
 

@@ -20,6 +20,7 @@ from memformer.config.schema import Config, parse_config
 from memformer.engine.base import Engine
 from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
+from memformer.models.configuration import Forgetting
 from memformer.parallel.tensor import whole_tensor
 from memformer.planning.traffic import traffic_by_stage
 from memformer.processes.collective_log import LOG
@@ -61,6 +62,7 @@ class Case:
     offload: str = "none"
     tie_embeddings: bool = True
     memory_read_norm: bool = False
+    memory_forgetting: Forgetting = "paper"
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
@@ -90,7 +92,7 @@ class Case:
 
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
-    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "num_memory_slots")
+    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "memory_forgetting", "num_memory_slots")
     model = {name: getattr(case, name) for name in of_model}
     checkpointing = (
         "mode",

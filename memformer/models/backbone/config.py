@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from memformer.models.backbone.architectures import Architecture, architecture_of, sliding_window
 from memformer.models.backbone.directory import read_config
-from memformer.models.configuration import ModelConfig, require
+from memformer.models.configuration import Forgetting, ModelConfig, forgetting_of, require
 
 EMBEDDING, HEAD = "embedding.weight", "head.weight"
 """Names of the two parameters that `tie_word_embeddings` makes one."""
@@ -43,12 +43,17 @@ class MemoryConfig:
     """Of associative: learned tokens M behind every segment whose states are written; each costs what a token does."""
     num_heads: int | None = None
     """Of slots: heads of readers and writer; null: those of the backbone."""
+    forgetting: Forgetting | bool = "off"
+    """Of slots: what is added to a written slot before it is normalised, of b, the slot that it starts from. off:
+    nothing; written: (1 - a_h) b in the part of each writer head h, a_h its weight of the slot on itself, so that what
+    is overwritten moves towards b; paper: b at every segment, so that what lies across b shrinks to 1/(1 + |b|)."""
     write_layer: int | None = None
     """Of slots: layers whose output is written; null: all. The first pass of a replay runs these layers alone, so
     half of them make training faster."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        object.__setattr__(self, "forgetting", forgetting_of(self.forgetting, "memory.forgetting"))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
             require(bool(self.layers), "memory.layers", [], "name a layer, or leave it out for all")

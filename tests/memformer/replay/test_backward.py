@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memformer import Memformer
+from memformer.models.configuration import FORGETTING
 from memformer.replay import (
     Carry,
     KeptMemories,
@@ -94,7 +95,8 @@ def assert_same(replayed: tuple[RolloutResult, Gradients], reference: tuple[Roll
         {},
         {"tie_embeddings": False},
         {"num_memory_slots": 0},
-        {"memory_forgetting": False},
+        {"memory_forgetting": "off"},
+        {"memory_forgetting": "written"},
         {"memory_read_norm": True, "writer_heads": 1, "rotary_cross_attention": False},
     ],
     ids=lambda changes: "-".join(changes) or "default",
@@ -202,7 +204,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Rollout]:
         "dropout": draw(st.sampled_from([0.0, 0.5])),
         "num_memory_slots": draw(st.integers(0, 4)),
         "tie_embeddings": draw(st.booleans()),
-        "memory_forgetting": draw(st.booleans()),
+        "memory_forgetting": draw(st.sampled_from(FORGETTING)),
         "num_encoder_layers": 1,
         "num_decoder_layers": 1,
     }
