@@ -21,7 +21,8 @@ class ModelConfig:
 
     Attributes:
         family: Name of the family, as `model.family` has it.
-        stacks: Fields that count layers which are all alike; planning traces one of each.
+        stacks: Names of the kinds of layers, the layers of one kind being all alike; planning traces one of each.
+            Fields that count them, unless `layer_counts` and `of_layers` say otherwise.
         weightless: Fields that change nothing about the weights: an export may be loaded with others.
         vocab_size: Token ids V; None: taken from the data set's tokenizer.
         start_token_id: Id of the start token; None: taken from the data set's tokenizer.
@@ -59,6 +60,14 @@ class ModelConfig:
     def memory_shape(self) -> tuple[int, int]:
         """[K, C] of a lane's memory; K = 0: nothing is carried, segments are independent."""
         raise NotImplementedError
+
+    def layer_counts(self) -> dict[str, int]:
+        """Its number of layers of each of `stacks`."""
+        return {stack: getattr(self, stack) for stack in self.stacks}
+
+    def of_layers(self: Own, counts: Mapping[str, int]) -> Own:
+        """The same with so many layers of each of `stacks`."""
+        return dataclasses.replace(self, **counts)  # type: ignore[type-var]  # subclasses are dataclasses
 
     def summary(self) -> str:
         """Its size in a few words, for the line that a run starts with."""

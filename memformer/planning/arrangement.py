@@ -170,8 +170,7 @@ def arrange(config: Config, model: ModelConfig, world: int, said: str | None = N
     own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
     if family.stages is None or parallel.pipeline == 1:
         size = min(own, group or own)
-        everything = {stack: getattr(model, stack) for stack in model.stacks}
-        return Arrangement(config, replicas, -(-own // size), size, (everything,))
+        return Arrangement(config, replicas, -(-own // size), size, (model.layer_counts(),))
     split, (encoder, decoder) = split_of(config, config.model), model.stacks
     layers = ({encoder: len(split.encoder(stage)), decoder: len(split.decoder(stage))} for stage in range(split.stages))
     spans = lanes_of_groups(own, parallel.pipeline, group)

@@ -10,10 +10,11 @@ the oldest memory is kept, and the group's others are computed from it when pass
 No torch here: `memformer plan` counts with it.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 
-class KeptMemories(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class KeptMemories:
     """The memories that are kept of a rollout.
 
     Attributes:

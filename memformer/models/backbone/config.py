@@ -80,7 +80,7 @@ class BackboneConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "backbone"
-    stacks: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[tuple[str, ...]] = ("reading layers", "other layers")
     weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"pretrained"}
 
     pretrained: str | None = None
@@ -240,6 +240,19 @@ class BackboneConfig(ModelConfig):
         if self.memory.kind == "associative":
             return len(self.memory_layers) * FEATURES * self.memory.d_key, self.width
         return self.memory.num_slots, self.width
+
+    def layer_counts(self) -> dict[str, int]:
+        """Layers with a memory of their own or a reader, and those without."""
+        reading = 0 if self.memory.kind == "tokens" else len(self.memory_layers)
+        return dict(zip(self.stacks, (reading, self.num_layers - reading), strict=True))
+
+    def of_layers(self, counts: Mapping[str, int]) -> "BackboneConfig":
+        """The same with so many of them, the former last; slots are written behind all."""
+        count = sum(counts.values())
+        backbone = self.backbone | {self.architecture.sizes[0]: count}
+        reading = tuple(range(count))[-max(1, counts[self.stacks[0]]) :]
+        memory = dataclasses.replace(self.memory, layers=reading, write_layer=None)
+        return dataclasses.replace(self, backbone=backbone, memory=memory)
 
     def summary(self) -> str:
         """Kind, layers, width and memory."""
