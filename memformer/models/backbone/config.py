@@ -35,6 +35,12 @@ class MemoryConfig:
     layers: tuple[int, ...] | None = None
     """Layers, from 0, before which the memory is read and, of associative, behind which it is written; null: all.
     Not of tokens. Of an associative memory every layer costs 6 d_key D numbers a lane."""
+    rule: Literal["delta", "armt"] = "delta"
+    """Of associative: how a matrix S is written and read, with features f of length 1 and gates b of 0 to 1.
+    delta: one write token after another, S + f(k)^T b (v - f(k) S); read as f(q) S.
+    armt: all at once with a sum z of the features beside S (one number more a row), S + f(k)^T b (v - f(k) S / f(k) z)
+    and z + g f(k), where g = 1 - f(k) z, at least 0, is what of k is new; read as f(q) S / f(q) z (Rodkin et al.,
+    2024). For comparison with it."""
     d_key: int = 16
     """Of associative: numbers in a key, which is expanded to 6 times as many features."""
     num_slots: int = 16
@@ -236,9 +242,10 @@ class BackboneConfig(ModelConfig):
 
     @property
     def memory_shape(self) -> tuple[int, int]:
-        """[K, C]: slots, or the features of all layers' keys by the width."""
+        """[K, C]: slots, or the features of all layers' keys by the width, and by their sum under ARMT's rule."""
         if self.memory.kind == "associative":
-            return len(self.memory_layers) * FEATURES * self.memory.d_key, self.width
+            rows = len(self.memory_layers) * FEATURES * self.memory.d_key
+            return rows, self.width + (self.memory.rule == "armt")
         return self.memory.num_slots, self.width
 
     def layer_counts(self) -> dict[str, int]:

@@ -47,7 +47,7 @@ def both(model: Backbone, rollout: Rollout) -> list[tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("kind", SIZES)
-@pytest.mark.parametrize("memory", ["associative", "slots"])
+@pytest.mark.parametrize("memory", ["associative", "armt", "slots"])
 def test_at_first_it_says_what_the_backbone_says_alone(kind: str, memory: str) -> None:
     """At every segment, whatever has been written; in float64, with lanes that end, begin and idle."""
     for logits, expected in both(make(config_of(kind, memory)), ragged_rollout(length=LENGTH)):
