@@ -194,9 +194,8 @@ class ActivationCheckpointingConfig(Section):
     cpu_checkpointing: bool = False
     """Keep the memories between segments, and with mode full the input of each layer, in host memory."""
     memory_interval: int = Field(1, ge=1)
-    """k: keep the memory before every k-th segment only, and compute the others again from it, k by k, when their turn
-    comes (training.replay mrbp). About T/k + k of T memories are kept, least at the square root of T, for one more
-    `advance` of each segment whose memory is not; 1 keeps all. Not with parallel.pipeline above 1."""
+    """k: of the memories between segments keep every k-th, and compute the others again from it when their turn comes.
+    About T/k + k of T are kept, fewest at the square root of T, for one more `advance` of each other; 1: all are."""
     contiguous_checkpointing: bool = False
     """Keep the partitioned inputs of the layers in one buffer, against fragmentation; needs mode full and
     partition_activations."""
@@ -415,10 +414,7 @@ def _check_pipeline(config: Config) -> None:
         )
     interval = config.activation_checkpointing.memory_interval
     if interval > 1:
-        raise ValueError(
-            f"activation_checkpointing.memory_interval is {interval}: pipelines keep every memory, so with "
-            "parallel.pipeline above 1 set it to 1"
-        )
+        raise ValueError(f"activation_checkpointing.memory_interval is {interval}: pipelines keep all, set it to 1")
     if parallel.gradient_reduction == "segment":
         raise ValueError("parallel.gradient_reduction is segment: pipelines reduce once a rollout, set it to rollout")
     if config.training.replay == "bptt":
