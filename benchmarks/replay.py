@@ -101,10 +101,10 @@ class MeteredBuffer(ReplayBuffer):
         super().push(memory_BKD)
         self._add(self.stored_bytes - before)
 
-    def pop(self) -> torch.Tensor:
+    def pop(self, ahead: bool = True) -> torch.Tensor:
         """As `ReplayBuffer.pop`."""
         before = self.stored_bytes
-        memory = super().pop()
+        memory = super().pop(ahead)
         self._add(self.stored_bytes - before)
         return memory
 

@@ -187,8 +187,9 @@ def check_fits(directory: Path, identity: Mapping[str, Any]) -> list[str]:
             f"{identity['family']} here; set it back, or choose another run_dir"
         )
     weightless = family(saved_family).config.weightless
+    model = _as_written_now(saved_family, state["model"])
     for name, value in identity["model"].items():
-        saved = state["model"].get(name)
+        saved = model.get(name)
         if saved != value and name not in weightless:
             raise UserError(
                 f"{directory}: is a checkpoint of another model: model.{name} is {saved} there and {value} here; "
@@ -206,6 +207,17 @@ def check_fits(directory: Path, identity: Mapping[str, Any]) -> list[str]:
         for name, text in _LAYOUT.items()
         if name in identity and state[name] != identity[name]
     ]
+
+
+def _as_written_now(saved_family: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's model as this program would write it: settings have changed their form, and JSON knows no tuples.
+
+    As it stands where this program cannot read it: then a difference is named.
+    """
+    try:
+        return family(saved_family).config.from_dict(model).to_dict()
+    except (ValueError, TypeError):
+        return model
 
 
 def is_other_data(directory: Path, plan: Mapping[str, Any], on_change: str, path: object) -> bool:

@@ -193,6 +193,9 @@ class ActivationCheckpointingConfig(Section):
     processes; needs parallel.tensor above 1."""
     cpu_checkpointing: bool = False
     """Keep the memories between segments, and with mode full the input of each layer, in host memory."""
+    memory_interval: int = Field(1, ge=1)
+    """k: of the memories between segments keep every k-th, and compute the others again from it when their turn comes.
+    About T/k + k of T are kept, fewest at the square root of T, for one more `advance` of each other; 1: all are."""
     contiguous_checkpointing: bool = False
     """Keep the partitioned inputs of the layers in one buffer, against fragmentation; needs mode full and
     partition_activations."""
@@ -409,6 +412,9 @@ def _check_pipeline(config: Config) -> None:
             f"parallel.zero_stage is {parallel.zero_stage}: a pipeline stage keeps its gradients whole until all "
             "segments of a rollout have added to them, so with parallel.pipeline above 1 set it to 0 or 1"
         )
+    interval = config.activation_checkpointing.memory_interval
+    if interval > 1:
+        raise ValueError(f"activation_checkpointing.memory_interval is {interval}: pipelines keep all, set it to 1")
     if parallel.gradient_reduction == "segment":
         raise ValueError("parallel.gradient_reduction is segment: pipelines reduce once a rollout, set it to rollout")
     if config.training.replay == "bptt":

@@ -5,7 +5,7 @@ It rests on private attributes of DeepSpeed 0.19.8, hence the pinned version and
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -67,6 +67,41 @@ def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
         present = [p for p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
         if present:
             present[0].partition(param_list=present, has_been_updated=False)
+
+
+def spread_unsent(module: torch.nn.Module, options: dict[str, Any]) -> None:
+    """ZeRO-3: spreads a module's parameters over the processes, each of which keeps its part of what it has itself.
+
+    `deepspeed.zero.Init` has the first process send all of them to the others before, so that they are equal: of
+    parameters that are not drawn yet, nothing but traffic.
+
+    Args:
+        module: A part of a model.
+        options: Of `deepspeed.zero.Init`.
+    """
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    class Unsent(Init):  # type: ignore[misc]
+        def _zero_init_param(self, param: Any) -> None:
+            self._convert_to_deepspeed_param(param)
+            param.partition()
+
+    Unsent(module=module, **options)
+
+
+@torch.no_grad()
+def write_share(parameter: Any, part: Callable[[int, int], torch.Tensor]) -> None:
+    """ZeRO-3: writes this process's part of a parameter.
+
+    Args:
+        parameter: Spread, and not gathered.
+        part: Gives the elements start .. stop-1 of the whole parameter, flat.
+    """
+    share = parameter.ds_tensor
+    start = share.ds_numel * torch.distributed.get_rank(parameter.ds_process_group)
+    count = min(share.ds_numel, parameter.ds_numel - start)  # the last parts are padded
+    if count > 0:
+        share[:count].copy_(part(start, start + count))
 
 
 def parameters_readable(module: torch.nn.Module, zero_stage: int) -> contextlib.AbstractContextManager[Any]:

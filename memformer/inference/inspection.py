@@ -41,7 +41,8 @@ DEFINITIONS = {
     "self_weight": "the writer's softmax weight of a slot on itself, mean over its heads; 1: the writer copies it, and "
     "forgetting comes after",
     "retention": "what a write leaves of a difference in a slot, forgetting included: the slot's weight on itself "
-    "divided by the length of what is normalised (slot as written, plus bias where the model forgets), mean over the "
+    "divided by the length of what is normalised (slot as written, plus what of the bias the model's forgetting adds: "
+    "none, the overwritten share of it, or all), mean over the "
     "heads; of what lies across the slot, without what a changed slot changes in reading and attending",
     "kept": f"retention above {KEPT}",
     "overwritten": f"retention below {OVERWRITTEN}: by what was read or by the bias",

@@ -111,7 +111,7 @@ def kinds(report: dict[str, Any]) -> "Figure":
     right.set_xlim(-0.02, 1.02)
     if report["bias_norm_by_kind"] is None:
         right.text(0.5, 0.5, "sharded (ZeRO 3)", ha="center", transform=right.transAxes)
-    elif report["model"].get("memory_forgetting"):
+    elif report["model"].get("memory_forgetting") == "paper":
         norms = np.linspace(max(0, right.get_ylim()[0]), right.get_ylim()[1], 100)
         right.plot(1 / (1 + norms), norms, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)), label="1/(1 + norm)")
     about = "left of a slot after a write, middle of the document"

@@ -7,7 +7,11 @@ exported model needs torch and safetensors alone; the training configuration val
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+Forgetting = Literal["off", "written", "paper"]
+"""How slots forget (`models.memformer.memory.before_normalisation`)."""
+FORGETTING: tuple[Forgetting, ...] = ("off", "written", "paper")
 
 Own = TypeVar("Own", bound="ModelConfig")
 
@@ -17,7 +21,8 @@ class ModelConfig:
 
     Attributes:
         family: Name of the family, as `model.family` has it.
-        stacks: Fields that count layers which are all alike; planning traces one of each.
+        stacks: Names of the kinds of layers, the layers of one kind being all alike; planning traces one of each.
+            Fields that count them, unless `layer_counts` and `of_layers` say otherwise.
         weightless: Fields that change nothing about the weights: an export may be loaded with others.
         vocab_size: Token ids V; None: taken from the data set's tokenizer.
         start_token_id: Id of the start token; None: taken from the data set's tokenizer.
@@ -55,6 +60,14 @@ class ModelConfig:
     def memory_shape(self) -> tuple[int, int]:
         """[K, C] of a lane's memory; K = 0: nothing is carried, segments are independent."""
         raise NotImplementedError
+
+    def layer_counts(self) -> dict[str, int]:
+        """Its number of layers of each of `stacks`."""
+        return {stack: getattr(self, stack) for stack in self.stacks}
+
+    def of_layers(self: Own, counts: Mapping[str, int]) -> Own:
+        """The same with so many layers of each of `stacks`."""
+        return dataclasses.replace(self, **counts)  # type: ignore[type-var]  # subclasses are dataclasses
 
     def summary(self) -> str:
         """Its size in a few words, for the line that a run starts with."""
@@ -105,6 +118,18 @@ class SegmentFlops(Protocol):
     @property
     def layers(self) -> int:
         """What layer checkpointing computes again."""
+
+
+def forgetting_of(value: Forgetting | bool, name: str) -> Forgetting:
+    """A mode of forgetting, also as the truth value that it once was; a YAML file's `off` is one as well.
+
+    Raises:
+        ValueError: It is none; the message names the field and the mend.
+    """
+    if isinstance(value, bool):
+        return "paper" if value else "off"
+    require(value in FORGETTING, name, value, "choose off, written or paper")
+    return value
 
 
 def require(holds: bool, name: str, value: object, mend: str) -> None:

@@ -113,8 +113,9 @@ class Family:
         shard: For parallel.tensor above 1.
         stages: For parallel.pipeline above 1.
         inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`).
-        weights: Configuration -> name and tensor of every weight that a new model starts from, one after another; the
-            others stay as they were drawn. ValueError, in one line: they cannot be had. None: all are drawn.
+        weights: Configuration -> name and stored tensor (`construction.StoredTensor`) of every weight that a new model
+            starts from, one after another, or None where all are drawn, as where this is None; the others stay as they
+            were drawn. ValueError, in one line: they cannot be had.
     """
 
     name: str
@@ -126,4 +127,4 @@ class Family:
     shard: Sharding | None = None
     stages: Stages | None = None
     inspect: Callable[[Any], Any] | None = None
-    weights: Callable[[Any], Iterator[tuple[str, Any]]] | None = None
+    weights: Callable[[Any], Iterator[tuple[str, Any]] | None] | None = None

@@ -8,6 +8,7 @@ import torch
 
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
+from memformer.replay.kept import KeptMemories
 
 
 @functools.lru_cache(maxsize=64)
@@ -31,7 +32,12 @@ def model_flops_per_token(config: ModelConfig, segment_length: int) -> float:
 
 
 def hardware_flops_per_token(
-    config: ModelConfig, segment_length: int, num_segments: int, replay: str, activation_checkpointing: str
+    config: ModelConfig,
+    segment_length: int,
+    num_segments: int,
+    replay: str,
+    activation_checkpointing: str,
+    memory_interval: int = 1,
 ) -> float:
     """Operations a target token really costs, recomputation included. The numerator of HFU.
 
@@ -41,11 +47,13 @@ def hardware_flops_per_token(
         num_segments: T of a rollout.
         replay: "mrbp" computes the memory's path of T-1 segments twice; "bptt" computes nothing twice.
         activation_checkpointing: "full" computes every layer once more in its backward; "none" does not.
+        memory_interval: Memories of a group of which one is kept, and the others are computed a third time.
     """
     flops = family_of(config).flops(config, segment_length)
     recomputed = 0.0
     if replay == "mrbp":
-        recomputed += flops.advance * (num_segments - 1) / num_segments
+        again = num_segments - 1 + KeptMemories(num_segments, memory_interval).recomputed
+        recomputed += flops.advance * again / num_segments
     if activation_checkpointing == "full":
         recomputed += flops.layers
     return model_flops_per_token(config, segment_length) + recomputed / segment_length

@@ -7,6 +7,7 @@
 | mode full | all of it, and computes the rest again | all |
 | partition_activations | 1/tensor of it (mode full), gathered when its backward comes | 1/tensor |
 | cpu_checkpointing | the same in host memory (mode full) | the same in pinned host memory |
+| memory_interval k | | of every k-th memory alone: the others are computed again from it, k by k |
 
 Without partitioning, layers are torch's own checkpoints; with it they are DeepSpeed's. The two inputs that all layers
 of a stack share, memory and context, are kept once, whole: a partition of them in every layer would be more.
@@ -107,7 +108,7 @@ def replay_buffer(config: Config, world: World) -> ReplayBuffer:
     """Where a rollout's memories are kept between the passes."""
     settings, axis = config.activation_checkpointing, world.mesh.tensor
     partition = TensorPartition(axis) if settings.partition_activations else None
-    return ReplayBuffer(settings.cpu_checkpointing, partition)
+    return ReplayBuffer(settings.cpu_checkpointing, partition, settings.memory_interval)
 
 
 class TensorPartition:

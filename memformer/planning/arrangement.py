@@ -25,6 +25,7 @@ from memformer.planning.segment_trace import (
     recomputation_peak,
     trace_parts,
 )
+from memformer.replay import KeptMemories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,18 @@ class Arrangement:
         if self.schedule:
             return self.schedule.held_graphs(stage)
         return 1 if self.config.training.replay == "mrbp" else self.config.data.num_segments
+
+    @property
+    def memories(self) -> KeptMemories:
+        """Which memories of a rollout the replay keeps."""
+        return KeptMemories(self.config.data.num_segments, self.config.activation_checkpointing.memory_interval)
+
+    @property
+    def advances(self) -> int:
+        """Calls of `advance` for a group of lanes in a step: the replay's first pass, and what it computes again."""
+        if self.config.training.replay != "mrbp":
+            return 0
+        return self.config.data.num_segments - 1 + self.memories.recomputed
 
     @property
     def execution(self) -> Execution:
@@ -157,8 +170,7 @@ def arrange(config: Config, model: ModelConfig, world: int, said: str | None = N
     own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
     if family.stages is None or parallel.pipeline == 1:
         size = min(own, group or own)
-        everything = {stack: getattr(model, stack) for stack in model.stacks}
-        return Arrangement(config, replicas, -(-own // size), size, (everything,))
+        return Arrangement(config, replicas, -(-own // size), size, (model.layer_counts(),))
     split, (encoder, decoder) = split_of(config, config.model), model.stacks
     layers = ({encoder: len(split.encoder(stage)), decoder: len(split.decoder(stage))} for stage in range(split.stages))
     spans = lanes_of_groups(own, parallel.pipeline, group)

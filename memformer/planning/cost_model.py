@@ -103,7 +103,12 @@ def make_plan(
 
     tokens = data.num_lanes * data.num_segments * data.segment_length
     flops = tokens * hardware_flops_per_token(
-        model, data.segment_length, data.num_segments, config.training.replay, config.activation_checkpointing.mode
+        model,
+        data.segment_length,
+        data.num_segments,
+        config.training.replay,
+        config.activation_checkpointing.mode,
+        config.activation_checkpointing.memory_interval,
     )
     traffic = stage_traffic(run, worst)
     compute = flops / world / (peak * efficiency) / (1 - run.bubble)

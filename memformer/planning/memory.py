@@ -21,7 +21,8 @@ MENDS = {
     "optimizer states": "a higher parallel.zero_stage, or parallel.offload_optimizer cpu",
     "weights": "parallel.tensor, parallel.pipeline, or zero_stage 3",
     "gathered parameters": "parallel.zero3_gather segment",
-    "replay buffer": "activation_checkpointing.cpu_checkpointing",
+    "replay buffer": "activation_checkpointing.memory_interval near the square root of data.num_segments, or "
+    "activation_checkpointing.cpu_checkpointing",
 }
 """What makes a part smaller."""
 
@@ -131,13 +132,13 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The memory before each segment but the first: of one group of lanes, or of all groups, which a pipeline mixes."""
+    """The memories that are kept: of one group of lanes, or of all groups, which a pipeline mixes."""
     if run.config.training.replay != "mrbp" or stage > run.writer_stage:
         return
     checkpointing = run.config.activation_checkpointing
     lanes = run.replica_lanes if run.stages > 1 else run.lanes
     processes = run.config.parallel.tensor if checkpointing.partition_activations else 1
-    size = 4 * (run.config.data.num_segments - 1) * lanes * math.prod(run.model.memory_shape) / processes
+    size = 4 * run.memories.count * lanes * math.prod(run.model.memory_shape) / processes
     yield Part("replay buffer", size, checkpointing.cpu_checkpointing)
 
 

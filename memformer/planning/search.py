@@ -30,7 +30,7 @@ def search(
         device: Short name of the device.
         keep: How many to return.
     """
-    layers = sum(getattr(model, stack) for stack in model.stacks)
+    layers = sum(model.layer_counts().values())
     deepest = min(MAX_PIPELINE, layers, nodes * gpus_per_node) if family_of(model).stages else 1
     found = []
     for tensor, pipeline in itertools.product(_powers(gpus_per_node), _powers(deepest)):

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_pipeline.errors import UserError
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
@@ -55,12 +54,14 @@ class SegmentTrace:
         advance: Bytes of each collective over the tensor ranks in a pass-1 call, by kind.
         replay: The same in a forward with its backward.
         parameters: How many parameters of each `Shape` the process has.
+        below: Bytes of the activations that are kept when the last layer has run, and head and loss are still to come.
     """
 
     saved: Counter[str]
     advance: Counter[str]
     replay: Counter[str]
     parameters: Counter["Shape"]
+    below: Counter[str]
 
     def combined(self, other: "SegmentTrace", factor: int) -> "SegmentTrace":
         """self + factor * other."""
@@ -114,27 +115,33 @@ class StackTraces:
 
 
 def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str, int]) -> int:
-    """Bytes while the largest layer is recomputed: the inputs of all layers, and all that this one layer keeps.
+    """Bytes while the last layer is recomputed: what all layers were given, and all that the largest one keeps.
 
-    What head, loss and writer kept is gone by then: their backward comes first.
+    What head and loss kept is gone by then: their backward comes first.
 
     Args:
         config: The model, with vocab_size.
         how: How the segment is computed; with recomputation, whatever it says.
         counts: Layers that the process has of each stack.
-
-    Raises:
-        UserError: The family does not say which of its layers are alike.
     """
-    if not config.stacks:
-        raise UserError(
-            f"activation_checkpointing.mode: plan is not built for it with family {config.family}: set it to none"
-        )
-    kept, plain = (trace_parts(config, dataclasses.replace(how, recompute=each)).stacks for each in (True, False))
-    inputs = sum(counts[stack] * layer.saved[ACTIVATIONS] for stack, layer in kept.items())
-    # What a stack hands to all layers of the next is as large as one of their inputs, and is kept once.
-    handed = sum(kept[stack].saved[ACTIVATIONS] for stack in config.stacks[1:])
-    return inputs + handed + max(layer.saved[ACTIVATIONS] for layer in plain.values())
+    how = dataclasses.replace(how, recompute=True)
+    below = trace_parts(config, how).of(counts).below[ACTIVATIONS]
+    two, three = (_largest_layer(_bare(config), dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
+    return below + two + (how.lanes - 2) * (three - two)
+
+
+@functools.lru_cache(maxsize=64)
+def _largest_layer(config: ModelConfig, how: Execution) -> int:
+    """Bytes that a layer keeps by itself, beside what it is given and the 16-bit copies of its weights, at most."""
+    sizes: list[int] = []
+    _trace(config.of_layers(dict.fromkeys(config.stacks, 1)), dataclasses.replace(how, recompute=False), sizes)
+    return max(sizes)
+
+
+def _bare(config: ModelConfig) -> ModelConfig:
+    """The model without what changes nothing about its sizes."""
+    # Subclasses of ModelConfig are dataclasses.
+    return dataclasses.replace(config, start_token_id=0, segment_length=None)  # type: ignore[type-var]
 
 
 def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
@@ -144,9 +151,7 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
         config: The model, with vocab_size.
         how: How the segment is computed; what the recomputation of one layer keeps is not in the traces.
     """
-    # Subclasses of ModelConfig are dataclasses.
-    config = dataclasses.replace(config, start_token_id=0, segment_length=None)  # type: ignore[type-var]
-    two, three = (_parts_of_lanes(config, dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
+    two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
 
     def at(a: SegmentTrace, b: SegmentTrace) -> SegmentTrace:
         """Everything grows with the lanes in a straight line; parameters are the same."""
@@ -160,10 +165,12 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
 def _parts_of_lanes(config: ModelConfig, how: Execution) -> StackTraces:
     """The parts as differences of whole models: one layer in every stack, and one more in one stack."""
     ones = dict.fromkeys(config.stacks, 1)
-    one, rest_parameters = _trace(_of_depth(config, ones), how)
-    rest, stacks = one, {}
+    one, one_outside = _trace(config.of_layers(ones), how)
+    rest, stacks, rest_parameters = one, {}, dict(one_outside)
     for stack in config.stacks:
-        deeper, _ = _trace(_of_depth(config, ones | {stack: 2}), how)
+        deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how)
+        for part, shapes in outside.items():  # what each such layer has outside itself
+            rest_parameters[part] = rest_parameters[part] - (shapes - one_outside[part])
         layer = deeper.combined(one, -1)
         rest = rest.combined(layer, -1)
         # A layer keeps no logits: what looks like them is only as wide as the vocabulary.
@@ -173,12 +180,16 @@ def _parts_of_lanes(config: ModelConfig, how: Execution) -> StackTraces:
     return StackTraces(rest, stacks, rest_parameters)
 
 
-def _of_depth(config: ModelConfig, counts: Mapping[str, int]) -> ModelConfig:
-    return dataclasses.replace(config, **counts)  # type: ignore[type-var]  # subclasses are dataclasses
+def _trace(
+    config: ModelConfig, how: Execution, layer_sizes: list[int] | None = None
+) -> tuple[SegmentTrace, dict[str, Counter[Shape]]]:
+    """A whole model, and its parameters outside the layers by attribute.
 
-
-def _trace(config: ModelConfig, how: Execution) -> tuple[SegmentTrace, dict[str, Counter[Shape]]]:
-    """A whole model, and its parameters outside the layers by attribute."""
+    Args:
+        config: The model.
+        how: How the segment is computed.
+        layer_sizes: Gets the bytes that each layer keeps by itself, without what it is given.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), _collectives() as sent:
         model = family_of(config).build(config)
         shard_model(model, Axis(0, how.tensor))
@@ -195,6 +206,12 @@ def _trace(config: ModelConfig, how: Execution) -> tuple[SegmentTrace, dict[str,
         advance = Counter(sent)
         sent.clear()
         leaf = memory.requires_grad_()
+        below: Counter[str] = Counter()
+        model.layers()[-1].register_forward_hook(
+            lambda *_: below.update({ACTIVATIONS: sum(kept.bytes.values())})  # there are no logits yet
+        )
+        if layer_sizes is not None:
+            _measure_layers(model, kept, layer_sizes, how.precision in AUTOCAST)
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             with autocast:
                 loss, _, following = model(segment, leaf)
@@ -204,14 +221,32 @@ def _trace(config: ModelConfig, how: Execution) -> tuple[SegmentTrace, dict[str,
             saved[WEIGHT_COPIES], among_saved = _weight_copies(model, how.recompute)
             saved[ACTIVATIONS] -= among_saved
         in_layers, rest = _shapes(model)
-    return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers)), rest
+    return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers), below), rest
+
+
+def _measure_layers(model: Any, kept: "_Kept", sizes: list[int], autocast: bool) -> None:
+    """Has each layer tell what it keeps in its forward, beside its arguments, which are told apart before it."""
+
+    def before(layer: Any, inputs: tuple[Any, ...]) -> None:
+        for each in inputs:
+            if isinstance(each, torch.Tensor):
+                kept.pack(each)
+        copies = sum(2 * each.weight.numel() for each in layer.modules() if isinstance(each, torch.nn.Linear))
+        sizes.append(-sum(kept.bytes.values()) - autocast * copies)
+
+    def after(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        sizes[-1] += sum(kept.bytes.values())
+
+    for layer in model.layers():
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
 
 
 def _full_segment(how: Execution) -> Segment:
     """A segment whose lanes are all full, and in the middle of a document."""
     tokens = torch.zeros(how.lanes, how.segment_length, dtype=torch.int64)
     full = torch.full((how.lanes,), how.segment_length)
-    return Segment(tokens, full, tokens, full, torch.zeros(how.lanes, dtype=torch.bool), False)
+    return Segment(tokens, full, tokens, full, torch.zeros(how.lanes, dtype=torch.bool), False, False)
 
 
 def _weight_copies(model: Any, recompute: bool) -> tuple[int, int]:

@@ -65,7 +65,9 @@ def _data(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
         padded = sum(
             count * _padded(shape.numel, replicas) * _width(shape, precision) for shape, count in parameters.items()
         )
-        gathers = 1 if config.parallel.zero3_gather == "rollout" else 3 * segments
+        # Each advance, forward, recomputation and backward uses the parameters once.
+        uses = run.groups * (run.advances + (2 + run.execution.recompute) * config.data.num_segments)
+        gathers = 1 if config.parallel.zero3_gather == "rollout" else uses
         sent["reduce_scatter"], sent["all_gather"] = padded * times, padded * gathers
         sent["all_reduce"] = _norms(stage, parameters, replicas)
     if replicas == 1:
@@ -87,10 +89,13 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
 def _tensor(run: Arrangement, stage: int) -> Counter[str]:
     """Over the tensor-parallel axis: layers, writer, embedding and loss of one rollout."""
     trace, data, sent = run.segment(stage), run.config.data, Counter[str]()
-    advances = (data.num_segments - 1) * run.groups if run.config.training.replay == "mrbp" else 0
-    for kinds, times in ((trace.advance, advances), (trace.replay, data.num_segments * run.groups)):
+    for kinds, times in ((trace.advance, run.advances * run.groups), (trace.replay, data.num_segments * run.groups)):
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
+    if run.advances and run.config.activation_checkpointing.partition_activations:
+        # Each memory but the last segment's is put together once, whether it was kept or computed again.
+        fetched = (data.num_segments - 1) * run.groups * run.lanes
+        sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
     return sent
 
 

@@ -8,6 +8,7 @@ from data_pipeline.faces import face
 if TYPE_CHECKING:
     from memformer.replay.backward import Backward, Cell, RolloutResult, bptt_backward, memory_replay_backward
     from memformer.replay.buffer import ReplayBuffer
+    from memformer.replay.kept import KeptMemories
     from memformer.replay.rollout import Carry, Rollout
     from memformer.replay.segment import Segment
 
@@ -15,6 +16,7 @@ __all__ = [
     "Backward",
     "Carry",
     "Cell",
+    "KeptMemories",
     "ReplayBuffer",
     "Rollout",
     "RolloutResult",
@@ -29,6 +31,7 @@ __getattr__ = face(
         "Backward": "backward",
         "Carry": "rollout",
         "Cell": "backward",
+        "KeptMemories": "kept",
         "ReplayBuffer": "buffer",
         "Rollout": "rollout",
         "RolloutResult": "backward",

@@ -2,7 +2,8 @@
 """Memory replay back-propagation (the paper's Algorithm 1), and full back-propagation through time, its reference.
 
 Both take the same arguments and return the same result, with the same gradients up to rounding. The replay's peak is
-one segment's graph plus T*B*K*D numbers; the reference's is T graphs.
+one segment's graph plus T*B*K*D numbers, or (T/k + k)*B*K*D where memories are computed again in groups of k; the
+reference's is T graphs.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from memformer.replay.buffer import ReplayBuffer
+from memformer.replay.kept import KeptMemories
 from memformer.replay.random_state import segment_seeds
 from memformer.replay.rollout import Carry, Rollout
 from memformer.replay.segment import Segment
@@ -102,26 +104,31 @@ def memory_replay_backward(
         denominator: The rollout's count of valid targets over all lanes of all ranks, divided by the factor by
             which gradients are averaged afterwards (the number of data-parallel ranks).
         seed: Seed of the rollout's random numbers; None draws one.
-        buffer: Where memories are kept between the passes; None keeps them on the device.
+        buffer: Where memories are kept between the passes, and which of them; None keeps all on the device.
 
     Returns:
         Losses, counts, norms of the memory's gradient, and the carry.
     """
     buffer = ReplayBuffer() if buffer is None else buffer
-    last = rollout.num_segments - 1
+    kept, last = KeptMemories(rollout.num_segments, buffer.interval), rollout.num_segments - 1
     losses, counts, norms = [], [], []
     with segment_seeds(seed, carry.memory.device) as seed_segment:
+
+        def advanced(t: int, memory: torch.Tensor) -> torch.Tensor:
+            seed_segment(t)
+            return cell.advance(rollout.segment(t, carry), memory)
+
         memory = carry.memory
         with torch.no_grad():
             for t in range(last):
-                buffer.push(memory)
-                seed_segment(t)
-                memory = cell.advance(rollout.segment(t, carry), memory)
+                if kept.keeps(t):
+                    buffer.push(memory)
+                memory = advanced(t, memory)
         buffer.fetch()
         gradient: torch.Tensor | None = None
         for t in range(last, -1, -1):
             if t < last:
-                memory = buffer.pop()
+                memory = _recalled(t, kept, buffer, advanced)
             memory = memory.detach().requires_grad_(t > 0)
             seed_segment(t)
             loss, count, next_memory = cell(rollout.segment(t, carry), memory)
@@ -138,6 +145,22 @@ def memory_replay_backward(
                 norms.append(gradient.norm())
             del loss, next_memory
     return _result(losses[::-1], counts[::-1], norms[::-1], rollout.carry(final_memory))
+
+
+@torch.no_grad()
+def _recalled(
+    t: int, kept: KeptMemories, buffer: ReplayBuffer, advanced: Callable[[int, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The memory before segment t: the buffer's newest, or the end of a group that is computed again from it."""
+    start = kept.missing_from(t)
+    if start is None:
+        return buffer.pop()
+    memory = buffer.pop(ahead=False)
+    for i in range(start, t):
+        buffer.push(memory)
+        memory = advanced(i, memory)
+    buffer.fetch()
+    return memory
 
 
 def bptt_backward(

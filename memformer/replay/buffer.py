@@ -18,7 +18,7 @@ class Partition(Protocol):
 
 
 class ReplayBuffer:
-    """Holds the memory before each segment: T*B*K*D numbers, divided by the processes of a partition.
+    """Holds the memory before each segment, or before every k-th: numbers of B*K*D, divided by a partition's processes.
 
     Memories come back in the reverse order. Each is fetched one segment ahead, while the segment after it is replayed.
 
@@ -26,10 +26,11 @@ class ReplayBuffer:
         in_host_memory: Keep the memories in (pinned) host memory, as `activation_checkpointing.cpu_checkpointing` does
             for activations.
         partition: Keep a part of each memory only; None keeps them whole.
+        interval: k: a replay gives it about T/k + k of T memories, and computes the others again (`KeptMemories`).
     """
 
-    def __init__(self, in_host_memory: bool = False, partition: Partition | None = None) -> None:
-        self.in_host_memory, self.partition = in_host_memory, partition
+    def __init__(self, in_host_memory: bool = False, partition: Partition | None = None, interval: int = 1) -> None:
+        self.in_host_memory, self.partition, self.interval = in_host_memory, partition, interval
         self._stored: list[tuple[torch.Tensor, torch.Size]] = []
         self._device = torch.device("cpu")
         self._ahead: Callable[[], torch.Tensor] | None = None
@@ -54,13 +55,18 @@ class ReplayBuffer:
         stored = stored.to(self._device, non_blocking=True)
         self._ahead = (lambda: stored) if self.partition is None else self.partition.gather(stored, shape)
 
-    def pop(self) -> torch.Tensor:
-        """Removes and returns the newest memory, whole and on its device, and begins to fetch the one before it."""
+    def pop(self, ahead: bool = True) -> torch.Tensor:
+        """Removes and returns the newest memory, whole and on its device.
+
+        Args:
+            ahead: Begin to fetch the one before it; False where newer ones are pushed first.
+        """
         self.fetch()
         if self._ahead is None:
             raise IndexError("pop from an empty buffer")
         memory, self._ahead = self._ahead(), None
-        self.fetch()
+        if ahead:
+            self.fetch()
         return memory
 
     @property

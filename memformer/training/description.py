@@ -47,7 +47,12 @@ class Costs:
         return cls(
             model_flops_per_token(model, length),
             hardware_flops_per_token(
-                model, length, segments, config.training.replay, config.activation_checkpointing.mode
+                model,
+                length,
+                segments,
+                config.training.replay,
+                config.activation_checkpointing.mode,
+                config.activation_checkpointing.memory_interval,
             ),
             None if peak is None else peak * world.size,
         )

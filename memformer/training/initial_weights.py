@@ -6,6 +6,7 @@ Under ZeRO 3, tensor parallelism or pipelines no process ever holds all of it.
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from safetensors import safe_open
 from data_pipeline import UserError
 from memformer.checkpoints.directory import refuse_unexported
 from memformer.config.schema import Config
+from memformer.engine.zero import spread_unsent, write_share
 from memformer.models.configuration import ModelConfig
-from memformer.models.construction import Construction, Part
+from memformer.models.construction import Construction, Part, StoredTensor, check_shape
 from memformer.models.loading import read_description, weight_files
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of, stages_of
@@ -46,7 +48,10 @@ class Partitioned(Construction):
             self._options.update(remote_device="cpu", pin_memory=torch.cuda.is_available())
 
     def built(self, module: Part) -> Part:
-        """Spreads a part's parameters."""
+        """Spreads a part's parameters; those that hold nothing yet are not sent to the other processes first."""
+        if self.reads:
+            spread_unsent(module, self._options)
+            return module
         import deepspeed
 
         deepspeed.zero.Init(module=module, **self._options)
@@ -61,6 +66,21 @@ class Partitioned(Construction):
             list(parameters), modifier_rank=0
         )
         return gathered
+
+    def read(self, name: str, parameter: torch.Tensor, stored: StoredTensor) -> None:
+        """Reads this process's share."""
+        shared: Any = parameter
+        check_shape(name, stored, shared.ds_shape)
+        write_share(shared, lambda start, stop: flat_part(stored, start, stop))
+
+
+def flat_part(stored: StoredTensor, start: int, stop: int) -> torch.Tensor:
+    """The elements start .. stop-1 of a stored tensor in the order of its rows: no other rows are read."""
+    shape = stored.get_shape()
+    row = math.prod(shape[1:])
+    first = start // row
+    rows = stored[first : -(-stop // row)]
+    return rows.reshape(-1)[start - first * row : stop - first * row]
 
 
 def construction_of(config: Config, model: ModelConfig, world: World) -> Construction:
@@ -98,10 +118,13 @@ def initial_model(
     """
     torch.manual_seed(config.seed)
     construction, family = construction_of(config, model_config, world), family_of(model_config)
+    loaded = resumed or config.init_from is not None
     try:
+        stored = None if loaded or family.weights is None else family.weights(model_config)
+        construction.reads = loaded or stored is not None
         model: MemoryModel = family.build(model_config, construction)
-        if not resumed and config.init_from is None and family.weights is not None:
-            _load(model, family.weights(model_config), construction)
+        if stored is not None:
+            _load(model, stored, construction)
     except ValueError as error:
         raise UserError(f"model.{error}") from None
     if resumed or config.init_from is None:
@@ -131,24 +154,19 @@ def initial_model(
     return model
 
 
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
     """What an export holds, one tensor at a time."""
     for file in files:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # safetensors' object, no dictionary
-                yield name, weights.get_tensor(name)
+                yield name, weights.get_slice(name)
 
 
-@torch.no_grad()
-def _load(model: MemoryModel, tensors: Iterator[tuple[str, torch.Tensor]], construction: Construction) -> set[str]:
+def _load(model: MemoryModel, tensors: Iterator[tuple[str, StoredTensor]], construction: Construction) -> set[str]:
     """Copies weights, one tensor at a time; the names of the parameters that got none."""
     parameters = dict(model.named_parameters())
     for name, tensor in tensors:
-        parameter = parameters.pop(name)
-        with construction.whole([parameter]):
-            if parameter.shape != tensor.shape:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
-            parameter.copy_(tensor)
+        construction.read(name, parameters.pop(name), tensor)
     return set(parameters)
 
 

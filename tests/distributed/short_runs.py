@@ -20,6 +20,7 @@ from memformer.config.schema import Config, parse_config
 from memformer.engine.base import Engine
 from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
+from memformer.models.configuration import Forgetting
 from memformer.parallel.tensor import whole_tensor
 from memformer.planning.traffic import traffic_by_stage
 from memformer.processes.collective_log import LOG
@@ -54,12 +55,14 @@ class Case:
     partition_activations: bool = False
     cpu_checkpointing: bool = False
     contiguous_checkpointing: bool = False
+    memory_interval: int = 1
     lanes_per_micro_batch: int | None = None
     clipping: float = 0.0
     dropout: float = 0.0
     offload: str = "none"
     tie_embeddings: bool = True
     memory_read_norm: bool = False
+    memory_forgetting: Forgetting = "paper"
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
@@ -89,9 +92,15 @@ class Case:
 
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
-    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "num_memory_slots")
+    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "memory_forgetting", "num_memory_slots")
     model = {name: getattr(case, name) for name in of_model}
-    checkpointing = ("mode", "partition_activations", "cpu_checkpointing", "contiguous_checkpointing")
+    checkpointing = (
+        "mode",
+        "partition_activations",
+        "cpu_checkpointing",
+        "contiguous_checkpointing",
+        "memory_interval",
+    )
     parallel = (
         "tensor",
         "pipeline",
@@ -207,7 +216,7 @@ def train(world: World, case: Case) -> dict[str, Any]:
     weights = torch.cat([whole[name].flatten() for name, _ in model_of(case).named_parameters()])
     engine.close()
     told = {"losses": losses, "weights": weights.numpy(), "norms": norms, "replica": world.mesh.data.rank}
-    return told | traffic
+    return told | traffic | {"buffer": engine.replay_buffer_bytes}
 
 
 def train_all(world: World, cases: list[Case]) -> list[dict[str, Any]]:

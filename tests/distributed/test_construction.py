@@ -45,8 +45,44 @@ def fingerprint(name: str, parameter: torch.Tensor) -> tuple[str, str]:
     return name, hashlib.sha256(parameter.detach().cpu().numpy().tobytes()).hexdigest()
 
 
+class Stored:
+    """A tensor in a file, which counts what is read of it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.read = tensor, 0
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.shape)
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        self.read += self.tensor[part].numel()
+        return self.tensor[part].clone()
+
+
+def stored_for(shape: torch.Size, number: int) -> Stored:
+    return Stored(torch.arange(shape.numel(), dtype=torch.float64).view(shape).cos() + number)
+
+
+def read_shares() -> dict[str, Any]:
+    """A model without numbers of its own to which each process reads its share; what it read, and what is wrong."""
+    construction = Partitioned()
+    construction.reads = True
+    model, read, wrong = Memformer(MODEL, construction), 0, []
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        shared: Any = parameter
+        stored = stored_for(shared.ds_shape, number)
+        construction.read(name, parameter, stored)
+        read += stored.read
+        with construction.whole([parameter]):
+            if not torch.equal(parameter, stored.tensor.float()):
+                wrong.append(name)
+        with pytest.raises(ValueError, match="has shape"):
+            construction.read(name, parameter, Stored(torch.zeros(3, 3)))
+    return {"read": read, "wrong": wrong}
+
+
 def construct(world: World) -> list[dict[str, Any]]:
-    results = []
+    results = [read_shares()]
     for offload, config in [(False, each) for each in VARIANTS] + [(True, MODEL)]:
         construction = Partitioned(offload)
         torch.manual_seed(5)
@@ -63,9 +99,23 @@ def construct(world: World) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def constructed() -> list[list[dict[str, Any]]]:
-    """By rank, then by variant (the last one offloaded)."""
+def found() -> list[list[dict[str, Any]]]:
+    """By rank: what was read into a model, and what was constructed."""
     return run_distributed(construct, WORLD)
+
+
+@pytest.fixture(scope="module")
+def constructed(found: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """By rank, then by variant (the last one offloaded)."""
+    return [rank[1:] for rank in found]
+
+
+def test_each_process_reads_its_share(found: list[list[dict[str, Any]]]) -> None:
+    """Whole rows, so that rows at the borders are read twice; never the whole model."""
+    whole = count_parameters(MODEL)
+    for rank in found:
+        assert rank[0]["wrong"] == []
+        assert whole / WORLD * 0.9 < rank[0]["read"] < whole / WORLD * 1.1
 
 
 @pytest.mark.parametrize("index", range(len(VARIANTS) + 1))
@@ -115,5 +165,19 @@ def test_tensor_parallel_parts_are_cut_from_the_plain_weights(config: MemformerC
                 expected = expected.narrow(part.dim, part.start, part.stop - part.start)
             assert torch.equal(ours, expected) and torch.equal(theirs, expected), name
         assert live.meter.peak_bytes < 4 * count_parameters(config) / 2 + 3 * layer
+        assert_reads_its_part(model, SlicedConstruction(axis, sharding_of(config)))
         assert (model.head.weight is model.embedding.tokens.weight) == config.tie_embeddings
         assert {type(m).__name__ for m in model.modules()} == {type(m).__name__ for m in again.modules()}
+
+
+def assert_reads_its_part(model: Memformer, construction: SlicedConstruction) -> None:
+    """A copy of the model gets what is stored, and of a cut parameter only the process's rows or columns are read."""
+    model = copy.deepcopy(model)
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        part = slice_of(parameter)
+        stored = stored_for(torch.Size(part.shape) if part else parameter.shape, number)
+        construction.read(name, parameter, stored)
+        expected = stored.tensor if part is None else stored.tensor.narrow(part.dim, part.start, part.stop - part.start)
+        assert torch.equal(parameter, expected.float()) and stored.read == parameter.numel()
+        with pytest.raises(ValueError, match="has shape"):
+            construction.read(name, parameter, Stored(torch.zeros(3, 3)))

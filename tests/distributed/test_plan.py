@@ -10,14 +10,25 @@ from typing import Any
 
 import pytest
 
+from memformer.planning.arrangement import arrange
+from memformer.planning.memory import stage_memory
 from tests.distributed.processes import run_distributed
-from tests.distributed.short_runs import Case, assert_traffic_as_planned, train_all
+from tests.distributed.short_runs import (
+    LANES,
+    MODEL,
+    Case,
+    assert_equals_reference,
+    assert_traffic_as_planned,
+    config_of,
+    train_all,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 WORLD = 2
 CASES = [Case(stage, gradient_reduction="segment", lanes_per_micro_batch=1) for stage in (1, 2, 3)]
 CASES += [Case(1, tie_embeddings=False)]
 CASES += [Case(stage, precision, data=1, tensor=2) for stage in (0, 1, 3) for precision in ("fp32", "bf16")]
+CASES += [Case(1, data=1, tensor=2, partition_activations=True, memory_interval=2, segments=6)]
 CASES += [Case(1, data=1, pipeline=2), Case(0, data=1, pipeline=2, lanes_per_micro_batch=1)]
 CASES += [Case(1, "bf16", data=1, pipeline=2, pipeline_layers=(1, 3), tie_embeddings=False)]
 
@@ -32,3 +43,13 @@ def trained() -> dict[Case, list[dict[str, Any]]]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bytes_by_kind(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
     assert_traffic_as_planned(case, trained[case])
+
+
+def test_memories_that_are_computed_again_change_nothing(trained: dict[Case, list[dict[str, Any]]]) -> None:
+    """Of six segments four memories are kept, half of each on a process; the weights are those of the reference."""
+    case = next(each for each in CASES if each.memory_interval > 1)
+    assert_equals_reference(case, trained[case])
+    whole = 4 * LANES * MODEL.num_memory_slots * MODEL.d_model
+    assert [rank["buffer"] for rank in trained[case]] == [4 * whole // 2] * 2
+    run = arrange(config_of(case), MODEL, WORLD)
+    assert stage_memory(run, 0)[0]["replay buffer"] == 4 * whole // 2

@@ -29,7 +29,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 CONFIGS = {
     2: MODEL,
     3: dataclasses.replace(
-        MODEL, d_model=36, num_heads=6, writer_heads=3, d_ff=48, vocab_size=50, tie_embeddings=False
+        MODEL,
+        d_model=36,
+        num_heads=6,
+        writer_heads=3,
+        d_ff=48,
+        vocab_size=50,
+        tie_embeddings=False,
+        memory_forgetting="written",
     ),
 }
 

@@ -43,6 +43,8 @@ CASES += [Case(stage, offload="optimizer", clipping=0.05) for stage in (1, 2, 3)
 CASES += [Case(stage, offload="optimizer", gradient_reduction="segment") for stage in (2, 3)]
 CASES += [Case(3, offload="parameters"), Case(3, offload="parameters", zero3_gather="segment", mode="full")]
 CASES += [Case(3, zero3_gather="segment"), Case(2, replay="bptt"), Case(3, replay="bptt")]
+CASES += [Case(stage, memory_interval=2, segments=6) for stage in (0, 1, 2)]
+CASES += [Case(3, memory_interval=2, segments=6, zero3_gather="segment", dropout=0.2)]
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,18 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The associative memory: a matrix for each chosen layer, from features of keys to values, written by the delta rule.
+"""The associative memory: a matrix for each chosen layer, from features of keys to values.
 
-    before layer l:  x + phi(q(x)) S_l
-    behind layer l:  for each write token: S_l <- S_l + phi(k)^T b (v - phi(k) S_l)
+| `memory.rule` | before layer l | behind layer l |
+|---|---|---|
+| delta | x + phi(q(x)) S | for each write token: S <- S + phi(k)^T b (v - phi(k) S) |
+| armt | x + phi(q(x)) S / phi(q(x)) z | S <- S + sum phi(k)^T b (v - phi(k) S / phi(k) z), z <- z + sum g phi(k) |
 
-After ARMT (Rodkin et al., 2024), whose keys (DPFP-3, Schlag et al., 2021) these are; theirs divides by a normaliser and
-writes all tokens at once, ours has keys of length 1 and writes one token after the other. Values start from zero, so
-that every S is zero and the backbone says what it says alone until something is learned.
+armt is the rule of ARMT (Rodkin et al., 2024), whose keys (DPFP-3, Schlag et al., 2021) both have, of length 1 as in
+their code; g = 1 - phi(k) z, at least 0, is how much of a key is new, and as in their code it carries no gradient. The
+sum z is one more column of S. Values start from zero, so that every S is zero and the backbone says what it says alone
+until something is learned.
 
-Shapes: B lanes, L inputs, M write tokens, P = 6 d_key features, D width, n layers; the memory is [n P, D].
+Shapes: B lanes, L inputs, M write tokens, P = 6 d_key features, D width, C = D columns (armt: D + 1), n layers; the
+memory is [n P, C].
 """
 
 import torch
@@ -20,6 +24,8 @@ from memformer.models.backbone.memory import LayerOutput, Rows
 from memformer.models.construction import Construction
 
 EPSILON = 1e-6
+NOTHING_YET = 1e-5
+"""Beside the sum z of features, which is 0 until something is written."""
 
 
 def features(x: torch.Tensor) -> torch.Tensor:
@@ -33,6 +39,11 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def recalled(found_BLC: torch.Tensor, normalised: bool) -> torch.Tensor:
+    """The values [B, L, D] in what features find in a matrix; divided by their sum where that is the last column."""
+    return found_BLC[..., :-1] / (found_BLC[..., -1:] + NOTHING_YET) if normalised else found_BLC
+
+
 class AssociativeReader(nn.Module):
     """What a layer reads from its matrix.
 
@@ -44,14 +55,15 @@ class AssociativeReader(nn.Module):
     def __init__(self, config: BackboneConfig, part: int) -> None:
         super().__init__()
         count = FEATURES * config.memory.d_key
-        self.rows = slice(part * count, (part + 1) * count)
+        self.rows, self.normalised = slice(part * count, (part + 1) * count), config.memory.rule == "armt"
         self.norm = nn.LayerNorm(config.width)
         self.query = nn.Linear(config.width, config.memory.d_key, bias=False)
 
     def forward(self, x_BLD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
         """[B, L, D], to be added to x."""
         q_BLP = features(self.query(self.norm(x_BLD)))
-        return (q_BLP.to(memory_BKC.dtype) @ memory_BKC[:, self.rows]).to(x_BLD.dtype)
+        found_BLC = q_BLP.to(memory_BKC.dtype) @ memory_BKC[:, self.rows]
+        return recalled(found_BLC, self.normalised).to(x_BLD.dtype)
 
 
 class AssociativeWriter(nn.Module):
@@ -60,7 +72,7 @@ class AssociativeWriter(nn.Module):
     def __init__(self, config: BackboneConfig, part: int) -> None:
         super().__init__()
         count = FEATURES * config.memory.d_key
-        self.rows = slice(part * count, (part + 1) * count)
+        self.rows, self.normalised = slice(part * count, (part + 1) * count), config.memory.rule == "armt"
         self.norm = nn.LayerNorm(config.width)
         self.key = nn.Linear(config.width, config.memory.d_key, bias=False)
         self.value = nn.Linear(config.width, config.width, bias=False)
@@ -68,11 +80,16 @@ class AssociativeWriter(nn.Module):
         nn.init.zeros_(self.value.weight)
 
     def forward(self, x_BMD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
-        """The next matrix [B, P, D]."""
+        """The next matrix [B, P, C]."""
         with torch.autocast(x_BMD.device.type, enabled=False):
             x_BMD, matrix_BPD = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
             keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
             gates_BM1 = torch.sigmoid(self.gate(x_BMD))
+            if self.normalised:
+                found_BMC = keys_BMP @ matrix_BPD
+                new_BM1 = (1 - found_BMC[..., -1:]).clamp(0, 1).detach()
+                changes_BMD = gates_BM1 * (values_BMD - recalled(found_BMC, normalised=True))
+                return matrix_BPD + keys_BMP.mT @ torch.cat([changes_BMD, new_BM1], -1)
             for k_B1P, v_B1D, b_B11 in zip(
                 keys_BMP.split(1, 1), values_BMD.split(1, 1), gates_BM1.split(1, 1), strict=True
             ):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from memformer.models.backbone.architectures import Architecture, architecture_of, sliding_window
 from memformer.models.backbone.directory import read_config
-from memformer.models.configuration import ModelConfig, require
+from memformer.models.configuration import Forgetting, ModelConfig, forgetting_of, require
 
 EMBEDDING, HEAD = "embedding.weight", "head.weight"
 """Names of the two parameters that `tie_word_embeddings` makes one."""
@@ -35,6 +35,12 @@ class MemoryConfig:
     layers: tuple[int, ...] | None = None
     """Layers, from 0, before which the memory is read and, of associative, behind which it is written; null: all.
     Not of tokens. Of an associative memory every layer costs 6 d_key D numbers a lane."""
+    rule: Literal["delta", "armt"] = "delta"
+    """Of associative: how a matrix S is written and read, with features f of length 1 and gates b of 0 to 1.
+    delta: one write token after another, S + f(k)^T b (v - f(k) S); read as f(q) S.
+    armt: all at once with a sum z of the features beside S (one number more a row), S + f(k)^T b (v - f(k) S / f(k) z)
+    and z + g f(k), where g = 1 - f(k) z, at least 0, is what of k is new; read as f(q) S / f(q) z (Rodkin et al.,
+    2024). For comparison with it."""
     d_key: int = 16
     """Of associative: numbers in a key, which is expanded to 6 times as many features."""
     num_slots: int = 16
@@ -43,12 +49,17 @@ class MemoryConfig:
     """Of associative: learned tokens M behind every segment whose states are written; each costs what a token does."""
     num_heads: int | None = None
     """Of slots: heads of readers and writer; null: those of the backbone."""
+    forgetting: Forgetting | bool = "off"
+    """Of slots: what is added to a written slot before it is normalised, of b, the slot that it starts from. off:
+    nothing; written: (1 - a_h) b in the part of each writer head h, a_h its weight of the slot on itself, so that what
+    is overwritten moves towards b; paper: b at every segment, so that what lies across b shrinks to 1/(1 + |b|)."""
     write_layer: int | None = None
     """Of slots: layers whose output is written; null: all. The first pass of a replay runs these layers alone, so
     half of them make training faster."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        object.__setattr__(self, "forgetting", forgetting_of(self.forgetting, "memory.forgetting"))
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
             require(bool(self.layers), "memory.layers", [], "name a layer, or leave it out for all")
@@ -75,7 +86,7 @@ class BackboneConfig(ModelConfig):
     """
 
     family: ClassVar[str] = "backbone"
-    stacks: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[tuple[str, ...]] = ("reading layers", "other layers")
     weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"pretrained"}
 
     pretrained: str | None = None
@@ -231,10 +242,24 @@ class BackboneConfig(ModelConfig):
 
     @property
     def memory_shape(self) -> tuple[int, int]:
-        """[K, C]: slots, or the features of all layers' keys by the width."""
+        """[K, C]: slots, or the features of all layers' keys by the width, and by their sum under ARMT's rule."""
         if self.memory.kind == "associative":
-            return len(self.memory_layers) * FEATURES * self.memory.d_key, self.width
+            rows = len(self.memory_layers) * FEATURES * self.memory.d_key
+            return rows, self.width + (self.memory.rule == "armt")
         return self.memory.num_slots, self.width
+
+    def layer_counts(self) -> dict[str, int]:
+        """Layers with a memory of their own or a reader, and those without."""
+        reading = 0 if self.memory.kind == "tokens" else len(self.memory_layers)
+        return dict(zip(self.stacks, (reading, self.num_layers - reading), strict=True))
+
+    def of_layers(self, counts: Mapping[str, int]) -> "BackboneConfig":
+        """The same with so many of them, the former last; slots are written behind all."""
+        count = sum(counts.values())
+        backbone = self.backbone | {self.architecture.sizes[0]: count}
+        reading = tuple(range(count))[-max(1, counts[self.stacks[0]]) :]
+        memory = dataclasses.replace(self.memory, layers=reading, write_layer=None)
+        return dataclasses.replace(self, backbone=backbone, memory=memory)
 
     def summary(self) -> str:
         """Kind, layers, width and memory."""

@@ -31,9 +31,9 @@ def _reader(model: "Backbone", batch_size: int = 1, segment_length: int | None =
     return BackboneReader(model, batch_size, segment_length)
 
 
-def _weights(config: BackboneConfig) -> Iterator[tuple[str, Any]]:
+def _weights(config: BackboneConfig) -> Iterator[tuple[str, Any]] | None:
     if config.pretrained is None:
-        return iter(())
+        return None
     from memformer.models.backbone.pretrained import weights
 
     return weights(config)

@@ -56,12 +56,12 @@ def segment_flops(config: BackboneConfig, segment_length: int) -> SegmentFlops:
     heads = int(config.backbone[config.architecture.sizes[2]])
     head_size = int(config.backbone.get("head_dim") or d // heads)
     block = 2 * length * layer_matrices(config) + 4 * length**2 * heads * head_size
-    k, features = memory.num_slots, FEATURES * memory.d_key
+    k, features, columns = memory.num_slots, FEATURES * memory.d_key, config.memory_shape[1]
     reader = writer = 0
     writes = 1
     if memory.kind == "associative":
-        reader = 2 * length * d * (memory.d_key + features)
-        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * d * features)
+        reader = 2 * length * (d * memory.d_key + columns * features)
+        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * columns * features)
         writes = len(config.memory_layers)
         depth = config.memory_layers[-1] + 1
     elif memory.kind == "slots":

@@ -2,7 +2,7 @@
 """The parts of a language model of transformers, made one after another so that each can be spread as it comes.
 
 transformers makes the whole model without numbers (on the meta device); from that its parts are taken, and each gets
-its memory when its turn comes. Numbers are drawn by transformers' own rule for the model.
+its memory when its turn comes. Numbers are drawn by transformers' own rule for the model, unless they are read next.
 """
 
 import logging
@@ -69,6 +69,8 @@ def _refused(error: Exception) -> ValueError:
 class Parts:
     """The parts of a model, each with its memory and its first numbers when it is asked for.
 
+    A pretrained one has none yet, where the construction reads them.
+
     Args:
         config: The backbone.
         construction: How the parts come into being.
@@ -82,6 +84,7 @@ class Parts:
             self._model = language_model(config)
         self._body = getattr(self._model, config.architecture.body)
         self._architecture, self._built = config.architecture, construction.built
+        self._empty = construction.reads and config.pretrained is not None
         self.std = float(self._model.config.initializer_range)
 
     def embedding(self) -> nn.Embedding:
@@ -131,6 +134,8 @@ class Parts:
         for module in part.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+        if self._empty:
+            return part
         for module in reversed(list(part.modules())):  # a layer of GPT-2 draws anew what its children have drawn
             self._model._init_weights(module)
         return part

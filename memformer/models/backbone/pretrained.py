@@ -17,6 +17,7 @@ from memformer.models.backbone.config import BackboneConfig, MemoryConfig
 from memformer.models.backbone.directory import place, read_config, tokenizer_ids, weight_places
 from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.parts import file_names, language_model
+from memformer.models.construction import Construction, StoredTensor
 from memformer.replay import Segment
 
 CHECK_LAYERS, CHECK_IDS, CHECK_TOKENS = 2, 64, 12
@@ -28,8 +29,8 @@ _PADDING = 1024
 """Ids that a model may have beyond those of its tokenizer, so that its matrices have handy sizes."""
 
 
-def weights(config: BackboneConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name in this family's model and tensor, of every weight of the backbone; the memory's stay as they were drawn.
+def weights(config: BackboneConfig) -> Iterator[tuple[str, StoredTensor]]:
+    """Name in this family's model and stored tensor, of every weight of the backbone; the memory's stay as drawn.
 
     Raises:
         ValueError: The directory does not fit the configuration, the data or this program; one line says where.
@@ -41,8 +42,10 @@ def weights(config: BackboneConfig) -> Iterator[tuple[str, torch.Tensor]]:
     _check_tokenizer(config, where)
     check_logits(config, where)
     places = _places(config.pretrained, where)
+    undrawn = Construction()
+    undrawn.reads = True
     with torch.device("meta"):
-        model = Backbone(config)
+        model = Backbone(config, undrawn)
     shapes = {name: each.shape for name, each in model.named_parameters() if file_names(name, config.architecture)}
     found = {}
     for name in shapes:
@@ -59,19 +62,20 @@ def weights(config: BackboneConfig) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _read(
     found: dict[str, str], shapes: dict[str, torch.Size], places: dict[str, Path], where: str
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, StoredTensor]]:
     for name, there in found.items():
         try:
             with safe_open(places[there], framework="pt") as file:
-                tensor = file.get_tensor(there)
+                tensor = file.get_slice(there)
+                shape = list(tensor.get_shape())
+                if shape == list(shapes[name]):
+                    yield name, tensor
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{where}: {places[there].name} cannot be read ({error}): copy the model again") from None
-        if tensor.shape != shapes[name]:
+        if shape != list(shapes[name]):
             raise ValueError(
-                f"{where}: {there} has shape {list(tensor.shape)}, its config.json asks for {list(shapes[name])}: give "
-                "another"
+                f"{where}: {there} has shape {shape}, its config.json asks for {list(shapes[name])}: give another"
             )
-        yield name, tensor
 
 
 def _places(pretrained: str, where: str) -> dict[str, Path]:

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A Memformer's slots on a backbone: its readers before chosen layers, its writer behind one, without forgetting.
+"""A Memformer's slots on a backbone: its readers before chosen layers, its writer and forgetting behind one.
 
 What the readers add starts from zero, so that the backbone says what it says alone, to the last bit, until something
 is learned. Slots are written from the tokens that predict the segment, never from the overlap.
@@ -16,7 +16,7 @@ from memformer.models.backbone.memory import LayerOutput, Rows
 from memformer.models.construction import Construction
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import favour_themselves
-from memformer.models.memformer.memory import MemoryReader, MemoryWriter
+from memformer.models.memformer.memory import MemoryReader, MemoryWriter, Written, before_normalisation
 
 
 def slot_config(config: BackboneConfig) -> MemformerConfig:
@@ -25,6 +25,7 @@ def slot_config(config: BackboneConfig) -> MemformerConfig:
         d_model=config.width,
         num_heads=config.memory_heads,
         num_memory_slots=config.memory.num_slots,
+        memory_forgetting=config.memory.forgetting,
         segment_length=config.segment_length,
     )
 
@@ -62,9 +63,27 @@ class SlotWriter(nn.Module):
         _draw(self)
         favour_themselves(self.write, sizes)
 
-    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """The next slots [B, K, D]."""
-        return F.normalize(self.write(memory_BKD, self.norm(x_BSD), mask_BS), dim=-1)
+    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> Written:
+        """The slots before forgetting."""
+        written: Written = self.write(memory_BKD, self.norm(x_BSD), mask_BS)
+        return written
+
+
+class FirstSlots(Rows):
+    """Where slots start, and what they move towards where they forget."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config.memory.num_slots, config.width, config.width**-0.5)
+        self.forgetting = config.memory.forgetting
+
+    def forward(self, lanes: int, written: Written | None = None) -> torch.Tensor:
+        """The first slots of so many lanes, or those that follow what was written, [B, K, D], each of length 1.
+
+        One method for both, because ZeRO-3 gathers a parameter only around the forward of the module that owns it.
+        """
+        if written is None:
+            return F.normalize(super().forward(lanes), dim=-1)
+        return F.normalize(before_normalisation(written, self.rows, self.forgetting), dim=-1)
 
 
 class SlotMemory(nn.Module):
@@ -74,12 +93,13 @@ class SlotMemory(nn.Module):
         super().__init__()
         self.config = config
         self.depth = config.memory.write_layer or config.num_layers
-        self.start = construction.built(Rows(config.memory.num_slots, config.width, config.width**-0.5))
+        self.start = construction.built(FirstSlots(config))
         self.writer = construction.built(SlotWriter(config))
 
     def initial(self, lanes: int) -> torch.Tensor:
         """Learned slots, of length 1."""
-        return F.normalize(self.start(lanes), dim=-1)
+        first: torch.Tensor = self.start(lanes)
+        return first
 
     def front(self, memory_BKC: torch.Tensor) -> None:
         """Nothing."""
@@ -95,5 +115,6 @@ class SlotMemory(nn.Module):
         """All slots, behind the layer that is written from."""
         if layer != self.depth - 1:
             return None
-        written: torch.Tensor = self.writer(output.memory, output.x[:, output.scored], output.mask)
-        return written
+        written = self.writer(output.memory, output.x[:, output.scored], output.mask)
+        following: torch.Tensor = self.start(len(output.memory), written)
+        return following

@@ -84,15 +84,16 @@ def observe(
     """`write`, with what it does to the slots; without gradient.
 
     The writer keeps the share a of a slot, its weight on itself, and normalisation then divides what lies across the
-    slot by ||m + bias||: a difference in the slot is a / ||m + bias|| of itself afterwards. Left out is what a changed
+    slot by the length of what was written with what forgetting adds of the bias, ||m + bias|| in the paper's form: a
+    difference in the slot is a / ||m + bias|| of itself afterwards. Left out is what a changed
     slot changes in what is read and attended to.
     """
     weights_BHKL = writer.weights(memory_BKD, x_BSD, mask_BS)
-    written_BKD = writer.mixed(weights_BHKL, memory_BKD, x_BSD)
-    length_BK = forget(written_BKD, lengths=True)
+    written = writer.mixed(weights_BHKL, memory_BKD, x_BSD)
+    length_BK = forget(written, lengths=True)
     weights_BHKL = writer.heads.gather(weights_BHKL)
     retained_BHK = weights_BHKL[..., 0] / length_BK[:, None].to(weights_BHKL.dtype)
-    return Write(weights_BHKL, retained_BHK, forget(written_BKD).to(memory_BKD.dtype))
+    return Write(weights_BHKL, retained_BHK, forget(written).to(memory_BKD.dtype))
 
 
 def inputs(segment: Segment, start_token_id: int) -> torch.Tensor:

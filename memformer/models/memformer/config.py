@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from memformer.models.configuration import ModelConfig, require
+from memformer.models.configuration import Forgetting, ModelConfig, forgetting_of, require
 
 EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
 """Names of the two parameters that `tie_embeddings` makes one."""
@@ -36,8 +36,15 @@ class MemformerConfig(ModelConfig):
     """Slots K of the memory; 0 trains without memory (the encoder still sees the previous segment)."""
     memory_temperature: float = 0.25
     """Softmax temperature of the writer; below 1 sharpens it. The paper gives no value: 0.25 is our choice."""
-    memory_forgetting: bool = True
-    """Biased memory normalisation; False leaves the bias out of the update (an ablation of the paper)."""
+    memory_forgetting: Forgetting | bool = "paper"
+    """What is added to a written slot m before it is normalised to length 1. b: the slot's bias, a parameter, which is
+    also where the slot starts.
+    off: nothing (an ablation of the paper). A slot changes by what is written into it alone.
+    written: (1 - a_h) b in the part of each writer head h; a_h: the head's weight of the slot on itself. What is
+    overwritten moves towards b; a slot that keeps itself forgets nothing.
+    paper: b, at every segment, whatever is written: what lies across b shrinks to 1/(1 + |b|) of itself each time, so
+    that little outlives the horizon of training.
+    true and false, as older files have them, are paper and off."""
     writer_heads: int | None = None
     """Heads of the memory writer; null: num_heads. 1 is the paper's ablation "without multi-head writing"."""
     memory_read_norm: bool = False
@@ -66,6 +73,7 @@ class MemformerConfig(ModelConfig):
         """Checks ranges and divisibility."""
         for name in ("num_encoder_layers", "num_decoder_layers", "d_model", "num_heads", "d_ff"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "set it to 1 or more")
+        object.__setattr__(self, "memory_forgetting", forgetting_of(self.memory_forgetting, "memory_forgetting"))
         require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
         require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to at least 0 and below 1")

@@ -13,10 +13,13 @@ would do so too, but an optimizer that moves every weight by a like amount would
 and all slots would then hold the same average.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from memformer.models.configuration import Forgetting
 from memformer.models.heads import Heads
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.layers import Attention, merge_heads, split_heads
@@ -37,10 +40,47 @@ class MemoryReader(nn.Module):
         return self.attention.attend(x_BSD, keys_values)
 
 
-class BiasedMemoryNormalisation(nn.Module):
-    """Forgetting: m -> (m + bias) / ||m + bias|| (the paper's section 1, "Forget").
+class Written(NamedTuple):
+    """What a write gives, of all heads of the writer, before forgetting.
 
-    The bias is a parameter per slot. It is also where a slot starts, and what it decays to when nothing is written.
+    Attributes:
+        memory_BKD: The slots.
+        overwritten_BKH: The share of a head's part of a slot that the write has replaced, 1 - a_h; None where the
+            model's forgetting does not ask.
+    """
+
+    memory_BKD: torch.Tensor
+    overwritten_BKH: torch.Tensor | None = None
+
+
+def before_normalisation(written: Written, bias_KD: torch.Tensor, forgetting: Forgetting | bool) -> torch.Tensor:
+    """A written slot m with what forgetting adds to it, [B, K, D]: the next slot is this at length 1.
+
+    | forgetting | m becomes | what lies across the bias b, if the writer keeps the slot (a_h = 1) |
+    |---|---|---|
+    | off | m | stays |
+    | written | m + (1 - a_h) b in the part of head h | stays |
+    | paper | m + b (the paper's section 1, "Forget") | is divided by 1 plus about the length of b |
+
+    Args:
+        written: What the writer gives; with the shares for `written`.
+        bias_KD: Where the slots start.
+        forgetting: The model's mode.
+    """
+    if forgetting == "off":
+        return written.memory_BKD
+    if forgetting == "paper":
+        return written.memory_BKD + bias_KD
+    share_BKH = written.overwritten_BKH
+    assert share_BKH is not None
+    pulled_BKHE = share_BKH.unsqueeze(-1) * bias_KD.unflatten(-1, (share_BKH.shape[-1], -1))
+    return written.memory_BKD + pulled_BKHE.flatten(-2)
+
+
+class BiasedMemoryNormalisation(nn.Module):
+    """Forgetting: a slot gets a part of its bias, or none, and length 1 (`before_normalisation`).
+
+    The bias is a parameter per slot. It is also where a slot starts, whatever the mode.
     """
 
     def __init__(self, config: MemformerConfig) -> None:
@@ -48,19 +88,20 @@ class BiasedMemoryNormalisation(nn.Module):
         self.bias = nn.Parameter(torch.empty(config.num_memory_slots, config.d_model))
         self.forgetting = config.memory_forgetting
 
-    def forward(self, memory_BKD: torch.Tensor | None, batch_size: int = 0, lengths: bool = False) -> torch.Tensor:
+    def forward(self, written: Written | None, batch_size: int = 0, lengths: bool = False) -> torch.Tensor:
         """The next memory on the unit sphere, or, given None, the initial memory of `batch_size` lanes.
 
         One method for all, because ZeRO-3 gathers a parameter only around the forward of the module that owns it.
 
         Args:
-            memory_BKD: What was written.
+            written: What was written.
             batch_size: Lanes of an initial memory.
-            lengths: Give ||m + bias|| of each slot instead, [B, K]: what lies across the next slot is divided by it.
+            lengths: Give the length of each slot before normalisation instead, [B, K]: what lies across the next slot
+                is divided by it.
         """
-        if memory_BKD is None:
+        if written is None:
             return F.normalize(self.bias, dim=-1).expand(batch_size, -1, -1)
-        biased_BKD = memory_BKD + self.bias if self.forgetting else memory_BKD
+        biased_BKD = before_normalisation(written, self.bias, self.forgetting)
         return biased_BKD.norm(dim=-1) if lengths else F.normalize(biased_BKD, dim=-1)
 
 
@@ -76,6 +117,7 @@ class MemoryWriter(nn.Module):
         super().__init__()
         width = config.d_model
         self.num_heads = config.effective_writer_heads
+        self.tells_shares = config.memory_forgetting == "written"
         self.heads = Heads()
         self.slot_scale = width**0.5
         self.value_scale = width**-0.5
@@ -94,8 +136,8 @@ class MemoryWriter(nn.Module):
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
         return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
 
-    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """The written memory before forgetting, [B, K, D].
+    def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> Written:
+        """The written memory before forgetting.
 
         Args:
             memory_BKD: The memory the segment was read with.
@@ -105,8 +147,14 @@ class MemoryWriter(nn.Module):
         memory_BKD = self.heads.enter(memory_BKD)
         return self.mixed(self.weights(memory_BKD, x_BSD, mask_BS), memory_BKD, x_BSD)
 
-    def mixed(self, a_BHKL: torch.Tensor, memory_BKD: torch.Tensor, x_BSD: torch.Tensor) -> torch.Tensor:
-        """The written memory before forgetting, [B, K, D], from the attention of the heads here, [B, h, K, 1 + S]."""
+    def mixed(self, a_BHKL: torch.Tensor, memory_BKD: torch.Tensor, x_BSD: torch.Tensor) -> Written:
+        """The written memory before forgetting, from the attention of the heads here, [B, h, K, 1 + S]."""
         kept_BHKE = a_BHKL[..., :1] * split_heads(self.heads.own(memory_BKD), self.num_heads)
         v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
-        return self.heads.join(merge_heads(kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE))
+        written_BHKE = kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE
+        if not self.tells_shares:
+            return Written(self.heads.join(merge_heads(written_BHKE)))
+        # The share of a head is one column more of it, so that all are joined at once.
+        with_share = torch.cat([written_BHKE, 1 - a_BHKL[..., :1].to(written_BHKE.dtype)], dim=-1)
+        joined_BKHE = self.heads.join(merge_heads(with_share)).unflatten(-1, (-1, with_share.shape[-1]))
+        return Written(joined_BKHE[..., :-1].flatten(-2), joined_BKHE[..., -1])

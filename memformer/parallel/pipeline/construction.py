@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memformer.models.construction import Construction, Part
+from memformer.models.construction import Construction, Part, StoredTensor, check_shape
 from memformer.parallel.pipeline.split import Split
 
 
@@ -57,6 +57,13 @@ class StagedConstruction(Construction):
             yield
         for parameter in absent:
             parameter.data = parameter.new_empty(0)
+
+    def read(self, name: str, parameter: torch.Tensor, stored: StoredTensor) -> None:
+        """Nothing of another stage's."""
+        if id(parameter) in self._absent:
+            check_shape(name, stored, self._absent[id(parameter)])
+        else:
+            self._inner.read(name, parameter, stored)
 
 
 def keep_layers(model: nn.Module, kind: Callable[[Any], str | None], split: Split, stage: int) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from memformer.models.configuration import ModelConfig
-from memformer.models.construction import Construction, Part
+from memformer.models.construction import Construction, Part, StoredTensor, check_shape
 from memformer.models.family_record import Role, Sharding
 from memformer.models.registry import family_of
 from memformer.parallel.tensor.modules import (
@@ -125,6 +125,16 @@ class SlicedConstruction(Construction):
             part = slice_of(parameter)
             if part is not None:
                 parameter.data = _cut(parameter.detach(), part)
+
+    @torch.no_grad()
+    def read(self, name: str, parameter: torch.Tensor, stored: StoredTensor) -> None:
+        """Reads this process's rows or columns."""
+        part = slice_of(parameter)
+        if part is None:
+            super().read(name, parameter, stored)
+            return
+        check_shape(name, stored, part.shape)
+        parameter.copy_(stored[(slice(None),) * part.dim + (slice(part.start, part.stop),)])
 
 
 def _spread(module: Any, role: Role, axis: Axis) -> None:

@@ -89,6 +89,10 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"parallel": {"pipeline": 2, "pipeline_layers": [20, 0]}}, ["pipeline_layers is [20, 0]", "at least 1 layer"]),
         ({"parallel": {"pipeline": 2, "pipeline_layers": [9, 9]}}, ["pipeline_layers is [9, 9]", "20 in all"]),
         ({"parallel": {"pipeline": 2, "gradient_reduction": "segment"}}, ["gradient_reduction is segment", "rollout"]),
+        (
+            {"parallel": {"pipeline": 2}, "activation_checkpointing": {"memory_interval": 4}},
+            ["activation_checkpointing.memory_interval is 4", "set it to 1"],
+        ),
         ({"parallel": {"pipeline": 2}, "training": {"replay": "bptt"}}, ["training.replay is bptt", "set it to mrbp"]),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
     ],

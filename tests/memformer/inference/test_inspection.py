@@ -24,6 +24,7 @@ from launch.cli import main
 from memformer import Memformer, MemformerConfig
 from memformer.inference import inspection, pictures
 from memformer.inference.inspection import COLUMNS, KEPT, OVERWRITTEN, MemoryInspector, inspect_tokens
+from memformer.models.configuration import Forgetting
 from memformer.models.loading import FORMAT
 from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import Carry, Rollout, Segment, memory_replay_backward
@@ -34,7 +35,7 @@ TOKENIZER = ByteTokenizer()
 DOCUMENT = TOKENIZER.encode(book_text(30 * LENGTH + 5)).astype(np.int64)
 
 
-def make_model(slots: int = 5, forgetting: bool = True) -> Memformer:
+def make_model(slots: int = 5, forgetting: Forgetting = "paper") -> Memformer:
     torch.manual_seed(0)
     config = MemformerConfig(
         num_encoder_layers=1,
@@ -86,7 +87,9 @@ def write(
     x, mask, memory = model.encode(segment, memory)
     assert model.writer is not None
     weights = model.writer.weights(memory, x, mask)[0]
-    written = model.writer(memory, x, mask)[0] + (model.forget.bias if model.config.memory_forgetting else 0)
+    written = model.writer(memory, x, mask).memory_BKD[0]
+    if model.config.memory_forgetting == "paper":
+        written = written + model.forget.bias
     return weights, weights[..., 0] / written.norm(dim=-1), model.write(memory, x, mask)
 
 

@@ -3,7 +3,7 @@
 
 The reference of the reference is `plain_gradients`: a loop that any reader can check, and one call of `backward`.
 
-Covers: memformer/replay/buffer.py, memformer/replay/random_state.py
+Covers: memformer/replay/buffer.py, memformer/replay/kept.py, memformer/replay/random_state.py
 """
 
 from collections.abc import Callable
@@ -15,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memformer import Memformer
-from memformer.replay import Carry, ReplayBuffer, Rollout, RolloutResult, Segment, bptt_backward, memory_replay_backward
+from memformer.models.configuration import FORGETTING
+from memformer.replay import (
+    Carry,
+    KeptMemories,
+    ReplayBuffer,
+    Rollout,
+    RolloutResult,
+    Segment,
+    bptt_backward,
+    memory_replay_backward,
+)
 from memformer.replay import backward as backward_module
 from tests.memformer.examples import START, ragged_rollout, random_memory, random_tokens, small_model
 
@@ -85,7 +95,8 @@ def assert_same(replayed: tuple[RolloutResult, Gradients], reference: tuple[Roll
         {},
         {"tie_embeddings": False},
         {"num_memory_slots": 0},
-        {"memory_forgetting": False},
+        {"memory_forgetting": "off"},
+        {"memory_forgetting": "written"},
         {"memory_read_norm": True, "writer_heads": 1, "rotary_cross_attention": False},
     ],
     ids=lambda changes: "-".join(changes) or "default",
@@ -111,6 +122,53 @@ def test_the_memory_carries_gradient() -> None:
     result, gradients = run(memory_replay_backward, model, rollout, carry_of(model, rollout))
     assert (result.memory_gradient_norms > 1e-6).all()
     assert gradients["writer.value.weight"].norm() > 1e-6
+
+
+class Watched(ReplayBuffer):
+    """Sees the memories that are brought back."""
+
+    def __init__(self, interval: int) -> None:
+        super().__init__(interval=interval)
+        self.returned = 0
+
+    def pop(self, ahead: bool = True) -> torch.Tensor:
+        self.returned += 1
+        return super().pop(ahead)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3, 4, 7, 20])
+@pytest.mark.parametrize("segments", [1, 2, 7, 8])
+def test_memories_that_are_computed_again_are_the_same(segments: int, interval: int) -> None:
+    """To the bit, with dropout, resets and ragged lanes: kept all or in groups, and as full back-propagation has it."""
+    model = small_model(dropout=0.3, num_encoder_layers=1, num_decoder_layers=1)
+    rollout = ragged_rollout(segments=segments)
+    carry = carry_of(model, rollout)
+    buffer = Watched(interval)
+    result, gradients = run(memory_replay_backward, model, rollout, carry, buffer=buffer)
+    assert_same((result, gradients), run(bptt_backward, model, rollout, carry))
+    plain, expected = run(memory_replay_backward, model, rollout, carry)
+    assert torch.equal(result.segment_losses, plain.segment_losses)
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+    assert buffer.stored_bytes == 0 and buffer.returned >= segments - 1
+
+
+@pytest.mark.parametrize("segments", range(1, 12))
+@pytest.mark.parametrize("interval", [1, 2, 3, 5, 11, 12])
+def test_which_memories_are_kept(segments: int, interval: int) -> None:
+    """Played through: pass 1 keeps what `count` says, and pass 2 finds every memory, by `recomputed` advances."""
+    kept = KeptMemories(segments, interval)
+    there = [t for t in range(segments - 1) if kept.keeps(t)]
+    assert len(there) == kept.count <= segments / interval + interval
+    most, advances = len(there), 0
+    for t in range(segments - 2, -1, -1):
+        start = kept.missing_from(t)
+        if start is not None:
+            assert there[-1] == start < t
+            there += range(start + 1, t + 1)
+            advances += t - start
+        most = max(most, len(there))
+        assert there.pop() == t
+    assert not there and most <= kept.count + 1 and advances == kept.recomputed
 
 
 @pytest.mark.parametrize("segments", [1, 4, 32])
@@ -146,7 +204,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Rollout]:
         "dropout": draw(st.sampled_from([0.0, 0.5])),
         "num_memory_slots": draw(st.integers(0, 4)),
         "tie_embeddings": draw(st.booleans()),
-        "memory_forgetting": draw(st.booleans()),
+        "memory_forgetting": draw(st.sampled_from(FORGETTING)),
         "num_encoder_layers": 1,
         "num_decoder_layers": 1,
     }

@@ -9,7 +9,15 @@ import torch
 
 from benchmarks.activations import LiveTensors, SavedActivations
 from memformer import Memformer
-from memformer.replay import Carry, ReplayBuffer, Rollout, RolloutResult, bptt_backward, memory_replay_backward
+from memformer.replay import (
+    Carry,
+    KeptMemories,
+    ReplayBuffer,
+    Rollout,
+    RolloutResult,
+    bptt_backward,
+    memory_replay_backward,
+)
 from tests.memformer.examples import full_segment, ragged_rollout, random_memory, random_tokens, small_model
 
 LANES, LENGTH = 4, 12
@@ -32,10 +40,10 @@ def problem(segments: int, **changes: object) -> tuple[Memformer, Rollout, Carry
     return model, rollout, Carry(random_memory(model, LANES), tokens, torch.full((LANES,), LENGTH))
 
 
-def saved_peak(algorithm: Callable[..., RolloutResult], segments: int) -> tuple[int, int]:
+def saved_peak(algorithm: Callable[..., RolloutResult], segments: int, interval: int = 1) -> tuple[int, int]:
     """(peak of what autograd keeps, peak of the buffer) in bytes; afterwards nothing may be kept."""
     model, rollout, carry = problem(segments)
-    buffer = RecordingBuffer()
+    buffer = RecordingBuffer(interval=interval)
     given = (rollout.tokens, rollout.lengths, rollout.resets, carry.memory, carry.tokens, carry.length)
     with SavedActivations((*model.parameters(), *given)) as saved:
         algorithm(model, rollout, carry, denominator=1.0, buffer=buffer)
@@ -60,6 +68,23 @@ def test_replay_keeps_one_segments_graph_and_the_memories() -> None:
         peak, buffered = saved_peak(memory_replay_backward, segments)
         assert peak <= 1.02 * one, segments
         assert buffered == (segments - 1) * LANES * 3 * 16 * 8
+
+
+@pytest.mark.parametrize("interval", [2, 4, 5, 16])
+def test_memories_of_groups_are_kept_once_a_group(interval: int) -> None:
+    """T/k + k of them at most, and one segment's graph as before; each that is not kept costs one more `advance`."""
+    segments = 17
+    model, rollout, carry = problem(segments)
+    calls: Counter[bool] = Counter()
+    assert model.writer is not None
+    model.writer.register_forward_hook(lambda *_: calls.update([torch.is_grad_enabled()]))
+    memory_replay_backward(model, rollout, carry, denominator=1.0, buffer=ReplayBuffer(interval=interval))
+    peak, buffered = saved_peak(memory_replay_backward, segments, interval)
+    kept = buffered // (LANES * 3 * 16 * 8)
+    assert kept == KeptMemories(segments, interval).count == -(-16 // interval) + interval - 1
+    assert kept <= segments / interval + interval
+    assert calls == {True: segments, False: 16 + (16 - kept)}
+    assert peak <= 1.02 * one_segment_graph()
 
 
 def test_full_backpropagation_keeps_every_segments_graph() -> None:

@@ -31,9 +31,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 MEMORIES = {
     "associative": MemoryConfig(d_key=3, num_write_tokens=2),
+    "armt": MemoryConfig(d_key=3, num_write_tokens=2, rule="armt", layers=(0, 2)),
     "one layer": MemoryConfig(d_key=3, num_write_tokens=2, layers=(1,)),
     "slots": MemoryConfig(kind="slots", num_slots=3),
-    "slots half-way": MemoryConfig(kind="slots", num_slots=3, write_layer=2, layers=(1, 2)),
+    "slots half-way": MemoryConfig(kind="slots", num_slots=3, write_layer=2, layers=(1, 2), forgetting="written"),
     "tokens": MemoryConfig(kind="tokens", num_slots=3),
 }
 

@@ -46,7 +46,10 @@ def test_the_family_is_found_by_name_and_by_architecture() -> None:
         ({"backbone": {"model_type": "llama"}}, "num_hidden_layers is None: give a whole number above 0"),
         ({"backbone": SIZES["llama"] | {"hiden": 1}}, r"backbone is \['hiden'\]: names no size of this model_type"),
         ({"memory": {"kind": "lstm"}}, "memory.kind"),
-        ({"memory": {"forgetting": "paper"}}, "memory.forgetting"),
+        (
+            {"memory": {"forgetting": "gate"}},
+            "memory.forgetting: is 'gate': input should be 'off', 'written' or 'paper'",
+        ),
         ({"memory": {"layers": [3]}}, r"memory.layers is \[3\]: choose numbers from 0 to 2"),
         ({"memory": {"layers": []}}, "memory.layers"),
         ({"memory": {"kind": "slots", "write_layer": 4}}, "memory.write_layer is 4: choose a number from 1 to 3"),

@@ -11,7 +11,7 @@ import torch
 
 from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.reading import read
-from memformer.replay import Carry, Rollout, Segment, bptt_backward, memory_replay_backward
+from memformer.replay import Carry, ReplayBuffer, Rollout, Segment, bptt_backward, memory_replay_backward
 from tests.memformer.examples import ragged_rollout
 from tests.memformer.models.backbone.examples import MEMORIES, SIZES, START, config_of, make, plain_of
 
@@ -47,7 +47,7 @@ def both(model: Backbone, rollout: Rollout) -> list[tuple[torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("kind", SIZES)
-@pytest.mark.parametrize("memory", ["associative", "slots"])
+@pytest.mark.parametrize("memory", ["associative", "armt", "slots"])
 def test_at_first_it_says_what_the_backbone_says_alone(kind: str, memory: str) -> None:
     """At every segment, whatever has been written; in float64, with lanes that end, begin and idle."""
     for logits, expected in both(make(config_of(kind, memory)), ragged_rollout(length=LENGTH)):
@@ -73,17 +73,19 @@ def test_the_memory_takes_part_once_it_is_moved(memory: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2"])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_replay_equals_bptt(kind: str, memory: str) -> None:
-    """In float64, to rounding, with resets, ragged and idle lanes, overlap and dropout."""
+    """In float64, to rounding, with resets, ragged and idle lanes, overlap, dropout; memories kept all or in twos."""
     gradients, memories = [], []
-    for algorithm in (bptt_backward, memory_replay_backward):
+    for algorithm, interval in ((bptt_backward, 1), (memory_replay_backward, 1), (memory_replay_backward, 2)):
         model = make(config_of(kind, memory, dropout=0.1), moved=0.1).train()
-        rollout = ragged_rollout(length=LENGTH)
+        rollout = ragged_rollout(segments=5, length=LENGTH)
         carry = Carry.empty(model.initial_memory(len(rollout.tokens)), LENGTH)
-        result = algorithm(model, rollout, carry, denominator=17.0, seed=3)
+        buffer = ReplayBuffer(interval=interval)
+        result = algorithm(model, rollout, carry, denominator=17.0, seed=3, buffer=buffer)
         assert all(parameter.grad is not None for parameter in model.parameters())
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
         memories.append(result.memory_gradient_norms)
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-12
+    assert torch.equal(gradients[1], gradients[2])
     assert bool((memories[1] > 1e-6).all())
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from memformer.models.backbone import Backbone, BackboneConfig
 from memformer.models.backbone.parts import file_names
 from memformer.models.backbone.pretrained import check_logits, weights
+from memformer.models.construction import Construction
 from memformer.replay import Segment
 from tests.memformer.models.backbone.examples import SIZES, START, VOCABULARY, saved
 
@@ -28,11 +29,13 @@ def config_at(directory: Path, **changes: Any) -> BackboneConfig:
 
 
 def loaded(config: BackboneConfig) -> Backbone:
-    model = Backbone(config).eval()
+    """As a run begins with it: the backbone's parts are made without numbers, and read."""
+    construction = Construction()
+    construction.reads = True
+    model = Backbone(config, construction).eval()
     parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in weights(config):
-            parameters[name].copy_(tensor)
+    for name, stored in weights(config):
+        construction.read(name, parameters[name], stored)
     return model
 
 

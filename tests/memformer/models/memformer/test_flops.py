@@ -94,6 +94,10 @@ def test_hardware_operations_add_what_is_recomputed() -> None:
     replayed = hardware_flops_per_token(SMALL, LENGTH, 4, "mrbp", "none")
     assert replayed - model == pytest.approx(0.75 * flops.advance / LENGTH)
     assert replayed / model == pytest.approx(1 + 0.75 * advance_share(SMALL, LENGTH) / 3)
+    in_twos = hardware_flops_per_token(SMALL, LENGTH, 8, "mrbp", "none", memory_interval=2)
+    assert in_twos - hardware_flops_per_token(SMALL, LENGTH, 8, "mrbp", "none") == pytest.approx(
+        2 / 8 * flops.advance / LENGTH  # 7 memories, 5 of them kept
+    )
     both = hardware_flops_per_token(SMALL, LENGTH, 4, "mrbp", "full")
     assert both - replayed == pytest.approx(layers / LENGTH)
 

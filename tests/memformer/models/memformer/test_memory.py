@@ -1,15 +1,18 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Reading, writing and forgetting, each against a plain reference or a property that must hold."""
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from memformer import Memformer
+from memformer import Memformer, MemformerConfig
+from memformer.models.configuration import FORGETTING, Forgetting
 from memformer.models.memformer.computation import observe
 from memformer.models.memformer.layers import split_heads
-from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
+from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter, Written
 from tests.memformer.examples import full_segment, random_memory, small_config, small_model
 
 LANES, LENGTH = 3, 7
@@ -66,7 +69,7 @@ def test_the_writer_equals_the_papers_equations(heads: int | None, temperature: 
     if min(lengths) < LENGTH:
         mask = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
-        written = writer(memory, x_BSD, mask)
+        written = writer(memory, x_BSD, mask).memory_BKD
         expected = naive_write(writer, memory, x_BSD, lengths, temperature)
     torch.testing.assert_close(written, expected, rtol=1e-11, atol=1e-13)
 
@@ -84,7 +87,7 @@ def test_slots_do_not_see_each_other() -> None:
     writer, memory, x_BSD = writer_of(), random_memory(small_model(), LANES), tokens_of()
     changed = memory.clone()
     changed[:, 0] = random_memory(small_model(), LANES, seed=8)[:, 0]
-    written = writer(memory, x_BSD, None), writer(changed, x_BSD, None)
+    written = writer(memory, x_BSD, None).memory_BKD, writer(changed, x_BSD, None).memory_BKD
     assert torch.equal(written[0][:, 1:], written[1][:, 1:])
     assert not torch.equal(written[0][:, 0], written[1][:, 0])
 
@@ -99,11 +102,11 @@ def test_full_weight_on_itself_is_an_exact_copy() -> None:
     assert torch.equal(
         writer.weights(memory, torch.zeros_like(tokens_of()), None)[..., 0].min(), torch.tensor(1.0).double()
     )
-    assert torch.equal(writer(memory, torch.zeros_like(tokens_of()), None), memory)
+    assert torch.equal(writer(memory, torch.zeros_like(tokens_of()), None).memory_BKD, memory)
 
 
-@pytest.mark.parametrize("forgetting", [True, False])
-def test_what_a_write_leaves_of_a_slot_is_the_derivative_at_fixed_attention(forgetting: bool) -> None:
+@pytest.mark.parametrize("forgetting", FORGETTING)
+def test_what_a_write_leaves_of_a_slot_is_the_derivative_at_fixed_attention(forgetting: Forgetting) -> None:
     """Of a small difference in one head's part of a slot, across the slot that is written."""
     model = small_model(memory_forgetting=forgetting)
     assert model.writer is not None
@@ -157,13 +160,22 @@ def test_the_reader_is_attention_over_all_slots(read_norm: bool) -> None:
     torch.testing.assert_close(reader(x_BSD, memory), expected @ weights.output.weight.T, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("forgetting", [True, False])
-def test_forgetting_adds_the_bias_and_normalises(forgetting: bool) -> None:
-    forget = BiasedMemoryNormalisation(small_config(memory_forgetting=forgetting)).double()
+@pytest.mark.parametrize("forgetting", FORGETTING)
+def test_forgetting_adds_the_bias_and_normalises(forgetting: Forgetting) -> None:
+    """Slot by slot and head by head; `written` by the heads' own weights on the slot."""
+    config = small_config(memory_forgetting=forgetting)
+    writer, forget = writer_of(memory_forgetting=forgetting), BiasedMemoryNormalisation(config).double()
     torch.nn.init.normal_(forget.bias)
-    memory = random_memory(small_model(), LANES)
-    moved = memory + forget.bias if forgetting else memory
-    torch.testing.assert_close(forget(memory), moved / moved.square().sum(-1, keepdim=True).sqrt())
+    memory, x_BSD = random_memory(small_model(), LANES), tokens_of()
+    weights = writer.weights(memory, x_BSD, None)
+    written = writer(memory, x_BSD, None)
+    moved = written.memory_BKD.clone()
+    heads, size = weights.shape[1], moved.shape[-1] // weights.shape[1]
+    for lane, head, slot in itertools.product(range(LANES), range(heads), range(moved.shape[1])):
+        part = slice(head * size, (head + 1) * size)
+        share = {"off": 0, "written": weights[lane, head, slot, 1:].sum(), "paper": 1}[forgetting]
+        moved[lane, slot, part] += share * forget.bias[slot, part]
+    torch.testing.assert_close(forget(written), moved / moved.square().sum(-1, keepdim=True).sqrt())
     initial = forget.bias / forget.bias.square().sum(-1, keepdim=True).sqrt()
     for lane in forget(None, LANES):
         torch.testing.assert_close(lane, initial)
@@ -173,8 +185,23 @@ def test_nothing_written_decays_to_the_initial_memory() -> None:
     model = small_model()
     memory = random_memory(model, LANES)
     for _ in range(200):
-        memory = model.forget(memory)
+        memory = model.forget(Written(memory))
     torch.testing.assert_close(memory, model.initial_memory(LANES), rtol=0, atol=1e-6)
+
+
+def test_what_is_kept_is_not_forgotten_where_only_what_is_written_forgets() -> None:
+    """A slot that keeps itself stays as it is; in the paper's form it moves to its bias."""
+    memory, nothing = random_memory(small_model(), LANES), torch.zeros(LANES, 3, 2).double()
+    for forgetting, stays in (("off", True), ("written", True), ("paper", False)):
+        forget = small_model(memory_forgetting=forgetting).forget
+        assert torch.allclose(forget(Written(memory, nothing)), memory) == stays
+        assert torch.allclose(forget(Written(memory * 0, nothing + 1)), forget(None, LANES)) == (forgetting != "off")
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "paper"), (False, "off"), ("written", "written")])
+def test_older_files_keep_their_meaning(old: Any, new: str) -> None:
+    config = MemformerConfig.from_dict({"memory_forgetting": old})
+    assert config.memory_forgetting == config.to_dict()["memory_forgetting"] == new
 
 
 def random_walk(model: Memformer, segments: int, length: int) -> torch.Tensor:

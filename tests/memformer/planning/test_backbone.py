@@ -1,0 +1,117 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Plans of backbones against one process: what autograd keeps of a segment, and what a run really holds."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.activations import SavedActivations
+from memformer.config.schema import Config, parse_config
+from memformer.engine.precision import AUTOCAST
+from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
+from memformer.models.backbone.flops import segment_flops
+from memformer.planning import make_plan
+from memformer.planning.segment_trace import WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
+from memformer.replay import Carry, ReplayBuffer, Segment, memory_replay_backward
+from tests.memformer.examples import ragged_rollout
+from tests.memformer.models.backbone.examples import SIZES, START, VOCABULARY
+
+LANES, LENGTH = 3, 20
+MEMORIES = {
+    "associative": MemoryConfig(d_key=4, num_write_tokens=3, layers=(1, 3)),
+    "slots": MemoryConfig(kind="slots", num_slots=5, layers=(0, 2), write_layer=3, forgetting="written"),
+    "tokens": MemoryConfig(kind="tokens", num_slots=4),
+}
+
+
+def config_of(kind: str, memory: str) -> BackboneConfig:
+    sizes = SIZES[kind] | {"n_layer" if kind == "gpt2" else "num_hidden_layers": 4}
+    return BackboneConfig(
+        backbone=sizes, memory=MEMORIES[memory], vocab_size=VOCABULARY, start_token_id=START, overlap=3
+    )
+
+
+def measured_bytes(config: BackboneConfig, precision: str, recompute: bool) -> tuple[int, int]:
+    """(kept after the forward, most that is kept at any time) in bytes, each storage once, without parameters."""
+    torch.manual_seed(0)
+    model = Backbone(config)
+    for layer in model.layers() if recompute else []:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=True)
+    tokens, full = torch.randint(0, START, (LANES, LENGTH)), torch.full((LANES,), LENGTH)
+    segment = Segment(tokens, full, tokens, full, torch.zeros(LANES, dtype=torch.bool), False, False)
+    memory = model.initial_memory(LANES).detach().clone().requires_grad_()
+    with SavedActivations([*model.parameters(), tokens]) as saved:
+        with torch.autocast("cpu", dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            loss, _, following = model(segment, memory)
+        kept = saved.live_bytes
+        (loss + following.sum()).backward()
+    return kept, saved.peak_bytes
+
+
+CASES = [("llama", "associative", "fp32"), ("llama", "slots", "bf16"), ("gpt2", "tokens", "fp32")]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("kind", "memory", "precision"), CASES)
+def test_activations_of_a_segment(kind: str, memory: str, precision: str, recompute: bool) -> None:
+    """To the byte for what is kept after the forward; the peak of recomputation within 2 %."""
+    config = config_of(kind, memory)
+    how, counts = Execution(LANES, LENGTH, 1, precision, recompute), config.layer_counts()
+    traces = trace_parts(config, how)
+    kept, peak = measured_bytes(config, precision, recompute)
+    if not recompute:
+        assert sum(traces.of(counts).saved.values()) == kept == peak
+        return
+    copies = {stack: layer.saved[WEIGHT_COPIES] for stack, layer in traces.stacks.items()}
+    # The layers' 16-bit copies are dropped after the forward, and made again for the layer that is recomputed.
+    linear = sum(2 * each.weight.numel() for each in _linear_maps(config))
+    dropped = linear if precision in AUTOCAST else 0
+    assert sum(traces.of(counts).saved.values()) - dropped == kept
+    again = recomputation_peak(config, how, counts) + max(copies.values())
+    assert again == pytest.approx(peak, rel=0.02)
+
+
+def _linear_maps(config: BackboneConfig) -> list[nn.Linear]:
+    """Those of the layers."""
+    return [each for layer in Backbone(config).layers() for each in layer.modules() if isinstance(each, nn.Linear)]
+
+
+def run_of(**checkpointing: Any) -> Config:
+    model = {"family": "backbone", **config_of("llama", "associative").to_dict()}
+    data = {"path": "not/there", "num_lanes": 2 * LANES, "segment_length": LENGTH, "num_segments": 8}
+    values = {"run_dir": "unused", "model": model, "data": data, "parallel": {"zero_stage": 0}}
+    return parse_config(values | {"activation_checkpointing": checkpointing}, "test")
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_the_replay_buffer_is_what_a_replay_keeps(interval: int) -> None:
+    """Weights, gradients and states follow from the parameters; the memories are counted in a real replay."""
+    run = run_of(memory_interval=interval)
+    plan = make_plan(run, run.model, 1, 2, "h100")
+    torch.manual_seed(0)
+    model = Backbone(config_of("llama", "associative"))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert plan.parameters == count
+    found = [plan.device_memory[name] for name in ("weights", "gradients", "optimizer states")]
+    assert found == [4 * count, 4 * count, 8 * count]
+    buffer, rollout = ReplayBuffer(interval=interval), ragged_rollout(LANES, 8, LENGTH)
+    carry = Carry.empty(model.initial_memory(LANES), LENGTH)
+    memory_replay_backward(model, rollout, carry, denominator=1.0, buffer=buffer)
+    assert plan.device_memory["replay buffer"] == buffer.peak_bytes
+
+
+def test_what_is_computed_again_is_in_the_flops_and_in_the_memory() -> None:
+    """Layers that are recomputed cost their forward once more, and keep less."""
+    plain, full, thrice = (
+        make_plan(run, run.model, 1, 2, "h100") for run in (run_of(), run_of(mode="full"), run_of(memory_interval=3))
+    )
+    flops = segment_flops(config_of("llama", "associative"), LENGTH)
+    segments = 2 * LANES * 8
+    assert full.flops - plain.flops == pytest.approx(segments * flops.layers)
+    assert thrice.flops - plain.flops == pytest.approx(segments * flops.advance * 2 / 8)  # 5 of 7 memories are kept
+    assert full.device_memory["activations"] < 0.6 * plain.device_memory["activations"]
