@@ -7,6 +7,7 @@ Covers: memformer/engine/base.py, memformer/engine/replay_engine.py, memformer/e
 """
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -85,7 +86,10 @@ def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[in
 
 
 def count_all(world: World) -> dict[tuple[int, int], dict[str, list[int]]]:
-    return {(stage, t): count_one_step(world, stage, t) for stage in range(4) for t in (2, 5)}
+    counts = {(stage, t): count_one_step(world, stage, t) for stage in range(4) for t in (2, 5)}
+    assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules, "the reason for compiled_when_called"
+    assert "torch._inductor.compile_fx" not in sys.modules, "the compiler is imported where nothing is compiled"
+    return counts
 
 
 def test_one_reduction_a_rollout_whatever_its_length() -> None:
