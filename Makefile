@@ -31,7 +31,7 @@ lint: setup  ## ruff (lint and format) and mypy
 
 checks: lint  ## lint, then the fast tests: before every commit
 	@echo "checks: running the fast tests"
-	@$(RUN) -m pytest -q -m "not slow and not distributed and not slurm and not gpu" $(PYTEST_ARGS)
+	@$(RUN) -m pytest -q -n auto -m "not slow and not distributed and not slurm and not gpu" $(PYTEST_ARGS)
 
 peers: setup  ## install the architectures that benchmarks/ compares with (torch stays as it is)
 	@echo "peers: installing requirements/peers.txt"

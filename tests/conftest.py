@@ -1,6 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""How the tests are shared out among workers: `make test` has one more than cores, up to four (`pytest -n auto`):
-much of their time is waiting, of processes for each other and for Slurm.
+"""How the tests are shared out among workers: `make test` has two more than cores, up to four (`pytest -n auto`):
+a third of their time is waiting, of processes for each other and for Slurm.
 
 A file stays whole, so that what its fixtures make is made once. Files that would disturb each other are one piece of
 work, which one worker does: Slurm tests have one cluster, others look at how fast processes are or wait for moments.
@@ -27,25 +27,40 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 
 MOST_WORKERS = 4
 
-ALONE = ("tests/slurm/", "tests/faults/test_guards.py", "tests/faults/test_kills.py", "tests/launch/test_local.py")
-"""Not beside each other."""
+ALONE = {
+    "Slurm": ("tests/slurm/",),
+    "moments": ("tests/faults/test_guards.py", "tests/faults/test_kills.py", "tests/launch/test_local.py"),
+}
+"""Not beside each other: the files of one piece of work."""
 
 LONGEST = (
-    "tests/launch/test_train_command.py",
-    "tests/distributed/",
+    *ALONE["Slurm"],
+    "tests/distributed/test_zero.py",
+    "tests/distributed/test_resume.py",
+    "tests/distributed/test_equivalence.py",
+    *ALONE["moments"],
     "tests/project/test_readme.py",
-    "tests/memformer/models/",
+    "tests/memformer/models/backbone/test_training.py",
     "tests/faults/",
+    "tests/launch/test_train_command.py",
+    "tests/launch/test_submitit.py",
+    "tests/benchmarks/test_scripts.py",
+    "tests/memformer/models/",
+    "tests/distributed/",
     "tests/launch/",
-    "tests/data_pipeline/test_trained_audit.py",
+    "tests/data_pipeline/",
 )
-"""After those above, and before all others."""
+"""Before all others, in this order."""
 
 
 def place(nodeid: str) -> int:
     """Where a test stands in the order of work."""
-    order = (*ALONE, *LONGEST)
-    return next((i for i, start in enumerate(order) if nodeid.startswith(start)), len(order))
+    return next((i for i, start in enumerate(LONGEST) if nodeid.startswith(start)), len(LONGEST))
+
+
+def piece(nodeid: str) -> str:
+    """The piece of work that a test belongs to: its file, or that of files which must not run beside each other."""
+    return next((name for name, files in ALONE.items() if nodeid.startswith(files)), nodeid.split("::", 1)[0])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
+    return min(len(os.sched_getaffinity(0)) + 2, MOST_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -64,7 +79,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "alone" if nodeid.startswith(ALONE) else nodeid.split("::", 1)[0]
+            return piece(nodeid)
 
     config.option.loadscopereorder = False  # which would go by the number of tests
     return ByFile(config, log)

@@ -2,12 +2,13 @@
 """The processes of a run: who am I, which device is mine, and the process group."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from data_pipeline.errors import UserError
 from memformer.processes import collective_log, meeting, rendezvous
 from memformer.processes.environment import prepare_environment
 from memformer.processes.topology import Axis, Mesh, make_mesh
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _GLOO_LOSSES = (
     "Connection closed by peer",
@@ -115,6 +119,8 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     # DeepSpeed compiles a shared-memory all-reduce here that only its inference engine calls: most of a minute, a
     # compiler needed, and a lock left behind by a killed build that hangs every later start.
     vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    # Its Muon is compiled where it is defined, and every engine imports it: torch's inductor, a fifth of a start.
+    vars(importlib.import_module("deepspeed.runtime.compiler"))["compile"] = lambda: compiled_when_called
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
@@ -124,6 +130,24 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
         verbose=False,
         timeout=timedelta(seconds=timeout_seconds),
     )
+
+
+def compiled_when_called(function: Callable[P, T], **options: Any) -> Callable[P, T]:
+    """`torch.compile` put off to the first call, since it imports the compiler: half a second to a second.
+
+    Args:
+        function: What to compile.
+        options: As `torch.compile` takes them.
+    """
+    made: list[Callable[P, T]] = []
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> T:
+        if not made:
+            made.append(torch.compile(function, **options))
+        return made[0](*arguments, **keywords)
+
+    return call
 
 
 def everyone() -> Axis:

@@ -320,7 +320,7 @@ def test_a_file_that_numpy_saved_and_that_has_another_length_is_refused(
     [
         ("part.npy", b"", "part.npy is empty; fetch it again"),
         ("part.csv.gz", b"", r"part.csv.gz does not begin its lines .*\(it is empty\)"),
-        ("part.csv.gz", gzip.compress(b""), "the npy files of .*lines hold no token"),
+        ("part.csv.gz", gzip.compress(b"", mtime=0), "the npy files of .*lines hold no token"),
     ],
 )
 def test_a_file_that_was_not_fetched_is_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What test processes have imported before they are forked: everything slow, with the collectives counted."""
 
+import gc
 import os
 
 from tests.distributed import collectives
@@ -9,8 +10,15 @@ from tests.distributed import collectives
 collectives.install()
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402, F401
-import torch._dynamo  # noqa: E402  # DeepSpeed imports it and the next when it makes an engine
-import torch._inductor.compile_fx  # noqa: E402, F401
+import deepspeed  # noqa: E402
+import deepspeed.module_inject.auto_ep_layer  # noqa: E402, F401  # DeepSpeed imports this when it makes an engine
+import pytest  # noqa: E402, F401  # which the modules import that the functions come from
+import torch._dynamo  # noqa: E402, F401  # torch imports it when it makes an optimizer
 
+import memformer.models.memformer.family  # noqa: E402
 import memformer.training.trainer  # noqa: E402, F401
+
+# For every engine of stage 3 DeepSpeed calls gc.collect(), which would go through all of these modules and copy the
+# pages that they lie in.
+gc.collect()
+gc.freeze()

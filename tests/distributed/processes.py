@@ -119,9 +119,10 @@ def _collect(ranks: list[_Rank], timeout_seconds: float) -> None:
             rank.look()
         if any(rank.problem for rank in ranks):
             end = min(end, time.monotonic() + MOMENT_SECONDS)
+    gave_up = time.monotonic()  # before the stacks, which take a busy machine seconds
     stacks = _stacks(late)
     for rank in late:
-        rank.since = time.monotonic()
+        rank.since = gave_up
         waited = f"rank {rank.number} has not answered after {rank.since - began:.0f} s"
         rank.problem = f"{waited}; it is at\n{stacks[rank.number]}"
 

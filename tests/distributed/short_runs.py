@@ -29,7 +29,7 @@ from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
 from tests.distributed.collectives import counted
 
-LANES, SEGMENTS, LENGTH, STEPS = 4, 4, 8, 3
+LANES, SEGMENTS, LENGTH, STEPS = 4, 3, 8, 3  # the least with a segment between the first and the last
 MODEL = MemformerConfig(
     num_encoder_layers=2,
     num_decoder_layers=2,

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`memformer plan` against real processes: the bytes of every kind are those that are counted, to the last one.
 
-tests/distributed/test_zero.py counts those of the steps that it trains anyway; here is what is trained nowhere else.
+tests/distributed/test_zero.py and test_equivalence.py count those of the steps that they train anyway; here is what is
+trained nowhere else.
 
 Covers: memformer/planning/traffic.py, memformer/processes/collective_log.py
 """
@@ -27,9 +28,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 WORLD = 2
 CASES = [Case(stage, gradient_reduction="segment", lanes_per_micro_batch=1) for stage in (1, 2, 3)]
 CASES += [Case(1, tie_embeddings=False)]
-CASES += [Case(stage, precision, data=1, tensor=2) for stage in (0, 1, 3) for precision in ("fp32", "bf16")]
+CASES += [Case(stage, "bf16", data=1, tensor=2) for stage in (0, 1)]
 CASES += [Case(1, data=1, tensor=2, partition_activations=True, memory_interval=2, segments=6)]
-CASES += [Case(1, data=1, pipeline=2), Case(0, data=1, pipeline=2, lanes_per_micro_batch=1)]
 CASES += [Case(1, "bf16", data=1, pipeline=2, pipeline_layers=(1, 3), tie_embeddings=False)]
 
 

@@ -70,10 +70,10 @@ def test_a_rank_that_dies_is_noticed_at_once() -> None:
 
 
 def test_a_rank_that_is_late_tells_where_it_is() -> None:
-    said = said_of("sleep", timeout_seconds=30)
-    first, _, second = said.partition("rank 1 has not answered after 30 s; it is at\n")
+    said = said_of("sleep", timeout_seconds=15)
+    first, _, second = said.partition("rank 1 has not answered after 15 s; it is at\n")
     assert "in take_a_nap" in second and "in misbehave" in second
-    assert "rank 0 has not answered after 30 s" in first
+    assert "rank 0 has not answered after 15 s" in first
     assert "in take_a_nap" not in first and "in barrier" in first
 
 

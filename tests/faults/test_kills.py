@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """kill -9 of a random process, or of all, at random moments of training and of saving: nothing is lost or changed.
 
-20 lives are cut short in the normal suite; MEMFORMER_KILLS sets another number for a longer hunt.
+8 lives are cut short in the normal suite; MEMFORMER_KILLS sets another number for a longer hunt.
 """
 
 import os
@@ -17,7 +17,7 @@ from memformer.run.directory import RunDirectory
 from tests.books import small_dataset
 from tests.faults.lives import PROCESSES, assert_every_token_once, finish, metrics_of, start, wait_for
 
-KILLS = int(os.environ.get("MEMFORMER_KILLS", "20"))
+KILLS = int(os.environ.get("MEMFORMER_KILLS", "8"))
 STEPS, LONGEST_DELAY = 24, 0.6
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(300 + 15 * KILLS)]

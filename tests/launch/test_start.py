@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a command imports before it is sure of its work: help, refusals and looks at files do not wait for torch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,23 @@ from launch.cli import COMMANDS as ALL
 from launch.commands.launch import MODES
 
 ROOT = Path(__file__).resolve().parents[2]
-# The command in a process of its own, which says at its end whether it has imported torch.
+# Each command in a process forked from one that has done no more than to find `main`, as a program of its own has; it
+# says at its end whether it has imported torch.
 WATCHED = """
-import sys
+import json, os, sys
 from launch.cli import main
-try:
-    code = main(sys.argv[1:])
-except SystemExit as end:
-    code = end.code
-print("torch" if "torch" in sys.modules else "no torch", file=sys.stderr)
-sys.exit(code)
+for number, words in enumerate(json.load(sys.stdin)):
+    if os.fork():
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+        continue
+    said = os.open(f"{sys.argv[1]}/{number}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(said, 2)
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    print("torch" if "torch" in sys.modules else "no torch", file=sys.stderr, flush=True)
+    os._exit(code or 0)
 """
 
 
@@ -32,25 +40,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_it_does_not_wait_for_torch(place: Path, name: str) -> None:
-    words, code = COMMANDS[name]
+def watch(folder: Path, commands: list[list[str]], program: str = WATCHED) -> list[tuple[int, list[str]]]:
+    """The exit code of each command, and the lines on its stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, *(word.format(root=place) for word in words)],
+        [sys.executable, "-c", program, str(folder)],
         cwd=ROOT,
+        input=json.dumps(commands),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
-    *said, imported = done.stderr.splitlines()
-    assert (done.returncode, imported) == (code, "no torch"), done.stderr
+    codes = [int(code) for code in done.stdout.split()]
+    assert len(codes) == len(commands), done.stderr
+    return [(code, (folder / str(number)).read_text().splitlines()) for number, code in enumerate(codes)]
+
+
+@pytest.fixture(scope="module")
+def watched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, list[str]]]:
+    commands = [[word.format(root=place) for word in words] for words, _ in COMMANDS.values()]
+    return dict(zip(COMMANDS, watch(tmp_path_factory.mktemp("said"), commands), strict=True))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_it_does_not_wait_for_torch(watched: dict[str, tuple[int, list[str]]], name: str) -> None:
+    code, (*said, imported) = watched[name]
+    assert (code, imported) == (COMMANDS[name][1], "no torch"), said
     assert len(said) == int(code != 0 or name == "launch slurm --dry-run"), "a refusal, or a remark, is one line"
 
 
-def test_the_watch_sees_torch() -> None:
-    code = WATCHED.replace("from launch.cli import main", "import torch\nmain = lambda _: 0")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stderr.splitlines()[-1] == "torch"
+def test_the_watch_sees_torch(tmp_path: Path) -> None:
+    program = WATCHED.replace("code = main(words)", "import torch; code = 3")
+    assert watch(tmp_path, [["train"]], program) == [(3, ["torch"])]
 
 
 def test_every_command_is_watched() -> None:

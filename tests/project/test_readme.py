@@ -56,8 +56,10 @@ def test_named_targets_and_files_exist() -> None:
 
 
 def test_python_examples_run() -> None:
+    """With segments of 16 tokens instead of 128."""
     example = next(block for block in blocks("python") if "memory_replay_backward(" in block)
-    program = example + "\nassert model.forget.bias.grad.norm() > 0 and result.carry.memory.shape == (2, 32, 512)\n"
+    looked_at = "assert model.forget.bias.grad.norm() > 0 and result.carry.memory.shape == (2, 32, 512)"
+    program = f"{example.replace('128', '16')}\n{looked_at}\n"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
 

@@ -161,7 +161,7 @@ class Cluster:
 
     def wait_for(self, job_id: str, *states: str, seconds: float = 120) -> None:
         """Waits until a job is in one of the states."""
-        wait_until(lambda: self.state(job_id) in states, seconds, f"job {job_id} is {' or '.join(states)}", poll=0.5)
+        wait_until(lambda: self.state(job_id) in states, seconds, f"job {job_id} is {' or '.join(states)}")
 
     def log(self, name: str) -> str:
         """The log of a daemon."""
@@ -217,7 +217,7 @@ SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
 SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=2
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 ReturnToService=2
 JobRequeue=1
 KillWait=5

@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A family that the system does not know is trained, saved, resumed, exported and evaluated by its commands.
 
-The commands find it as they would find that of an installed package: by an entry point. Tolerance between ZeRO stages
-and one process: 1e-4 nats after a few steps of AdamW in float32 (seen: under 1e-5; sums run in another order).
+The commands find it as they would find that of an installed package: by an entry point. Tolerances:
+tests/memformer/models/family_runs.py.
 
 Covers: memformer/models/configuration.py, memformer/models/family_record.py, memformer/models/protocol.py,
 memformer/models/registry.py
@@ -10,7 +10,6 @@ memformer/models/registry.py
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,21 +21,25 @@ import yaml
 
 from launch.cli import main
 from memformer import load_model
-from memformer.config.schema import parse_config
 from memformer.models import registry
 from memformer.models.sizes import count_parameters
 from memformer.processes.group import World
 from memformer.replay import Carry, Segment, bptt_backward, memory_replay_backward
-from memformer.run import jsonl
-from memformer.run.directory import TIMING_FIELDS
-from memformer.training import train
 from tests import ROOT
 from tests.books import TINY_MODEL, small_dataset
 from tests.distributed.processes import run_distributed
 from tests.memformer.examples import ragged_rollout
+from tests.memformer.models import family_runs
+from tests.memformer.models.family_runs import (
+    assert_alike,
+    assert_resumed,
+    break_off,
+    compared,
+    metrics,
+    run_settings,
+)
 from tests.memformer.models.second_family import FAMILY, RecurrentConfig
 
-STEPS, SAVED = 4, 2
 SIZES = {"vocab_size": 31, "start_token_id": 30}
 
 
@@ -49,28 +52,13 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(root: Path, name: str, zero_stage: int, **model: Any) -> dict[str, Any]:
     """A run as its YAML file has it."""
-    return {
-        "run_dir": str(root / name),
-        "device": "cpu",
-        "tensorboard": False,
-        "model": {"family": FAMILY.name, "width": 32, "dropout": 0.1} | model,
-        "data": {"path": str(root / "data"), "num_lanes": 4, "segment_length": 16, "num_segments": 3},
-        "training": {"max_steps": STEPS, "eval_interval": STEPS, "eval_segments": 4, "diagnostics_interval": 1},
-        "optimizer": {"warmup_steps": 1, "epsilon": 1e-3},
-        "parallel": {"zero_stage": zero_stage},
-        "checkpoint": {"interval": SAVED},
-    }
+    return run_settings(root, name, zero_stage, {"family": FAMILY.name, "width": 32, "dropout": 0.1} | model)
 
 
-def life(world: World, values: dict[str, Any]) -> int:
-    """What one process of a run does, as `memformer train` does it."""
+def life(world: World, *runs: dict[str, Any]) -> list[int]:
+    """What one process of some runs does where the family is installed."""
     registry.register(FAMILY)
-    return train(parse_config(values, "test"))
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = jsonl.records(run / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
+    return family_runs.life(world, *runs)
 
 
 def test_replay_equals_bptt() -> None:
@@ -133,7 +121,7 @@ def runs(root: Path) -> dict[int, Path]:
     command = [sys.executable, "-m", "launch.cli", "launch", "local", str(config), "--nproc", "2"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert run_distributed(life, 2, settings(root, "zero-3", 3)) == [0, 0]
+    assert run_distributed(life, 2, settings(root, "zero-3", 3)) == [[0]] * 2
     return {stage: root / f"zero-{stage}" for stage in (1, 3)}
 
 
@@ -143,28 +131,24 @@ class TestTrained:
     """Two processes under ZeRO 1 and 3."""
 
     def test_zero_stages_train_alike(self, runs: dict[int, Path]) -> None:
-        losses = [[row["loss"] for row in metrics(run)] for run in runs.values()]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-        assert losses[0][-1] < losses[0][0]
+        assert_alike(runs[1], runs[3])
+        rows = metrics(runs[1])
+        assert rows[-1]["loss"] < rows[0]["loss"]
 
     def test_two_processes_train_like_one_with_full_back_propagation(self, root: Path, runs: dict[int, Path]) -> None:
         """Without dropout, whose masks depend on the number of processes."""
-        plain = settings(root, "plain", 0, dropout=0.0)
-        plain["training"]["replay"] = "bptt"
-        assert run_distributed(life, 1, plain) == [0]
-        assert run_distributed(life, 2, settings(root, "spread", 3, dropout=0.0)) == [0, 0]
-        losses = [[row["loss"] for row in metrics(root / name)] for name in ("plain", "spread")]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+        plain = compared(settings(root, "plain", 0, dropout=0.0), replay="bptt")
+        assert run_distributed(life, 1, plain) == [[0]]
+        assert run_distributed(life, 2, compared(settings(root, "spread", 3, dropout=0.0))) == [[0]] * 2
+        assert_alike(root / "plain", root / "spread")
 
-    @pytest.mark.parametrize("stage", [1, 3])
-    def test_a_resumed_run_is_equal_to_the_last_bit(self, root: Path, runs: dict[int, Path], stage: int) -> None:
-        again = root / f"again-{stage}"
-        shutil.copytree(runs[stage], again)
-        shutil.rmtree(again / "checkpoints" / f"step-{STEPS:08d}")
-        assert run_distributed(life, 2, settings(root, again.name, stage)) == [0, 0]
-        events = jsonl.records(again / "events.jsonl")
-        assert [event["step"] for event in events if event["event"] == "resume"] == [SAVED]
-        assert metrics(again) == metrics(runs[stage])
+    def test_a_resumed_run_is_equal_to_the_last_bit(self, root: Path, runs: dict[int, Path]) -> None:
+        """Under each ZeRO stage."""
+        for stage, run in runs.items():
+            break_off(run, f"again-{stage}")
+        assert run_distributed(life, 2, *(settings(root, f"again-{stage}", stage) for stage in runs)) == [[0, 0]] * 2
+        for stage, run in runs.items():
+            assert_resumed(f"again-{stage}", run)
 
     @pytest.mark.parametrize("stage", [1, 3])
     def test_exports_are_loaded_evaluated_and_continued(

@@ -35,3 +35,16 @@ def test_a_process_that_is_alone_waits_for_nobody() -> None:
     assert group.gather({"a": 1}) == [{"a": 1}]
     assert group.from_main("word") == "word"
     group.barrier()
+
+
+def test_what_is_compiled_when_called_is_compiled_once_and_not_before() -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    double = group.compiled_when_called(lambda x: x * 2, backend=backend)
+    assert not compiled
+    assert [double(torch.ones(2)).tolist() for _ in range(2)] == [[2.0, 2.0]] * 2
+    assert len(compiled) == 1

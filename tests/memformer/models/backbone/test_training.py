@@ -1,14 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A pretrained backbone with a memory is trained, saved, resumed, exported, evaluated and continued by the commands.
 
-Tolerance between ZeRO stages and one process: 1e-4 nats after a few steps of AdamW in float32 (seen: under 1e-5).
+Tolerances: tests/memformer/models/family_runs.py.
 
 Covers: memformer/models/backbone/associative.py, memformer/models/backbone/slots.py,
 memformer/training/initial_weights.py
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,26 @@ from launch.cli import main
 from memformer import load_model
 from memformer.config.schema import parse_config
 from memformer.models.sizes import count_parameters
-from memformer.processes.group import World
-from memformer.run import jsonl
-from memformer.run.directory import TIMING_FIELDS
-from memformer.training import train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.memformer.models.backbone.examples import SIZES
-
-STEPS, SAVED = 4, 2
+from tests.memformer.models.family_runs import (
+    assert_alike,
+    assert_resumed,
+    break_off,
+    compared,
+    life,
+    metrics,
+    run_settings,
+)
 
 
 def settings(root: Path, name: str, zero_stage: int, **model: Any) -> dict[str, Any]:
     """A run as its YAML file has it."""
-    return {
-        "run_dir": str(root / name),
-        "device": "cpu",
-        "tensorboard": False,
-        "model": {"family": "backbone", "pretrained": str(root / "base"), "dropout": 0.1} | model,
-        "data": {"path": str(root / "data"), "num_lanes": 4, "segment_length": 16, "num_segments": 3},
-        "training": {"max_steps": STEPS, "eval_interval": STEPS, "eval_segments": 4, "diagnostics_interval": 1},
-        "optimizer": {"warmup_steps": 1, "epsilon": 1e-3},
-        "parallel": {"zero_stage": zero_stage},
-        "checkpoint": {"interval": SAVED},
-    }
-
-
-def life(world: World, *runs: dict[str, Any]) -> list[int]:
-    """What one process of some runs does, as `memformer train` does it."""
-    return [train(parse_config(values, "test")) for values in runs]
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    rows = jsonl.records(run / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows]
+    pretrained = str(root / "base")
+    return run_settings(
+        root, name, zero_stage, {"family": "backbone", "pretrained": pretrained, "dropout": 0.1} | model
+    )
 
 
 def pretrained(root: Path) -> Path:
@@ -92,37 +77,33 @@ class TestTrained:
     """Two processes under ZeRO 0, 1 and 3."""
 
     def test_zero_stages_train_alike_from_the_pretrained_weights(self, root: Path, runs: dict[int, Path]) -> None:
-        losses = [[row["loss"] for row in metrics(run)] for run in runs.values()]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-        assert losses[0] == pytest.approx(losses[2], abs=1e-4)
-        assert losses[0][-1] < losses[0][0]
+        assert_alike(runs[0], runs[1])
+        assert_alike(runs[0], runs[3])
+        rows = metrics(runs[0])
+        assert rows[-1]["loss"] < rows[0]["loss"]
         assert "pretrained" in (runs[1] / "config.yaml").read_text()
 
     def test_two_processes_train_like_one_with_full_back_propagation(self, root: Path) -> None:
         """Without dropout, whose masks depend on the number of processes; with layers recomputed under ZeRO 3."""
         plain, spread = [], []
         for memory in ({"kind": "slots", "num_slots": 4, "write_layer": 2}, {"kind": "tokens", "num_slots": 4}):
-            plain.append(settings(root, f"plain-{memory['kind']}", 0, dropout=0.0, memory=memory))
-            plain[-1]["training"]["replay"] = "bptt"
-            spread.append(settings(root, f"spread-{memory['kind']}", 3, dropout=0.0, memory=memory))
+            one = settings(root, f"plain-{memory['kind']}", 0, dropout=0.0, memory=memory)
+            plain.append(compared(one, replay="bptt"))
+            spread.append(compared(settings(root, f"spread-{memory['kind']}", 3, dropout=0.0, memory=memory)))
             spread[-1]["activation_checkpointing"] = {"mode": "full"}
         assert run_distributed(life, 1, *plain) == [[0, 0]]
         assert run_distributed(life, 2, *spread) == [[0, 0]] * 2
         for one, two in zip(plain, spread, strict=True):
-            losses = [[row["loss"] for row in metrics(Path(each["run_dir"]))] for each in (one, two)]
-            assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+            assert_alike(Path(one["run_dir"]), Path(two["run_dir"]))
 
     def test_a_resumed_run_is_equal_to_the_last_bit(self, root: Path, runs: dict[int, Path]) -> None:
         """Under each ZeRO stage."""
         for stage, run in runs.items():
-            shutil.copytree(run, root / f"again-{stage}")
-            shutil.rmtree(root / f"again-{stage}" / "checkpoints" / f"step-{STEPS:08d}")
+            break_off(run, f"again-{stage}")
         every = [settings(root, f"again-{stage}", stage) for stage in runs]
         assert run_distributed(life, 2, *every) == [[0, 0, 0]] * 2
         for stage, run in runs.items():
-            events = jsonl.records(root / f"again-{stage}" / "events.jsonl")
-            assert [event["step"] for event in events if event["event"] == "resume"] == [SAVED]
-            assert metrics(root / f"again-{stage}") == metrics(run)
+            assert_resumed(f"again-{stage}", run)
 
     @pytest.mark.parametrize("stage", [1, 3])
     def test_exports_are_loaded_evaluated_and_continued(
