@@ -167,7 +167,7 @@ class Engine(abc.ABC):
     def step(self, learning_rate: float) -> StepReport:
         """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate_factor"]
         report = self._step_unsharded() if self.zero_stage == 0 else self._step_sharded()
         if self.loss_scale is not None:
             report = dataclasses.replace(report, loss_scale=self.loss_scale.value)

@@ -113,6 +113,8 @@ class Family:
         shard: For parallel.tensor above 1.
         stages: For parallel.pipeline above 1.
         inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`).
+        memory: Of a parameter's name: whether it is the memory's, for `optimizer.memory_learning_rate` and
+            `training.train: memory`.
         weights: Configuration -> name and tensor of every weight that a new model starts from, one after another; the
             others stay as they were drawn. ValueError, in one line: they cannot be had. None: all are drawn.
     """
@@ -126,4 +128,5 @@ class Family:
     shard: Sharding | None = None
     stages: Stages | None = None
     inspect: Callable[[Any], Any] | None = None
+    memory: Callable[[str], bool] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]]] | None = None

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipeline.errors import UserError
+from memformer.config.schema import OptimizerConfig
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
@@ -232,7 +233,7 @@ def _parameters_of_layers(model: Any) -> set[int]:
 def _shapes(model: Any) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
     """The parameters of the layers; and the others, by the model's attribute that holds them."""
     linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
-    decayed = {id(parameter) for parameter in cast(Any, parameter_groups(model, weight_decay=0.1)[0]["params"])}
+    decayed = {id(parameter) for parameter in cast(Any, parameter_groups(model, OptimizerConfig())[0]["params"])}
     layers = _parameters_of_layers(model)
     in_layers: Counter[Shape] = Counter()
     rest: dict[str, Counter[Shape]] = {}

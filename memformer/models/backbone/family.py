@@ -39,6 +39,12 @@ def _weights(config: BackboneConfig) -> Iterator[tuple[str, Any]]:
     return weights(config)
 
 
+def _of_memory(name: str) -> bool:
+    """What is the memory's own, and the readers beside the backbone's layers."""
+    parts = name.split(".")
+    return parts[0] == "memory" or (parts[0] == "stack" and parts[2] == "reader")
+
+
 FAMILY = Family(
     name=BackboneConfig.family,
     architecture="Backbone",
@@ -46,5 +52,6 @@ FAMILY = Family(
     build=_build,
     flops=_flops,
     reader=_reader,
+    memory=_of_memory,
     weights=_weights,
 )
