@@ -10,13 +10,26 @@ if TYPE_CHECKING:
 
 
 def memory_parameters(config: "Config") -> None:
-    """What is asked of the memory's parameters alone."""
-    if config.optimizer.memory_learning_rate is None:
-        return
-    if family_of(config.model).memory is None:
-        raise ValueError(f"optimizer.memory_learning_rate: not built for family {config.model.family}: leave it out")
-    if not config.model.memory_shape[0]:
-        raise ValueError("optimizer.memory_learning_rate: the model has no memory slots: leave it out")
+    """What is asked of the memory's parameters, or of adapters, alone."""
+    model, family, train = config.model, family_of(config.model), config.training.train
+    asked = [("optimizer.memory_learning_rate", "leave it out")] * (config.optimizer.memory_learning_rate is not None)
+    asked += [("training.train", "set it to all")] * (train != "all")
+    for name, mend in asked:
+        if family.memory is None:
+            raise ValueError(f"{name}: not built for family {family.name}: {mend}")
+        if not model.memory_shape[0]:
+            raise ValueError(f"{name}: the model has no memory slots: {mend}")
+    if train == "lora" and family.adapter is None:
+        raise ValueError(f"training.train is lora: not built for family {family.name}: set it to all or memory")
+    if train == "lora" and not model.adapted:
+        raise ValueError(
+            "training.train is lora, but model.lora is left out: give its rank, or set the former to memory"
+        )
+    if train != "lora" and model.adapted:
+        raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
+    for name in ("tensor", "pipeline"):
+        if train != "all" and getattr(config.parallel, name) > 1:
+            raise ValueError(f"training.train is {train}: not built for parallel.{name} above 1: set that to 1")
 
 
 def tensor_parallel(config: "Config") -> None:

@@ -93,6 +93,10 @@ class TrainingConfig(Section):
     """Steps between evaluations on the held-out documents; 0: never."""
     eval_segments: int = Field(64, ge=1)
     """Segments a lane of one evaluation at most."""
+    train: Literal["all", "memory", "lora"] = "all"
+    """What is trained: all; the memory's parameters alone (memory); or these and the adapters of model.lora (lora).
+    The rest is frozen: no gradients, no optimizer states, matrices stored in 16 bits under precision bf16, and written
+    by the first checkpoint alone, which the later ones share."""
     replay: Literal["mrbp", "bptt"] = "mrbp"
     """Memory replay back-propagation, or full back-propagation through time (the reference; T times the memory)."""
     lanes_per_micro_batch: int | None = Field(None, ge=1)

@@ -51,7 +51,7 @@ def make_optimizer(model: MemoryModel, config: OptimizerConfig, device: torch.de
         device: Where the optimizer steps: the model's device, or the CPU when it is offloaded.
     """
     groups = parameter_groups(model, config)
-    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.implementation == "deepspeed":
         from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 

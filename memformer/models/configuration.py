@@ -56,6 +56,11 @@ class ModelConfig:
         """[K, C] of a lane's memory; K = 0: nothing is carried, segments are independent."""
         raise NotImplementedError
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the model has low-rank adapters."""
+        return False
+
     def summary(self) -> str:
         """Its size in a few words, for the line that a run starts with."""
         raise NotImplementedError

@@ -1,10 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The family `backbone`: what the system needs to know of it. Imports neither torch nor transformers by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.config import BackboneConfig, is_adapter
 from memformer.models.family_record import Family
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def _of_memory(name: str) -> bool:
     return parts[0] == "memory" or (parts[0] == "stack" and parts[2] == "reader")
 
 
+def _beside(config: BackboneConfig, directory: Path, tensor_of: Callable[[str], Any]) -> None:
+    if config.lora is None:
+        return
+    from memformer.models.backbone.lora import write_adapter
+
+    write_adapter(directory, config, tensor_of)
+
+
 FAMILY = Family(
     name=BackboneConfig.family,
     architecture="Backbone",
@@ -53,5 +62,7 @@ FAMILY = Family(
     flops=_flops,
     reader=_reader,
     memory=_of_memory,
+    adapter=is_adapter,
+    beside=_beside,
     weights=_weights,
 )
