@@ -9,13 +9,23 @@ file's own values go over them. On the command line `--section.field VALUE` goes
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
 from data_pipeline.errors import UserError
+from data_pipeline.segment_schedule import SegmentSchedule
 from memformer.config import checks
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
@@ -33,6 +43,20 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
     )
+
+
+def _segments(value: object) -> int | dict[int, int]:
+    """A number, or a schedule, with whole numbers."""
+    starts = SegmentSchedule.of(value).starts
+    return dict(starts) if isinstance(value, Mapping) else starts[0][1]
+
+
+Segments = Annotated[
+    int | dict[int, int],
+    PlainValidator(_segments),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "object"}]}),
+]
+"""A number of segments, or a schedule of it."""
 
 
 class DataSource(Section):
@@ -56,8 +80,8 @@ class DataConfig(Section):
     """Lanes B of the global batch, over all processes; must be a multiple of the data-parallel processes."""
     segment_length: int = Field(128, ge=2)
     """Tokens S of a segment."""
-    num_segments: int = Field(4, ge=1)
-    """Segments T that one optimizer step trains through."""
+    num_segments: Segments = 4
+    """Segments T that one optimizer step trains through; or by the steps done before, {0: 1, 1000: 2, 3000: 4}."""
     audit: bool = False
     """Write audit/rank-*.jsonl: every segment as it was delivered to the model."""
     prefetch: int = Field(2, ge=1)
@@ -81,6 +105,17 @@ class DataConfig(Section):
     """Allow addresses pipe:COMMAND, which run a shell command."""
     look_ahead: int = Field(32, ge=0)
     """Addresses: rollouts whose data is asked for ahead of the one being read."""
+
+    @property
+    def segments(self) -> SegmentSchedule:
+        """T by the number of steps done before."""
+        return SegmentSchedule.of(self.num_segments)
+
+    @property
+    def most_segments(self) -> int:
+        """The largest T of the run."""
+        return self.segments.most
+
     _no_passwords = model_validator(mode="after")(without_passwords)
 
 

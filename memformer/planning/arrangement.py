@@ -88,7 +88,7 @@ class Arrangement:
         """Segments of a group whose graph the stage holds at a time, at most."""
         if self.schedule:
             return self.schedule.held_graphs(stage)
-        return 1 if self.config.training.replay == "mrbp" else self.config.data.num_segments
+        return 1 if self.config.training.replay == "mrbp" else self.config.data.most_segments
 
     @property
     def execution(self) -> Execution:

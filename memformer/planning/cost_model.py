@@ -101,9 +101,9 @@ def make_plan(
     device_memory["total"] = sum(device_memory.values())
     capacity = hardware.memory - RESERVED
 
-    tokens = data.num_lanes * data.num_segments * data.segment_length
+    tokens = data.num_lanes * data.most_segments * data.segment_length
     flops = tokens * hardware_flops_per_token(
-        model, data.segment_length, data.num_segments, config.training.replay, config.activation_checkpointing.mode
+        model, data.segment_length, data.most_segments, config.training.replay, config.activation_checkpointing.mode
     )
     traffic = stage_traffic(run, worst)
     compute = flops / world / (peak * efficiency) / (1 - run.bubble)

@@ -137,7 +137,7 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
     checkpointing = run.config.activation_checkpointing
     lanes = run.replica_lanes if run.stages > 1 else run.lanes
     processes = run.config.parallel.tensor if checkpointing.partition_activations else 1
-    size = 4 * (run.config.data.num_segments - 1) * lanes * math.prod(run.model.memory_shape) / processes
+    size = 4 * (run.config.data.most_segments - 1) * lanes * math.prod(run.model.memory_shape) / processes
     yield Part("replay buffer", size, checkpointing.cpu_checkpointing)
 
 

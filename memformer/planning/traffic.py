@@ -52,7 +52,7 @@ def _data(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     """Over the data-parallel axis, for a process that has these parameters."""
     config, precision, replicas = run.config, run.precision, run.replicas
     stage, sent = config.parallel.zero_stage, Counter[str]()
-    segments = config.data.num_segments * run.groups if config.training.replay == "mrbp" else run.groups
+    segments = config.data.most_segments * run.groups if config.training.replay == "mrbp" else run.groups
     times = segments if config.parallel.gradient_reduction == "segment" else 1
     if stage == 0:
         sent["all_reduce"] = 4 * _numel(parameters)
@@ -79,7 +79,7 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     if parallel.tensor * parallel.pipeline > 1:
         sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.replicas)
     if parallel.pipeline > 1:
-        sent["all_reduce"] += 4 * (2 * run.config.data.num_segments - 1)
+        sent["all_reduce"] += 4 * (2 * run.config.data.most_segments - 1)
         sent["broadcast"] = 4 * run.replica_lanes * math.prod(run.model.memory_shape)
     return sent
 
@@ -87,8 +87,8 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
 def _tensor(run: Arrangement, stage: int) -> Counter[str]:
     """Over the tensor-parallel axis: layers, writer, embedding and loss of one rollout."""
     trace, data, sent = run.segment(stage), run.config.data, Counter[str]()
-    advances = (data.num_segments - 1) * run.groups if run.config.training.replay == "mrbp" else 0
-    for kinds, times in ((trace.advance, advances), (trace.replay, data.num_segments * run.groups)):
+    advances = (data.most_segments - 1) * run.groups if run.config.training.replay == "mrbp" else 0
+    for kinds, times in ((trace.advance, advances), (trace.replay, data.most_segments * run.groups)):
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
     return sent

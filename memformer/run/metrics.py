@@ -47,6 +47,7 @@ class StepFigures:
         seconds: How long the step took.
         data_seconds: How long it waited for its batch.
         peak_memory_bytes: `peak_memory_bytes` after it.
+        num_segments: T of the step.
         memory_learning_rate: Of the memory's parameters; None where they have none of their own.
     """
 
@@ -63,6 +64,7 @@ class StepFigures:
     seconds: float
     data_seconds: float
     peak_memory_bytes: int
+    num_segments: int = 1
     memory_learning_rate: float | None = None
 
     def line(
@@ -87,6 +89,7 @@ class StepFigures:
             "loss": self.loss,
             "perplexity": perplexity(self.loss),
             "tokens": tokens,
+            "num_segments": self.num_segments,
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,

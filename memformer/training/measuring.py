@@ -72,6 +72,7 @@ class Meter:
             applied=report.applied,
             loss_scale=report.loss_scale,
             learning_rate=learning_rate,
+            num_segments=len(result.segment_losses),
             memory_learning_rate=(
                 None if optimizer.memory_learning_rate is None else learning_rate * optimizer.memory_factor
             ),
@@ -89,6 +90,6 @@ class Meter:
 
     def line(self, figures: StepFigures, found: Findings) -> dict[str, object]:
         """The step's line of metrics.jsonl, with what the guards found."""
-        utilisation = self._costs.utilisation(figures.tokens / figures.seconds)
+        utilisation = self._costs.utilisation(figures.tokens / figures.seconds, figures.num_segments)
         progress = found.progress
         return figures.line(progress.step, progress.tokens, progress.skipped_steps, utilisation, found.spike_score)

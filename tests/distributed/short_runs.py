@@ -64,6 +64,7 @@ class Case:
     tensor: int = 1
     pipeline: int = 1
     segments: int = SEGMENTS
+    growing: bool = False
     pipeline_layers: tuple[int, ...] | None = None
     segments_in_flight: int | None = None
     num_memory_slots: int = MODEL.num_memory_slots
@@ -77,6 +78,10 @@ class Case:
     def steps(self) -> int:
         """Optimizer steps: the second has all that the first leaves behind. ZeRO-3 traces two, and fetches by them."""
         return STEPS if self.zero_stage == 3 else 2
+
+    def segments_of(self, step: int) -> int:
+        """Of a rollout: fewer in the first, where they grow."""
+        return self.segments - 2 if self.growing and step == 0 else self.segments
 
     def __str__(self) -> str:
         changed = [
@@ -110,7 +115,12 @@ def config_of(case: Case) -> Config:
             "run_dir": "unused",
             "precision": case.precision,
             "model": MODEL.to_dict() | model,
-            "data": {"path": "unused", "num_lanes": LANES, "segment_length": LENGTH, "num_segments": case.segments},
+            "data": {
+                "path": "unused",
+                "num_lanes": LANES,
+                "segment_length": LENGTH,
+                "num_segments": {step: case.segments_of(step) for step in range(2)},
+            },
             "training": {"replay": case.replay, "lanes_per_micro_batch": case.lanes_per_micro_batch},
             "optimizer": {"epsilon": 1e-3, "gradient_clipping": case.clipping, "warmup_steps": 0},
             "parallel": {name: getattr(case, name) for name in parallel} | offload,
@@ -156,7 +166,7 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     carries = [Carry.empty(model.initial_memory(own), LENGTH) for _ in range(case.data)]
     losses = []
     for step in range(case.steps):
-        rollout = rollout_of(step, case.segments)
+        rollout = rollout_of(step, case.segments_of(step))
         optimizer.zero_grad()
         count = int(rollout.lengths.sum())
         total = 0.0
@@ -187,7 +197,7 @@ def train(world: World, case: Case) -> dict[str, Any]:
     carry = Carry.empty(engine.initial_memory(lanes), LENGTH)
     losses, norms = [], []
     for step in range(case.steps):
-        rollout = rollout_of(step, case.segments)
+        rollout = rollout_of(step, case.segments_of(step))
         count = int(rollout.lengths.sum())
         LOG.messages.clear()
         with counted() as calls:

@@ -38,7 +38,7 @@ CASES = [Case(stage, precision) for stage, precision in itertools.product(range(
 CASES += [Case(stage, clipping=0.05) for stage in range(4)]
 CASES += [Case(stage, mode="full") for stage in (0, 1, 3)]
 CASES += [Case(stage, gradient_reduction="segment") for stage in (1, 2, 3)]
-CASES += [Case(stage, lanes_per_micro_batch=1) for stage in range(4)]
+CASES += [Case(stage, lanes_per_micro_batch=1, growing=True) for stage in range(4)]
 CASES += [Case(stage, offload="optimizer", clipping=0.05) for stage in (1, 2, 3)]
 CASES += [Case(stage, offload="optimizer", gradient_reduction="segment") for stage in (2, 3)]
 CASES += [Case(3, offload="parameters"), Case(3, offload="parameters", zero3_gather="segment", mode="full")]

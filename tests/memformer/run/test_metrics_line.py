@@ -26,7 +26,17 @@ FIGURES = StepFigures(
     data_seconds=0.5,
     peak_memory_bytes=2**30,
 )
-BEFORE = ["step", "loss", "perplexity", "tokens", "epochs", "learning_rate", "grad_norm", "skipped_steps"]
+BEFORE = [
+    "step",
+    "loss",
+    "perplexity",
+    "tokens",
+    "num_segments",
+    "epochs",
+    "learning_rate",
+    "grad_norm",
+    "skipped_steps",
+]
 BEFORE += ["replay_buffer_bytes"]
 TIMES = ["step_seconds", "data_seconds", "tokens_per_second", "mfu", "hfu", "peak_memory_bytes"]
 UNKNOWN = {"mfu": None, "hfu": None}

@@ -31,11 +31,12 @@ LORA = {"rank": 2, "alpha": 4.0}
 
 
 def frozen_settings(root: Path, name: str, zero_stage: int, train: str = "lora", **changes: Any) -> dict[str, Any]:
-    """A run that trains the memory, with its own rate, and adapters where `train` says so."""
+    """A run that trains the memory, with its own rate, and adapters where `train` says so; its rollouts grow."""
     model = {"lora": LORA} if train == "lora" else {}
     values = settings(root, name, zero_stage, dropout=0.0, **model) | changes
     values["training"] |= {"train": train}
     values["optimizer"] |= {"memory_learning_rate": 5e-3}
+    values["data"] |= {"num_segments": {0: 1, SAVED - 1: 2, SAVED + 1: 3}}
     return values
 
 
