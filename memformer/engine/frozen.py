@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from memformer.config.schema import Config
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 
@@ -28,15 +27,15 @@ def is_frozen(parameter: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def freeze(model: MemoryModel, config: Config, precision: str) -> None:
-    """Takes what `training.train` leaves out of the training, in place, and stores it as the precision has it.
+def freeze(model: MemoryModel, train: str, precision: str) -> None:
+    """Takes what is not trained out of the training, in place, and stores it as the precision has it.
 
     Args:
         model: Whole, or what ZeRO-3 has left this process of it; its weights are there.
-        config: The run.
+        train: The setting `training.train`.
         precision: fp32, bf16 or fp16 (resolved).
     """
-    train, family, dtype = config.training.train, family_of(model.config), STORED.get(precision)
+    family, dtype = family_of(model.config), STORED.get(precision)
     if train == "all":
         return
     for name, parameter in model.named_parameters():

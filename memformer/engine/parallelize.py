@@ -39,7 +39,7 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
         split, stages = split_of(config, module.config), stages_of(module.config)
         keep_layers(module, stages.kind, split, pipe.rank)
     shard_model(module, world.mesh.tensor)
-    freeze(module, config, precision)
+    freeze(module, config.training.train, precision)
     module.to(world.device)
     if pipe.size > 1:
         module = stages.cut(module, split.encoder(pipe.rank), split.decoder(pipe.rank))

@@ -99,6 +99,8 @@ class Arrangement:
             self.config.parallel.tensor,
             self.precision,
             self.config.activation_checkpointing.mode == "full",
+            self.config.training.train,
+            self.config.optimizer.memory_learning_rate is not None,
         )
 
     @functools.cached_property
@@ -115,7 +117,7 @@ class Arrangement:
         return recomputation_peak(self.model, self.execution, self.layers[stage])
 
     def parameters(self, stage: int) -> Counter[Shape]:
-        """The parameters that a process of the stage trains."""
+        """The parameters that a process of the stage has, frozen ones too."""
         found = self.traces.of(self.layers[stage], rest=False).parameters
         for part, shapes in self.traces.rest_parameters.items():
             if self._home(part) == stage:

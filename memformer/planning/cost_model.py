@@ -103,7 +103,12 @@ def make_plan(
 
     tokens = data.num_lanes * data.most_segments * data.segment_length
     flops = tokens * hardware_flops_per_token(
-        model, data.segment_length, data.most_segments, config.training.replay, config.activation_checkpointing.mode
+        model,
+        data.segment_length,
+        data.most_segments,
+        config.training.replay,
+        config.activation_checkpointing.mode,
+        config.training.train,
     )
     traffic = stage_traffic(run, worst)
     compute = flops / world / (peak * efficiency) / (1 - run.bubble)
@@ -130,7 +135,7 @@ def make_plan(
         communication_seconds=seconds,
         step_seconds=step,
         tokens_per_second=tokens / step,
-        mfu=tokens / step * model_flops_per_token(model, data.segment_length) / peak_of_all,
+        mfu=tokens / step * model_flops_per_token(model, data.segment_length, config.training.train) / peak_of_all,
         warnings=_warnings(run, device_memory, capacity, gpus_per_node, seconds, step),
     )
 

@@ -40,16 +40,16 @@ class Costs:
     def of(cls, config: Config, model: ModelConfig, world: World) -> "Costs":
         """The costs of a run."""
         length, replay = config.data.segment_length, config.training.replay
-        checkpointing = config.activation_checkpointing.mode
+        checkpointing, train = config.activation_checkpointing.mode, config.training.train
         peak = None
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
             precision = resolve_precision(config.precision, world.device)
             peak = peak_flops(name, precision)
         return cls(
-            model_flops_per_token(model, length),
+            model_flops_per_token(model, length, train),
             {
-                segments: hardware_flops_per_token(model, length, segments, replay, checkpointing)
+                segments: hardware_flops_per_token(model, length, segments, replay, checkpointing, train)
                 for _, segments in config.data.segments.starts
             },
             None if peak is None else peak * world.size,
@@ -98,7 +98,8 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
     in_all = data.num_lanes * data.segments.total(config.training.max_steps) * data.segment_length
     train = documents.train
     LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
-    LOG.info("model: %s, %s", f"{count_parameters(model):,} parameters", model.summary())
+    trained = "" if config.training.train == "all" else f" ({count_parameters(model, config.training.train):,} trained)"
+    LOG.info("model: %s parameters%s, %s", f"{count_parameters(model):,}", trained, model.summary())
     LOG.info(
         "batch: %d lanes x %s segments x %d tokens = %s tokens a step%s; %s tokens in all",
         data.num_lanes,

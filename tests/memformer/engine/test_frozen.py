@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from memformer.config.schema import Config, parse_config
 from memformer.engine.frozen import freeze, frozen_in_float32
 from memformer.models.backbone import Backbone
 from memformer.replay import Carry
@@ -15,13 +14,6 @@ from tests.memformer.examples import ragged_rollout, small_model
 from tests.memformer.models.backbone.examples import config_of, make
 
 LENGTH = 6
-
-
-def run_of(model: Any, train: str = "memory") -> Config:
-    """A run of this model."""
-    values = {"family": model.config.family, **model.config.to_dict(), "segment_length": None}
-    data = {"path": "unused", "segment_length": LENGTH}
-    return parse_config({"run_dir": "x", "model": values, "data": data, "training": {"train": train}}, "test")
 
 
 def scored(model: Any, autocast: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +39,7 @@ def test_weights_of_a_bfloat16_file_lose_nothing(kind: str) -> None:
     """To the last bit: under autocast, and in float32 where a checkpoint's probe is computed."""
     plain = rounded(kind)
     model = copy.deepcopy(plain)
-    freeze(model, run_of(model), "bf16")
+    freeze(model, "memory", "bf16")
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and not p.requires_grad]
     assert matrices and all(p.dtype == torch.bfloat16 for p in matrices)
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad or p.dim() == 1)
@@ -64,7 +56,7 @@ def test_weights_of_a_bfloat16_file_lose_nothing(kind: str) -> None:
 def test_a_memformer_trains_its_memory_alone() -> None:
     model = small_model(torch.float32)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    freeze(model, run_of(model), "fp32")
+    freeze(model, "memory", "fp32")
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"encoder", "writer", "forget"}
     assert all(torch.equal(before[name], p) and p.dtype == before[name].dtype for name, p in model.named_parameters())
@@ -72,5 +64,5 @@ def test_a_memformer_trains_its_memory_alone() -> None:
 
 def test_nothing_is_frozen_unless_it_is_asked_for() -> None:
     model = small_model(torch.float32)
-    freeze(model, run_of(model, "all"), "bf16")
+    freeze(model, "all", "bf16")
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
