@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_MEND = "give a number of segments, or by the steps done before, {0: 1, 1000: 2, 3000: 4}"
+_MEND = "give a number of segments, or by the steps done before, {0: 1, 1000: 2} with a blank behind each colon"
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,7 @@ def _whole(value: object) -> int:
 
 
 def _shown(value: object) -> str:
-    text = str(value) if isinstance(value, Mapping | int) else repr(value)
+    text = repr(value) if isinstance(value, str) else str(value)
+    if isinstance(value, Mapping):
+        text = f"{{{', '.join(f'{done}: {segments}' for done, segments in value.items())}}}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -100,8 +100,15 @@ def initial_model(
     construction, family = construction_of(config, model_config, world), family_of(model_config)
     try:
         model: MemoryModel = family.build(model_config, construction)
-        if not resumed and config.init_from is None and family.weights is not None:
-            _load(model, family.weights(model_config), construction)
+        if not resumed and config.init_from is None:
+            weights = iter(()) if family.weights is None else family.weights(model_config)
+            drawn = _load(model, weights, construction)
+            if config.training.train != "all" and len(drawn) == len(dict(model.named_parameters())):
+                LOG.warning(
+                    "training.train is %s, but what it freezes is drawn at random: give a pretrained model, or an "
+                    "export as init_from",
+                    config.training.train,
+                )
     except ValueError as error:
         raise UserError(f"model.{error}") from None
     if resumed or config.init_from is None:

@@ -32,7 +32,8 @@ LORA = {"rank": 2, "alpha": 4.0}
 
 def frozen_settings(root: Path, name: str, zero_stage: int, train: str = "lora", **changes: Any) -> dict[str, Any]:
     """A run that trains the memory, with its own rate, and adapters where `train` says so; its rollouts grow."""
-    model = {"lora": LORA} if train == "lora" else {}
+    model: dict[str, Any] = {"lora": LORA} if train == "lora" else {}
+    model["memory"] = {"layers": [0, 2]}
     values = settings(root, name, zero_stage, dropout=0.0, **model) | changes
     values["training"] |= {"train": train, "eval_interval": 0}
     values["optimizer"] |= {"memory_learning_rate": 5e-3}
