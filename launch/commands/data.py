@@ -155,7 +155,6 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "--num-segments",
         metavar="T",
-        type=_segments,
         help="segments a rollout, or as in a run's data.num_segments '{0: 1, 1000: 2}'",
     )
     _add_required(parser, "--steps", metavar="N", type=int, help="optimizer steps (rollouts) to show")
@@ -357,12 +356,12 @@ def _report(index: DocumentIndex, faults: list[Fault]) -> list[dict[str, Any]]:
 def _segments(text: str) -> int | dict[int, int]:
     """--num-segments: a number, or a mapping in YAML's words."""
     found = re.fullmatch(r"\{(.*)\}", text.strip())
-    parts = [part.split(":") for part in found[1].split(",")] if found else []
     try:
+        parts = [part.split(":") for part in found[1].split(",")] if found else []
         starts = {int(done): int(segments) for done, segments in parts} if found else int(text)
         SegmentSchedule.of(starts)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give 1 or more, or {{0: 1, 1000: 2}}") from None
+        raise UserError(f"--num-segments is {text}; give 1 or more, or {{0: 1, 1000: 2}}") from None
     return starts
 
 
@@ -384,7 +383,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     settings = StreamSettings(
         num_lanes=arguments.lanes,
         segment_length=arguments.segment_length,
-        num_segments=arguments.num_segments,
+        num_segments=_segments(arguments.num_segments),
         world_size=arguments.world_size,
         seed=arguments.seed,
         epochs=arguments.epochs or None,

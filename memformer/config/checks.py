@@ -1,15 +1,15 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What settings ask of each other across sections: each check refuses with a ValueError of one line."""
+"""What settings ask of each other across sections: each check refuses with a ValueError of one line.
 
-from typing import TYPE_CHECKING
+Each takes a `memformer.config.schema.Config`, which calls it when it is made.
+"""
+
+from typing import Any
 
 from memformer.models.registry import family_of, stages_of
 
-if TYPE_CHECKING:
-    from memformer.config.schema import Config
 
-
-def memory_parameters(config: "Config") -> None:
+def memory_parameters(config: Any) -> None:
     """What is asked of the memory's parameters, or of adapters, alone."""
     model, family, train = config.model, family_of(config.model), config.training.train
     asked = [("optimizer.memory_learning_rate", "leave it out")] * (config.optimizer.memory_learning_rate is not None)
@@ -32,7 +32,7 @@ def memory_parameters(config: "Config") -> None:
             raise ValueError(f"training.train is {train}: not built for parallel.{name} above 1: set that to 1")
 
 
-def tensor_parallel(config: "Config") -> None:
+def tensor_parallel(config: Any) -> None:
     """What tensor parallelism and activation partitioning ask of the model."""
     tensor, model = config.parallel.tensor, config.model
     family = family_of(model)
@@ -52,7 +52,7 @@ def tensor_parallel(config: "Config") -> None:
             )
 
 
-def pipeline(config: "Config") -> None:
+def pipeline(config: Any) -> None:
     """What pipelines ask of the model and of the other settings."""
     parallel, stages = config.parallel, config.parallel.pipeline
     if stages == 1 and parallel.pipeline_layers is None:
