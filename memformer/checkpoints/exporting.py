@@ -104,7 +104,7 @@ def export(
             "largest_loss_difference": difference,
         }
         if kind.beside is not None:
-            kind.beside(model, temporary, lambda name: _tensor(reader, shapes, name).to(DTYPES[dtype]))
+            kind.beside(model, temporary, shapes, lambda name: _tensor(reader, shapes, name).to(DTYPES[dtype]))
         (temporary / "README.md").write_text(model_card(checkpoint, model, state, result))
         if target.exists():
             target.rmdir()

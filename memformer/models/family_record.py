@@ -7,7 +7,7 @@ Importing the module of a family must not import torch: a configuration is refus
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ class Family:
         memory: Of a parameter's name: whether it is the memory's, for `optimizer.memory_learning_rate` and
             `training.train: memory`.
         adapter: Of a parameter's name: whether it is a low-rank adapter's, for `training.train: lora`.
-        beside: (configuration, directory, name of a parameter -> tensor) -> None, which writes what an export has
+        beside: (configuration, directory, names of parameters, name -> tensor) -> None, which writes what an export has
             beside its weights in forms of other programs.
         weights: Configuration -> name and tensor of every weight that a new model starts from, one after another; the
             others stay as they were drawn. ValueError, in one line: they cannot be had. None: all are drawn.
@@ -134,7 +134,7 @@ class Family:
     inspect: Callable[[Any], Any] | None = None
     memory: Callable[[str], bool] | None = None
     adapter: Callable[[str], bool] | None = None
-    beside: Callable[[Any, Path, Callable[[str], Any]], None] | None = None
+    beside: Callable[[Any, Path, Iterable[str], Callable[[str], Any]], None] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]]] | None = None
 
     def trains(self, train: str, name: str) -> bool:

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The family `backbone`: what the system needs to know of it. Imports neither torch nor transformers by itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,12 @@ def _of_memory(name: str) -> bool:
     return parts[0] == "memory" or (parts[0] == "stack" and parts[2] == "reader")
 
 
-def _beside(config: BackboneConfig, directory: Path, tensor_of: Callable[[str], Any]) -> None:
+def _beside(config: BackboneConfig, directory: Path, names: Iterable[str], tensor_of: Callable[[str], Any]) -> None:
     if config.lora is None:
         return
     from memformer.models.backbone.lora import write_adapter
 
-    write_adapter(directory, config, tensor_of)
+    write_adapter(directory, config, names, tensor_of)
 
 
 FAMILY = Family(

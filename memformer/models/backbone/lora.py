@@ -11,7 +11,7 @@ What is here works on one tensor at a time, wherever the caller has them from: a
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from memformer.models.backbone.config import BackboneConfig, LoraConfig
+from memformer.models.backbone.config import BackboneConfig, LoraConfig, is_adapter
 from memformer.models.backbone.parts import file_names
 
 TensorOf = Callable[[str], torch.Tensor]
@@ -69,15 +69,6 @@ def adapted(block: nn.Module, config: BackboneConfig) -> nn.Module:
     return block
 
 
-def adapter_names(config: BackboneConfig) -> list[str]:
-    """The parameters of a model that are its adapters', in the order of its layers."""
-    from memformer.models.backbone.model import Backbone
-
-    with torch.device("meta"):
-        model = Backbone(config)
-    return [name for name, _ in model.named_parameters() if ".lora_" in name]
-
-
 def merged_weight(name: str, config: BackboneConfig, tensor_of: TensorOf) -> torch.Tensor:
     """A parameter of the base with its adapter in it, W + alpha / rank * B A, which is summed in float32.
 
@@ -99,9 +90,11 @@ def merged_weight(name: str, config: BackboneConfig, tensor_of: TensorOf) -> tor
     return (weight.float() + (added.T if config.architecture.transposed else added)).to(weight.dtype)
 
 
-def adapter_tensors(config: BackboneConfig, tensor_of: TensorOf) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name, as PEFT has it, and tensor of every adapter's matrix."""
-    for name in adapter_names(config):
+def adapter_tensors(
+    config: BackboneConfig, names: Iterable[str], tensor_of: TensorOf
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name, as PEFT has it, and tensor of every adapter's matrix among the parameters named."""
+    for name in filter(is_adapter, names):
         base, _, rest = name.rpartition(".lora_")
         theirs = file_names(f"{base}.weight", config.architecture)[0].removesuffix(".weight")
         yield f"base_model.model.{theirs}.lora_{rest}", tensor_of(name)
@@ -129,17 +122,18 @@ def adapter_config(config: BackboneConfig) -> dict[str, Any]:
     }
 
 
-def write_adapter(directory: Path, config: BackboneConfig, tensor_of: TensorOf) -> None:
+def write_adapter(directory: Path, config: BackboneConfig, names: Iterable[str], tensor_of: TensorOf) -> None:
     """Writes the adapters as PEFT does: adapter_config.json and adapter_model.safetensors.
 
     Args:
         directory: Is there.
         config: The model with its adapters.
+        names: Of its parameters.
         tensor_of: Gives the tensor of a parameter.
 
     Raises:
         OSError: The directory cannot be written.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(config, tensor_of)}
+    tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(config, names, tensor_of)}
     save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
     (directory / "adapter_config.json").write_text(json.dumps(adapter_config(config), indent=1) + "\n")

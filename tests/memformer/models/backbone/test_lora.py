@@ -87,7 +87,8 @@ def test_merged_weights_say_the_same(kind: str) -> None:
 def test_files_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     """Names and shapes as `peft.PeftModel.save_pretrained` writes them, and what the numbers are to be used for."""
     model = moved(lora_config(kind))
-    write_adapter(tmp_path, model.config, dict(model.named_parameters()).__getitem__)
+    parameters = dict(model.named_parameters())
+    write_adapter(tmp_path, model.config, parameters, parameters.__getitem__)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     said: dict[str, Any] = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (said["peft_type"], said["task_type"], said["bias"]) == ("LORA", "CAUSAL_LM", "none")
