@@ -200,16 +200,16 @@ class _Reader:
         self._plan = plan
         self._store = store
         self._lanes = lanes = settings.lanes
-        self._num_segments = settings.num_segments
+        self._segments, self._segment_length = settings.segments, settings.segment_length
         self._collects_damage = settings.on_damage == "skip"
-        lane_tokens = settings.num_segments * settings.segment_length
-        self._most = max(1, min(_STRETCH_ROLLOUTS, _STRETCH_TOKENS // lane_tokens))
+        self._one_by_one = False
         self._planned: deque[Stretch] = deque()
         self._stretch: Stretch
         self._unread: deque[int] = deque()  # rollouts of the stretch that are yet to be delivered
         self._ends = False
         # As stored; kept from stretch to stretch, since new memory costs more than what is written into it.
-        shape = (lanes.stop - lanes.start, self._most * settings.num_segments, settings.segment_length)
+        room = max(self._most(segments) * segments for _, segments in self._segments.starts)
+        shape = (lanes.stop - lanes.start, room, settings.segment_length)
         self._stored = np.empty(shape, dtype)
         self._stop = threading.Event()
         self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, settings.prefetch))
@@ -252,7 +252,7 @@ class _Reader:
                 except DamagedDocument:
                     if len(stretch) > 1:
                         # What comes before the damage is sound: from here on rollout by rollout.
-                        self._plan.state, self._most, self._ends = stretch.states[0], 1, False
+                        self._plan.state, self._one_by_one, self._ends = stretch.states[0], True, False
                         self._planned.clear()
                         continue
                     if not self._collects_damage:
@@ -267,7 +267,10 @@ class _Reader:
     def _plan_ahead(self) -> bool:
         """Whether there is a stretch to read; those after it are planned as far as the store looks ahead."""
         while not self._ends and sum(map(len, self._planned)) <= self._store.look_ahead:
-            whole = self._plan.next_stretch(self._num_segments, self._most)
+            done = self._plan.state.step
+            segments, left = self._segments.at(done), self._segments.until_change(done)
+            most = self._most(segments)
+            whole = self._plan.next_stretch(segments, most if left is None else min(most, left))
             if whole is None:
                 self._ends = True
                 break
@@ -276,17 +279,24 @@ class _Reader:
             self._planned.append(stretch)
         return bool(self._planned)
 
+    def _most(self, num_segments: int) -> int:
+        """Rollouts of so many segments that a stretch has at most."""
+        lane_tokens = num_segments * self._segment_length
+        return 1 if self._one_by_one else max(1, min(_STRETCH_ROLLOUTS, _STRETCH_TOKENS // lane_tokens))
+
     def _read(self, stretch: Stretch) -> None:
         """Puts a stretch's tokens, and zeros behind the ends of documents, where `_batch` takes them from."""
         stored = self._room(stretch)
         lengths = stretch.columns["lengths"]
+        num_segments = lengths.shape[2]
         for rollout, lane, segment in np.argwhere(lengths < stored.shape[2]).tolist():
-            stored[lane, rollout * self._num_segments + segment, lengths[rollout, lane, segment] :] = 0
+            stored[lane, rollout * num_segments + segment, lengths[rollout, lane, segment] :] = 0
         if len(stretch.runs):
             self._store.read_runs(stretch.runs, stored.reshape(-1))
 
     def _batch(self, stretch: Stretch, number: int) -> SegmentBatch:
-        segments = slice(number * self._num_segments, (number + 1) * self._num_segments)
+        num_segments = stretch.columns["lengths"].shape[2]
+        segments = slice(number * num_segments, (number + 1) * num_segments)
         tokens = self._room(stretch)[:, segments].astype(np.int32)
         return SegmentBatch(**stretch.fields(number), tokens=tokens)
 

@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.index import DocumentIndex
 from data_pipeline.plan import LanePlan
 from data_pipeline.reading import lanes_of
+from data_pipeline.segment_schedule import SegmentSchedule
 
 _MOST_LANES = 1 << 24
 LONGEST_SEGMENT = 1 << 40
@@ -35,8 +36,8 @@ class StreamSettings:
     segment_length: int
     """Tokens a segment, S."""
 
-    num_segments: int
-    """Segments a rollout, T."""
+    num_segments: int | Mapping[int, int]
+    """Segments a rollout, T; or a schedule of it, as `SegmentSchedule.of` takes it."""
 
     seed: int = 0
     """Decides the order of the documents."""
@@ -71,8 +72,10 @@ class StreamSettings:
     """Called on every rank with the documents that are left out from now on."""
 
     def __post_init__(self) -> None:
-        if self.num_segments < 1:
-            raise UserError(f"num_segments is {self.num_segments}; give 1 or more")
+        try:
+            SegmentSchedule.of(self.num_segments)
+        except ValueError as error:
+            raise UserError(f"num_segments {error}") from None
         for name, most in (("num_lanes", _MOST_LANES), ("segment_length", LONGEST_SEGMENT)):
             if getattr(self, name) > most:
                 raise UserError(f"{name} is {getattr(self, name)}; give {most:,} or less")
@@ -87,6 +90,11 @@ class StreamSettings:
         if self.on_damage == "skip" and self.world_size > 1 and self.agree is None:
             raise ValueError("on_damage='skip' on several ranks needs agree: ranks must skip the same documents")
         lanes_of(self.rank, self.world_size, self.num_lanes)
+
+    @property
+    def segments(self) -> SegmentSchedule:
+        """T by the number of rollouts before."""
+        return SegmentSchedule.of(self.num_segments)
 
     @property
     def lanes(self) -> slice:

@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from data_pipeline.document_order import Order
 from data_pipeline.far import is_address
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.opening import holds_data
+from data_pipeline.segment_schedule import SegmentSchedule
 from data_pipeline.shards import WRITERS
 from data_pipeline.sources import Survey
 from data_pipeline.stream_settings import LONGEST_SEGMENT
@@ -149,7 +151,12 @@ def _add_trace_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_required(parser, "--lanes", metavar="B", type=int, help="lanes of the global batch")
     _add_required(parser, "--segment-length", metavar="S", type=int, help="tokens a segment")
-    _add_required(parser, "--num-segments", metavar="T", type=int, help="segments a rollout")
+    _add_required(
+        parser,
+        "--num-segments",
+        metavar="T",
+        help="segments a rollout, or as in a run's data.num_segments '{0: 1, 1000: 2}'",
+    )
     _add_required(parser, "--steps", metavar="N", type=int, help="optimizer steps (rollouts) to show")
     add("--world-size", metavar="W", type=int, default=1, help="data-parallel ranks")
     add("--seed", metavar="X", type=int, default=0, help="seed of the order of the documents")
@@ -346,10 +353,21 @@ def _report(index: DocumentIndex, faults: list[Fault]) -> list[dict[str, Any]]:
     return [{"file": fault.file, "document": fault.document, "problem": fault.problem} for fault in faults]
 
 
+def _segments(text: str) -> int | dict[int, int]:
+    """--num-segments: a number, or a mapping in YAML's words."""
+    found = re.fullmatch(r"\{(.*)\}", text.strip())
+    try:
+        parts = [part.split(":") for part in found[1].split(",")] if found else []
+        starts = {int(done): int(segments) for done, segments in parts} if found else int(text)
+        SegmentSchedule.of(starts)
+    except ValueError:
+        raise UserError(f"--num-segments is {text}; give 1 or more, or {{0: 1, 1000: 2}}") from None
+    return starts
+
+
 def _trace(arguments: argparse.Namespace) -> int:
-    for name in ("num_segments", "world_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 1 or more")
+    if arguments.world_size < 1:
+        raise UserError(f"--world-size is {arguments.world_size}; give 1 or more")
     for name in ("steps", "epochs", "max_document_tokens"):
         if getattr(arguments, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give 0 or more")
@@ -365,7 +383,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     settings = StreamSettings(
         num_lanes=arguments.lanes,
         segment_length=arguments.segment_length,
-        num_segments=arguments.num_segments,
+        num_segments=_segments(arguments.num_segments),
         world_size=arguments.world_size,
         seed=arguments.seed,
         epochs=arguments.epochs or None,
@@ -376,7 +394,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     if "state_in" in arguments:
         plan.load_state_dict(_read_state(Path(arguments.state_in)))
     for _ in range(arguments.steps):
-        rollout = plan.next_rollout(settings.num_segments)
+        rollout = plan.next_rollout(settings.segments.at(plan.state.step))
         if rollout is None:
             break
         for rank in range(settings.world_size):

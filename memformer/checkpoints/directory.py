@@ -2,7 +2,7 @@
 """Checkpoints as directories: complete or absent, verified, listed. Knows files, not models; imports no torch.
 
     RUN/checkpoints/step-00000100/   manifest.json state.json tokenizer.json
-                                     parameters/ lanes/ random/ : rank-00000.safetensors, ...
+                                     parameters/ lanes/ random/ [base/] : rank-00000.safetensors, ...
     RUN/checkpoints/latest           the name of the newest complete one
 
 A checkpoint is written under a temporary name, synced, listed in a manifest of sizes and checksums, renamed, and only

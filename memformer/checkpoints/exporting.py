@@ -103,6 +103,8 @@ def export(
             "files": list(written),
             "largest_loss_difference": difference,
         }
+        if kind.beside is not None:
+            kind.beside(model, temporary, shapes, lambda name: _tensor(reader, shapes, name).to(DTYPES[dtype]))
         (temporary / "README.md").write_text(model_card(checkpoint, model, state, result))
         if target.exists():
             target.rmdir()
@@ -135,6 +137,11 @@ def locate_weights(source: str | os.PathLike[str]) -> Path:
         raise files.CheckpointDamaged(f"{damage}; a tokenizer.json can be copied from the run's data set") from None
 
 
+def _tensor(reader: FragmentReader, shapes: dict[str, tuple[int, ...]], name: str) -> torch.Tensor:
+    shape = torch.Size(shapes[name])
+    return reader.read(WEIGHT, name, Region.whole(shape)).view(shape)
+
+
 def _write(
     reader: FragmentReader,
     shapes: dict[str, tuple[int, ...]],
@@ -158,14 +165,14 @@ def _write(
         else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     )
 
-    def tensor_of(name: str) -> torch.Tensor:
-        shape = torch.Size(shapes[name])
-        return reader.read(WEIGHT, name, Region.whole(shape)).view(shape).to(dtype)
-
     written = {}
     for file, group in zip(names, groups, strict=True):
         layout = {name: (dtype, shape) for name, shape in group.items()}
-        written[file] = int(write_tensors(directory / file, layout, tensor_of, {"format": "pt"})["bytes"])
+        written[file] = int(
+            write_tensors(
+                directory / file, layout, lambda name: _tensor(reader, shapes, name).to(dtype), {"format": "pt"}
+            )["bytes"]
+        )
     if len(groups) > 1:
         places = {name: file for file, group in zip(names, groups, strict=True) for name in group}
         index = {"metadata": {"total_size": sum(written.values())}, "weight_map": places}

@@ -279,7 +279,7 @@ def _words(value: Any) -> str:
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not all(str(key).isdecimal() for key in value):
             leaves += _leaves(value, f"{prefix}{name}.")
         else:
             leaves.append((f"{prefix}{name}", value))

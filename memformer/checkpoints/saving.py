@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from memformer.checkpoints import base
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import WAITING, LaneStates
@@ -43,7 +44,7 @@ class SaveReport:
         error: Why not (the first process that failed).
         pause_seconds: How long training stood still for it.
         write_seconds: From the start to the published checkpoint.
-        bytes: Size of the checkpoint, all processes.
+        bytes: Size of what was written, all processes.
     """
 
     step: int
@@ -63,6 +64,10 @@ class _File:
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     text: bytes | None = None
 
+    def copy(self) -> None:
+        """Takes the tensors to host memory, so that the live state may change."""
+        self.tensors = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+
     def write(self, directory: Path) -> dict[str, Any]:
         path = directory / self.name
         if self.text is not None:
@@ -80,6 +85,7 @@ class _Save:
         self.pause = 0.0
         self.thread: threading.Thread | None = None
         self.written: dict[str, dict[str, Any]] = {}
+        self.linked: dict[str, dict[str, Any]] = {}
         self.error: str | None = None
         self.fatal: BaseException | None = None
 
@@ -127,6 +133,7 @@ class Saver:
         # Read now: the data set may be moved or deleted while the run reads what it has opened of it.
         self._tokenizer = tokenizer_file.read_bytes() if world.is_main else b""
         self._save: _Save | None = None
+        self._frozen = engine.parameter_state().frozen()
 
     @property
     def writing(self) -> bool:
@@ -144,18 +151,20 @@ class Saver:
         parts = self._parts(lanes, progress)
         if self._settings.background:
             for part in parts:
-                part.tensors = {name: tensor.to("cpu", copy=True) for name, tensor in part.tensors.items()}
+                part.copy()
         save = self._save = _Save(progress.step, temporary, parts)
         save.began = began
         if self._world.is_main:
             try:
                 self._run.checkpoints.mkdir(exist_ok=True)  # somebody may have deleted it meanwhile
                 files.delete_partial(self._run)
-                for name in ("parameters", "lanes", "random"):
+                for name in ("parameters", "lanes", "random", *([base.BASE] if self._frozen else [])):
                     (temporary / name).mkdir(parents=True)
             except OSError as error:
                 save.error = files.words(error)
         failed = group.all_max(save.error is not None)
+        if self._frozen and not failed:
+            self._add_frozen(save)
         if not failed and self._settings.background:
             save.thread = threading.Thread(target=save.write, name="checkpoint-writer")
             save.thread.start()
@@ -164,6 +173,20 @@ class Saver:
         if not failed:
             save.write()
         self.settle()
+
+    def _add_frozen(self, save: _Save) -> None:
+        """Links what is not trained to where it lies already, or has every process write its part of it."""
+        linked = base.linked(self._engine.frozen_from, save.directory) if self._world.is_main else None
+        if self._world.is_main and linked is not None:
+            save.linked = linked
+        if group.from_main(linked is not None):
+            return
+        part = _File(
+            f"{base.BASE}rank-{self._world.rank:05d}.safetensors", *self._engine.parameter_state().tensors(True)
+        )
+        if self._settings.background:
+            part.copy()
+        save.parts.append(part)
 
     def settle(self) -> None:
         """Waits for the save under way, if there is one, and publishes it or clears it away."""
@@ -178,7 +201,8 @@ class Saver:
         final: Path | None = None
         if self._world.is_main:
             if not errors:
-                written = dict(sorted((name, entry) for share, _ in shares for name, entry in share.items()))
+                every = [*(share for share, _ in shares), save.linked]
+                written = dict(sorted((name, entry) for share in every for name, entry in share.items()))
                 try:
                     final = files.publish(self._run, save.step, written)
                     files.delete_old(self._run, save.step, self._settings)
@@ -189,6 +213,8 @@ class Saver:
         final, errors = group.from_main((final, errors))
         if save.fatal is not None:
             raise save.fatal
+        if final is not None and self._frozen:
+            self._engine.frozen_from = final
         now = time.perf_counter()
         self._report(
             SaveReport(
@@ -222,6 +248,7 @@ class Saver:
                 **self._identity,
                 **dataclasses.asdict(progress),
                 "parameters": shapes,
+                **({base.DESCRIBED: self._frozen} if self._frozen else {}),
                 "probe_losses": probe,
             }
             parts.append(_File("state.json", text=(json.dumps(description, indent=1) + "\n").encode()))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from data_pipeline import SegmentStream
 from data_pipeline.errors import UserError
 from memformer.checkpoints import directory as files
+from memformer.checkpoints.base import BASE, frozen_as
 from memformer.checkpoints.lane_states import LaneStates, load_lanes
 from memformer.checkpoints.resuming import PLAN, Start, choose, is_other_data, repeated_steps, sizes
 from memformer.config.schema import CheckpointConfig, DataConfig
@@ -149,11 +150,12 @@ def load_parameters(directory: Path, engine: Engine) -> None:
         engine.load_parameters(parameter_reader(directory))
     except ValueError as error:
         raise files.CheckpointDamaged(f"{directory}: {error}") from None
+    engine.frozen_from = directory if frozen_as(directory, engine.parameter_state().frozen()) else None
 
 
 def parameter_reader(directory: Path) -> FragmentReader:
     """The weights and optimizer states of a checkpoint, whoever wrote which piece."""
-    names = sorted(name for name in files.read_manifest(directory)["files"] if name.startswith("parameters/"))
+    names = sorted(name for name in files.read_manifest(directory)["files"] if name.startswith(("parameters/", BASE)))
     return FragmentReader([directory / name for name in names])
 
 

@@ -195,8 +195,10 @@ def _text(path: Path) -> str:
 
 
 def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Puts values over others, section by section; a mapping whose keys are numbers is no section, but one value."""
     for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        section = isinstance(value, dict) and not all(name[:1].isdecimal() for name in value)
+        if section and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = value

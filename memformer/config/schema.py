@@ -9,13 +9,24 @@ file's own values go over them. On the command line `--section.field VALUE` goes
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
 
 from data_pipeline.errors import UserError
+from data_pipeline.segment_schedule import SegmentSchedule
+from memformer.config import checks
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
 from memformer.config.faults import ITEM, Faults
@@ -23,7 +34,7 @@ from memformer.config.files import dump_yaml, read_values
 from memformer.config.places import Place
 from memformer.config.written import Where, Written, settle
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of, stages_of
+from memformer.models.registry import DEFAULT, UnknownFamily, family
 
 
 class Section(BaseModel):
@@ -32,6 +43,20 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
     )
+
+
+def _segments(value: object) -> int | dict[int, int]:
+    """A number, or a schedule, with whole numbers."""
+    starts = SegmentSchedule.of(value).starts
+    return dict(starts) if isinstance(value, Mapping) else starts[0][1]
+
+
+Segments = Annotated[
+    int | dict[int, int],
+    PlainValidator(_segments),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "object"}]}),
+]
+"""A number of segments, or a schedule of it."""
 
 
 class DataSource(Section):
@@ -55,8 +80,8 @@ class DataConfig(Section):
     """Lanes B of the global batch, over all processes; must be a multiple of the data-parallel processes."""
     segment_length: int = Field(128, ge=2)
     """Tokens S of a segment."""
-    num_segments: int = Field(4, ge=1)
-    """Segments T that one optimizer step trains through."""
+    num_segments: Segments = 4
+    """Segments T that one optimizer step trains through; or by the steps done before, {0: 1, 1000: 2, 3000: 4}."""
     audit: bool = False
     """Write audit/rank-*.jsonl: every segment as it was delivered to the model."""
     prefetch: int = Field(2, ge=1)
@@ -80,6 +105,17 @@ class DataConfig(Section):
     """Allow addresses pipe:COMMAND, which run a shell command."""
     look_ahead: int = Field(32, ge=0)
     """Addresses: rollouts whose data is asked for ahead of the one being read."""
+
+    @property
+    def segments(self) -> SegmentSchedule:
+        """T by the number of steps done before."""
+        return SegmentSchedule.of(self.num_segments)
+
+    @property
+    def most_segments(self) -> int:
+        """The largest T of the run."""
+        return self.segments.most
+
     _no_passwords = model_validator(mode="after")(without_passwords)
 
 
@@ -92,6 +128,10 @@ class TrainingConfig(Section):
     """Steps between evaluations on the held-out documents; 0: never."""
     eval_segments: int = Field(64, ge=1)
     """Segments a lane of one evaluation at most."""
+    train: Literal["all", "memory", "lora"] = "all"
+    """What is trained: all; the memory's parameters alone (memory); or these and the adapters of model.lora (lora).
+    The rest is frozen: no gradients, no optimizer states, matrices stored in 16 bits under precision bf16, and written
+    by the first checkpoint alone, which the later ones share."""
     replay: Literal["mrbp", "bptt"] = "mrbp"
     """Memory replay back-propagation, or full back-propagation through time (the reference; T times the memory)."""
     lanes_per_micro_batch: int | None = Field(None, ge=1)
@@ -115,6 +155,8 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+    memory_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the memory's own parameters, with the schedule of the others; null: learning_rate."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay, on matrices only (not on norms, not on the slot bias)."""
     warmup_steps: int = Field(100, ge=0)
@@ -135,6 +177,11 @@ class OptimizerConfig(Section):
     """Largest global L2 norm of the gradient; 0: no clipping."""
     implementation: Literal["torch", "deepspeed"] = "torch"
     """torch's fused AdamW, or DeepSpeed's (FusedAdam on GPUs, CPUAdam with offload: compiled at the first start)."""
+
+    @property
+    def memory_factor(self) -> float:
+        """What the learning rate is multiplied by for the memory's parameters."""
+        return 1.0 if self.memory_learning_rate is None else self.memory_learning_rate / self.learning_rate
 
 
 class ParallelConfig(Section):
@@ -334,8 +381,9 @@ class Config(Section):
                 f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: set it to at most training.max_steps "
                 f"= {self.training.max_steps}"
             )
-        _check_tensor_parallel(self)
-        _check_pipeline(self)
+        checks.memory_parameters(self)
+        checks.tensor_parallel(self)
+        checks.pipeline(self)
         return self
 
     def values(self) -> dict[str, Any]:
@@ -362,65 +410,6 @@ def schema_of(family_name: str) -> type[Config]:
     """
     kind = family(family_name).config
     return create_model("Config", __base__=Config, model=(kind, Field(default_factory=kind)))
-
-
-def _check_tensor_parallel(config: Config) -> None:
-    """What tensor parallelism and activation partitioning ask of the model."""
-    tensor, model = config.parallel.tensor, config.model
-    family = family_of(model)
-    if tensor == 1 and config.activation_checkpointing.partition_activations:
-        raise ValueError(
-            "activation_checkpointing.partition_activations is true: it needs parallel.tensor above 1, set it to false"
-        )
-    if tensor == 1:
-        return
-    if family.shard is None:
-        raise ValueError(f"parallel.tensor: not built for family {family.name}: set it to 1")
-    for name, size in family.shard.sizes(model).items():
-        if size % tensor:
-            raise ValueError(
-                f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
-                f"{tensor}, or set parallel.tensor to a divisor of {size}"
-            )
-
-
-def _check_pipeline(config: Config) -> None:
-    """What pipelines ask of the model and of the other settings."""
-    parallel, stages = config.parallel, config.parallel.pipeline
-    if stages == 1 and parallel.pipeline_layers is None:
-        return
-    if stages == 1 and family_of(config.model).stages is None:
-        raise ValueError(f"parallel.pipeline_layers: not built for family {config.model.family}: leave it out")
-    cut = stages_of(config.model)
-    layers = sum(cut.layers(config.model))
-    if parallel.pipeline_layers is not None:
-        by_hand = parallel.pipeline_layers
-        if len(by_hand) != stages or min(by_hand, default=0) < 1 or sum(by_hand) != layers:
-            raise ValueError(
-                f"parallel.pipeline_layers is {by_hand}: give each of the {stages} stages of parallel.pipeline at "
-                f"least 1 layer, {layers} in all ({cut.words})"
-            )
-    if stages == 1:
-        return
-    if stages > layers:
-        raise ValueError(
-            f"parallel.pipeline is {stages}, but the model has {layers} layers, and each stage needs one: set it to at "
-            f"most {layers}"
-        )
-    if parallel.zero_stage > 1:
-        raise ValueError(
-            f"parallel.zero_stage is {parallel.zero_stage}: a pipeline stage keeps its gradients whole until all "
-            "segments of a rollout have added to them, so with parallel.pipeline above 1 set it to 0 or 1"
-        )
-    interval = config.activation_checkpointing.memory_interval
-    if interval > 1:
-        raise ValueError(f"activation_checkpointing.memory_interval is {interval}: pipelines keep all, set it to 1")
-    if parallel.gradient_reduction == "segment":
-        raise ValueError("parallel.gradient_reduction is segment: pipelines reduce once a rollout, set it to rollout")
-    if config.training.replay == "bptt":
-        raise ValueError(
-            "training.replay is bptt, which is for one stage: with parallel.pipeline above 1 set it to mrbp"
-        )
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:

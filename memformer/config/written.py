@@ -60,7 +60,7 @@ def settle(value: Any, asked: Any, faults: list[tuple[Where, str]], place: Where
     """
     kinds = _kinds(asked)
     if isinstance(value, Written) and value.text in _NOTHING and not value.quoted and any(map(_is_section, kinds)):
-        return {}  # a section with nothing under it
+        return None if NoneType in kinds else {}  # a section with nothing under it
     if isinstance(value, dict):
         fields = _fields(kinds)
         return {

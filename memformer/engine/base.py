@@ -18,12 +18,14 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from memformer.config.schema import Config
 from memformer.engine.fragments import FragmentReader
+from memformer.engine.frozen import frozen_in_float32
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.precision import AUTOCAST, LossScale
@@ -91,6 +93,7 @@ class Engine(abc.ABC):
         at_segment: Called between two segments of a rollout; may raise `StepAbandoned`.
         replay_buffer_bytes: Largest size of the last rollout's replay buffer on this process.
         loss_scale: None unless the precision is fp16.
+        frozen_from: The checkpoint that has the frozen parameters as they are, bit for bit; None: none is known.
     """
 
     def __init__(self, model: MemoryModel, config: Config, world: World, precision: str) -> None:
@@ -102,6 +105,7 @@ class Engine(abc.ABC):
             leave_gradients_alone(self.deepspeed.optimizer)
         self.at_segment: Callable[[], None] = lambda: None
         self.replay_buffer_bytes = 0
+        self.frozen_from: Path | None = None
         self._clock = _RolloutClock(world.device)
         self._gradient_norms: tuple[list[str], torch.Tensor] | None = None
         self.autocast = functools.partial(
@@ -180,7 +184,7 @@ class Engine(abc.ABC):
     def step(self, learning_rate: float) -> StepReport:
         """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate_factor"]
         report = self._step_unsharded() if self.zero_stage == 0 else self._step_sharded()
         if self.loss_scale is not None:
             report = dataclasses.replace(report, loss_scale=self.loss_scale.value)
@@ -205,9 +209,11 @@ class Engine(abc.ABC):
         """Inside, the module's parameters can be read directly on every process (ZeRO-3 gathers them)."""
         return parameters_readable(self.module, self.zero_stage)
 
-    def master_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model computes with its float32 weights."""
-        return gathered_in_float32(self.module, self.zero_stage)
+    @contextlib.contextmanager
+    def master_weights(self) -> Iterator[None]:
+        """Inside, the model computes with its float32 weights, and in float32 with those stored in 16 bits."""
+        with gathered_in_float32(self.module, self.zero_stage), frozen_in_float32(self.module):
+            yield
 
     def close(self) -> None:
         """Releases the engine's hooks and buffers."""

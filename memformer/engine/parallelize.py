@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turns a plain model into a distributed one, in one fixed order.
 
-    layers of the stage -> tensor parallel -> stage -> activation checkpointing -> compile -> optimizer
-    -> DeepSpeed engine (ZeRO 0-3)
+    layers of the stage -> tensor parallel -> frozen parameters -> stage -> activation checkpointing -> compile
+    -> optimizer -> DeepSpeed engine (ZeRO 0-3)
 
 The model knows nothing of any of it.
 """
@@ -13,6 +13,7 @@ import torch
 
 from memformer.config.schema import Config
 from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
+from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import make_optimizer
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import stages_of
@@ -38,6 +39,7 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
         split, stages = split_of(config, module.config), stages_of(module.config)
         keep_layers(module, stages.kind, split, pipe.rank)
     shard_model(module, world.mesh.tensor)
+    freeze(module, config.training.train, precision)
     module.to(world.device)
     if pipe.size > 1:
         module = stages.cut(module, split.encoder(pipe.rank), split.decoder(pipe.rank))

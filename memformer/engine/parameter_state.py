@@ -18,6 +18,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from memformer.engine.fragments import FragmentReader, Region
+from memformer.engine.frozen import is_frozen
 from memformer.parallel.tensor import slice_of
 from memformer.processes.topology import Mesh
 
@@ -31,7 +32,8 @@ class Piece:
     Attributes:
         name: The parameter.
         region: Which elements of the whole parameter they are.
-        weight: float32 `[elements]`, the master weights; a view of the optimizer's memory.
+        weight: `[elements]`: float32, the master weights, a view of the optimizer's memory; of what is not trained, the
+            weights as they are stored.
         flat: The tensor that the optimizer steps (the weight is a part of it); key of its state.
         offset: Where in `flat` the part begins.
     """
@@ -69,8 +71,18 @@ class ParameterState:
         return {name: shape for stage in self._mesh.pipe.gather(own) for name, shape in stage.items()}
 
     def pieces(self) -> Iterator[Piece]:
-        """This process's pieces; together those of all processes hold each element exactly once."""
+        """This process's pieces of what is trained; together those of all processes hold each element exactly once."""
+        return self._pieces(frozen=False)
+
+    def frozen(self) -> dict[str, str]:
+        """Name and dtype of the parameters that are not trained; empty where all are."""
+        found = ((name, p) for name, p in self._engine.module.named_parameters() if is_frozen(p))
+        return {name: str(p.dtype).removeprefix("torch.") for name, p in found}
+
+    def _pieces(self, frozen: bool) -> Iterator[Piece]:
         for name, parameter in self._engine.module.named_parameters():
+            if is_frozen(parameter) != frozen:
+                continue
             if self._mesh.tensor.rank and slice_of(parameter) is None:
                 continue  # the first tensor-parallel process has the same
             piece = self._piece(name, parameter)
@@ -78,13 +90,18 @@ class ParameterState:
                 yield piece
 
     def _piece(self, name: str, parameter: Any) -> Piece | None:
-        if self._zero_stage == 0:
+        if self._zero_stage == 0 or (self._zero_stage < 3 and is_frozen(parameter)):
             # Every process has everything: each writes its share.
             flat, numel = parameter.detach().view(-1), parameter.numel()
             rank, size = self._mesh.data.rank, self._mesh.data.size
             start, stop = numel * rank // size, numel * (rank + 1) // size
             region = _region(parameter, start, stop)
             return Piece(name, region, flat[start:stop], parameter, start) if start < stop else None
+        if is_frozen(parameter):
+            flat = parameter.ds_tensor.detach().view(-1)
+            start = flat.numel() * self._engine.optimizer._get_param_partition_rank(parameter)
+            count = min(flat.numel(), parameter.ds_numel - start)
+            return Piece(name, _region(parameter, start, start + count), flat[:count], flat, 0) if count > 0 else None
         optimizer = self._engine.optimizer
         if self._zero_stage == 3:
             group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
@@ -101,15 +118,18 @@ class ParameterState:
         region = _region(parameter, start, start + count)
         return Piece(name, region, flat.detach()[offset : offset + count], flat, offset) if count > 0 else None
 
-    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    def tensors(self, frozen: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """What this process writes.
+
+        Args:
+            frozen: Of what is not trained, instead of what is.
 
         Returns:
             1-D tensors by `KIND/NAME`, views of the live state; and the metadata of their file, as JSON: where each
             parameter's piece starts, in which block of rows and columns, and the optimizer's step count of it.
         """
         tensors, starts, blocks, steps = {}, {}, {}, {}
-        for piece in self.pieces():
+        for piece in self._pieces(frozen):
             starts[piece.name] = piece.region.start
             if piece.region.rows or piece.region.columns:
                 blocks[piece.name] = piece.region.block
@@ -132,6 +152,12 @@ class ParameterState:
         """
         for name, parameter in self._engine.module.named_parameters():
             shape = _shape(parameter)
+            if is_frozen(parameter):
+                piece = self._whole(name, parameter) if self._zero_stage < 3 else self._piece(name, parameter)
+                if piece is not None:
+                    piece.weight.copy_(saved.read(WEIGHT, name, piece.region))
+                self._refresh(name, parameter, saved)
+                continue
             piece = self._whole(name, parameter) if self._zero_stage == 0 else self._piece(name, parameter)
             if piece is not None:
                 piece.weight.copy_(saved.read(WEIGHT, name, piece.region))
@@ -147,8 +173,14 @@ class ParameterState:
                 stop = min(shape.numel(), start + partition.numel())
                 if start < stop:
                     partition[: stop - start].copy_(saved.read(WEIGHT, name, _region(parameter, start, stop)))
-            if self._zero_stage in (1, 2) or (self._zero_stage == 3 and parameter.ds_status.name == "AVAILABLE"):
-                parameter.data.copy_(saved.read(WEIGHT, name, _region(parameter, 0, shape.numel())).view(shape))
+            self._refresh(name, parameter, saved)
+
+    def _refresh(self, name: str, parameter: Any, saved: FragmentReader) -> None:
+        """Gives a whole parameter that is made from pieces elsewhere its numbers, where there is one just now."""
+        made = not is_frozen(parameter) and self._zero_stage in (1, 2)
+        if made or (self._zero_stage == 3 and parameter.ds_status.name == "AVAILABLE"):
+            shape = _shape(parameter)
+            parameter.data.copy_(saved.read(WEIGHT, name, _region(parameter, 0, shape.numel())).view(shape))
 
     def _whole(self, name: str, parameter: torch.Tensor) -> Piece:
         region = _region(parameter, 0, parameter.numel())

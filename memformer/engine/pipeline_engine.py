@@ -52,7 +52,7 @@ class PipelineReplayEngine(Engine):
         weight = next(self.module.parameters())
         channels = Channels(world.mesh, world.device, weight.dtype)
         self._model = StagedModel(stage, split_of(config, stage.config), number, channels)
-        self._schedules: dict[int, ReplaySchedule] = {}
+        self._schedules: dict[tuple[int, int], ReplaySchedule] = {}
         if stage.copy is not None:
             stage.copy.requires_grad_()
 
@@ -61,11 +61,12 @@ class PipelineReplayEngine(Engine):
         """All stages together."""
         return self._model
 
-    def schedule(self, lanes: int) -> ReplaySchedule:
-        """The schedule of a rollout of that many lanes."""
-        if lanes not in self._schedules:
-            self._schedules[lanes] = schedule_of(self.config, self.model.config, lanes)
-        return self._schedules[lanes]
+    def schedule(self, lanes: int, num_segments: int | None = None) -> ReplaySchedule:
+        """The schedule of a rollout of that many lanes and segments; None: the most that the run has."""
+        size = lanes, num_segments or self.config.data.most_segments
+        if size not in self._schedules:
+            self._schedules[size] = schedule_of(self.config, self.model.config, *size)
+        return self._schedules[size]
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """A part of the stage (`Stage.__call__`) with a graph, in the run's precision."""
@@ -94,7 +95,7 @@ class PipelineReplayEngine(Engine):
         mesh, model = self.world.mesh, self.model
         lanes, segments = len(rollout.tokens), rollout.num_segments
         groups = self.lane_groups(rollout, carry, seed)
-        schedule = self.schedule(lanes)
+        schedule = self.schedule(lanes, segments)
         with segment_seeds(groups[0].seed, self.world.device) as seed_stream:
 
             def seed_task(micro_batch: int, segment: int, decoder: bool) -> None:

@@ -64,7 +64,7 @@ class ReplayEngine(Engine):
                         self,
                         group.rollout,
                         group.carry,
-                        functools.partial(self._backward, last_group=group.stop == lanes),
+                        functools.partial(self._backward, rollout.num_segments, group.stop == lanes),
                         denominator=self._denominator(valid_tokens),
                         seed=group.seed,
                         buffer=buffer,
@@ -101,8 +101,8 @@ class ReplayEngine(Engine):
         with torch.no_grad(), self.autocast():
             return self.model.losses(group.rollout.segment(index, group.carry), memory)
 
-    def _backward(self, objective: torch.Tensor, remaining: int, *, last_group: bool) -> None:
-        if remaining < self.config.data.num_segments - 1:
+    def _backward(self, num_segments: int, last_group: bool, objective: torch.Tensor, remaining: int) -> None:
+        if remaining < num_segments - 1:
             self.at_segment()
         self._back_propagate(objective, boundary=last_group and remaining == 0)
 

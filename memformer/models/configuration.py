@@ -6,6 +6,7 @@ exported model needs torch and safetensors alone; the training configuration val
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -69,6 +70,11 @@ class ModelConfig:
         """The same with so many layers of each of `stacks`."""
         return dataclasses.replace(self, **counts)  # type: ignore[type-var]  # subclasses are dataclasses
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the model has low-rank adapters."""
+        return False
+
     def summary(self) -> str:
         """Its size in a few words, for the line that a run starts with."""
         raise NotImplementedError
@@ -87,8 +93,9 @@ class ModelConfig:
         return dataclasses.replace(self, **decided)  # type: ignore[type-var]  # subclasses are dataclasses
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
+        """The fields as JSON has them: a tuple is a list, so that it equals what was saved of it."""
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
+        return values
 
     @classmethod
     def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:

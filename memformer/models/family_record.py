@@ -7,7 +7,8 @@ Importing the module of a family must not import torch: a configuration is refus
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from memformer.models.configuration import ModelConfig, SegmentFlops
@@ -113,6 +114,11 @@ class Family:
         shard: For parallel.tensor above 1.
         stages: For parallel.pipeline above 1.
         inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`).
+        memory: Of a parameter's name: whether it is the memory's, for `optimizer.memory_learning_rate` and
+            `training.train: memory`.
+        adapter: Of a parameter's name: whether it is a low-rank adapter's, for `training.train: lora`.
+        beside: (configuration, directory, names of parameters, name -> tensor) -> None, which writes what an export has
+            beside its weights in forms of other programs.
         weights: Configuration -> name and stored tensor (`construction.StoredTensor`) of every weight that a new model
             starts from, one after another, or None where all are drawn, as where this is None; the others stay as they
             were drawn. ValueError, in one line: they cannot be had.
@@ -127,4 +133,17 @@ class Family:
     shard: Sharding | None = None
     stages: Stages | None = None
     inspect: Callable[[Any], Any] | None = None
+    memory: Callable[[str], bool] | None = None
+    adapter: Callable[[str], bool] | None = None
+    beside: Callable[[Any, Path, Iterable[str], Callable[[str], Any]], None] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]] | None] | None = None
+
+    def trains(self, train: str, name: str) -> bool:
+        """Whether a parameter is trained.
+
+        Args:
+            train: The setting `training.train`: all; memory; or lora, which is the memory and the adapters.
+            name: The parameter.
+        """
+        parts = {"memory": (self.memory,), "lora": (self.memory, self.adapter)}.get(train)
+        return parts is None or any(of is not None and of(name) for of in parts)

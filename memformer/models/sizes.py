@@ -12,8 +12,12 @@ from memformer.replay.kept import KeptMemories
 
 
 @functools.lru_cache(maxsize=64)
-def count_parameters(config: ModelConfig) -> int:
+def count_parameters(config: ModelConfig, train: str = "all") -> int:
     """Parameters of a model of this configuration, tied ones once; counted on a model without numbers.
+
+    Args:
+        config: The model.
+        train: The setting `training.train`: counted is what is trained.
 
     Raises:
         ValueError: config.vocab_size is None.
@@ -23,12 +27,18 @@ def count_parameters(config: ModelConfig) -> int:
     whole = dataclasses.replace(config, start_token_id=0)  # type: ignore[type-var]  # subclasses are dataclasses
     with torch.device("meta"):
         model = family_of(config).build(whole)
-    return sum(parameter.numel() for parameter in model.parameters())
+    family = family_of(config)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if family.trains(train, name))
 
 
-def model_flops_per_token(config: ModelConfig, segment_length: int) -> float:
-    """Operations a target token costs at least: forward, and a backward of twice that. The numerator of MFU."""
-    return 3 * family_of(config).flops(config, segment_length).forward / segment_length
+def model_flops_per_token(config: ModelConfig, segment_length: int, train: str = "all") -> float:
+    """Operations a target token costs at least: forward, and a backward of twice that. The numerator of MFU.
+
+    Where the weights are frozen (`train` is not all) the backward is as much as the forward: gradients of activations
+    alone. Those of the memory's weights and of adapters, a few per cent, are left out.
+    """
+    passes = 3 if train == "all" else 2
+    return passes * family_of(config).flops(config, segment_length).forward / segment_length
 
 
 def hardware_flops_per_token(
@@ -38,6 +48,7 @@ def hardware_flops_per_token(
     replay: str,
     activation_checkpointing: str,
     memory_interval: int = 1,
+    train: str = "all",
 ) -> float:
     """Operations a target token really costs, recomputation included. The numerator of HFU.
 
@@ -48,6 +59,7 @@ def hardware_flops_per_token(
         replay: "mrbp" computes the memory's path of T-1 segments twice; "bptt" computes nothing twice.
         activation_checkpointing: "full" computes every layer once more in its backward; "none" does not.
         memory_interval: Memories of a group of which one is kept, and the others are computed a third time.
+        train: The setting `training.train`.
     """
     flops = family_of(config).flops(config, segment_length)
     recomputed = 0.0
@@ -56,7 +68,7 @@ def hardware_flops_per_token(
         recomputed += flops.advance * again / num_segments
     if activation_checkpointing == "full":
         recomputed += flops.layers
-    return model_flops_per_token(config, segment_length) + recomputed / segment_length
+    return model_flops_per_token(config, segment_length, train) + recomputed / segment_length
 
 
 def advance_share(config: ModelConfig, segment_length: int) -> float:

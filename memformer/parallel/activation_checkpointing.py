@@ -50,7 +50,7 @@ def checkpoint_layers(model: MemoryModel, config: Config, world: World) -> None:
         partition_activations=settings.partition_activations,
         checkpoint_in_cpu=settings.cpu_checkpointing,
         contiguous_checkpointing=settings.contiguous_checkpointing,
-        num_checkpoints=len(layers) * (config.data.num_segments if config.training.replay == "bptt" else 1),
+        num_checkpoints=len(layers) * (config.data.most_segments if config.training.replay == "bptt" else 1),
     )
     for layer in layers:
         layer.forward = functools.partial(_partitioned, layer.forward, deepspeed.checkpointing.checkpoint)

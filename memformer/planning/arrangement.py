@@ -89,19 +89,19 @@ class Arrangement:
         """Segments of a group whose graph the stage holds at a time, at most."""
         if self.schedule:
             return self.schedule.held_graphs(stage)
-        return 1 if self.config.training.replay == "mrbp" else self.config.data.num_segments
+        return 1 if self.config.training.replay == "mrbp" else self.config.data.most_segments
 
     @property
     def memories(self) -> KeptMemories:
         """Which memories of a rollout the replay keeps."""
-        return KeptMemories(self.config.data.num_segments, self.config.activation_checkpointing.memory_interval)
+        return KeptMemories(self.config.data.most_segments, self.config.activation_checkpointing.memory_interval)
 
     @property
     def advances(self) -> int:
         """Calls of `advance` for a group of lanes in a step: the replay's first pass, and what it computes again."""
         if self.config.training.replay != "mrbp":
             return 0
-        return self.config.data.num_segments - 1 + self.memories.recomputed
+        return self.config.data.most_segments - 1 + self.memories.recomputed
 
     @property
     def execution(self) -> Execution:
@@ -112,6 +112,8 @@ class Arrangement:
             self.config.parallel.tensor,
             self.precision,
             self.config.activation_checkpointing.mode == "full",
+            self.config.training.train,
+            self.config.optimizer.memory_learning_rate is not None,
         )
 
     @functools.cached_property
@@ -128,7 +130,7 @@ class Arrangement:
         return recomputation_peak(self.model, self.execution, self.layers[stage])
 
     def parameters(self, stage: int) -> Counter[Shape]:
-        """The parameters that a process of the stage trains."""
+        """The parameters that a process of the stage has, frozen ones too."""
         found = self.traces.of(self.layers[stage], rest=False).parameters
         for part, shapes in self.traces.rest_parameters.items():
             if self._home(part) == stage:

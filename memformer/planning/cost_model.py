@@ -101,14 +101,15 @@ def make_plan(
     device_memory["total"] = sum(device_memory.values())
     capacity = hardware.memory - RESERVED
 
-    tokens = data.num_lanes * data.num_segments * data.segment_length
+    tokens = data.num_lanes * data.most_segments * data.segment_length
     flops = tokens * hardware_flops_per_token(
         model,
         data.segment_length,
-        data.num_segments,
+        data.most_segments,
         config.training.replay,
         config.activation_checkpointing.mode,
         config.activation_checkpointing.memory_interval,
+        config.training.train,
     )
     traffic = stage_traffic(run, worst)
     compute = flops / world / (peak * efficiency) / (1 - run.bubble)
@@ -135,7 +136,7 @@ def make_plan(
         communication_seconds=seconds,
         step_seconds=step,
         tokens_per_second=tokens / step,
-        mfu=tokens / step * model_flops_per_token(model, data.segment_length) / peak_of_all,
+        mfu=tokens / step * model_flops_per_token(model, data.segment_length, config.training.train) / peak_of_all,
         warnings=_warnings(run, device_memory, capacity, gpus_per_node, seconds, step),
     )
 

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a process holds during a step, by part: each part has a function of its own, with its reason.
 
-Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision.
+Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; frozen weights have neither of
+the others, and 2 bytes where matrices of bf16 runs are stored so.
 """
 
 import math
@@ -64,10 +65,10 @@ def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
 
     ZeRO 1 and 2 step a flat copy of their part. ZeRO 3 steps the part that it holds, unless that lies elsewhere.
     """
-    parallel, count = run.config.parallel, _count(run, stage)
-    share = count / run.replicas
+    parallel, share = run.config.parallel, _count(run, stage) / run.replicas
+    stored = sum(shape.size * shape.numel * number for shape, number in run.parameters(stage).items())
     offloaded, optimizer_offloaded = parallel.offload_parameters == "cpu", _offloads_optimizer(run)
-    yield Part("weights", 4 * share if parallel.zero_stage == 3 else 4 * count, offloaded)
+    yield Part("weights", stored / run.replicas if parallel.zero_stage == 3 else stored, offloaded)
     if parallel.zero_stage in (1, 2) or (parallel.zero_stage == 3 and optimizer_offloaded and not offloaded):
         yield Part("master weights", 4 * share, optimizer_offloaded)
 
@@ -100,12 +101,8 @@ def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:
     """What ZeRO 3 gathers: the whole stage for a rollout, or a few layers; linear layers in 16 bits under autocast."""
     if run.config.parallel.zero_stage < 3:
         return
-    count = _count(run, stage)
-    size: float = 4 * count
-    if run.precision in AUTOCAST:
-        shapes = run.parameters(stage).items()
-        low = sum(2 * shape.numel * number for shape, number in shapes if shape.low_precision)
-        size = low + 4 * (count - low / 2)
+    shapes, autocast = run.parameters(stage).items(), run.precision in AUTOCAST
+    size: float = sum((2 if shape.low_precision and autocast else 4) * shape.numel * number for shape, number in shapes)
     if run.config.parallel.zero3_gather == "segment":
         # The layer in use, the one that is fetched ahead, and its gradient.
         size = 3 * size / max(1, sum(run.layers[stage].values()))
@@ -143,7 +140,8 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _count(run: Arrangement, stage: int) -> int:
-    return sum(shape.numel * number for shape, number in run.parameters(stage).items())
+    """Elements that are trained."""
+    return sum(shape.numel * number for shape, number in run.parameters(stage).items() if shape.trained)
 
 
 def _offloads_optimizer(run: Arrangement) -> bool:

@@ -11,13 +11,15 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memformer.config.schema import OptimizerConfig
+from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
@@ -35,13 +37,21 @@ class Shape(NamedTuple):
 
     Attributes:
         numel: Elements that the process has.
-        low_precision: Whether autocast has a 16-bit form of it, in which ZeRO sends it: the weights of linear layers.
-        decayed: Whether it is in the optimizer's group with weight decay.
+        low_precision: Whether ZeRO sends it in 16 bits: autocast has such a form of it (the weights of linear layers),
+            or it is stored so.
+        group: Number of the optimizer's group that it is in; -1: it is not trained.
+        size: Bytes of an element as it is stored.
     """
 
     numel: int
     low_precision: bool
-    decayed: bool
+    group: int
+    size: int = 4
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has a gradient."""
+        return self.group >= 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +93,8 @@ class Execution:
         tensor: Tensor-parallel processes.
         precision: fp32, bf16 or fp16.
         recompute: Whether layers are checkpointed.
+        train: The setting `training.train`.
+        memory_rate: Whether the memory's parameters have a learning rate of their own.
     """
 
     lanes: int
@@ -90,6 +102,8 @@ class Execution:
     tensor: int
     precision: str
     recompute: bool = False
+    train: str = "all"
+    memory_rate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +207,7 @@ def _trace(
     with FakeTensorMode(allow_non_fake_inputs=True), _collectives() as sent:
         model = family_of(config).build(config)
         shard_model(model, Axis(0, how.tensor))
+        freeze(model, how.train, how.precision)
         if how.recompute:
             for layer in model.layers():
                 layer.forward = functools.partial(recomputed, layer.forward, True)
@@ -220,7 +235,7 @@ def _trace(
         if how.precision in AUTOCAST:
             saved[WEIGHT_COPIES], among_saved = _weight_copies(model, how.recompute)
             saved[ACTIVATIONS] -= among_saved
-        in_layers, rest = _shapes(model)
+        in_layers, rest = _shapes(model, how.memory_rate)
     return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers), below), rest
 
 
@@ -254,7 +269,8 @@ def _weight_copies(model: Any, recompute: bool) -> tuple[int, int]:
 
     Checkpointed layers drop theirs after the forward; until then autocast keeps them all.
     """
-    linear = {id(module.weight): module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    linear = {id(module.weight): module.weight for module in modules if module.weight.dtype == torch.float32}
     dropped = _parameters_of_layers(model) if recompute else set()
     kept = [weight for key, weight in linear.items() if key not in dropped]
     return sum(2 * weight.numel() for weight in linear.values()), sum(2 * weight.numel() for weight in kept)
@@ -264,15 +280,17 @@ def _parameters_of_layers(model: Any) -> set[int]:
     return {id(parameter) for layer in model.layers() for parameter in layer.parameters()}
 
 
-def _shapes(model: Any) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
+def _shapes(model: Any, memory_rate: bool) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
     """The parameters of the layers; and the others, by the model's attribute that holds them."""
     linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
-    decayed = {id(parameter) for parameter in cast(Any, parameter_groups(model, weight_decay=0.1)[0]["params"])}
+    groups = parameter_groups(model, OptimizerConfig(memory_learning_rate=1e-3 if memory_rate else None))
+    group = {id(parameter): number for number, each in enumerate(groups) for parameter in each["params"]}
     layers = _parameters_of_layers(model)
     in_layers: Counter[Shape] = Counter()
     rest: dict[str, Counter[Shape]] = {}
     for name, parameter in model.named_parameters():
-        shape = Shape(parameter.numel(), id(parameter) in linear, id(parameter) in decayed)
+        low_precision = id(parameter) in linear or parameter.element_size() < 4
+        shape = Shape(parameter.numel(), low_precision, group.get(id(parameter), -1), parameter.element_size())
         found = in_layers if id(parameter) in layers else rest.setdefault(name.split(".")[0], Counter())
         found[shape] += 1
     return in_layers, rest

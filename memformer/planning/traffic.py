@@ -52,23 +52,29 @@ def _data(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     """Over the data-parallel axis, for a process that has these parameters."""
     config, precision, replicas = run.config, run.precision, run.replicas
     stage, sent = config.parallel.zero_stage, Counter[str]()
-    segments = config.data.num_segments * run.groups if config.training.replay == "mrbp" else run.groups
+    segments = config.data.most_segments * run.groups if config.training.replay == "mrbp" else run.groups
     times = segments if config.parallel.gradient_reduction == "segment" else 1
     if stage == 0:
-        sent["all_reduce"] = 4 * _numel(parameters)
+        sent["all_reduce"] = 4 * sum(_groups(parameters))
     elif stage < 3:
-        reduced = sum(count * shape.numel * _width(shape, precision) for shape, count in parameters.items())
+        reduced = sum(
+            count * shape.numel * _width(shape, precision) for shape, count in parameters.items() if shape.trained
+        )
         sent["all_reduce"] = reduced * (times if stage == 2 else 1) + _norms(stage, parameters, replicas)
-        sizes = [_numel(parameters, decayed) for decayed in (True, False)]
-        sent["all_gather"] = sum(4 * _padded(size, 2 * replicas) for size in sizes)
+        sent["all_gather"] = sum(4 * _padded(size, 2 * replicas) for size in _groups(parameters))
     else:
-        padded = sum(
-            count * _padded(shape.numel, replicas) * _width(shape, precision) for shape, count in parameters.items()
+        padded, trained = (
+            sum(
+                count * _padded(shape.numel, replicas) * _width(shape, precision)
+                for shape, count in parameters.items()
+                if shape.trained or not only
+            )
+            for only in (False, True)
         )
         # Each advance, forward, recomputation and backward uses the parameters once.
-        uses = run.groups * (run.advances + (2 + run.execution.recompute) * config.data.num_segments)
+        uses = run.groups * (run.advances + (2 + run.execution.recompute) * config.data.most_segments)
         gathers = 1 if config.parallel.zero3_gather == "rollout" else uses
-        sent["reduce_scatter"], sent["all_gather"] = padded * times, padded * gathers
+        sent["reduce_scatter"], sent["all_gather"] = trained * times, padded * gathers
         sent["all_reduce"] = _norms(stage, parameters, replicas)
     if replicas == 1:
         del sent["all_gather"]  # the other calls are made, and go nowhere
@@ -81,7 +87,7 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     if parallel.tensor * parallel.pipeline > 1:
         sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.replicas)
     if parallel.pipeline > 1:
-        sent["all_reduce"] += 4 * (2 * run.config.data.num_segments - 1)
+        sent["all_reduce"] += 4 * (2 * run.config.data.most_segments - 1)
         sent["broadcast"] = 4 * run.replica_lanes * math.prod(run.model.memory_shape)
     return sent
 
@@ -89,12 +95,12 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
 def _tensor(run: Arrangement, stage: int) -> Counter[str]:
     """Over the tensor-parallel axis: layers, writer, embedding and loss of one rollout."""
     trace, data, sent = run.segment(stage), run.config.data, Counter[str]()
-    for kinds, times in ((trace.advance, run.advances * run.groups), (trace.replay, data.num_segments * run.groups)):
+    for kinds, times in ((trace.advance, run.advances * run.groups), (trace.replay, data.most_segments * run.groups)):
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
     if run.advances and run.config.activation_checkpointing.partition_activations:
         # Each memory but the last segment's is put together once, whether it was kept or computed again.
-        fetched = (data.num_segments - 1) * run.groups * run.lanes
+        fetched = (data.most_segments - 1) * run.groups * run.lanes
         sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
     return sent
 
@@ -114,16 +120,19 @@ def _width(shape: Shape, precision: str) -> int:
 
 def _norms(stage: int, parameters: Counter[Shape], replicas: int) -> int:
     """Bytes of the gradient norm's sums over one axis: a number for each of the optimizer's groups."""
-    sizes = [_numel(parameters, decayed) for decayed in (True, False)]
+    sizes = _groups(parameters)
     if stage == 3:
         return 8 * sum(-(-size // (SUB_GROUP * replicas)) for size in sizes)
-    return 4 * sum(size > 0 for size in sizes) if stage else 4
+    return 4 * len(sizes) if stage else 4
 
 
-def _numel(parameters: Counter[Shape], decayed: bool | None = None) -> int:
-    return sum(
-        shape.numel * count for shape, count in parameters.items() if decayed is None or shape.decayed == decayed
-    )
+def _groups(parameters: Counter[Shape]) -> list[int]:
+    """Elements of each of the optimizer's groups."""
+    sizes = Counter[int]()
+    for shape, count in parameters.items():
+        if shape.trained:
+            sizes[shape.group] += shape.numel * count
+    return list(sizes.values())
 
 
 def _padded(size: int, multiple: int) -> int:

@@ -47,6 +47,8 @@ class StepFigures:
         seconds: How long the step took.
         data_seconds: How long it waited for its batch.
         peak_memory_bytes: `peak_memory_bytes` after it.
+        num_segments: T of the step.
+        memory_learning_rate: Of the memory's parameters; None where they have none of their own.
     """
 
     loss: float
@@ -62,6 +64,8 @@ class StepFigures:
     seconds: float
     data_seconds: float
     peak_memory_bytes: int
+    num_segments: int = 1
+    memory_learning_rate: float | None = None
 
     def line(
         self,
@@ -85,6 +89,7 @@ class StepFigures:
             "loss": self.loss,
             "perplexity": perplexity(self.loss),
             "tokens": tokens,
+            "num_segments": self.num_segments,
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
             "grad_norm": self.grad_norm,
@@ -92,6 +97,8 @@ class StepFigures:
             "replay_buffer_bytes": self.replay_buffer_bytes,
             "memory_gradient_norms": self.memory_gradient_norms,
         }
+        if self.memory_learning_rate is not None:
+            line["memory_learning_rate"] = self.memory_learning_rate
         if self.loss_scale is not None:
             line["loss_scale"] = self.loss_scale
         if self.memory is not None:

@@ -27,43 +27,42 @@ class Costs:
 
     Attributes:
         model_flops: FLOPs a token of forward and backward, without anything computed twice.
-        hardware_flops: The same with what replay and activation checkpointing compute again.
+        hardware_flops: The same with what replay and activation checkpointing compute again, by the segments T of a
+            step.
         peak: FLOP/s of all devices together; None where the device is not known.
     """
 
     model_flops: float
-    hardware_flops: float
+    hardware_flops: dict[int, float]
     peak: float | None
 
     @classmethod
     def of(cls, config: Config, model: ModelConfig, world: World) -> "Costs":
         """The costs of a run."""
-        length, segments = config.data.segment_length, config.data.num_segments
+        length, replay = config.data.segment_length, config.training.replay
+        checkpointing, train = config.activation_checkpointing.mode, config.training.train
+        interval = config.activation_checkpointing.memory_interval
         peak = None
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
             precision = resolve_precision(config.precision, world.device)
             peak = peak_flops(name, precision)
         return cls(
-            model_flops_per_token(model, length),
-            hardware_flops_per_token(
-                model,
-                length,
-                segments,
-                config.training.replay,
-                config.activation_checkpointing.mode,
-                config.activation_checkpointing.memory_interval,
-            ),
+            model_flops_per_token(model, length, train),
+            {
+                segments: hardware_flops_per_token(model, length, segments, replay, checkpointing, interval, train)
+                for _, segments in config.data.segments.starts
+            },
             None if peak is None else peak * world.size,
         )
 
-    def utilisation(self, tokens_per_second: float) -> dict[str, float | None]:
-        """mfu and hfu, 0 to 1; None ("n/a") where the device's peak is not known."""
+    def utilisation(self, tokens_per_second: float, segments: int) -> dict[str, float | None]:
+        """mfu and hfu, 0 to 1, of a step of T segments; None ("n/a") where the device's peak is not known."""
         if self.peak is None:
             return {"mfu": None, "hfu": None}
         return {
             "mfu": tokens_per_second * self.model_flops / self.peak,
-            "hfu": tokens_per_second * self.hardware_flops / self.peak,
+            "hfu": tokens_per_second * self.hardware_flops[segments] / self.peak,
         }
 
 
@@ -96,23 +95,26 @@ def run_identity(
 def describe_run(config: Config, model: ModelConfig, documents: TrainingData, world: World, precision: str) -> None:
     """Prints the numbers that follow from the settings, and what may not be meant."""
     data = config.data
-    tokens = data.num_lanes * data.num_segments * data.segment_length
+    tokens = data.num_lanes * data.most_segments * data.segment_length
+    in_all = data.num_lanes * data.segments.total(config.training.max_steps) * data.segment_length
     train = documents.train
     LOG.info("run directory %s, configuration %s", config.run_dir, RunDirectory(config.run_dir).config)
-    LOG.info("model: %s, %s", f"{count_parameters(model):,} parameters", model.summary())
+    trained = "" if config.training.train == "all" else f" ({count_parameters(model, config.training.train):,} trained)"
+    LOG.info("model: %s parameters%s, %s", f"{count_parameters(model):,}", trained, model.summary())
     LOG.info(
-        "batch: %d lanes x %d segments x %d tokens = %s tokens a step; %s tokens in all",
+        "batch: %d lanes x %s segments x %d tokens = %s tokens a step%s; %s tokens in all",
         data.num_lanes,
-        data.num_segments,
+        data.segments.words(),
         data.segment_length,
         f"{tokens:,}",
-        f"{tokens * config.training.max_steps:,}",
+        " at most" if len(data.segments.starts) > 1 else "",
+        f"{in_all:,}",
     )
     LOG.info(
         "data: %s documents of %s tokens in all, read %.3g times",
         f"{len(train):,}",
         f"{train.num_tokens:,}",
-        tokens * config.training.max_steps / train.num_tokens,
+        in_all / train.num_tokens,
     )
     LOG.info(
         "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",

@@ -125,6 +125,12 @@ def initial_model(
         model: MemoryModel = family.build(model_config, construction)
         if stored is not None:
             _load(model, stored, construction)
+        elif not loaded and config.training.train != "all":
+            LOG.warning(
+                "training.train is %s, but what it freezes is drawn at random: give a pretrained model, or an "
+                "export as init_from",
+                config.training.train,
+            )
     except ValueError as error:
         raise UserError(f"model.{error}") from None
     if resumed or config.init_from is None:

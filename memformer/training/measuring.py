@@ -60,7 +60,7 @@ class Meter:
             clock: Of the step.
         """
         state = self._state
-        data, engine = state.world.mesh.data, state.engine
+        data, engine, optimizer = state.world.mesh.data, state.engine, state.config.optimizer
         local = torch.cat([result.segment_losses.double().sum()[None], result.memory_gradient_norms.double().square()])
         loss_sum, *squares = data.sum(local).tolist()
         interval, step = state.config.training.diagnostics_interval, state.progress.step
@@ -72,6 +72,10 @@ class Meter:
             applied=report.applied,
             loss_scale=report.loss_scale,
             learning_rate=learning_rate,
+            num_segments=len(result.segment_losses),
+            memory_learning_rate=(
+                None if optimizer.memory_learning_rate is None else learning_rate * optimizer.memory_factor
+            ),
             tokens=tokens,
             # What has been read of this data set: after a change of data at a resume, less than the run's tokens.
             epochs=int(state.progress.data["tokens"]) / self._data_tokens,
@@ -86,6 +90,6 @@ class Meter:
 
     def line(self, figures: StepFigures, found: Findings) -> dict[str, object]:
         """The step's line of metrics.jsonl, with what the guards found."""
-        utilisation = self._costs.utilisation(figures.tokens / figures.seconds)
+        utilisation = self._costs.utilisation(figures.tokens / figures.seconds, figures.num_segments)
         progress = found.progress
         return figures.line(progress.step, progress.tokens, progress.skipped_steps, utilisation, found.spike_score)

@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 STAGES = 2
 DROPOUT = Case(0, data=1, pipeline=STAGES, pipeline_layers=(3, 1), dropout=0.3)
 COUNTED = [
-    Case(1, data=1, pipeline=STAGES),
+    Case(1, data=1, pipeline=STAGES, growing=True),
     Case(0, data=1, pipeline=STAGES, pipeline_layers=(1, 3), lanes_per_micro_batch=3, tie_embeddings=False),
     Case(1, data=1, pipeline=STAGES, pipeline_layers=(3, 1), segments=1),
     Case(1, data=1, pipeline=STAGES, num_memory_slots=0),

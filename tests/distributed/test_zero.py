@@ -39,13 +39,17 @@ CASES = [Case(stage, precision) for stage, precision in itertools.product(range(
 CASES += [Case(stage, clipping=0.05) for stage in range(4)]
 CASES += [Case(stage, mode="full") for stage in (0, 1, 3)]
 CASES += [Case(stage, gradient_reduction="segment") for stage in (1, 2, 3)]
-CASES += [Case(stage, lanes_per_micro_batch=1) for stage in range(4)]
+CASES += [Case(stage, lanes_per_micro_batch=1, growing=True) for stage in range(4)]
 CASES += [Case(stage, offload="optimizer", clipping=0.05) for stage in (1, 2, 3)]
 CASES += [Case(stage, offload="optimizer", gradient_reduction="segment") for stage in (2, 3)]
 CASES += [Case(3, offload="parameters"), Case(3, offload="parameters", zero3_gather="segment", mode="full")]
 CASES += [Case(3, zero3_gather="segment"), Case(2, replay="bptt"), Case(3, replay="bptt")]
 CASES += [Case(stage, memory_interval=2, segments=6) for stage in (0, 1, 2)]
 CASES += [Case(3, memory_interval=2, segments=6, zero3_gather="segment", dropout=0.2)]
+FROZEN = [Case(stage, precision, train="memory") for stage in range(3) for precision in ("fp32", "bf16")]
+FROZEN += [Case(3, "bf16", train="memory"), Case(3, train="memory", mode="full", memory_learning_rate=3e-3)]
+RATES = [Case(stage, memory_learning_rate=4e-3) for stage in (0, 2)]
+CASES += FROZEN + RATES
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def test_equals_one_process_with_full_bptt(case: Case, trained: dict[Case, list[
 
 
 COUNTED = [Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
-COUNTED += [Case(2, replay="bptt"), Case(3, mode="full")]
+COUNTED += [Case(2, replay="bptt"), Case(3, mode="full"), *FROZEN, *RATES]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)

@@ -41,6 +41,8 @@ STAGES = {
 }
 TENSOR = {"tensor 3-0-1-2": (2, 1, 2, 2), "tensor 0-1-3-2": (2, 1, 2, 1)}
 LOOKS = {"eval_interval": 7, "eval_segments": 4, "diagnostics_interval": 7}
+GROWING = {"num_segments": {0: 1, 4: 3, LAST_STEPS[2]: 2}}
+"""Segments of a step change within a life, and between two."""
 LANES = {"fewer and more": (8, 2, 8, 4)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -51,11 +53,11 @@ def live(world: World, root: str, life: int) -> None:
     for name, stages in STAGES.items():
         training = {"max_steps": LAST_STEPS[life], **LOOKS}
         parallel = {"zero_stage": stages[life], "tensor": TENSOR.get(name, (1, 1, 1, 1))[life]}
-        train(tiny_config(Path(root), name, training=training, parallel=parallel))
+        train(tiny_config(Path(root), name, data=GROWING, training=training, parallel=parallel))
     for name, lanes in LANES.items():
         frozen_life(world, Path(root), name, life, lanes[life])
     if world.size == 1:
-        train(tiny_config(Path(root), "whole", training={"max_steps": LAST_STEPS[-1], **LOOKS}))
+        train(tiny_config(Path(root), "whole", data=GROWING, training={"max_steps": LAST_STEPS[-1], **LOOKS}))
         frozen_life(world, Path(root), "whole frozen", 3, 4, first=0)
 
 
@@ -106,6 +108,7 @@ def test_losses_equal_the_uninterrupted_run(runs: Path, name: str) -> None:
     for ours, theirs in zip(moved, whole, strict=True):
         assert ours["memory_gradient_norms"] == pytest.approx(theirs["memory_gradient_norms"], rel=1e-4)
     assert [row["tokens"] for row in moved] == [row["tokens"] for row in whole]
+    assert [row["num_segments"] for row in moved] == [1] * 4 + [3] * 5 + [2] * 5
     changes = [event["changes"] for event in events_of(RunDirectory(runs / name), "resume")]
     expected = [f"ZeRO {a} -> {b}" for a, b in zip(STAGES[name], STAGES[name][1:], strict=False)]
     assert [next(each for each in change if each.startswith("ZeRO")) for change in changes] == expected

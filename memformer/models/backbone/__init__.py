@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 from data_pipeline.faces import face
 
 if TYPE_CHECKING:
-    from memformer.models.backbone.config import BackboneConfig, MemoryConfig
+    from memformer.models.backbone.config import BackboneConfig, LoraConfig, MemoryConfig
     from memformer.models.backbone.model import Backbone
 
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "LoraConfig",
     "MemoryConfig",
 ]
 
@@ -20,6 +21,7 @@ __getattr__ = face(
     {
         "Backbone": "model",
         "BackboneConfig": "config",
+        "LoraConfig": "config",
         "MemoryConfig": "config",
     },
 )

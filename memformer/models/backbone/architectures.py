@@ -30,6 +30,10 @@ class Architecture:
         head: Names that files have for the head's module.
         tied: Whether head and embedding are one matrix where config.json does not say.
         window: The sliding window where config.json does not say; None: there is none.
+        linear: Names of the linear maps within a layer, which a low-rank adapter may be beside; the first ones, up to
+            `adapted`, are those that have one unless others are named.
+        adapted: How many of them these are.
+        transposed: Whether their weights are [inputs, outputs] (transformers' Conv1D).
     """
 
     body: str
@@ -45,6 +49,9 @@ class Architecture:
     head: tuple[str, ...] = ("lm_head",)
     tied: bool = False
     window: int | None = None
+    linear: tuple[str, ...] = ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    adapted: int = 2
+    transposed: bool = False
 
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
@@ -80,6 +87,8 @@ SUPPORTED: Mapping[str, Architecture] = {
         keys=frozenset(f"{_ROTARY} layer_norm_eps use_parallel_residual rotary_pct rotary_emb_base".split()),
         dropouts=("attention_dropout", "hidden_dropout"),
         head=("lm_head", "embed_out"),
+        linear=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+        adapted=1,
     ),
     "gpt2": Architecture(
         body="transformer",
@@ -93,6 +102,9 @@ SUPPORTED: Mapping[str, Architecture] = {
         keys=frozenset(f"{_ANY} n_inner activation_function layer_norm_epsilon".split()),
         dropouts=("attn_pdrop", "resid_pdrop", "embd_pdrop"),
         tied=True,
+        linear=("c_attn", "c_proj", "c_fc"),
+        adapted=1,
+        transposed=True,
     ),
 }
 

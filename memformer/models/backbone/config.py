@@ -78,6 +78,40 @@ class MemoryConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank maps beside linear maps of the backbone (Hu et al., 2021): W x + alpha / rank * B A x, B zero at first.
+
+    Raises:
+        ValueError: A value is out of range; the message names the field, the value and the mend.
+    """
+
+    __pydantic_config__: ClassVar[Any] = ModelConfig.__pydantic_config__
+
+    rank: int = 8
+    """Rows of A, columns of B: rank (inputs + outputs) numbers for each map."""
+    alpha: float = 16.0
+    """What the low-rank map is multiplied by, times rank."""
+    dropout: float = 0.0
+    """Dropout probability of what enters the low-rank maps."""
+    targets: tuple[str, ...] | None = None
+    """Names of linear maps within a layer, as PEFT's target_modules; null: q_proj and v_proj, or what joins them."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.targets is not None:
+            object.__setattr__(self, "targets", tuple(sorted(set(self.targets))))
+            require(bool(self.targets), "lora.targets", [], "name a linear map, or leave it out")
+        require(self.rank >= 1, "lora.rank", self.rank, "set it to 1 or more")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "set it above 0")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "set it to at least 0 and below 1")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of a backbone is a low-rank adapter's."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+@dataclasses.dataclass(frozen=True)
 class BackboneConfig(ModelConfig):
     """A language model of transformers with a memory.
 
@@ -103,6 +137,9 @@ class BackboneConfig(ModelConfig):
     """Id of the start token in the backbone's vocabulary; null: bos_token_id of its config.json, else that of the data
     set."""
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    lora: LoraConfig | None = None
+    """Low-rank adapters of the backbone, {rank: 8, alpha: 16, dropout: 0, targets: [q_proj, v_proj]}, for
+    training.train: lora; null: none."""
     dropout: float = 0.0
     """Dropout probability wherever the backbone has one (of Llama-like ones: attention alone), whatever its
     config.json says."""
@@ -132,6 +169,9 @@ class BackboneConfig(ModelConfig):
             require(value is None or value >= 1, name, value, "set it to 1 or more, or leave it out")
         require(self.overlap is None or self.overlap >= 0, "overlap", self.overlap, "set it to 0 or more")
         self._check_memory()
+        if self.lora is not None and self.lora.targets is not None:
+            unknown = sorted(set(self.lora.targets) - set(architecture.linear))
+            require(not unknown, "lora.targets", unknown, f"choose from {', '.join(architecture.linear)}")
         if self.segment_length is not None:
             self._check_length(self.segment_length)
         if self.vocab_size is not None and self.start_token_id is not None:
@@ -139,7 +179,7 @@ class BackboneConfig(ModelConfig):
 
     def __hash__(self) -> int:
         """Equal configurations have equal numbers; a dictionary alone has none."""
-        return hash((repr(self.backbone), self.memory, self.pretrained, self.overlap, self.vocab_size))
+        return hash((repr(self.backbone), self.memory, self.lora, self.pretrained, self.overlap, self.vocab_size))
 
     def _check_memory(self) -> None:
         memory, count = self.memory, self.num_layers
@@ -232,6 +272,18 @@ class BackboneConfig(ModelConfig):
         return self.memory.num_heads or int(self.backbone[self.architecture.sizes[2]])
 
     @property
+    def adapted(self) -> bool:
+        """Whether there are low-rank adapters."""
+        return self.lora is not None
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        """Names of the linear maps within a layer that have an adapter; none without adapters."""
+        if self.lora is None:
+            return ()
+        return self.architecture.linear[: self.architecture.adapted] if self.lora.targets is None else self.lora.targets
+
+    @property
     def memory_layers(self) -> tuple[int, ...]:
         """Layers before which the memory is read."""
         return tuple(range(self.num_layers)) if self.memory.layers is None else self.memory.layers
@@ -287,8 +339,13 @@ class BackboneConfig(ModelConfig):
         Raises:
             ValueError: An unknown field, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(MemoryConfig)}
-        memory = dict(values.get("memory", {}))
-        if unknown := sorted(set(memory) - known):
-            raise ValueError(f"unknown model field 'memory.{unknown[0]}'; the fields are {', '.join(sorted(known))}")
-        return super().from_dict({**values, "memory": MemoryConfig(**memory)})
+        parts: dict[str, Any] = {}
+        for part, kind in (("memory", MemoryConfig), ("lora", LoraConfig)):
+            known, given = {field.name for field in dataclasses.fields(kind)}, values.get(part)
+            if unknown := sorted(set(given or ()) - known):
+                raise ValueError(
+                    f"unknown model field '{part}.{unknown[0]}'; the fields are {', '.join(sorted(known))}"
+                )
+            if given is not None:
+                parts[part] = kind(**given)
+        return super().from_dict({**values, **parts})

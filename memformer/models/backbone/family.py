@@ -1,10 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The family `backbone`: what the system needs to know of it. Imports neither torch nor transformers by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.config import BackboneConfig, is_adapter
 from memformer.models.family_record import Family
 
 if TYPE_CHECKING:
@@ -39,6 +40,20 @@ def _weights(config: BackboneConfig) -> Iterator[tuple[str, Any]] | None:
     return weights(config)
 
 
+def _of_memory(name: str) -> bool:
+    """What is the memory's own, and the readers beside the backbone's layers."""
+    parts = name.split(".")
+    return parts[0] == "memory" or (parts[0] == "stack" and parts[2] == "reader")
+
+
+def _beside(config: BackboneConfig, directory: Path, names: Iterable[str], tensor_of: Callable[[str], Any]) -> None:
+    if config.lora is None:
+        return
+    from memformer.models.backbone.lora import write_adapter
+
+    write_adapter(directory, config, names, tensor_of)
+
+
 FAMILY = Family(
     name=BackboneConfig.family,
     architecture="Backbone",
@@ -46,5 +61,8 @@ FAMILY = Family(
     build=_build,
     flops=_flops,
     reader=_reader,
+    memory=_of_memory,
+    adapter=is_adapter,
+    beside=_beside,
     weights=_weights,
 )

@@ -14,6 +14,7 @@ from torch import nn
 
 from memformer.models.backbone.associative import AssociativeMemory
 from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.lora import adapted
 from memformer.models.backbone.memory import AddedMemory, LayerOutput, TokenMemory
 from memformer.models.backbone.parts import Parts
 from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
@@ -84,7 +85,7 @@ class Backbone(nn.Module):
         self.rotary = parts.rotary()
         self.memory: AddedMemory = KINDS[config.memory.kind](config, parts.std, construction)
         self.stack = nn.ModuleList(
-            construction.built(BackboneLayer(block, self.memory.reader(number)))
+            construction.built(BackboneLayer(adapted(block, config), self.memory.reader(number)))
             for number, block in enumerate(parts.layers())
         )
         self.norm = parts.norm()

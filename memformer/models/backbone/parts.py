@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from memformer.models.backbone.architectures import Architecture
-from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.config import BackboneConfig, is_adapter
 from memformer.models.construction import Construction
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -142,7 +142,9 @@ class Parts:
 
 
 def file_names(name: str, architecture: Architecture) -> list[str]:
-    """The names that files of transformers may have for a parameter of the backbone; none for one of the memory."""
+    """The names that files of transformers may have for a parameter of the backbone; none for what is added to it."""
+    if is_adapter(name):
+        return []
     own = {
         "embedding.": f"{architecture.embedding}.",
         "positions.": f"{architecture.positions}.",

@@ -56,6 +56,12 @@ def _sizes(config: MemformerConfig) -> dict[str, int]:
     return {"num_heads": config.num_heads} | writer | {"d_ff": config.d_ff}
 
 
+def _of_memory(name: str) -> bool:
+    """The readers in the encoder's layers with their norms, the writer, and the slots' bias."""
+    first, *rest = name.split(".")
+    return first in ("writer", "forget") or (first == "encoder" and rest[1] in ("reader", "read_norm"))
+
+
 def _costs(config: MemformerConfig, segment_length: int) -> PartFlops:
     flops = segment_flops(config, segment_length)
     return PartFlops(flops.encoder, flops.writer, flops.decoder, flops.head)
@@ -86,4 +92,5 @@ FAMILY = Family(
         },
     ),
     inspect=_inspect,
+    memory=_of_memory,
 )

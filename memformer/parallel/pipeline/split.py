@@ -57,9 +57,9 @@ class Work:
 
     @classmethod
     def of_run(cls, config: Config, model: ModelConfig) -> "Work":
-        """The work of a run's rollouts."""
+        """The work of a run's longest rollouts."""
         recomputed = config.activation_checkpointing.mode == "full"
-        return cls.of(model, config.data.segment_length, config.data.num_segments, recomputed)
+        return cls.of(model, config.data.segment_length, config.data.most_segments, recomputed)
 
     @property
     def layer_backward(self) -> int:
@@ -199,8 +199,16 @@ def replay_schedule(split: Split, work: Work, micro_batches: int, window: int | 
     return ReplaySchedule(layout, split.costs(work), window)
 
 
-def schedule_of(config: Config, model: ModelConfig, lanes: int) -> ReplaySchedule:
-    """The schedule of a run's rollouts, for that many lanes of a replica."""
+def schedule_of(config: Config, model: ModelConfig, lanes: int, num_segments: int | None = None) -> ReplaySchedule:
+    """The schedule of a run's rollouts, for that many lanes of a replica.
+
+    Args:
+        config: The run.
+        model: Its model, with vocab_size.
+        lanes: Of a replica.
+        num_segments: T of the rollout; None: the largest of the run.
+    """
     groups = lanes_of_groups(lanes, config.parallel.pipeline, config.training.lanes_per_micro_batch)
     work, window = Work.of_run(config, model), config.parallel.segments_in_flight
+    work = dataclasses.replace(work, segments=num_segments or work.segments)
     return replay_schedule(split_of(config, model), work, len(groups), window)

@@ -114,3 +114,20 @@ def test_what_is_saved_is_read_as_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(config.as_yaml())
     again = load_config(tmp_path / "c.yaml")
     assert again == config and again.deepspeed == keys and (again.run_dir, again.data.path) == ("1e5", "$d")
+
+
+def test_a_schedule_is_one_value_and_no_section(tmp_path: Path) -> None:
+    """A later one replaces an earlier one whole, where sections are merged; it is saved and read as the same."""
+    text = "run_dir: r\ndata: {path: d, num_segments: {0: 1, 1000: 2}}\n"
+    (tmp_path / "base.yaml").write_text(text)
+    (tmp_path / "c.yaml").write_text("extends: [base.yaml]\ndata: {num_segments: {0: 2, 50: 4}}\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert config.data.num_segments == {0: 2, 50: 4} and config.data.most_segments == 4
+    assert load_config(tmp_path / "base.yaml", ["--data.num_segments={0: 3}"]).data.segments.starts == ((0, 3),)
+    assert load_config(tmp_path / "base.yaml", ["--data.num_segments", "7"]).data.num_segments == 7
+    (tmp_path / "again.yaml").write_text(config.as_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+    for value, words in (("0", "is 0: give 1 segment"), ("{2: 1}", "add 0: 1 to it"), ("{5:2}", "a blank behind")):
+        with pytest.raises(UserError, match=words) as caught:
+            load_config(tmp_path / "base.yaml", [f"--data.num_segments={value}"])
+        assert "--data.num_segments" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The configuration: what it reads, what it refuses, and how it says so.
 
-Covers: memformer/config/faults.py
+Covers: memformer/config/checks.py, memformer/config/faults.py
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from data_pipeline.errors import UserError
-from memformer.config import faults, schema
+from memformer.config import checks, faults
 from memformer.config.schema import Config, describe_fields, load_config, parse_config
 from memformer.models.registry import family_of
 
@@ -38,10 +38,20 @@ def refusal(values: Mapping[str, Any]) -> str:
 
 
 def test_a_family_that_cannot_be_cut_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "family_of", lambda config: dataclasses.replace(family_of(config), shard=None))
+    monkeypatch.setattr(checks, "family_of", lambda config: dataclasses.replace(family_of(config), shard=None))
     said = refusal({"parallel": {"tensor": 2}})
     assert said == "run.yaml: parallel.tensor: not built for family memformer: set it to 1"
     parse_config(MINIMAL, "run.yaml")
+
+
+def test_a_rate_for_the_memory_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"optimizer": {"memory_learning_rate": 0.1}}
+    parse_config(MINIMAL | asked, "run.yaml")
+    assert "optimizer.memory_learning_rate: the model has no memory slots: leave it out" in refusal(
+        asked | {"model": {"num_memory_slots": 0}}
+    )
+    monkeypatch.setattr(checks, "family_of", lambda config: dataclasses.replace(family_of(config), memory=None))
+    assert "optimizer.memory_learning_rate: not built for family memformer: leave it out" in refusal(asked)
 
 
 def test_a_minimal_file_has_defaults() -> None:

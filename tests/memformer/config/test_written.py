@@ -81,3 +81,13 @@ def test_a_truth_value_is_no_number_and_a_quoted_number_is_text(tmp_path: Path) 
 def test_a_section_with_nothing_under_it_has_its_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, "training:", "model:", "deepspeed:")
     assert config == load(tmp_path, "training: {}", "model: {}", "deepspeed: {}")
+
+
+def test_a_section_that_may_be_none_is_none_with_nothing_under_it(tmp_path: Path) -> None:
+    sizes = (
+        "model_type: llama, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 9"
+    )
+    model = f"model: {{family: backbone, backbone: {{{sizes}}}, lora: LORA}}"
+    assert load(tmp_path, model.replace("LORA", "null")).model.lora is None  # type: ignore[attr-defined]
+    lora = load(tmp_path, model.replace("LORA", "{rank: 2}"), "training: {train: lora}").model.lora  # type: ignore[attr-defined]
+    assert (lora.rank, lora.alpha) == (2, 16.0)

@@ -2,6 +2,7 @@
 """The learning rate's shape, and which parameters decay."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from memformer.config.schema import OptimizerConfig
 from memformer.engine.optimizer import learning_rate, make_optimizer, parameter_groups
 from tests.memformer.examples import small_model
+from tests.memformer.models.backbone.examples import config_of, make
 
 MAX_STEPS = 100
 
@@ -62,14 +64,39 @@ def test_a_schedule_of_warm_up_alone_and_steps_beyond_the_end() -> None:
 def test_matrices_decay_and_nothing_else() -> None:
     model = small_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = parameter_groups(model, 0.3)
+    decayed, kept = parameter_groups(model, OptimizerConfig(weight_decay=0.3))
     assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == 0.0
-    kept_names = {names[id(p)] for p in kept["params"]}  # type: ignore[attr-defined]
-    decayed_names = {names[id(p)] for p in decayed["params"]}  # type: ignore[attr-defined]
+    kept_names = {names[id(p)] for p in kept["params"]}
+    decayed_names = {names[id(p)] for p in decayed["params"]}
     assert kept_names | decayed_names == set(names.values()) and not kept_names & decayed_names
     assert "forget.bias" in kept_names
     assert all("norm" in name for name in kept_names - {"forget.bias"})
     assert not any("norm" in name for name in decayed_names)
+
+
+@pytest.mark.parametrize("model", [small_model(), make(config_of("llama", "slots"))], ids=["memformer", "backbone"])
+def test_the_memory_has_groups_of_its_own(model: Any) -> None:
+    """With its own rate; what decays among its parameters is what decays anyway."""
+    one = parameter_groups(model, OptimizerConfig(weight_decay=0.3))
+    split = parameter_groups(model, OptimizerConfig(weight_decay=0.3, learning_rate=0.5, memory_learning_rate=2.0))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [(group["weight_decay"], group["rate_factor"]) for group in split] == [(0.3, 1), (0, 1), (0.3, 4), (0, 4)]
+    of_memory = {names[id(p)] for group in split[2:] for p in group["params"]}
+    words = ("writer", "forget", "reader", "read_norm", "memory")
+    assert of_memory == {name for name in names.values() if any(word in name.split(".") for word in words)} != set()
+    for decay, group in zip((0, 1), one, strict=True):
+        together = {id(p) for each in (split[decay], split[decay + 2]) for p in each["params"]}
+        assert together == {id(p) for p in group["params"]}
+    assert not any(
+        name.endswith((".bias", "gate.weight", ".rows")) for name in map(names.get, map(id, split[2]["params"])) if name
+    )
+
+
+def test_what_is_frozen_is_in_no_group() -> None:
+    model = small_model().requires_grad_(False)
+    model.writer.requires_grad_(True)
+    (group,) = parameter_groups(model, OptimizerConfig())
+    assert group["params"] == list(model.writer.parameters())
 
 
 def test_the_optimizer_has_the_settings() -> None:

@@ -26,7 +26,17 @@ FIGURES = StepFigures(
     data_seconds=0.5,
     peak_memory_bytes=2**30,
 )
-BEFORE = ["step", "loss", "perplexity", "tokens", "epochs", "learning_rate", "grad_norm", "skipped_steps"]
+BEFORE = [
+    "step",
+    "loss",
+    "perplexity",
+    "tokens",
+    "num_segments",
+    "epochs",
+    "learning_rate",
+    "grad_norm",
+    "skipped_steps",
+]
 BEFORE += ["replay_buffer_bytes"]
 TIMES = ["step_seconds", "data_seconds", "tokens_per_second", "mfu", "hfu", "peak_memory_bytes"]
 UNKNOWN = {"mfu": None, "hfu": None}
@@ -42,9 +52,10 @@ def test_fields_stand_in_their_order() -> None:
 
 
 def test_fields_that_only_some_steps_have() -> None:
-    full = dataclasses.replace(FIGURES, loss_scale=1024.0, memory={"self_weight": 0.8})
+    full = dataclasses.replace(FIGURES, memory_learning_rate=0.1, loss_scale=1024.0, memory={"self_weight": 0.8})
     line = full.line(7, 900, 1, UNKNOWN, spike_score=None)
-    assert list(line) == [*BEFORE, "memory_gradient_norms", "loss_scale", "memory", *TIMES], "skipped: no score"
+    some = ["memory_learning_rate", "loss_scale", "memory"]
+    assert list(line) == [*BEFORE, "memory_gradient_norms", *some, *TIMES], "skipped: no score"
     assert dataclasses.replace(FIGURES, memory={}).line(1, 1, 0, UNKNOWN, None)["memory"] == {}, "a model without slots"
 
 

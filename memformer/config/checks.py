@@ -1,0 +1,91 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What settings ask of each other across sections: each check refuses with a ValueError of one line.
+
+Each takes a `memformer.config.schema.Config`, which calls it when it is made.
+"""
+
+from typing import Any
+
+from memformer.models.registry import family_of, stages_of
+
+
+def memory_parameters(config: Any) -> None:
+    """What is asked of the memory's parameters, or of adapters, alone."""
+    model, family, train = config.model, family_of(config.model), config.training.train
+    asked = [("optimizer.memory_learning_rate", "leave it out")] * (config.optimizer.memory_learning_rate is not None)
+    asked += [("training.train", "set it to all")] * (train != "all")
+    for name, mend in asked:
+        if family.memory is None:
+            raise ValueError(f"{name}: not built for family {family.name}: {mend}")
+        if not model.memory_shape[0]:
+            raise ValueError(f"{name}: the model has no memory slots: {mend}")
+    if train == "lora" and family.adapter is None:
+        raise ValueError(f"training.train is lora: not built for family {family.name}: set it to all or memory")
+    if train == "lora" and not model.adapted:
+        raise ValueError(
+            "training.train is lora, but model.lora is left out: give its rank, or set the former to memory"
+        )
+    if train != "lora" and model.adapted:
+        raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
+    for name in ("tensor", "pipeline"):
+        if train != "all" and getattr(config.parallel, name) > 1:
+            raise ValueError(f"training.train is {train}: not built for parallel.{name} above 1: set that to 1")
+
+
+def tensor_parallel(config: Any) -> None:
+    """What tensor parallelism and activation partitioning ask of the model."""
+    tensor, model = config.parallel.tensor, config.model
+    family = family_of(model)
+    if tensor == 1 and config.activation_checkpointing.partition_activations:
+        raise ValueError(
+            "activation_checkpointing.partition_activations is true: it needs parallel.tensor above 1, set it to false"
+        )
+    if tensor == 1:
+        return
+    if family.shard is None:
+        raise ValueError(f"parallel.tensor: not built for family {family.name}: set it to 1")
+    for name, size in family.shard.sizes(model).items():
+        if size % tensor:
+            raise ValueError(
+                f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
+                f"{tensor}, or set parallel.tensor to a divisor of {size}"
+            )
+
+
+def pipeline(config: Any) -> None:
+    """What pipelines ask of the model and of the other settings."""
+    parallel, stages = config.parallel, config.parallel.pipeline
+    if stages == 1 and parallel.pipeline_layers is None:
+        return
+    if stages == 1 and family_of(config.model).stages is None:
+        raise ValueError(f"parallel.pipeline_layers: not built for family {config.model.family}: leave it out")
+    cut = stages_of(config.model)
+    layers = sum(cut.layers(config.model))
+    if parallel.pipeline_layers is not None:
+        by_hand = parallel.pipeline_layers
+        if len(by_hand) != stages or min(by_hand, default=0) < 1 or sum(by_hand) != layers:
+            raise ValueError(
+                f"parallel.pipeline_layers is {by_hand}: give each of the {stages} stages of parallel.pipeline at "
+                f"least 1 layer, {layers} in all ({cut.words})"
+            )
+    if stages == 1:
+        return
+    if stages > layers:
+        raise ValueError(
+            f"parallel.pipeline is {stages}, but the model has {layers} layers, and each stage needs one: set it to at "
+            f"most {layers}"
+        )
+    if parallel.zero_stage > 1:
+        raise ValueError(
+            f"parallel.zero_stage is {parallel.zero_stage}: a pipeline stage keeps its gradients whole until all "
+            "segments of a rollout have added to them, so with parallel.pipeline above 1 set it to 0 or 1"
+        )
+    interval = config.activation_checkpointing.memory_interval
+    if interval > 1:
+        raise ValueError(f"activation_checkpointing.memory_interval is {interval}: pipelines keep all, set it to 1")
+    if parallel.gradient_reduction == "segment":
+        raise ValueError("parallel.gradient_reduction is segment: pipelines reduce once a rollout, set it to rollout")
+    if config.training.replay == "bptt":
+        raise ValueError(
+            "training.replay is bptt, which is for one stage: with parallel.pipeline above 1 set it to mrbp"
+        )
