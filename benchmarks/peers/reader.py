@@ -43,26 +43,26 @@ class Reader(Protocol):
         """
 
 
-class MemformerReader:
-    """This project's model, trained by memory replay.
+class MemoryReader:
+    """A model of this project of any family, trained by memory replay.
 
     Args:
-        config: With `vocab_size` and `start_token_id`.
+        module: A `models.protocol.MemoryModel`.
         name: For the tables.
         memory_reset: Take the memory away at every segment; the segment before stays in view.
     """
 
-    def __init__(self, config: MemformerConfig, name: str = "Memformer", memory_reset: bool = False) -> None:
-        self.name, self.module, self.memory_reset = name, Memformer(config), memory_reset
+    def __init__(self, module: Any, name: str, memory_reset: bool = False) -> None:
+        self.name, self.module, self.memory_reset = name, module, memory_reset
 
     def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Encodes the segment before with the memory, decodes this one, writes."""
+        """Predicts a segment and writes it into the memory."""
         rollout, carry = self._rollout(tokens_BS[:, None], state)
         logits, memory = self.module.logits(rollout.segment(0, carry), carry.memory)
         return logits, rollout.carry(memory)
 
     def skip(self, tokens_BS: torch.Tensor, state: State) -> State:
-        """Encoder and writer alone."""
+        """What the memory depends on alone (a Memformer's encoder and writer)."""
         rollout, carry = self._rollout(tokens_BS[:, None], state)
         return rollout.carry(self.module.advance(rollout.segment(0, carry), carry.memory))
 
@@ -86,10 +86,23 @@ class MemformerReader:
         return rollout, Carry(initial, state.tokens, state.length, state.ragged)
 
 
+class MemformerReader(MemoryReader):
+    """A Memformer.
+
+    Args:
+        config: With `vocab_size` and `start_token_id`.
+        name: For the tables.
+        memory_reset: As of `MemoryReader`.
+    """
+
+    def __init__(self, config: MemformerConfig, name: str = "Memformer", memory_reset: bool = False) -> None:
+        super().__init__(Memformer(config), name, memory_reset)
+
+
 class _WeightedCell:
     """The model as a replay's cell whose tokens count by weight; keeps their losses, the last segment's first."""
 
-    def __init__(self, model: Memformer, weights_BTS: torch.Tensor) -> None:
+    def __init__(self, model: Any, weights_BTS: torch.Tensor) -> None:
         self.model, self.advance = model, model.advance
         self.weights = list(weights_BTS.unbind(1))  # the replay takes the last segment first
         self.losses: list[torch.Tensor] = []
