@@ -33,7 +33,7 @@ from benchmarks.tasks.probe import accuracy_by_distance
 from benchmarks.training import train
 
 SETUP = SETUPS["needle"]
-STEPS = {"associative": 300, "slots": 600, "plain": 600, "tokens": 600}
+STEPS = {"associative": 300, "slots": 600, "plain": 300, "tokens": 600}
 TIMES = (1, 10, 30)
 
 
@@ -113,11 +113,11 @@ def page(values: dict[str, Any]) -> str:
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=STEPS, help="default: associative, slots, plain")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: 300 associative, 600 others)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 600 of slots and tokens, 300 of others)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak; default 3e-3")
     parser.add_argument("--pretraining-steps", type=int, help=f"default {backbone.PRETRAINING.steps}")
     parser.add_argument("--times", nargs="+", type=int, default=list(TIMES), help="of the training length; 1 10 30")
-    parser.add_argument("--documents", type=int, default=128, help="documents of a probe; default 128")
+    parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
     add_options(parser, "associative and plain, 10 steps, up to 10 times the training length")
     options = parser.parse_args(words)
     options.kinds = options.kinds or (["associative", "plain"] if options.quick else ["associative", "slots", "plain"])

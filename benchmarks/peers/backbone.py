@@ -38,8 +38,8 @@ MEMORIES = {
     "tokens": MemoryConfig("tokens"),
     "plain": MemoryConfig("slots", layers=(0,), num_slots=1),
 }
-PRETRAINING = Recipe(1500, 3e-3, "wsd")
-PRETRAINED_LANES, PRETRAINED_SEGMENTS, PRETRAINED_LENGTH = 16, 4, 64  # a document of 256 bytes
+PRETRAINING = Recipe(600, 3e-3, "wsd")
+PRETRAINED_LANES, PRETRAINED_LENGTH = 16, 128
 
 
 def make(memory: MemoryConfig, segment_length: int, overlap: int | None = None) -> Backbone:
@@ -107,12 +107,10 @@ def plain(model: Backbone) -> MemoryReader:
 
 @functools.cache
 def pretrained(steps: int = PRETRAINING.steps, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The backbone's weights after reading books, one segment and the whole segment before it at a time."""
+    """The backbone's weights after reading excerpts of books, each from a start token on."""
     torch.manual_seed(seed)
-    reader = plain(make(MEMORIES["plain"], PRETRAINED_LENGTH, overlap=PRETRAINED_LENGTH))
-    documents = texts("books").trained
-    length = PRETRAINED_SEGMENTS * PRETRAINED_LENGTH
-    data = rollouts(documents, PRETRAINED_LANES, length, PRETRAINED_SEGMENTS, PRETRAINED_LENGTH, seed)
+    reader = plain(make(MEMORIES["plain"], PRETRAINED_LENGTH, overlap=0))
+    data = rollouts(texts("books").trained, PRETRAINED_LANES, PRETRAINED_LENGTH, 1, PRETRAINED_LENGTH, seed)
     recipe = dataclasses.replace(PRETRAINING, steps=steps)
     train(reader, data, recipe, lambda line: print(f"pretraining {line}", flush=True))
     return {name: weight for name, weight in reader.module.state_dict().items() if not is_of_memory(name)}
