@@ -5,8 +5,10 @@
     behind layer l:  for each write token: S_l <- S_l + phi(k)^T b (v - phi(k) S_l)
 
 After ARMT (Rodkin et al., 2024), whose keys (DPFP-3, Schlag et al., 2021) these are; theirs divides by a normaliser and
-writes all tokens at once, ours has keys of length 1 and writes one token after the other. Values start from zero, so
-that every S is zero and the backbone says what it says alone until something is learned.
+writes all tokens at once, ours has keys of length 1 and writes one token after the other. Token i changes S by
+phi(k_i)^T u_i with u_i = b_i (v_i - phi(k_i) (S + sum over j < i of phi(k_j)^T u_j)): a triangular system of M
+equations, solved in one call (Yang et al., 2024) instead of M matrices that the backward would keep. Values start from
+zero, so that every S is zero and the backbone says what it says alone until something is learned.
 
 Shapes: B lanes, L inputs, M write tokens, P = 6 d_key features, D width, n layers; the memory is [n P, D].
 """
@@ -71,13 +73,12 @@ class AssociativeWriter(nn.Module):
         """The next matrix [B, P, D]."""
         with torch.autocast(x_BMD.device.type, enabled=False):
             x_BMD, matrix_BPD = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
-            keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
-            gates_BM1 = torch.sigmoid(self.gate(x_BMD))
-            for k_B1P, v_B1D, b_B11 in zip(
-                keys_BMP.split(1, 1), values_BMD.split(1, 1), gates_BM1.split(1, 1), strict=True
-            ):
-                matrix_BPD = matrix_BPD + k_B1P.mT @ (b_B11 * (v_B1D - k_B1P @ matrix_BPD))
-            return matrix_BPD
+            keys_BMP, gates_BM1 = features(self.key(x_BMD)), torch.sigmoid(self.gate(x_BMD))
+            change_BMD = gates_BM1 * (self.value(x_BMD) - keys_BMP @ matrix_BPD)
+            # What a token's key reads of the tokens before it, each of which was written likewise.
+            likeness_BMM = (gates_BM1 * (keys_BMP @ keys_BMP.mT)).tril(-1)
+            change_BMD = torch.linalg.solve_triangular(likeness_BMM, change_BMD, upper=False, unitriangular=True)
+            return matrix_BPD + keys_BMP.mT @ change_BMD
 
 
 class AssociativeMemory(nn.Module):

@@ -61,7 +61,7 @@ def segment_flops(config: BackboneConfig, segment_length: int) -> SegmentFlops:
     writes = 1
     if memory.kind == "associative":
         reader = 2 * length * d * (memory.d_key + features)
-        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * d * features)
+        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * d * features + 2 * memory.back * features)
         writes = len(config.memory_layers)
         depth = config.memory_layers[-1] + 1
     elif memory.kind == "slots":
