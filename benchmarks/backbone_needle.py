@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A needle far beyond the training length, found by a pretrained backbone with a memory.
 
-    python benchmarks/backbone_needle.py --seeds 0 1 2           about 20 minutes on one CPU core
+    python benchmarks/backbone_needle.py --seeds 0 1 2           about 15 minutes on one CPU core
     python benchmarks/backbone_needle.py --quick --json          under a minute: few steps
-    python benchmarks/backbone_needle.py --out benchmarks/results/DATE-cpu-backbone-needle
+    python benchmarks/backbone_needle.py --device cuda --seeds 0 1 2 --out benchmarks/results/DATE-gpu-backbone-needle
 
 A byte-level Llama of 181,000 parameters reads books first. A memory is then added and all of it is trained on
 documents of 160 bytes (5 segments of 32) that tell a digit once and ask for it (`benchmarks/tasks`), and asked at the
@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,7 +42,7 @@ TIMES = (1, 10, 30)
 def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """Trains one model; a row with its memory and one with it reset."""
     kind, seed = case["kind"], case["seed"]
-    weights = backbone.pretrained(options.pretraining_steps)
+    weights = backbone.pretrained(options.pretraining_steps, options.device)
     reader = backbone.reader_of(kind, weights, SETUP.segment_length, seed)
     recipe = dataclasses.replace(SETUP.recipe, steps=options.steps or STEPS[kind], learning_rate=options.learning_rate)
     rollouts = training_rollouts(
@@ -115,6 +117,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=STEPS, help="default: associative, slots, plain")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: 600 of slots and tokens, 300 of others)")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak; default 3e-3")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--pretraining-steps", type=int, help=f"default {backbone.PRETRAINING.steps}")
     parser.add_argument("--times", nargs="+", type=int, default=list(TIMES), help="of the training length; 1 10 30")
     parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
@@ -132,7 +135,7 @@ def main(words: Sequence[str] | None = None) -> None:
     cases = [{"kind": kind, "seed": seed} for seed in options.seeds for kind in options.kinds]
     names = ("learning_rate", "pretraining_steps", "times", "documents")
     sizes = {name: getattr(options, name) for name in names}
-    values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
+    values = run_cases(options, sizes, cases, functools.partial(measure, options), page, torch.device(options.device))
     if options.json:
         print(json.dumps({"summary": values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 

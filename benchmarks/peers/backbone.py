@@ -106,10 +106,10 @@ def plain(model: Backbone) -> MemoryReader:
 
 
 @functools.cache
-def pretrained(steps: int = PRETRAINING.steps, seed: int = 0) -> dict[str, torch.Tensor]:
+def pretrained(steps: int = PRETRAINING.steps, device: str = "cpu", seed: int = 0) -> dict[str, torch.Tensor]:
     """The backbone's weights after reading excerpts of books, each from a start token on."""
     torch.manual_seed(seed)
-    reader = plain(make(MEMORIES["plain"], PRETRAINED_LENGTH, overlap=0))
+    reader = plain(make(MEMORIES["plain"], PRETRAINED_LENGTH, overlap=0).to(device))
     data = rollouts(texts("books").trained, PRETRAINED_LANES, PRETRAINED_LENGTH, 1, PRETRAINED_LENGTH, seed)
     recipe = dataclasses.replace(PRETRAINING, steps=steps)
     train(reader, data, recipe, lambda line: print(f"pretraining {line}", flush=True))
@@ -117,7 +117,7 @@ def pretrained(steps: int = PRETRAINING.steps, seed: int = 0) -> dict[str, torch
 
 
 def reader_of(kind: str, backbone: dict[str, torch.Tensor], segment_length: int, seed: int) -> MemoryReader:
-    """A pretrained backbone with a new memory.
+    """A pretrained backbone with a new memory, where its weights are.
 
     Args:
         kind: Of `MEMORIES`.
@@ -129,4 +129,5 @@ def reader_of(kind: str, backbone: dict[str, torch.Tensor], segment_length: int,
     model = make(MEMORIES[kind], segment_length)
     missing, unexpected = model.load_state_dict(backbone, strict=False)
     assert not unexpected and all(map(is_of_memory, missing))
+    model.to(next(iter(backbone.values())).device)
     return plain(model) if kind == "plain" else MemoryReader(model, kind)

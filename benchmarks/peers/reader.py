@@ -89,7 +89,7 @@ class MemoryReader:
         lanes, segments, length = tokens_BTS.shape
         resets = torch.zeros(lanes, segments, dtype=torch.bool)
         resets[:, 0] = state is None
-        rollout = Rollout.of(tokens_BTS, torch.full((lanes, segments), length), resets, tokens_BTS.device)
+        rollout = Rollout.of(tokens_BTS, torch.full((lanes, segments), length), resets, self.module.device)
         if state is not None and not self.memory_reset:
             return rollout, state
         initial = self.module.initial_memory(lanes).detach()
