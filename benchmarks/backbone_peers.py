@@ -161,10 +161,11 @@ def main(words: Sequence[str] | None = None) -> None:
     values: dict[str, Any] = provenance(device)
     values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
     values["sizes"]["clock"] = clock_name(options)
-    values["rows"] = [row for segments in options.segments for row in measure(segments, options, device)]
-    values["notes"] = options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+    values["notes"], values["rows"] = options.notes, []
+    for segments in options.segments:  # each is kept as soon as it is measured
+        values["rows"] += measure(segments, options, device)
+        if options.out:
+            write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps({"rows": values["rows"], "hardware": values["hardware"], "commit": values["commit"]}))
 

@@ -139,11 +139,12 @@ def main(words: Sequence[str] | None = None) -> None:
     values: dict[str, Any] = provenance(device)
     values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
     values["sizes"]["clock"] = clock_name(options)
-    values["rows"] = [row for shape in options.shapes for row in measure(shape, options, device, make_problem)]
-    values["summary"] = summary(values["rows"])
-    values["notes"] = options.notes
-    if options.out:
-        write_results(options.out, values, page(values))
+    values["notes"], values["rows"] = options.notes, []
+    for shape in options.shapes:  # each is kept as soon as it is measured
+        values["rows"] += measure(shape, options, device, make_problem)
+        values["summary"] = summary(values["rows"])
+        if options.out:
+            write_results(options.out, values, page(values))
     if options.json:
         print(json.dumps({**values["summary"], "hardware": values["hardware"], "commit": values["commit"]}))
 
