@@ -1,7 +1,7 @@
 # `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` and `make images` need root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slurm checks lint peers images bench-quick results lock clean
+.PHONY: help setup train test slurm checks lint backbone peers images bench-quick results lock clean
 PYTHON ?= python3
 export PYTHON
 RUN := .venv/bin/python
@@ -32,6 +32,9 @@ lint: setup  ## ruff (lint and format) and mypy
 checks: lint  ## lint, then the fast tests: before every commit
 	@echo "checks: running the fast tests"
 	@$(RUN) -m pytest -q -n auto -m "not slow and not distributed and not slurm and not gpu" $(PYTEST_ARGS)
+
+backbone: setup  ## a small pretrained model (SmolLM2-135M) for model.pretrained, in models/smollm2-135m
+	@$(RUN) -m launch.backbone
 
 peers: setup  ## install the architectures that benchmarks/ compares with (torch stays as it is)
 	@echo "peers: installing requirements/peers.txt"

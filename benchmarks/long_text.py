@@ -82,13 +82,13 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         "training_losses": history.losses,
         "perplexity": math.exp(float(kept.mean())),
         "perplexity_memory_reset": math.exp(float(reset.mean())),
-        "by_position": by_position(kept, reset, options.segment_length),
+        "by_position": bands(kept, reset, options.segment_length),
     }
     print(f"{label(row)} seed {row['seed']}: {row['perplexity']:.3f}, reset {row['perplexity_memory_reset']:.3f}")
     return [row]
 
 
-def by_position(kept: torch.Tensor, reset: torch.Tensor, segment_length: int) -> list[dict[str, Any]]:
+def bands(kept: torch.Tensor, reset: torch.Tensor, segment_length: int) -> list[dict[str, Any]]:
     """Perplexity in both modes of segments 0, 1, 2-3, 4-7, ... from their mean losses [segments]."""
     bounds = [0, 1]
     while bounds[-1] < len(kept):
@@ -132,7 +132,7 @@ def page(values: dict[str, Any]) -> str:
     longest = [row for row in with_slots if row["horizon"] == max(each["horizon"] for each in with_slots)]
     if longest:
         places.append([f"{label(longest[0])}, reset", *means_by_position(longest, "perplexity_memory_reset")])
-    bands = [f"{place['from']:,} to {place['to'] - 1:,}" for place in rows[0]["by_position"]]
+    heads = [f"{place['from']:,} to {place['to'] - 1:,}" for place in rows[0]["by_position"]]
     first = rows[0]
     return "\n".join(
         [
@@ -150,7 +150,7 @@ def page(values: dict[str, Any]) -> str:
             "",
             "Perplexity by position in the excerpt, in bytes:",
             "",
-            markdown_table(["gradient through", *bands], places),
+            markdown_table(["gradient through", *heads], places),
             *(["", values["notes"]] if values["notes"] else []),
         ]
     )

@@ -22,7 +22,8 @@ from benchmarks.common import ROOT
 
 SCRIPTS = (
     "replay", "training_peers", "inference", "memory_tasks", "pixels", "long_text", "peers_text", "memory_slots",
-    "data", "overhead", "checkpoint", "quickstart", "bubble", "communication",
+    "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle", "backbone_replay",
+    "backbone_books", "backbone_peers",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 
@@ -37,6 +38,8 @@ def lacks(name: str) -> str:
     """What a script cannot do without and is not installed, with the mend, or nothing."""
     if name == "data" and importlib.util.find_spec("wids") is None:
         return "wids is not installed (make peers)"
+    if name == "backbone_books" and not (ROOT / "models" / "smollm2-135m").is_dir():
+        return "there is no pretrained model (make backbone)"
     if name == "pixels" and not pixels.PACKAGE.is_dir():
         return "Fashion-MNIST is not installed (make images)"
     return ""

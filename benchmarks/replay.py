@@ -59,7 +59,7 @@ METHODS = ("bptt", "mrbp", "checkpointing")
 class Problem:
     """A model and the rollout it trains on."""
 
-    model: Memformer
+    model: Any
     rollout: Rollout
     carry: Carry
 
@@ -77,9 +77,9 @@ class Problem:
 class CheckpointedCell:
     """Per-segment gradient checkpointing: the graph keeps a segment's inputs and recomputes the rest."""
 
-    def __init__(self, model: Memformer) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.advance = model.advance
+        self.advance, self.initial_memory = model.advance, model.initial_memory
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The cell's step, checkpointed."""
@@ -118,7 +118,12 @@ def make_problem(shape: str, segments: int, options: argparse.Namespace, device:
             config, d_model=options.width, num_heads=config.num_heads // ratio, d_ff=config.d_ff // ratio
         )
     torch.manual_seed(0)
-    model = Memformer(config).to(device)
+    return problem_of(Memformer(config), segments, options, device)
+
+
+def problem_of(model: Any, segments: int, options: argparse.Namespace, device: torch.device) -> Problem:
+    """A model of any family and a rollout of random tokens in the middle of documents."""
+    model = model.to(device)
     lanes, length = options.lanes, options.segment_length
     tokens = torch.randint(0, VOCABULARY, (lanes, segments + 1, length))
     lengths = torch.full((lanes, segments), length)
@@ -175,15 +180,17 @@ def allocated_bytes(problem: Problem, method: str, device: torch.device) -> int:
     return live.meter.peak_bytes
 
 
-def measure(shape: str, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """One row for each number of segments."""
-    one = make_problem(shape, 1, options, device)
+def measure(
+    shape: str, options: argparse.Namespace, device: torch.device, make: Callable[..., Problem] = make_problem
+) -> list[dict[str, Any]]:
+    """One row for each number of segments; `make` is given shape, segments, options and device."""
+    one = make(shape, 1, options, device)
     one_segment = {"saved": saved_bytes(one, "bptt"), "allocated": allocated_bytes(one, "bptt", device)}
     f = advance_share(one.model.config, options.segment_length)
     print(f"{shape.replace('_', '+'):>5} f = {f:.3f}: limit of the speed for many segments {1 / (1 + f / 3):.3f}")
     rows = []
     for segments in options.segments:
-        problem = make_problem(shape, segments, options, device)
+        problem = make(shape, segments, options, device)
         gradient_error = check_gradients(problem)
         saved = {method: saved_bytes(problem, method) for method in ("bptt", "mrbp")}
         allocated = {method: allocated_bytes(problem, method, device) for method in METHODS}

@@ -102,10 +102,16 @@ def rollouts(
 
 
 @torch.no_grad()
-def losses_by_segment(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) -> tuple[torch.Tensor, State]:
-    """Mean loss of each segment in nats, [segments], and the last state."""
+def losses_by_excerpt(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) -> tuple[torch.Tensor, State]:
+    """Mean loss of each segment of each excerpt in nats, [B, segments], and the last state."""
     state, means = None, []
     for segment in tokens_BL.split(segment_length, dim=1):
         logits, state = reader.read(segment, state)
-        means.append(losses_of(logits, segment).mean())
-    return torch.stack(means), state
+        means.append(losses_of(logits, segment).mean(1))
+    return torch.stack(means, 1), state
+
+
+def losses_by_segment(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) -> tuple[torch.Tensor, State]:
+    """Mean loss of each segment in nats, [segments], and the last state."""
+    found, state = losses_by_excerpt(reader, tokens_BL, segment_length)
+    return found.mean(0), state

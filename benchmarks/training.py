@@ -12,6 +12,8 @@ from benchmarks.peers.reader import Reader, State
 from memformer.config.schema import OptimizerConfig
 from memformer.engine.optimizer import learning_rate, make_optimizer
 
+PACED = (10, 40)  # steps whose pace says how many there is time for
+
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
@@ -41,6 +43,8 @@ class Recipe:
         weight_decay: On matrices.
         horizon: Segments through which the gradient goes back. A rollout is cut into parts of so many; the state is
             carried from part to part, the gradient is not. None: the whole rollout.
+        seconds: Wall time; where the first steps show that it will not do, fewer steps are taken. None: all.
+        rates: Beginnings of names of parameters, and what their rate is multiplied by; 0 freezes them.
     """
 
     steps: int
@@ -49,14 +53,27 @@ class Recipe:
     clip: float = 1.0
     weight_decay: float = 0.0
     horizon: int | None = None
+    seconds: float | None = None
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def rate_of(self, name: str) -> float:
+        """What a parameter's learning rate is multiplied by."""
+        return next((rate for start, rate in self.rates if name.startswith(start)), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What training did: mean weighted loss in nats of each tenth of the steps, and the processor time it took."""
+    """What training did.
+
+    Attributes:
+        losses: Mean weighted loss in nats of each tenth of the steps.
+        seconds: Processor time.
+        steps: That were taken.
+    """
 
     losses: tuple[float, ...]
     seconds: float
+    steps: int
 
 
 def train(
@@ -86,13 +103,15 @@ def train(
     if not hasattr(reader.module, "undecayed"):
         reader.module.undecayed = set  # the models of other libraries: all of their matrices decay
     optimizer = make_optimizer(reader.module, settings, device)
+    _apply_rates(reader.module, optimizer, recipe)
     reader.module.train()
     state: State = None
-    started, window, shown = time.process_time(), [], []
-    tenth = max(1, recipe.steps // 10)
-    for step, rollout in enumerate(itertools.islice(rollouts, recipe.steps), start=1):
+    started, began, window, shown = time.process_time(), time.perf_counter(), [], []
+    steps, step = recipe.steps, 0
+    tenth = max(1, steps // 10)
+    for step, rollout in enumerate(rollouts, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings, recipe.steps)
+            group["lr"] = group["rate"] * learning_rate(step, settings, steps)
         weights = torch.ones(rollout.tokens.shape) if rollout.weights is None else rollout.weights
         weights = weights / weights.sum()
         optimizer.zero_grad()
@@ -102,12 +121,33 @@ def train(
         torch.nn.utils.clip_grad_norm_(reader.module.parameters(), recipe.clip)
         optimizer.step()
         window.append(float((losses.cpu() * weights).sum()))
-        if step % tenth == 0:
+        if recipe.seconds is not None and step in PACED:
+            pace = (time.perf_counter() - began) / step
+            steps = max(step, min(recipe.steps, int(recipe.seconds / pace)))
+            tenth = max(1, steps // 10)
+        if step % tenth == 0 or step == steps:
             shown.append(sum(window) / len(window))
             window.clear()
-            report(f"{reader.name}: step {step} of {recipe.steps}, loss {shown[-1]:.3f}")
+            taken = time.perf_counter() - began
+            report(f"{reader.name}: step {step} of {steps}, loss {shown[-1]:.3f}, {taken:.0f} s")
+        if step >= steps:
+            break
     reader.module.eval()
-    return History(tuple(shown), time.process_time() - started)
+    return History(tuple(shown), time.process_time() - started, step)
+
+
+def _apply_rates(module: torch.nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
+    """Splits the groups of an optimizer that has not stepped by `recipe.rate_of`, and freezes what has rate 0."""
+    rates = {parameter: recipe.rate_of(name) for name, parameter in module.named_parameters()}
+    groups = list(optimizer.param_groups)
+    optimizer.param_groups.clear()
+    for group, rate in itertools.product(groups, sorted(set(rates.values()))):
+        members = [parameter for parameter in group["params"] if rates[parameter] == rate]
+        if rate == 0:
+            for parameter in members:
+                parameter.requires_grad_(False)
+        elif members:
+            optimizer.add_param_group({**group, "params": members, "rate": rate})
 
 
 def _backward(

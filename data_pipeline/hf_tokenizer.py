@@ -200,7 +200,7 @@ def import_tokenizer(path: str | Path) -> HFTokenizer:
     Raises:
         UserError: There is no such file, or it is not a tokenizer of Hugging Face's library.
     """
-    file, text, content = read_tokenizer_file(path, "give the path of a tokenizer.json")
+    file, text, content = read_tokenizer_file(path, "give the path of a tokenizer.json, or of a directory with one")
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise UserError(f"{file} is not a tokenizer.json of Hugging Face's tokenizers; give another file")
     added = content.get("added_tokens") or []

@@ -24,6 +24,8 @@ from data_pipeline.background import Background
 from data_pipeline.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
+OTHER_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
+"""What a model may have in its place: SentencePiece's and older files, which transformers turns into one."""
 START_TOKEN = "<|start|>"
 SMALLEST_VOCAB = 258  # the bytes, the start token, a merge
 # How `tokenizers`' ByteLevel(use_regex=True) cuts text into words before merging, for tiktoken's engine.
@@ -309,9 +311,18 @@ def read_tokenizer_file(path: str | Path, mend: str) -> tuple[Path, str, Any]:
         text = file.read_bytes().decode("utf-8")
         return file, text, json.loads(text)
     except FileNotFoundError:
-        raise UserError(f"no tokenizer at {file}; {mend}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the tokenizer {file}: {error}") from None
+        others = [name for name in OTHER_TOKENIZER_FILES if (file.parent / name).is_file()]
+        if file == Path(path) or not others:
+            raise UserError(f"no tokenizer at {file}; {mend}") from None
+        raise UserError(
+            f"no tokenizer at {file}, only {', '.join(others)}; let transformers write it: "
+            "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"not JSON: {error}"
+        raise UserError(f"cannot read the tokenizer {file} ({reason}); {mend}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {file}: {error.strerror or error}") from None
 
 
 def own_tokenizer(file: Path, text: str, content: Any) -> ByteTokenizer | BPETokenizer:

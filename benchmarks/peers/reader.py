@@ -6,6 +6,8 @@ the first one from a start token. Shapes: B documents side by side, T segments o
 vocabulary.
 """
 
+import contextlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -43,32 +45,42 @@ class Reader(Protocol):
         """
 
 
-class MemformerReader:
-    """This project's model, trained by memory replay.
+class MemoryReader:
+    """A model of this project of any family, trained by memory replay.
 
     Args:
-        config: With `vocab_size` and `start_token_id`.
+        module: A `models.protocol.MemoryModel`.
         name: For the tables.
         memory_reset: Take the memory away at every segment; the segment before stays in view.
+        precision: Gives the context of each forward, e.g. an autocast; it is left before the backward, and with it
+            what it has cast, which `advance` casts without a graph.
     """
 
-    def __init__(self, config: MemformerConfig, name: str = "Memformer", memory_reset: bool = False) -> None:
-        self.name, self.module, self.memory_reset = name, Memformer(config), memory_reset
+    def __init__(
+        self,
+        module: Any,
+        name: str,
+        memory_reset: bool = False,
+        precision: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.name, self.module, self.memory_reset, self.precision = name, module, memory_reset, precision
 
     def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Encodes the segment before with the memory, decodes this one, writes."""
+        """Predicts a segment and writes it into the memory."""
         rollout, carry = self._rollout(tokens_BS[:, None], state)
-        logits, memory = self.module.logits(rollout.segment(0, carry), carry.memory)
+        with self.precision():
+            logits, memory = self.module.logits(rollout.segment(0, carry), carry.memory)
         return logits, rollout.carry(memory)
 
     def skip(self, tokens_BS: torch.Tensor, state: State) -> State:
-        """Encoder and writer alone."""
+        """What the memory depends on alone (a Memformer's encoder and writer)."""
         rollout, carry = self._rollout(tokens_BS[:, None], state)
-        return rollout.carry(self.module.advance(rollout.segment(0, carry), carry.memory))
+        with self.precision():
+            return rollout.carry(self.module.advance(rollout.segment(0, carry), carry.memory))
 
     def backward(self, tokens_BTS: torch.Tensor, state: State, weights_BTS: torch.Tensor) -> tuple[torch.Tensor, State]:
         """Memory replay over the rollout."""
-        cell = _WeightedCell(self.module, weights_BTS)
+        cell = _WeightedCell(self.module, weights_BTS, self.precision)
         rollout, carry = self._rollout(tokens_BTS, state)
         result = memory_replay_backward(cell, rollout, carry, denominator=1.0)
         return torch.stack(cell.losses[::-1], dim=1), result.carry
@@ -77,7 +89,7 @@ class MemformerReader:
         lanes, segments, length = tokens_BTS.shape
         resets = torch.zeros(lanes, segments, dtype=torch.bool)
         resets[:, 0] = state is None
-        rollout = Rollout.of(tokens_BTS, torch.full((lanes, segments), length), resets, tokens_BTS.device)
+        rollout = Rollout.of(tokens_BTS, torch.full((lanes, segments), length), resets, self.module.device)
         if state is not None and not self.memory_reset:
             return rollout, state
         initial = self.module.initial_memory(lanes).detach()
@@ -86,16 +98,44 @@ class MemformerReader:
         return rollout, Carry(initial, state.tokens, state.length, state.ragged)
 
 
+class MemformerReader(MemoryReader):
+    """A Memformer.
+
+    Args:
+        config: With `vocab_size` and `start_token_id`.
+        name: For the tables.
+        memory_reset: As of `MemoryReader`.
+    """
+
+    def __init__(self, config: MemformerConfig, name: str = "Memformer", memory_reset: bool = False) -> None:
+        super().__init__(Memformer(config), name, memory_reset)
+
+
 class _WeightedCell:
     """The model as a replay's cell whose tokens count by weight; keeps their losses, the last segment's first."""
 
-    def __init__(self, model: Memformer, weights_BTS: torch.Tensor) -> None:
-        self.model, self.advance = model, model.advance
+    def __init__(
+        self,
+        model: Any,
+        weights_BTS: torch.Tensor,
+        precision: Callable[[], contextlib.AbstractContextManager[Any]],
+    ) -> None:
+        self.model, self.precision = model, precision
         self.weights = list(weights_BTS.unbind(1))  # the replay takes the last segment first
         self.losses: list[torch.Tensor] = []
 
+    def initial_memory(self, lanes: int) -> torch.Tensor:
+        memory: torch.Tensor = self.model.initial_memory(lanes)
+        return memory
+
+    def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
+        with self.precision():
+            following: torch.Tensor = self.model.advance(segment, memory)
+        return following
+
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits, memory = self.model.logits(segment, memory)
+        with self.precision():
+            logits, memory = self.model.logits(segment, memory)
         losses, weights = losses_of(logits, segment.target), self.weights.pop()
         self.losses.append(losses.detach())
         return (losses * weights).sum(), weights.sum(), memory
@@ -164,7 +204,9 @@ def shifted(tokens_BS: torch.Tensor, previous: torch.Tensor | None, start_token_
 
 
 def losses_of(logits_BSV: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihoods in nats, [B, S]."""
+    """Negative log-likelihoods in nats, [B, S]; in float32 at least."""
+    if logits_BSV.dtype in (torch.bfloat16, torch.float16):
+        logits_BSV = logits_BSV.float()
     flat = nn.functional.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS.flatten(), reduction="none")
     return flat.view_as(tokens_BS)
 

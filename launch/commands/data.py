@@ -86,8 +86,8 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="bytes|bpe:FILE|hf:FILE|train-bpe:VOCAB",
         default="bytes",
         help="bytes (257 ids), byte-level BPE from a tokenizer.json or a data set of this project, a "
-        "tokenizer.json of Hugging Face's library that gives back every text (images need bytes), or BPE trained on "
-        "the sources (VOCAB counts all ids, the start token included)",
+        "tokenizer.json of Hugging Face's library, or a pretrained model's directory with one, that gives back every "
+        "text (images need bytes), or BPE trained on the sources (VOCAB counts all ids, the start token included)",
     )
     workers = min(_MOST_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
     add("--workers", metavar="N", type=int, default=workers, help="tokenizing threads; they do not change the result")

@@ -156,6 +156,32 @@ def test_what_is_built_gives_back_its_texts_and_opens_again(tmp_path: Path, kind
     assert again.sha256 == index.manifest.tokenizer_sha256  # a start token is added once
 
 
+def test_a_model_s_directory_is_taken_by_its_tokenizer_json_alone(tmp_path: Path) -> None:
+    """As `hf:DIRECTORY` names it: the same tokenizer as by the file; without it, one line and a mend."""
+    model = tmp_path / "model"
+    model.mkdir()
+    file = write(model, llama())
+    assert import_tokenizer(model).sha256 == import_tokenizer(file).sha256
+    (tmp_path / "text.txt").write_text(HARD[1])
+    file.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"^no tokenizer at .*model/tokenizer.json; give the path of a tokenizer.json, or"
+    ):
+        build_dataset([tmp_path / "text.txt"], tmp_path / "set", tokenizer=f"hf:{model}")
+    (model / "tokenizer.model").write_bytes(b"\x0a\x0b")
+    with pytest.raises(
+        UserError, match=r"tokenizer.json, only tokenizer.model; let transformers write it: Auto"
+    ) as said:
+        build_dataset([tmp_path / "text.txt"], tmp_path / "set", tokenizer=f"hf:{model}")
+    assert "\n" not in str(said.value)
+    with pytest.raises(UserError, match=r"tokenizer.model \(not JSON: .*\); give the path of a tokenizer.json"):
+        import_tokenizer(model / "tokenizer.model")
+    (model / "tokenizer.model").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"tokenizer.model \(not UTF-8\); give"):
+        import_tokenizer(model / "tokenizer.model")
+    assert not (tmp_path / "set").exists()
+
+
 @pytest.mark.parametrize("kind", [llama, gemma, unigram])
 def test_the_bytes_of_a_token_are_what_it_adds_to_a_text(tmp_path: Path, kind: Callable[[], dict[str, Any]]) -> None:
     tokenizer = import_tokenizer(write(tmp_path, kind()))

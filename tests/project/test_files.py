@@ -3,6 +3,7 @@
 
 import ast
 import gzip
+import json
 import subprocess
 from pathlib import Path
 
@@ -62,7 +63,15 @@ def test_yaml_files_parse(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in shipped(".yaml") if file.parts[:2] == ("configs", "train")], ids=str)
-def test_shipped_runs_have_a_valid_configuration(file: Path) -> None:
+def test_shipped_runs_have_a_valid_configuration(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretrained model that one names need not be here: the sizes of SmolLM2 stand in for its config.json."""
+    pretrained = (
+        yaml.safe_load((REPOSITORY / file).read_text(encoding="utf-8")).get("model", {}).get("pretrained", "none")
+    )
+    (tmp_path / pretrained).mkdir(parents=True)
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "max_position_embeddings": 8192}
+    (tmp_path / pretrained / "config.json").write_text(json.dumps({"model_type": "llama"} | sizes))
+    monkeypatch.chdir(tmp_path)
     load_config(REPOSITORY / file)
 
 

@@ -11,6 +11,10 @@ their code; g = 1 - phi(k) z, at least 0, is how much of a key is new, and as in
 sum z is one more column of S. Values start from zero, so that every S is zero and the backbone says what it says alone
 until something is learned.
 
+The delta rule's token i changes S by phi(k_i)^T u_i with u_i = b_i (v_i - phi(k_i) (S + sum over j < i of
+phi(k_j)^T u_j)): a triangular system of M equations, solved in one call (Yang et al., 2024) instead of M matrices that
+the backward would keep.
+
 Shapes: B lanes, L inputs, M write tokens, P = 6 d_key features, D width, C = D columns (armt: D + 1), n layers; the
 memory is [n P, C].
 """
@@ -85,16 +89,17 @@ class AssociativeWriter(nn.Module):
             x_BMD, matrix_BPD = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
             keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
             gates_BM1 = torch.sigmoid(self.gate(x_BMD))
+            found_BMC = keys_BMP @ matrix_BPD
             if self.normalised:
-                found_BMC = keys_BMP @ matrix_BPD
                 new_BM1 = (1 - found_BMC[..., -1:]).clamp(0, 1).detach()
                 changes_BMD = gates_BM1 * (values_BMD - recalled(found_BMC, normalised=True))
                 return matrix_BPD + keys_BMP.mT @ torch.cat([changes_BMD, new_BM1], -1)
-            for k_B1P, v_B1D, b_B11 in zip(
-                keys_BMP.split(1, 1), values_BMD.split(1, 1), gates_BM1.split(1, 1), strict=True
-            ):
-                matrix_BPD = matrix_BPD + k_B1P.mT @ (b_B11 * (v_B1D - k_B1P @ matrix_BPD))
-            return matrix_BPD
+            # What a token's key reads of the tokens before it, each of which was written likewise.
+            likeness_BMM = (gates_BM1 * (keys_BMP @ keys_BMP.mT)).tril(-1)
+            changes_BMD = torch.linalg.solve_triangular(
+                likeness_BMM, gates_BM1 * (values_BMD - found_BMC), upper=False, unitriangular=True
+            )
+            return matrix_BPD + keys_BMP.mT @ changes_BMD
 
 
 class AssociativeMemory(nn.Module):

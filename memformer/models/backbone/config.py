@@ -134,8 +134,8 @@ class BackboneConfig(ModelConfig):
     segment_bos: bool = True
     """Start every segment with the start token, which pretrained models expect; False: only that of a document."""
     bos_token_id: int | None = None
-    """Id of the start token in the backbone's vocabulary; null: bos_token_id of its config.json, else that of the data
-    set."""
+    """Id of the start token in the backbone's vocabulary; null: bos_token_id of its config.json, else the bos_token of
+    its tokenizer's files, else that of the data set."""
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     lora: LoraConfig | None = None
     """Low-rank adapters of the backbone, {rank: 8, alpha: 16, dropout: 0, targets: [q_proj, v_proj]}, for

@@ -21,7 +21,7 @@ def place(pretrained: str) -> Path:
 
 
 def read_config(pretrained: str) -> dict[str, Any]:
-    """What config.json says of the model.
+    """What config.json says of the model; its start token from the tokenizer's files, where it names none.
 
     Raises:
         ValueError: There is none, or it cannot be read; the message names the directory and the mend.
@@ -31,7 +31,31 @@ def read_config(pretrained: str) -> dict[str, Any]:
     if not isinstance(values, dict) or "model_type" not in values:
         said = "an export of ours: set init_from to it" if isinstance(values, dict) and "model" in values else _MEND
         raise ValueError(f"pretrained is {pretrained}: its config.json names no model_type: {said}")
+    if values.get("bos_token_id") is None and (start := start_token(pretrained)) is not None:
+        values["bos_token_id"] = start
     return {name: value for name, value in values.items() if name not in _OF_THE_FILE}
+
+
+def start_token(pretrained: str) -> int | None:
+    """The id of what tokenizer_config.json names as `bos_token`; None where it names none, or no such token is there.
+
+    Raises:
+        ValueError: One of the two files is there and cannot be read.
+    """
+    named, file = place(pretrained) / "tokenizer_config.json", place(pretrained) / "tokenizer.json"
+    if not (named.is_file() and file.is_file()):
+        return None
+    name, tokenizer = (_json(each, f"pretrained is {pretrained}") for each in (named, file))
+    try:
+        token = name["bos_token"]
+        content = token["content"] if isinstance(token, dict) else token
+        added = {each["content"]: each["id"] for each in tokenizer.get("added_tokens", [])}
+        vocabulary = tokenizer["model"]["vocab"]
+        if isinstance(vocabulary, list):
+            vocabulary = {each[0]: number for number, each in enumerate(vocabulary)}
+        return int((vocabulary | added)[content])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def weight_places(pretrained: str) -> dict[str, Path] | None:

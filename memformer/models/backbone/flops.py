@@ -61,7 +61,8 @@ def segment_flops(config: BackboneConfig, segment_length: int) -> SegmentFlops:
     writes = 1
     if memory.kind == "associative":
         reader = 2 * length * (d * memory.d_key + columns * features)
-        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * columns * features)
+        likeness = 2 * memory.back * features  # of the delta rule's keys to one another
+        writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * columns * features + likeness)
         writes = len(config.memory_layers)
         depth = config.memory_layers[-1] + 1
     elif memory.kind == "slots":

@@ -97,7 +97,7 @@ def _check_tokenizer(config: BackboneConfig, where: str) -> None:
     if ids is not None and count not in (ids, ids + 1):
         raise ValueError(
             f"{where}: its tokenizer.json has {ids} ids, that of the data set {count} with the start token: build the "
-            f"data set with --tokenizer hf:{config.pretrained}/tokenizer.json"
+            f"data set with --tokenizer hf:{config.pretrained}"
         )
     if ids is None and count < config.own_vocabulary - _PADDING:
         raise ValueError(

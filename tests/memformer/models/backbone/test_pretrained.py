@@ -132,6 +132,23 @@ def test_the_tokenizer_with_or_without_our_start_token(ids: int, tmp_path: Path)
     assert list(weights(config_at(tmp_path)))
 
 
+def test_the_start_token_is_that_of_the_tokenizer_where_the_configuration_names_none(tmp_path: Path) -> None:
+    edited(bos_token_id=None)(saved("llama", tmp_path))
+    assert config_at(tmp_path).bos == START, "no tokenizer: that of the data"
+    named, file = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
+    added = [{"id": 7, "content": "<s>"}]
+    file.write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 3, "b": 30}}, "added_tokens": added}))
+    for said, bos in (({"content": "<s>"}, 7), ("<s>", 7), ("a", 3), (None, START), ("gone", START)):
+        named.write_text(json.dumps({"bos_token": said}))
+        assert config_at(tmp_path).bos == bos
+        assert list(weights(config_at(tmp_path)))
+    file.write_text(json.dumps({"model": {"type": "Unigram", "vocab": [["<pad>", 0], ["a", -1.5]]}}))
+    named.write_text('{"bos_token": "a"}')
+    assert config_at(tmp_path).bos == 1
+    edited(bos_token_id=5)(tmp_path)
+    assert config_at(tmp_path).bos == 5, "config.json comes first"
+
+
 def test_an_index_that_names_what_is_not_there(tmp_path: Path) -> None:
     saved("llama", tmp_path, max_shard_size="5KB")
     sorted(tmp_path.glob("model-*.safetensors"))[0].unlink()
