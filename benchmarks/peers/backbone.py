@@ -19,6 +19,7 @@ from data_pipeline.tokenizer import Tokenizer
 from memformer.models.backbone.config import BackboneConfig, MemoryConfig
 from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.pretrained import weights
+from memformer.models.construction import Construction
 
 WIDTH, LAYERS = 64, 4
 TINY = {
@@ -81,9 +82,9 @@ def load(
     )
     model = Backbone(config)
     parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in weights(config):
-            parameters[name].copy_(weight)
+    place = Construction()
+    for name, stored in weights(config):
+        place.read(name, parameters[name], stored)
     return model.to(device)
 
 
