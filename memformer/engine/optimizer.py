@@ -21,14 +21,15 @@ def parameter_groups(model: MemoryModel, config: OptimizerConfig) -> list[dict[s
     Returns:
         `params`, `weight_decay`, and `rate_factor`, which the learning rate is multiplied by.
     """
-    undecayed, of_memory = model.undecayed(), family_of(model.config).memory
+    undecayed = model.undecayed()
+    of_memory = None if config.memory_learning_rate is None else family_of(model.config).memory
     found: dict[tuple[bool, bool], list[nn.Parameter]] = {
         (apart, decays): [] for apart in (False, True) for decays in (True, False)
     }
     for name, parameter in model.named_parameters():
         # ds_shape: ZeRO-3's Init has replaced the data by a partition.
         matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
-        apart = config.memory_learning_rate is not None and of_memory is not None and of_memory(name)
+        apart = of_memory is not None and of_memory(name)
         if parameter.requires_grad:
             found[apart, matrix and name not in undecayed].append(parameter)
     return [
