@@ -53,6 +53,8 @@ def rows() -> list[list[str]]:
     filled, short = data["throughput"]["1"], data["short"]
     library = "webdataset iterator + lanes"
     return [
+        *(gpu_rows() if exists("gpu-step") else []),
+        *(book_rows() if exists("gpu-backbone-books") else []),
         *(inference_rows() if exists("cpu-inference") else []),
         [
             "Speed of memory replay, 4+16 layers, 8 segments",
@@ -94,6 +96,54 @@ def rows() -> list[list[str]]:
             f"{start['perplexity_memory_reset']:.3f} with it reset at every segment",
             link(start_path),
         ],
+    ]
+
+
+def gpu_rows() -> list[list[str]]:
+    """Whole training steps of a GPU, and the memory of rollouts there."""
+    path, values = newest("gpu-step")
+    parts = values["parts"]
+
+    def speed(name: str) -> str:
+        return f"{parts[name]['tokens_per_second']:,.0f}"
+
+    def share(name: str) -> str:
+        return f"{parts[name]['mfu']:.1%}"
+
+    flat = {row["num_segments"]: row for row in parts["flat"]["rows"]}
+    longest, full = max(flat), max(segments for segments, row in flat.items() if "bptt_bytes" in row)
+    rollouts = f"{flat[1]['replay_bytes'] / 2**20:,.0f} and {flat[longest]['replay_bytes'] / 2**20:,.0f} MiB"
+    return [
+        [
+            "Training 350M and 1.3B on one H100, bf16, ZeRO 1, 8 lanes x 8 segments x 1,024 tokens",
+            f"{speed('train-350m')} and {speed('train-1.3b')} tokens/s, MFU {share('train-350m')} and "
+            f"{share('train-1.3b')}",
+            f"350M with `compile: true`: {speed('train-350m-compiled')}, {share('train-350m-compiled')}",
+            link(path),
+        ],
+        [
+            f"Memory of a rollout of 1 and of {longest} segments there, 350M, 2 lanes",
+            rollouts,
+            f"full BPTT, {full} segments: {flat[full]['bptt_bytes'] / 2**20:,.0f} MiB",
+            link(path),
+        ],
+    ]
+
+
+def book_rows() -> list[list[str]]:
+    """A pretrained model on books, with its memory and without."""
+    path, values = newest("gpu-backbone-books")
+    found = [row for row in values["rows"] if row["variant"] == "associative"]
+    kept = [row["perplexity"] for row in found]
+    steps = [row["steps"] for row in found]
+    return [
+        [
+            f"SmolLM2-135M, frozen, its memory alone trained for {min(steps)} to {max(steps)} steps: held-out books",
+            f"perplexity {statistics.fmean(kept):.1f} ({min(kept):.1f} to {max(kept):.1f}, {len(kept)} seeds)",
+            f"{found[0]['perplexity_memory_reset']:.1f} with the memory reset, which is the model alone at the same "
+            "overlap",
+            link(path),
+        ]
     ]
 
 
@@ -286,7 +336,7 @@ def drawn(readme: str) -> str:
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     table = markdown_table(["measured", "figure", "beside it", "result"], rows())
-    note = "Two CPU cores, no GPU; each row's page has its hardware, commit and command.\n"
+    note = "Two CPU cores unless a row names a GPU; each row's page has its hardware, commit and command.\n"
     return f"{before}{BEGIN}{table}\n\n{note}{END}{after}"
 
 
