@@ -76,7 +76,7 @@ def pages() -> tuple[dict[str, str], dict[str, Plot]]:
     texts["README.md"] = (
         f"{MADE.format(source='benchmarks/results/')}\n\n# Results\n\nEach page has its date, hardware, commit and "
         "command, and what did not come out as hoped. *Not run*: a GPU was to be had for minutes.\n"
-        "`make bench-quick` runs a small version of all of them. What the paper claims stands beside as the paper's.\n\n"
+        "`make bench-quick` runs a small version of all of them. What the paper claims stands beside as its own.\n\n"
         f"{table}\n"
     )
     return texts, drawn
