@@ -87,6 +87,8 @@ def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[in
             )
             engine.step(1e-3)
         carry = result.carry
+    if stage in (1, 2):
+        assert not engine.deepspeed.optimizer._grad_acc_hooks, "each backward calls Python for each parameter"
     engine.close()
     return counts
 
