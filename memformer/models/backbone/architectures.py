@@ -30,6 +30,7 @@ class Architecture:
         head: Names that files have for the head's module.
         tied: Whether head and embedding are one matrix where config.json does not say.
         window: The sliding window where config.json does not say; None: there is none.
+        cache: What a layer calls the cache of keys and values that it is given.
     """
 
     body: str
@@ -45,6 +46,7 @@ class Architecture:
     head: tuple[str, ...] = ("lm_head",)
     tied: bool = False
     window: int | None = None
+    cache: str = "cache"
 
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
@@ -80,6 +82,7 @@ SUPPORTED: Mapping[str, Architecture] = {
         keys=frozenset(f"{_ROTARY} layer_norm_eps use_parallel_residual rotary_pct rotary_emb_base".split()),
         dropouts=("attention_dropout", "hidden_dropout"),
         head=("lm_head", "embed_out"),
+        cache="layer_past",
     ),
     "gpt2": Architecture(
         body="transformer",

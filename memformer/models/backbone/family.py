@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from memformer.models.backbone.config import BackboneConfig
-from memformer.models.family_record import Family
+from memformer.models.backbone.exports import (
+    CODE_FILE,
+    base_files,
+    config_json,
+    files_beside,
+    memory_facts,
+    weight_place,
+)
+from memformer.models.family_record import Export, Family
 
 if TYPE_CHECKING:
     from memformer.models.backbone.flops import SegmentFlops
@@ -47,4 +55,13 @@ FAMILY = Family(
     flops=_flops,
     reader=_reader,
     weights=_weights,
+    export=Export(
+        code="backbone_lm",
+        code_file=CODE_FILE,
+        config=config_json,
+        place=weight_place,
+        facts=memory_facts,
+        beside=files_beside,
+        base=base_files,
+    ),
 )

@@ -74,6 +74,7 @@ class SlotMemory(nn.Module):
         super().__init__()
         self.config = config
         self.depth = config.memory.write_layer or config.num_layers
+        self.kept = self.depth - 1
         self.start = construction.built(Rows(config.memory.num_slots, config.width, config.width**-0.5))
         self.writer = construction.built(SlotWriter(config))
 

@@ -130,7 +130,7 @@ class TestTrained:
     ) -> None:
         out = root / f"export-{stage}"
         assert main(["export", str(runs[stage]), "--out", str(out)]) == 0
-        assert json.loads((out / "config.json").read_text())["architecture"] == "Backbone"
+        assert json.loads((out / "memory.json").read_text())["architecture"] == "Backbone"
         away = (root / "base").rename(root / "away")  # the export needs it no more
         try:
             model = load_model(out)
