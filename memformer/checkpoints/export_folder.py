@@ -24,8 +24,12 @@ from memformer.models.hub.bundle import bundle
 
 TOKENIZER, DATA_TOKENIZER = "tokenizer.json", "memory-tokenizer.json"
 """The data set's tokenizer; its name where the pretrained model's own is beside it."""
-FAST_TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-"""What transformers must be told of a tokenizer.json that came without a description."""
+FAST_TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "padding_side": "left",
+}
+"""What transformers must be told of a tokenizer.json of ours; texts are padded with its last id, the start token."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -65,7 +69,8 @@ class ExportFolder:
         if (self.directory / TOKENIZER).exists():
             self._tokenizer = DATA_TOKENIZER
         elif export is not None:
-            self._write_json("tokenizer_config.json", FAST_TOKENIZER)
+            start = json.loads(file.read_text(encoding="utf-8"))["added_tokens"][-1]["content"]
+            self._write_json("tokenizer_config.json", FAST_TOKENIZER | {"pad_token": start})
         shutil.copyfile(file, self.directory / self._tokenizer)
 
     def write(self, shapes: Shapes, tensor_of: Callable[[str], torch.Tensor], dtype: str) -> dict[str, int]:
@@ -115,15 +120,18 @@ class ExportFolder:
         names = [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
         if count == 1:
             names = [f"{stem}.safetensors"]
-        sums = {}
+        sums: dict[str, dict[str, Any]] = {}
+        places: dict[str, str] = {}
         for file, group in zip(names, groups, strict=True):
             own = {self._place(name)[1][0]: name for name in group}
+            places |= dict.fromkeys(own, file)
             layout = {there: (dtype, shapes[name]) for there, name in own.items()}
-            sums[file] = write_tensors(
-                self.directory / file, layout, lambda there, own=own: tensor_of(own[there]).to(dtype), {"format": "pt"}
-            )
+
+            def of_file(there: str, own: Mapping[str, str] = own) -> torch.Tensor:
+                return tensor_of(own[there]).to(dtype)
+
+            sums[file] = write_tensors(self.directory / file, layout, of_file, {"format": "pt"})
         if count > 1:
-            places = {self._place(name)[1][0]: file for file, group in zip(names, groups, strict=True) for name in group}
             index = {"metadata": {"total_size": sum(entry["bytes"] for entry in sums.values())}, "weight_map": places}
             self._write_json(f"{stem}.safetensors.index.json", index)
         return sums

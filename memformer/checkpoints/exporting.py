@@ -1,8 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified, then published.
 
-What lies in the directory is in export_folder.py, and how a family lays it out is its own (`Family.export`). The pieces are mapped, read and written one tensor at a time: a process holds one tensor, and what the kernel keeps of
-the mapped files, which it can drop. Only the forward pass that verifies the result needs the whole model.
+What lies in the directory is in export_folder.py, and how a family lays it out is its own (`Family.export`). The pieces
+are mapped, read and written one tensor at a time: a process holds one tensor, and what the kernel keeps of the mapped
+files, which it can drop. Only the forward pass that verifies the result needs the whole model.
 """
 
 import os

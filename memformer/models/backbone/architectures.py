@@ -27,7 +27,7 @@ class Architecture:
         sizes: Keys of config.json for the number of layers, the width, the heads, and the longest input.
         keys: The other keys that a backbone without weights may be described by.
         dropouts: Keys that `model.dropout` sets.
-        head: Names that files have for the head's module.
+        head: Names that files have for the head's module; the first is what transformers writes.
         tied: Whether head and embedding are one matrix where config.json does not say.
         window: The sliding window where config.json does not say; None: there is none.
         cache: What a layer calls the cache of keys and values that it is given.
@@ -81,7 +81,7 @@ SUPPORTED: Mapping[str, Architecture] = {
         sizes=_SIZES,
         keys=frozenset(f"{_ROTARY} layer_norm_eps use_parallel_residual rotary_pct rotary_emb_base".split()),
         dropouts=("attention_dropout", "hidden_dropout"),
-        head=("lm_head", "embed_out"),
+        head=("embed_out", "lm_head"),
         cache="layer_past",
     ),
     "gpt2": Architecture(

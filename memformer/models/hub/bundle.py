@@ -86,17 +86,16 @@ class _Section:
         self.imports: list[tuple[str, list[str]]] = []  # from MODULE import NAMES
         self._gone: list[tuple[int, int, str]] = []  # first line, last line, what stands there instead
         self._from: list[tuple[ast.ImportFrom, Path | None]] = []
-        for node in self._tree.body:
-            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-                self._gone.append((node.lineno, node.end_lineno or node.lineno, ""))
-                self._tree.body = [each for each in self._tree.body if each is not node]
-            elif isinstance(node, ast.Import | ast.ImportFrom) and not self._is_ours(node):
-                if isinstance(node, ast.Import):
-                    self.plain.add(ast.unparse(node))
+        for top in list(self._tree.body):
+            if isinstance(top, ast.If) and isinstance(top.test, ast.Name) and top.test.id == "TYPE_CHECKING":
+                self._gone.append((top.lineno, top.end_lineno or top.lineno, ""))
+                self._tree.body.remove(top)
+            elif isinstance(top, ast.Import | ast.ImportFrom) and not self._is_ours(top):
+                if isinstance(top, ast.Import):
+                    self.plain.add(ast.unparse(top))
                 else:
-                    names = [ast.unparse(each) for each in node.names]
-                    self.imports.append((node.module or "", names))
-                self._gone.append((node.lineno, node.end_lineno or node.lineno, ""))
+                    self.imports.append((top.module or "", [ast.unparse(each) for each in top.names]))
+                self._gone.append((top.lineno, top.end_lineno or top.lineno, ""))
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Import | ast.ImportFrom) and self._is_ours(node):
                 assert isinstance(node, ast.ImportFrom)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from memformer.models.exported import (
     DESCRIPTIONS,
@@ -96,7 +96,6 @@ class MemoryCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     _is_stateful = True
     _supports_sdpa = True
-    _no_split_modules: Any = []
 
     memory_config: Any
     """The family's configuration class."""
@@ -161,7 +160,12 @@ class MemoryCausalLM(PreTrainedModel, GenerationMixin):
         if dtype not in (None, "auto"):
             made.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         made.eval()
-        info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        info: dict[str, Any] = {
+            "missing_keys": set(),
+            "unexpected_keys": set(),
+            "mismatched_keys": set(),
+            "error_msgs": [],
+        }
         return (made, info) if told else made
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -270,8 +274,9 @@ class MemoryCausalLM(PreTrainedModel, GenerationMixin):
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         return updated | {"reading": outputs.reading}
 
-    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
-        """None: the reader keeps what it needs, of one segment."""
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> bool:
+        """No cache of transformers: the reader keeps what it needs, of one segment."""
+        return False
 
 
 def _device(device_map: Any) -> Any:

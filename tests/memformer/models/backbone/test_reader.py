@@ -65,7 +65,7 @@ def test_whatever_a_segment_sees_of_the_one_before(memory: str, changes: dict[st
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_a_prompt_may_come_in_any_pieces(memory: str) -> None:
-    """Whole segments of it are read as in training, the rest through the cache, also after its logits were asked for."""
+    """Whole segments are read as in training, the rest through the cache, also after logits were asked for."""
     model = make(config_of("gpt_neox", memory, segment_length=LENGTH), moved=0.1).eval()
     tokens = torch.arange(2 * 18).view(2, 18) * 5 % START
     expected = teacher_forced(model, torch.cat([tokens, tokens[:, :1]], 1))
@@ -81,7 +81,7 @@ def test_a_prompt_may_come_in_any_pieces(memory: str) -> None:
 
 def test_a_text_is_continued_as_it_is_scored() -> None:
     """Greedily and drawn: each token is what `choose` takes from the teacher-forced logits, with the same numbers."""
-    model = make(config_of("qwen3", "associative", segment_length=LENGTH), moved=0.3).eval()
+    model = make(config_of("qwen3", "associative", segment_length=LENGTH), moved=1.0).eval()
     for temperature, top_k, top_p in ((0.0, None, 1.0), (0.9, 7, 0.8)):
         prompt = [3, 1, 4, 1, 5]
         made = list(generate(model, prompt, 15, temperature=temperature, top_k=top_k, top_p=top_p, seed=5))
