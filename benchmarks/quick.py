@@ -22,7 +22,7 @@ from benchmarks.common import ROOT
 
 SCRIPTS = (
     "replay", "training_peers", "inference", "memory_tasks", "pixels", "long_text", "peers_text", "memory_slots",
-    "data", "overhead", "checkpoint", "quickstart", "bubble", "communication",
+    "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_generation",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 

@@ -133,11 +133,11 @@ def _unchanged(
     Raises:
         UserError: It began with none, that is gone or another one, or nothing of it is as it was.
     """
-    base = None if kind.export is None else kind.export.base(model)
-    if base is None or kind.weights is None:
-        raise UserError("--base-reference: the run began with no pretrained model: leave it out")
     same = set()
     try:
+        base = None if kind.export is None else kind.export.base(model)
+        if base is None or kind.weights is None:
+            raise UserError("--base-reference: the run began with no pretrained model: leave it out")
         for name, tensor in kind.weights(model):
             shape = torch.Size(shapes.get(name, ()))
             if name in shapes and torch.equal(reader.read(WEIGHT, name, Region.whole(shape)).view(shape), tensor):

@@ -169,6 +169,13 @@ class TestTrained:
         assert main(["export", str(runs[1]), "--out", str(root / "none"), "--base-reference"]) == 2
         refused = capsys.readouterr().err
         assert refused.count("\n") == 1 and "--base-reference: training has changed every weight of" in refused
+        away = (root / "base").rename(root / "away")
+        try:
+            assert main(["export", str(root / "unmoved"), "--out", str(root / "none"), "--base-reference"]) == 2
+        finally:
+            away.rename(root / "base")
+        refused = capsys.readouterr().err
+        assert refused.count("\n") == 1 and "--base-reference: pretrained is" in refused and "leave it out" in refused
         assert not (root / "none").exists() and not list(root.glob(".none*"))
 
     def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
