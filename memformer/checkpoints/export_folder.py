@@ -37,6 +37,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class ExportFolder:
     """The directory of an export that is being made.
 
+    Attributes:
+        tokenizer: Name of the file with the data set's tokenizer.
+
     Args:
         directory: An empty directory.
         kind: The model's family.
@@ -56,7 +59,7 @@ class ExportFolder:
         base: tuple[Path, list[Path]] | None = None,
     ) -> None:
         self.directory, self._kind, self._model, self._state = directory, kind, model, state
-        self._most, self._base, self._tokenizer = max_file_bytes, base, TOKENIZER
+        self._most, self._base, self.tokenizer = max_file_bytes, base, TOKENIZER
         export = kind.export
         self._place = own_place if export is None or export.place is None else export.place(model)
         self._laid_out = export is not None and export.place is not None
@@ -67,11 +70,11 @@ class ExportFolder:
         for each in () if export is None else export.beside(self._model):
             shutil.copyfile(each, self.directory / each.name)
         if (self.directory / TOKENIZER).exists():
-            self._tokenizer = DATA_TOKENIZER
+            self.tokenizer = DATA_TOKENIZER
         elif export is not None:
             start = json.loads(file.read_text(encoding="utf-8"))["added_tokens"][-1]["content"]
             self._write_json("tokenizer_config.json", FAST_TOKENIZER | {"pad_token": start})
-        shutil.copyfile(file, self.directory / self._tokenizer)
+        shutil.copyfile(file, self.directory / self.tokenizer)
 
     def write(self, shapes: Shapes, tensor_of: Callable[[str], torch.Tensor], dtype: str) -> dict[str, int]:
         """Writes the weights, in place of those of an earlier call, and what describes them.
@@ -151,8 +154,8 @@ class ExportFolder:
             (self.directory / export.code_file).write_text(bundle(export.code), encoding="utf-8")
             config = export.config(self._model, dtype)
             description |= export.facts(self._model) if self._laid_out else config
-        if self._tokenizer != TOKENIZER:
-            description["tokenizer_file"] = self._tokenizer
+        if self.tokenizer != TOKENIZER:
+            description["tokenizer_file"] = self.tokenizer
         if self._laid_out:
             self._write_json("config.json", config)
             own = {name: entry for name, entry in sums.items() if not name.startswith("model")}

@@ -106,6 +106,7 @@ def export(
             "files": list(written),
             "largest_loss_difference": difference,
             "base": None if base is None else str(base[0]),
+            "tokenizer_file": folder.tokenizer,
         }
         (temporary / "README.md").write_text(model_card(checkpoint, model, state, result))
         folder.sync()

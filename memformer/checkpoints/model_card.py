@@ -26,7 +26,7 @@ def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], resu
         "parameters": f"{result['parameters']:,}",
         **model.rows(),
         "segment": f"{model.segment_length} tokens",
-        "vocabulary": f"{model.vocab_size:,} (tokenizer.json, SHA-256 {state['tokenizer_sha256'][:16]})",
+        "vocabulary": f"{model.vocab_size:,} ({result['tokenizer_file']}, SHA-256 {state['tokenizer_sha256'][:16]})",
         "optimizer steps": f"{state['step']:,}",
         "training tokens": f"{state['tokens']:,}",
         "skipped steps": f"{state['skipped_steps']:,}",

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_pipeline import load_tokenizer
 from memformer import load_model
 from memformer.models.backbone import Backbone, BackboneConfig
 from memformer.models.probe import probe
@@ -199,11 +200,15 @@ def test_weights_that_are_left_to_the_pretrained_directory(tmp_path: Path) -> No
     whole.config = config
     from memformer.models.backbone.exports import base_files
 
+    (tmp_path / "base" / "tokenizer.json").write_text('{"its": "own"}')
     base = base_files(config)
     assert base is not None and len(base[1]) > 1
     directory = write_export(whole, tmp_path / "model", left_to=base)
     assert not list(directory.glob("model*.safetensors"))
     assert (directory / "generation_config.json").exists(), "files beside the base's weights go along"
+    assert (directory / "tokenizer.json").read_text() == '{"its": "own"}'
+    assert json.loads((directory / "memory.json").read_text())["tokenizer_file"] == "memory-tokenizer.json"
+    assert load_tokenizer(directory / "memory-tokenizer.json").vocab_size == IDS
     assert losses(load_model(directory)) == losses(whole)
     half = write_export(whole, tmp_path / "half", "bf16", left_to=base)
     assert {each.dtype for each in load_model(half).parameters()} == {torch.bfloat16}
