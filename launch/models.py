@@ -48,7 +48,8 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
     import torch
 
     from data_pipeline import load_tokenizer
-    from memformer.models.loading import load_model, read_description
+    from memformer.models.exported import read_description
+    from memformer.models.loading import load_model
 
     name = arguments.device
     if name == "auto":
@@ -64,12 +65,13 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
     mend = "export the model again, or copy the tokenizer.json of the data set that it was trained on"
-    if not (path / "tokenizer.json").exists():
-        raise UserError(f"{path / 'tokenizer.json'}: is missing: {mend}")
+    file = path / Path(str(description.get("tokenizer_file", "tokenizer.json"))).name
+    if not file.exists():
+        raise UserError(f"{file}: is missing: {mend}")
     try:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(file)
     except UserError as error:
         raise UserError(f"{error}: {mend}") from None
     if tokenizer.sha256 != description.get("tokenizer_sha256"):
-        raise UserError(f"{path / 'tokenizer.json'}: is not the model's tokenizer: {mend}")
+        raise UserError(f"{file}: is not the model's tokenizer: {mend}")
     return model, tokenizer

@@ -1,8 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turn a sharded checkpoint of any ZeRO stage into single-GPU weights that torch and safetensors load.
 
-Writes OUT/model.safetensors, config.json, tokenizer.json and README.md, after a forward pass has given the losses that
-the checkpoint recorded.
+Writes OUT/model.safetensors, config.json, tokenizer.json, README.md and code for transformers' trust_remote_code, after
+a forward pass has given the losses that the checkpoint recorded. A backbone is written as transformers has it, with
+memory.safetensors and memory.json beside it.
 """
 
 import argparse
@@ -20,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-verify", action="store_true", help="leave out the forward pass, which needs the whole model in memory"
+    )
+    parser.add_argument(
+        "--base-reference",
+        action="store_true",
+        help="leave out weights that are still those of model.pretrained, and record where that is and its SHA-256",
     )
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
@@ -41,14 +47,16 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.dtype,
         max_file_bytes=arguments.max_file_megabytes * 10**6,
         verify=not arguments.no_verify,
+        base_reference=arguments.base_reference,
     )
     difference = result["largest_loss_difference"]
     checked = (
         "not verified" if difference is None else f"losses differ from the trained model's by {difference:.1e} nats"
     )
+    left = "" if result["base"] is None else f", the others are left to {result['base']}"
     print(
         f"exported step {result['step']} of {result['checkpoint']} to {result['out']}: {result['parameters']:,} "
-        f"parameters in {arguments.dtype}, {result['bytes']:,} bytes; {checked}"
+        f"parameters in {arguments.dtype}, {result['bytes']:,} bytes{left}; {checked}"
     )
     if arguments.json:
         answer(result)

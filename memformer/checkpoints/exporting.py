@@ -1,11 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Sharded checkpoint -> single-GPU weights: safetensors, config.json, tokenizer.json; verified, then published.
 
-The pieces are mapped, read and written one tensor at a time: a process holds one tensor, and what the kernel keeps of
-the mapped files, which it can drop. Only the forward pass that verifies the result needs the whole model.
+What lies in the directory is in export_folder.py, and how a family lays it out is its own (`Family.export`). The pieces
+are mapped, read and written one tensor at a time: a process holds one tensor, and what the kernel keeps of the mapped
+files, which it can drop. Only the forward pass that verifies the result needs the whole model.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,17 +15,19 @@ import torch
 
 from data_pipeline.errors import UserError
 from memformer.checkpoints import directory as files
+from memformer.checkpoints.export_folder import ExportFolder
 from memformer.checkpoints.model_card import model_card
 from memformer.checkpoints.state import parameter_reader
-from memformer.checkpoints.tensor_file import write_tensors
 from memformer.engine.fragments import FragmentReader, Region
 from memformer.engine.parameter_state import WEIGHT
-from memformer.models.loading import FORMAT, INDEX, SINGLE, load_model
+from memformer.models.configuration import ModelConfig
+from memformer.models.exported import DTYPES
+from memformer.models.family_record import Family
+from memformer.models.loading import load_model
 from memformer.models.probe import probe
 from memformer.models.registry import DEFAULT, UnknownFamily, family
 
 PROBE_TOLERANCE = 1e-3  # nats; a GPU's float32 matrix products may use TF32, a CPU's differ by their order
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_FILE_BYTES = 5_000_000_000
 BESIDE_WEIGHTS = ("lanes/", "random/")
 
@@ -37,6 +39,7 @@ def export(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
     verify: bool = True,
+    base_reference: bool = False,
 ) -> dict[str, Any]:
     """Exports a run's newest checkpoint, or a given one, from any ZeRO stage.
 
@@ -46,13 +49,15 @@ def export(
         dtype: fp32 or bf16.
         max_file_bytes: Weights beyond this are spread over several files, with an index.
         verify: Whether to hold a forward pass of the float32 weights to the losses that the checkpoint recorded.
+        base_reference: Leave out weights that are still those of the pretrained model that the run began with; where
+            that is, and its sums, are recorded.
 
     Returns:
         What was written: checkpoint, out, step, dtype, parameters, bytes, files, largest difference to the
-        checkpoint's recorded losses in nats (None if not verified).
+        checkpoint's recorded losses in nats (None if not verified), the pretrained directory that is referred to.
 
     Raises:
-        UserError: No checkpoint, or `out` exists or cannot be written.
+        UserError: No checkpoint, or `out` exists or cannot be written, or there is no base to refer to.
         CheckpointDamaged: The checkpoint does not verify (that of a run is its newest: an older one must be named), or
             the weights do not give the losses it recorded.
     """
@@ -68,31 +73,30 @@ def export(
         raise files.CheckpointDamaged(f"{checkpoint}: {error}: use the version that wrote it") from None
     for alias in model.tied():
         shapes.pop(alias, None)
+    reader, difference, base = parameter_reader(checkpoint), None, None
+    if base_reference:
+        base, same = _unchanged(kind, model, reader, shapes)
+        shapes = {name: shape for name, shape in shapes.items() if name not in same}
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror}): choose another directory") from None
-    description = {
-        "format": FORMAT,
-        "architecture": kind.architecture,
-        "model": state["model"],
-        "tokenizer_sha256": state["tokenizer_sha256"],
-        "step": state["step"],
-        "tokens": state["tokens"],
-    }
+    folder = ExportFolder(temporary, kind, model, state, max_file_bytes, base)
+
+    def tensor_of(name: str) -> torch.Tensor:
+        """Where every weight of an export comes from."""
+        shape = torch.Size(shapes[name])
+        return reader.read(WEIGHT, name, Region.whole(shape)).view(shape)
+
     try:
-        (temporary / "config.json").write_text(json.dumps(description, indent=1) + "\n")
-        shutil.copyfile(checkpoint / "tokenizer.json", temporary / "tokenizer.json")
-        reader, difference = parameter_reader(checkpoint), None
+        folder.write_tokenizer(checkpoint / "tokenizer.json")
         if verify:
-            written = _write(reader, shapes, temporary, torch.float32, max_file_bytes)
+            written = folder.write(shapes, tensor_of, "fp32")
             difference = _verify(temporary, state["probe_losses"])
-        if not verify or DTYPES[dtype] != torch.float32:
-            for old in temporary.glob("model*.safetensors*"):
-                old.unlink()
-            written = _write(reader, shapes, temporary, DTYPES[dtype], max_file_bytes)
+        if not verify or dtype != "fp32":
+            written = folder.write(shapes, tensor_of, dtype)
         result = {
             "checkpoint": str(checkpoint),
             "out": str(out),
@@ -102,10 +106,13 @@ def export(
             "bytes": sum(written.values()),
             "files": list(written),
             "largest_loss_difference": difference,
+            "base": None if base is None else str(base[0]),
+            "tokenizer_file": folder.tokenizer,
         }
         if kind.beside is not None:
-            kind.beside(model, temporary, shapes, lambda name: _tensor(reader, shapes, name).to(DTYPES[dtype]))
+            kind.beside(model, temporary, shapes, lambda name: tensor_of(name).to(DTYPES[dtype]))
         (temporary / "README.md").write_text(model_card(checkpoint, model, state, result))
+        folder.sync()
         if target.exists():
             target.rmdir()
         temporary.rename(target)
@@ -122,6 +129,36 @@ def export(
     return result
 
 
+def _unchanged(
+    kind: Family, model: ModelConfig, reader: FragmentReader, shapes: dict[str, tuple[int, ...]]
+) -> tuple[tuple[Path, list[Path]], set[str]]:
+    """The pretrained model that a run began with, and the parameters that are still as they are there.
+
+    Raises:
+        UserError: It began with none, that is gone or another one, or nothing of it is as it was.
+    """
+    same = set()
+    try:
+        base = None if kind.export is None else kind.export.base(model)
+        if base is None or kind.weights is None:
+            raise UserError("--base-reference: the run began with no pretrained model: leave it out")
+        for name, stored in kind.weights(model) or ():
+            shape = torch.Size(shapes.get(name, ()))
+            # The values count: a frozen weight may be kept in another precision than its file has.
+            if name in shapes and torch.equal(
+                reader.read(WEIGHT, name, Region.whole(shape)).view(shape).float(), stored[...].float()
+            ):
+                same.add(name)
+    except ValueError as error:
+        raise UserError(f"--base-reference: {error}, or leave it out") from None
+    if not same:
+        raise UserError(
+            f"--base-reference: every weight of {base[0]} was changed, by training or by a frozen model's precision: "
+            "leave it out"
+        )
+    return base, same
+
+
 def locate_weights(source: str | os.PathLike[str]) -> Path:
     """The checkpoint to export: that of a run is its newest. What lanes carry and random states may be lost.
 
@@ -135,49 +172,6 @@ def locate_weights(source: str | os.PathLike[str]) -> Path:
         if "tokenizer.json" not in str(damage):
             raise
         raise files.CheckpointDamaged(f"{damage}; a tokenizer.json can be copied from the run's data set") from None
-
-
-def _tensor(reader: FragmentReader, shapes: dict[str, tuple[int, ...]], name: str) -> torch.Tensor:
-    shape = torch.Size(shapes[name])
-    return reader.read(WEIGHT, name, Region.whole(shape)).view(shape)
-
-
-def _write(
-    reader: FragmentReader,
-    shapes: dict[str, tuple[int, ...]],
-    directory: Path,
-    dtype: torch.dtype,
-    max_file_bytes: int,
-) -> dict[str, int]:
-    """Writes the weights into one file, or several with an index; returns the size of each by name."""
-    groups: list[dict[str, tuple[int, ...]]] = [{}]
-    filled = 0
-    for name, shape in shapes.items():
-        size = dtype.itemsize * torch.Size(shape).numel()
-        if groups[-1] and filled + size > max_file_bytes:
-            groups.append({})
-            filled = 0
-        groups[-1][name] = shape
-        filled += size
-    names = (
-        [SINGLE]
-        if len(groups) == 1
-        else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    )
-
-    written = {}
-    for file, group in zip(names, groups, strict=True):
-        layout = {name: (dtype, shape) for name, shape in group.items()}
-        written[file] = int(
-            write_tensors(
-                directory / file, layout, lambda name: _tensor(reader, shapes, name).to(dtype), {"format": "pt"}
-            )["bytes"]
-        )
-    if len(groups) > 1:
-        places = {name: file for file, group in zip(names, groups, strict=True) for name in group}
-        index = {"metadata": {"total_size": sum(written.values())}, "weight_map": places}
-        (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    return written
 
 
 def _verify(directory: Path, recorded: list[float]) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memformer.models.configuration import ModelConfig
+from memformer.models.family_record import Export
 from memformer.models.registry import family_of
 from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
@@ -25,7 +26,7 @@ def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], resu
         "parameters": f"{result['parameters']:,}",
         **model.rows(),
         "segment": f"{model.segment_length} tokens",
-        "vocabulary": f"{model.vocab_size:,} (tokenizer.json, SHA-256 {state['tokenizer_sha256'][:16]})",
+        "vocabulary": f"{model.vocab_size:,} ({result['tokenizer_file']}, SHA-256 {state['tokenizer_sha256'][:16]})",
         "optimizer steps": f"{state['step']:,}",
         "training tokens": f"{state['tokens']:,}",
         "skipped steps": f"{state['skipped_steps']:,}",
@@ -52,4 +53,16 @@ def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], resu
         f"| | |\n|---|---|\n{table}\n\n"
         f"Weights: {', '.join(result['files'])} ({result['dtype']}, {result['bytes']:,} bytes).\n\n"
         '```python\nfrom memformer import load_model\n\nmodel = load_model(".")\n```\n'
+    ) + _for_transformers(family_of(model).export)
+
+
+def _for_transformers(export: Export | None) -> str:
+    """How transformers opens it."""
+    if export is None:
+        return ""
+    plain = "" if export.place is None else " Without `trust_remote_code` it is the language model without its memory."
+    return (
+        "\n```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)\n```\n\n'
+        f"This runs {export.code_file} of this directory; `load_model` runs nothing of it.{plain}\n"
     )

@@ -100,6 +100,36 @@ class Stages:
     home: Mapping[str, str]
 
 
+def _nothing(*_: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """How a family's exports are laid out where transformers opens them too (`models.exported`, `models.hub`).
+
+    Attributes:
+        code: Module under `memformer.models.hub` with the classes for `trust_remote_code`; with all of this project
+            that it imports it becomes one file beside the weights.
+        code_file: Name of that file, modeling_*.py.
+        config: (configuration, precision) -> what config.json has beside, or, with `place`, instead of the description.
+        place: Of a configuration: where each parameter is, under which name. The description is then memory.json. None:
+            under its own name in model.safetensors, described by config.json.
+        facts: Of a configuration: what memory.json says of it at its top, for other programs.
+        beside: Of a configuration: files of a pretrained model that go along (tokenizer, generation settings).
+        base: Of a configuration: the directory of the pretrained model and its weights' files, or None; what of it is
+            unchanged may be left out.
+    """
+
+    code: str
+    code_file: str
+    config: Callable[[Any, str], dict[str, Any]]
+    place: Callable[[Any], Callable[[str], tuple[str, tuple[str, ...]]]] | None = None
+    facts: Callable[[Any], dict[str, Any]] = _nothing
+    beside: Callable[[Any], list[Path]] = lambda _: []
+    base: Callable[[Any], tuple[Path, list[Path]] | None] = lambda _: None
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A kind of memory model. What is None is refused in one line that names the setting and the family.
@@ -122,6 +152,7 @@ class Family:
         weights: Configuration -> name and stored tensor (`construction.StoredTensor`) of every weight that a new model
             starts from, one after another, or None where all are drawn, as where this is None; the others stay as they
             were drawn. ValueError, in one line: they cannot be had.
+        export: How its exports are laid out; None: for this program alone.
     """
 
     name: str
@@ -137,6 +168,7 @@ class Family:
     adapter: Callable[[str], bool] | None = None
     beside: Callable[[Any, Path, Iterable[str], Callable[[str], Any]], None] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]] | None] | None = None
+    export: Export | None = None
 
     def trains(self, train: str, name: str) -> bool:
         """Whether a parameter is trained.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from data_pipeline import UserError
 from memformer.checkpoints.directory import refuse_unexported
@@ -20,7 +19,8 @@ from memformer.config.schema import Config
 from memformer.engine.zero import spread_unsent, write_share
 from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction, Part, StoredTensor, check_shape
-from memformer.models.loading import read_description, weight_files
+from memformer.models.exported import read_description
+from memformer.models.loading import described_model, exported_weights
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of, stages_of
 from memformer.parallel.pipeline.construction import StagedConstruction
@@ -138,8 +138,10 @@ def initial_model(
     source = Path(config.init_from)
     refuse_unexported(source, "init_from: ")
     try:
-        description, files = read_description(source), weight_files(source)
-        exported = family_of(model_config).config.from_dict(description["model"])
+        description = read_description(source)
+        kind, exported = described_model(source, description)
+        if kind.name != family.name:
+            raise ValueError(f"it is of family {kind.name}, model.family is {family.name}")
     except Exception as error:
         raise _not_loaded(source, error) from None
     if description.get("tokenizer_sha256") != data.train.tokenizer.sha256:
@@ -152,20 +154,12 @@ def initial_model(
         if name not in model_config.weightless and here != there:
             raise UserError(f"init_from: model.{name} is {there} in {source} and {here} here: set it to {there}")
     try:
-        if missing := _load(model, _tensors(files), construction):
-            raise ValueError(f"there is no {min(missing)}")
+        names = [name for name, _ in model.named_parameters()]
+        _load(model, exported_weights(source, description, names), construction)
     except Exception as error:  # safetensors raises a class of its own for a file that it cannot read
         raise _not_loaded(source, error) from None
     LOG.info("weights from %s", source)
     return model
-
-
-def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
-    """What an export holds, one tensor at a time."""
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  # safetensors' object, no dictionary
-                yield name, weights.get_slice(name)
 
 
 def _load(model: MemoryModel, tensors: Iterator[tuple[str, StoredTensor]], construction: Construction) -> set[str]:

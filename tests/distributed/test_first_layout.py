@@ -77,8 +77,8 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path: Path) -> None:
     found, expected = rows(run / "metrics.jsonl"), rows(FILES / "metrics.jsonl")
     assert len(found) == len(expected) == STEPS
     for ours, theirs in zip(found, expected, strict=True):
-        assert list(ours) == list(theirs)
-        assert flat(ours) == pytest.approx(flat(theirs), rel=1e-5)
+        assert [name for name in ours if name != "num_segments"] == list(theirs)  # which came later
+        assert flat({name: ours[name] for name in theirs}) == pytest.approx(flat(theirs), rel=1e-5)
 
 
 def test_a_checkpoint_of_the_first_layout_is_exported_to_the_same_weights(tmp_path: Path) -> None:
@@ -86,8 +86,9 @@ def test_a_checkpoint_of_the_first_layout_is_exported_to_the_same_weights(tmp_pa
     ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path / "export", FILES / "export"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    for name in ("config.json", "tokenizer.json"):
-        assert (tmp_path / "export" / name).read_bytes() == (FILES / "export" / name).read_bytes()
+    assert (tmp_path / "export" / "tokenizer.json").read_bytes() == (FILES / "export" / "tokenizer.json").read_bytes()
+    said, then = (json.loads((place / "config.json").read_text()) for place in (tmp_path / "export", FILES / "export"))
+    assert said | then == said, "what it said it says still; sums, and what transformers reads, came later"
 
 
 def test_an_export_of_the_first_layout_is_loaded() -> None:

@@ -18,7 +18,7 @@ from data_pipeline import load_tokenizer
 from data_pipeline.adopt import adopt
 from launch.cli import main
 from memformer import Memformer, MemformerConfig
-from memformer.models.loading import FORMAT
+from memformer.models.exported import FORMAT
 from tests.books import small_dataset
 from tests.data_pipeline.faulty_server import serving
 

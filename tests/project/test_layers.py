@@ -33,6 +33,8 @@ TORCH_ALONE = {"replay": {"torch"}, "models": {"torch", "safetensors"}}
 """Rooms whose modules need few packages, and which (safetensors: to load an export)."""
 BACKBONE = "memformer/models/backbone"
 """The one family whose modules are those of another package; it is imported where such a model is built, not before."""
+HUB = "memformer/models/hub"
+"""Sources of the code that an export has for transformers; this project imports none of those that need it."""
 
 
 def imports(path: Path, text: str | None = None) -> Iterator[tuple[int, str]]:
@@ -108,7 +110,7 @@ def test_replay_and_models_need_torch_alone(room: str) -> None:
             for _, module in imports(path)
             if module.partition(".")[0] not in sys.stdlib_module_names | {"memformer"} and module != FACES
         }
-        of_a_family = {"transformers"} if path.is_relative_to(ROOT / BACKBONE) else set()
+        of_a_family = {"transformers"} if any(path.is_relative_to(ROOT / each) for each in (BACKBONE, HUB)) else set()
         assert found <= TORCH_ALONE[room] | of_a_family, path
 
 

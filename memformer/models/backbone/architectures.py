@@ -27,13 +27,14 @@ class Architecture:
         sizes: Keys of config.json for the number of layers, the width, the heads, and the longest input.
         keys: The other keys that a backbone without weights may be described by.
         dropouts: Keys that `model.dropout` sets.
-        head: Names that files have for the head's module.
+        head: Names that files have for the head's module; the first is what transformers writes.
         tied: Whether head and embedding are one matrix where config.json does not say.
         window: The sliding window where config.json does not say; None: there is none.
         linear: Names of the linear maps within a layer, which a low-rank adapter may be beside; the first ones, up to
             `adapted`, are those that have one unless others are named.
         adapted: How many of them these are.
         transposed: Whether their weights are [inputs, outputs] (transformers' Conv1D).
+        cache: What a layer calls the cache of keys and values that it is given.
     """
 
     body: str
@@ -52,6 +53,7 @@ class Architecture:
     linear: tuple[str, ...] = ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     adapted: int = 2
     transposed: bool = False
+    cache: str = "cache"
 
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
@@ -86,9 +88,10 @@ SUPPORTED: Mapping[str, Architecture] = {
         sizes=_SIZES,
         keys=frozenset(f"{_ROTARY} layer_norm_eps use_parallel_residual rotary_pct rotary_emb_base".split()),
         dropouts=("attention_dropout", "hidden_dropout"),
-        head=("lm_head", "embed_out"),
+        head=("embed_out", "lm_head"),
         linear=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         adapted=1,
+        cache="layer_past",
     ),
     "gpt2": Architecture(
         body="transformer",

@@ -109,6 +109,7 @@ class AssociativeMemory(nn.Module):
         super().__init__()
         self.config, self.at = config, config.memory_layers
         self.depth, self.count = self.at[-1] + 1, config.memory.num_write_tokens
+        self.kept = None
         self.words = construction.built(Rows(self.count, config.width, std))
         self.writers = nn.ModuleList(
             construction.built(AssociativeWriter(config, part)) for part in range(len(self.at))

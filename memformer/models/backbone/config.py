@@ -12,7 +12,7 @@ from memformer.models.backbone.architectures import Architecture, architecture_o
 from memformer.models.backbone.directory import read_config
 from memformer.models.configuration import Forgetting, ModelConfig, forgetting_of, require
 
-EMBEDDING, HEAD = "embedding.weight", "head.weight"
+TIED_HEAD = {"head.weight": "embedding.weight"}
 """Names of the two parameters that `tie_word_embeddings` makes one."""
 FEATURES = 6
 """Features of a key for each number of `d_key` (DPFP-3: 2 signs, 3 products)."""
@@ -330,7 +330,7 @@ class BackboneConfig(ModelConfig):
 
     def tied(self) -> Mapping[str, str]:
         """The head is the token embedding, where `tie_word_embeddings` says so."""
-        return {HEAD: EMBEDDING} if self.backbone.get("tie_word_embeddings", self.architecture.tied) else {}
+        return TIED_HEAD if self.backbone.get("tie_word_embeddings", self.architecture.tied) else {}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BackboneConfig":

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memformer.models.backbone.config import BackboneConfig, is_adapter
-from memformer.models.family_record import Family
+from memformer.models.backbone.exports import (
+    CODE_FILE,
+    base_files,
+    config_json,
+    files_beside,
+    memory_facts,
+    weight_place,
+)
+from memformer.models.family_record import Export, Family
 
 if TYPE_CHECKING:
     from memformer.models.backbone.flops import SegmentFlops
@@ -65,4 +73,13 @@ FAMILY = Family(
     adapter=is_adapter,
     beside=_beside,
     weights=_weights,
+    export=Export(
+        code="backbone_lm",
+        code_file=CODE_FILE,
+        config=config_json,
+        place=weight_place,
+        facts=memory_facts,
+        beside=files_beside,
+        base=base_files,
+    ),
 )

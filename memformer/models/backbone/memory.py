@@ -37,9 +37,12 @@ class AddedMemory(Protocol):
 
     Attributes:
         depth: Layers that must run for the next memory.
+        kept: The layer whose outputs at the segment's own tokens are written from; None: the tokens behind the segment
+            are all that the next memory is made of.
     """
 
     depth: int
+    kept: int | None
 
     def initial(self, lanes: int) -> torch.Tensor:
         """The memory [lanes, K, C] of lanes that have read nothing; differentiable."""
@@ -78,7 +81,7 @@ class TokenMemory(nn.Module):
 
     def __init__(self, config: BackboneConfig, std: float, construction: Construction) -> None:
         super().__init__()
-        self.depth = config.num_layers
+        self.depth, self.kept = config.num_layers, None
         self.count = config.memory.num_slots
         self.start = construction.built(Rows(self.count, config.width, std))
         norm = nn.LayerNorm(config.width)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from memformer.models.backbone.associative import AssociativeMemory
+from memformer.models.backbone.cache import SegmentCache
 from memformer.models.backbone.config import BackboneConfig
 from memformer.models.backbone.lora import adapted
 from memformer.models.backbone.memory import AddedMemory, LayerOutput, TokenMemory
@@ -29,9 +30,9 @@ KINDS: dict[str, Any] = {"associative": AssociativeMemory, "slots": SlotMemory, 
 class BackboneLayer(nn.Module):
     """A layer of the backbone and what it reads from the memory."""
 
-    def __init__(self, block: nn.Module, reader: nn.Module | None) -> None:
+    def __init__(self, block: nn.Module, reader: nn.Module | None, cache_name: str = "cache") -> None:
         super().__init__()
-        self.block, self.reader = block, reader
+        self.block, self.reader, self.cache_name = block, reader, cache_name
 
     def forward(
         self,
@@ -40,12 +41,15 @@ class BackboneLayer(nn.Module):
         mask: torch.Tensor | None,
         cos: torch.Tensor | None,
         sin: torch.Tensor | None,
+        cache: SegmentCache | None = None,
     ) -> torch.Tensor:
-        """The input of the next layer, [B, L, D]."""
+        """The input of the next layer, [B, L, D]; with a cache, of inputs behind those that it holds."""
         if self.reader is not None:
             x_BLD = x_BLD + self.reader(x_BLD, memory_BKC)
-        rotary = {} if cos is None else {"position_embeddings": (cos, sin)}
-        return self.block(x_BLD, attention_mask=mask, **rotary)
+        more: dict[str, Any] = {} if cos is None else {"position_embeddings": (cos, sin)}
+        if cache is not None:
+            more[self.cache_name] = cache
+        return self.block(x_BLD, attention_mask=mask, **more)
 
 
 class Run(NamedTuple):
@@ -85,7 +89,9 @@ class Backbone(nn.Module):
         self.rotary = parts.rotary()
         self.memory: AddedMemory = KINDS[config.memory.kind](config, parts.std, construction)
         self.stack = nn.ModuleList(
-            construction.built(BackboneLayer(adapted(block, config), self.memory.reader(number)))
+            construction.built(
+                BackboneLayer(adapted(block, config), self.memory.reader(number), config.architecture.cache)
+            )
             for number, block in enumerate(parts.layers())
         )
         self.norm = parts.norm()
@@ -129,14 +135,8 @@ class Backbone(nn.Module):
         scored = slice(end - length, end)
 
         seen_BL = with_memory(reading.seen, config.memory.front, config.memory.back)
-        at_BL, mask = positions(seen_BL, x_BLD.shape[1], x_BLD.device), causal_mask(seen_BL)
-        cos = sin = None
-        if self.positions is not None:
-            x_BLD = x_BLD + self.positions(at_BL)
-        if self.embedding_dropout is not None:
-            x_BLD = self.embedding_dropout(x_BLD)
-        if self.rotary is not None:
-            cos, sin = self.rotary(x_BLD, position_ids=at_BL)
+        mask = causal_mask(seen_BL)
+        x_BLD, cos, sin = self.placed(x_BLD, positions(seen_BL, x_BLD.shape[1], x_BLD.device))
         written = []
         for number, layer in enumerate(self.layers()[:depth]):
             x_BLD = layer(x_BLD, memory_BKC, mask, cos, sin)
@@ -146,6 +146,19 @@ class Backbone(nn.Module):
         next_BKC = torch.cat(written, 1).to(memory_BKC.dtype)
         next_BKC = torch.where((segment.target_length > 0)[:, None, None], next_BKC, memory_BKC)
         return Run(x_BLD[:, scored], next_BKC)
+
+    def placed(
+        self, x_BLD: torch.Tensor, at_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The first layer's input from embeddings at positions int64 [B or 1, L], and cosines and sines, if any."""
+        cos = sin = None
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions(at_BL)
+        if self.embedding_dropout is not None:
+            x_BLD = self.embedding_dropout(x_BLD)
+        if self.rotary is not None:
+            cos, sin = self.rotary(x_BLD, position_ids=at_BL)
+        return x_BLD, cos, sin
 
     def advance(self, segment: Segment, memory_BKC: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, C] alone: no layer behind those that it depends on, no norm, no head."""

@@ -93,6 +93,7 @@ class SlotMemory(nn.Module):
         super().__init__()
         self.config = config
         self.depth = config.memory.write_layer or config.num_layers
+        self.kept = self.depth - 1
         self.start = construction.built(FirstSlots(config))
         self.writer = construction.built(SlotWriter(config))
 

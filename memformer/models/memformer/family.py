@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from memformer.models.family_record import Family, PartFlops, Role, Sharding, Stages
+from memformer.models.family_record import Export, Family, PartFlops, Role, Sharding, Stages
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.flops import segment_flops
 
@@ -67,6 +67,21 @@ def _costs(config: MemformerConfig, segment_length: int) -> PartFlops:
     return PartFlops(flops.encoder, flops.writer, flops.decoder, flops.head)
 
 
+def _export_config(config: MemformerConfig, dtype: str) -> dict[str, Any]:
+    """What transformers reads of config.json, beside the description that it is."""
+    return {
+        "model_type": "memformer",
+        "architectures": ["MemformerForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "modeling_memformer.MemformerHubConfig",
+            "AutoModelForCausalLM": "modeling_memformer.MemformerForCausalLM",
+        },
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[dtype],
+        "vocab_size": config.vocab_size,
+        "bos_token_id": config.start_token_id,
+    }
+
+
 FAMILY = Family(
     name=MemformerConfig.family,
     architecture="Memformer",
@@ -93,4 +108,5 @@ FAMILY = Family(
     ),
     inspect=_inspect,
     memory=_of_memory,
+    export=Export("memformer_lm", "modeling_memformer.py", _export_config),
 )

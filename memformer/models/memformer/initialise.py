@@ -33,7 +33,7 @@ TYPICAL_SEGMENT_LENGTH = 256
 MAX_CORRELATION = 0.95
 
 
-class Parts(Protocol):
+class DrawnParts(Protocol):
     """What of a Memformer is drawn by other rules than a plain linear layer."""
 
     embedding: Any
@@ -47,7 +47,7 @@ class Parts(Protocol):
         """`nn.Module.modules`."""
 
 
-def initialise(model: Parts, config: MemformerConfig, construction: Construction) -> None:
+def initialise(model: DrawnParts, config: MemformerConfig, construction: Construction) -> None:
     """Draws every parameter from torch's default CPU generator, in the order of `model.modules()`."""
     factors = _residual_factors(model, config)
     for module in model.modules():
@@ -67,7 +67,7 @@ def initialise(model: Parts, config: MemformerConfig, construction: Construction
             _normal(model.forget.bias, config.d_model**-0.5)
 
 
-def _residual_factors(model: Parts, config: MemformerConfig) -> dict[int, float]:
+def _residual_factors(model: DrawnParts, config: MemformerConfig) -> dict[int, float]:
     """What the last projection of each residual branch is multiplied by, by the parameter's id."""
     encoder_branches = (3 if config.num_memory_slots else 2) * config.num_encoder_layers
     decoder_branches = 3 * config.num_decoder_layers

@@ -375,11 +375,11 @@ def test_other_data_is_refused_or_begun(run: RunDirectory, name: str, value: obj
 
 
 def test_a_checkpoints_model_is_read_as_it_would_be_written_now() -> None:
-    """JSON has no tuples, and a truth value has become a mode; what cannot be read stands as it is."""
+    """A truth value has become a mode; a tuple is the list that JSON has of it; what cannot be read stands as it is."""
     model = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
     values = {"backbone": model | {"max_position_embeddings": 64}, "memory": {"layers": [1, 3]}}
     now = resuming._as_written_now("backbone", json.loads(json.dumps(values)))
-    assert now["memory"]["layers"] == (1, 3)
+    assert now["memory"]["layers"] == [1, 3]
     assert resuming._as_written_now("backbone", json.loads(json.dumps(now))) == now
     assert resuming._as_written_now("memformer", {"memory_forgetting": False})["memory_forgetting"] == "off"
     assert resuming._as_written_now("memformer", {"gone": 1}) == {"gone": 1}

@@ -25,7 +25,7 @@ from memformer import Memformer, MemformerConfig
 from memformer.inference import inspection, pictures
 from memformer.inference.inspection import COLUMNS, KEPT, OVERWRITTEN, MemoryInspector, inspect_tokens
 from memformer.models.configuration import Forgetting
-from memformer.models.loading import FORMAT
+from memformer.models.exported import FORMAT
 from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import Carry, Rollout, Segment, memory_replay_backward
 from tests.books import book_text

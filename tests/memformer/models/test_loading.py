@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memformer import Memformer, load_model
-from memformer.models.loading import FORMAT
+from memformer.models.exported import FORMAT
 from memformer.models.probe import probe
 from tests.memformer.examples import small_model
 

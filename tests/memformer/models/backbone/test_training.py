@@ -111,11 +111,16 @@ class TestTrained:
     ) -> None:
         out = root / f"export-{stage}"
         assert main(["export", str(runs[stage]), "--out", str(out)]) == 0
-        assert json.loads((out / "config.json").read_text())["architecture"] == "Backbone"
+        assert json.loads((out / "memory.json").read_text())["architecture"] == "Backbone"
+        from transformers import AutoModelForCausalLM
+
         away = (root / "base").rename(root / "away")  # the export needs it no more
         try:
             model = load_model(out)
             assert model.head.weight is model.embedding.weight
+            plain, told = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+            assert not any(told.values())
+            assert torch.equal(plain.model.norm.weight, model.norm.weight)
             capsys.readouterr()
             assert not main(["evaluate", str(out), "--data", str(root / "data"), "--max-segments", "4", "--json"])
             report = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -124,6 +129,35 @@ class TestTrained:
             assert capsys.readouterr().out.strip()
         finally:
             away.rename(root / "base")
+
+    def test_unchanged_weights_may_be_left_to_the_pretrained_directory(
+        self, root: Path, runs: dict[int, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A run whose steps were too small to change them; of one that changed all, the option is refused."""
+        values = settings(root, "unmoved", 1, dropout=0.0)
+        values["optimizer"]["learning_rate"] = 1e-30
+        assert run_distributed(life, 1, values) == [[0]]
+        whole, part = root / "whole", root / "part"
+        assert main(["export", str(root / "unmoved"), "--out", str(whole)]) == 0
+        assert main(["export", str(root / "unmoved"), "--out", str(part), "--base-reference", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert said["base"] == str(root / "base") and said["largest_loss_difference"] < 1e-5
+        assert not list(part.glob("model*.safetensors")) and said["files"] == ["memory.safetensors"]
+        one, two = load_model(whole).state_dict(), load_model(part).state_dict()
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+        more = settings(root, "from-part", 1) | {"init_from": str(part)}
+        assert run_distributed(life, 1, more) == [[0]]
+        assert main(["export", str(runs[1]), "--out", str(root / "none"), "--base-reference"]) == 2
+        refused = capsys.readouterr().err
+        assert refused.count("\n") == 1 and "--base-reference: every weight of" in refused
+        away = (root / "base").rename(root / "away")
+        try:
+            assert main(["export", str(root / "unmoved"), "--out", str(root / "none"), "--base-reference"]) == 2
+        finally:
+            away.rename(root / "base")
+        refused = capsys.readouterr().err
+        assert refused.count("\n") == 1 and "--base-reference: pretrained is" in refused and "leave it out" in refused
+        assert not (root / "none").exists() and not list(root.glob(".none*"))
 
     def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
         out = root / "started-from"
