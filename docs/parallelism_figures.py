@@ -19,13 +19,19 @@ BEGIN, END = "<!-- plan:begin -->\n", "<!-- plan:end -->"
 # (what it is called, file, nodes, settings that differ from the file)
 ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("**1.3B on 8**: ZeRO 1", "1.3b-on-8", 1, ()),
-    ("**7B on 64**: ZeRO 3", "7b-on-64", 8, ()),
-    ("7B on 64: ZeRO 1, tensor 2", "7b-on-64", 8, ("--parallel.zero_stage=1", "--parallel.tensor=2")),
+    ("**7B on 64**: ZeRO 1, tensor 2", "7b-on-64", 8, ()),
+    ("7B on 64: ZeRO 3", "7b-on-64", 8, ("--parallel.zero_stage=3", "--parallel.tensor=1")),
+    (
+        "7B on 64: ZeRO 3, parameters gathered layer by layer",
+        "7b-on-64",
+        8,
+        ("--parallel.zero_stage=3", "--parallel.tensor=1", "--parallel.zero3_gather=segment"),
+    ),
     (
         "7B on 64: ZeRO 1, pipeline 2",
         "7b-on-64",
         8,
-        ("--parallel.zero_stage=1", "--parallel.pipeline=2", "--training.lanes_per_micro_batch=1"),
+        ("--parallel.tensor=1", "--parallel.pipeline=2", "--training.lanes_per_micro_batch=1"),
     ),
     ("**70B on 1,024**: tensor 8, pipeline 4, ZeRO 1", "70b-on-1024", 128, ()),
     ("70B on 1,024: the same, layers recomputed", "70b-on-1024", 128, ("--activation_checkpointing.mode=full",)),

@@ -2,7 +2,7 @@
 """`make_plan`: parameters, memory by part, traffic by kind, time and bubble of a run on any number of devices.
 
 Bytes follow from the code (`memory` and `traffic`, which ask `segment_trace` and the pipeline's own schedule). Time is
-an estimate with two stated assumptions: matrix products reach `EFFICIENCY` of the device's peak, and collectives run in
+an estimate with two stated assumptions: a step computes at `EFFICIENCY` of the device's peak, and collectives run in
 rings at the bandwidth of the slowest link between their members without being hidden behind computation.
 """
 
@@ -18,8 +18,9 @@ from memformer.planning.devices import Device, device_of, peak_flops
 from memformer.planning.memory import LESS_TRAFFIC, MENDS, stage_memory
 from memformer.planning.traffic import stage_traffic
 
-EFFICIENCY = 0.5
-"""Part of the peak that matrix products reach; large models are reported at 0.4 to 0.6."""
+EFFICIENCY = 0.3
+"""Part of the peak that a step's operations reach: on an H100, 0.19 of 350M and 0.30 of 1.3B were measured, and 0.25 of
+350M with `compile` (docs/results/gpu-step.md)."""
 RESERVED = 5e9
 """Bytes of a device left to the driver, the communication library and the allocator's fragments."""
 
@@ -153,11 +154,16 @@ def _communication_seconds(
     members["replica"] = tensor * run.stages
     seconds = {}
     for axis, kinds in traffic.items():
-        inside = spans[axis] <= gpus_per_node
-        bandwidth = hardware.node_bandwidth if inside else hardware.network_bandwidth
         ring = (members[axis] - 1) / members[axis]
         factors = {"all_reduce": 2 * ring, "all_gather": ring, "reduce_scatter": ring}
-        seconds[axis] = sum(size * factors.get(kind, 1.0) for kind, size in kinds.items()) / bandwidth
+        alone = together = hardware.node_bandwidth
+        if spans[axis] > gpus_per_node:
+            # A message takes one adapter; a collective as many rings as it has members on a node, each with its own.
+            alone = hardware.network_bandwidth
+            together = min(together, max(1, gpus_per_node * members[axis] // spans[axis]) * alone)
+        seconds[axis] = sum(
+            size * factors[kind] / together if kind in factors else size / alone for kind, size in kinds.items()
+        )
     return seconds
 
 

@@ -66,7 +66,7 @@ def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
     ZeRO 1 and 2 step a flat copy of their part. ZeRO 3 steps the part that it holds, unless that lies elsewhere.
     """
     parallel, share = run.config.parallel, _count(run, stage) / run.replicas
-    stored = sum(shape.size * shape.numel * number for shape, number in run.parameters(stage).items())
+    stored = _stored(run, stage)
     offloaded, optimizer_offloaded = parallel.offload_parameters == "cpu", _offloads_optimizer(run)
     yield Part("weights", stored / run.replicas if parallel.zero_stage == 3 else stored, offloaded)
     if parallel.zero_stage in (1, 2) or (parallel.zero_stage == 3 and optimizer_offloaded and not offloaded):
@@ -98,11 +98,13 @@ def _buffers(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:
-    """What ZeRO 3 gathers: the whole stage for a rollout, or a few layers; linear layers in 16 bits under autocast."""
+    """What ZeRO 3 gathers, the whole stage for a rollout, or a few layers.
+
+    Linear layers are sent in 16 bits under autocast, and lie in float32 all the same.
+    """
     if run.config.parallel.zero_stage < 3:
         return
-    shapes, autocast = run.parameters(stage).items(), run.precision in AUTOCAST
-    size: float = sum((2 if shape.low_precision and autocast else 4) * shape.numel * number for shape, number in shapes)
+    size: float = _stored(run, stage)
     if run.config.parallel.zero3_gather == "segment":
         # The layer in use, the one that is fetched ahead, and its gradient.
         size = 3 * size / max(1, sum(run.layers[stage].values()))
@@ -124,8 +126,7 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     yield Part("activations", activations)
     # Beside what is kept, the gradient of the logits.
     yield Part("logits", 2 * held * kept[LOGITS])
-    if run.config.parallel.zero_stage < 3:  # which has gathered them in 16 bits
-        yield Part("16-bit weights", kept[WEIGHT_COPIES])
+    yield Part("16-bit weights", kept[WEIGHT_COPIES])
 
 
 def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -142,6 +143,11 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
 def _count(run: Arrangement, stage: int) -> int:
     """Elements that are trained."""
     return sum(shape.numel * number for shape, number in run.parameters(stage).items() if shape.trained)
+
+
+def _stored(run: Arrangement, stage: int) -> int:
+    """Bytes of the parameters, frozen ones too."""
+    return sum(shape.size * shape.numel * number for shape, number in run.parameters(stage).items())
 
 
 def _offloads_optimizer(run: Arrangement) -> bool:

@@ -15,7 +15,9 @@ import torch
 
 from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
+from memformer.engine.zero import parameters_gathered
 from memformer.models.memformer import Memformer, MemformerConfig
+from memformer.planning import make_plan
 from memformer.processes.group import World
 from memformer.replay import Carry, Segment, bptt_backward
 from tests.distributed.collectives import counted
@@ -93,10 +95,25 @@ def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[in
     return counts
 
 
+def gathered_bytes(world: World) -> int:
+    """What the parameters that ZeRO 3 has gathered under bf16 take on this process."""
+    case = Case(3, "bf16")
+    engine = make_engine(model_of(case), config_of(case), world, "bf16")
+    with parameters_gathered(engine.module):
+        storages = [parameter.untyped_storage() for parameter in engine.module.parameters()]
+        size = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    engine.close()
+    return size
+
+
 def count_all(world: World) -> dict[tuple[int, int], dict[str, list[int]]]:
     counts = {(stage, t): count_one_step(world, stage, t) for stage in range(4) for t in (2, 5)}
     assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules, "the reason for compiled_when_called"
     assert "torch._inductor.compile_fx" not in sys.modules, "the compiler is imported where nothing is compiled"
+    # As `plan` counts them: sent in 16 bits, they lie in 32.
+    config = config_of(Case(3, "bf16"))
+    planned = make_plan(config, config.model, 1, WORLD, "h100").device_memory["gathered parameters"]
+    assert planned == pytest.approx(gathered_bytes(world)), "the gathered parameters of the plan"
     return counts
 
 

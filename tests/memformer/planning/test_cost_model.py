@@ -21,6 +21,7 @@ from memformer.engine.precision import AUTOCAST
 from memformer.models.registry import family_of
 from memformer.models.sizes import count_parameters
 from memformer.planning import make_plan
+from memformer.planning.devices import DEVICES
 from memformer.planning.search import search
 from memformer.planning.segment_trace import WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.replay import Segment
@@ -106,6 +107,15 @@ def test_a_plan_adds_up() -> None:
     assert plan.step_seconds == plan.compute_seconds + sum(plan.communication_seconds.values())
     assert plan.fits and not plan.host_memory and 0 < plan.mfu < 0.5
     assert plan.tokens == 16 * 4 * LENGTH
+
+
+def test_collectives_between_nodes_use_the_adapters_of_all_their_members_there() -> None:
+    """The same 8 processes on one node, on 2 and on 8: NVLink, 4 adapters a ring up to it, one adapter."""
+    config = config_of(parallel={"zero_stage": 1})
+    seconds = [make_plan(config, config.model, n, 8 // n, "h100").communication_seconds["data"] for n in (1, 2, 8)]
+    device = DEVICES["h100"]
+    assert seconds[1] / seconds[0] == pytest.approx(device.node_bandwidth / (4 * device.network_bandwidth))
+    assert seconds[2] / seconds[1] == pytest.approx(4)
 
 
 def test_settings_move_memory_where_they_say() -> None:
