@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import keep_freed_memory, markdown_table, page_head, provenance, write_results
+from benchmarks.common import add_measuring_options, begin_measuring, markdown_table, page_head, write_results
 from benchmarks.replay import VOCABULARY, Problem, clock_name, measure, problem_of, summary
 from memformer.models.backbone.config import BackboneConfig, MemoryConfig
 from memformer.models.backbone.model import Backbone
@@ -117,12 +117,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=2, help="B; default 2")
     parser.add_argument("--segment-length", type=int, default=64, help="S in tokens; default 64")
     parser.add_argument("--width", type=int, help="default 256")
-    parser.add_argument("--repetitions", type=int, help="timed runs of each method; default 5")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
-    parser.add_argument("--quick", action="store_true", help="T = 1 and 4, width 64, 2 repetitions")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object with the ratios")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    parser.add_argument("--notes", default="", help="a remark for the result files")
+    add_measuring_options(parser, "T = 1 and 4, width 64, 2 repetitions")
     options = parser.parse_args(words)
     if options.quick:
         options.segments = [1, 4]
@@ -134,12 +129,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    values: dict[str, Any] = provenance(device)
-    values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
-    values["sizes"]["clock"] = clock_name(options)
-    values["notes"], values["rows"] = options.notes, []
+    values = begin_measuring(options, device, clock_name(options))
     for shape in options.shapes:  # each is kept as soon as it is measured
         values["rows"] += measure(shape, options, device, make_problem)
         values["summary"] = summary(values["rows"])

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What every benchmark needs: where it ran, on which commit, fair timing, and results in files."""
 
+import argparse
 import ctypes
 import json
 import os
@@ -96,6 +97,30 @@ def interleaved_seconds(
             if repetition:
                 times[name].append(clock() - start)
     return times
+
+
+def add_measuring_options(parser: argparse.ArgumentParser, quick: str) -> None:
+    """What scripts that time methods side by side have in common."""
+    parser.add_argument("--repetitions", type=int, help="timed runs of each method")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--notes", default="", help="a remark for the result files")
+
+
+def begin_measuring(options: argparse.Namespace, device: torch.device, clock: str) -> dict[str, Any]:
+    """Sets torch and glibc up as asked for; `provenance`, the sizes of rollouts, the notes and no rows yet.
+
+    Args:
+        options: Of `add_measuring_options`, with lanes, segment_length and width.
+        device: Where it is measured.
+        clock: What is measured by, for the page.
+    """
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    sizes = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
+    return {**provenance(device), "sizes": {**sizes, "clock": clock}, "notes": options.notes, "rows": []}
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

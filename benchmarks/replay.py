@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.activations import LiveTensors, SavedActivations
 from benchmarks.common import (
+    add_measuring_options,
+    begin_measuring,
     interleaved_seconds,
-    keep_freed_memory,
     markdown_table,
     median_ratio,
     page_head,
-    provenance,
     synchronize,
     write_results,
 )
@@ -290,12 +290,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, help="B; default 2 on a CPU, 32 on a GPU")
     parser.add_argument("--segment-length", type=int, help="S in tokens; default 64 on a CPU, 512 on a GPU")
     parser.add_argument("--width", type=int, help="largest d_model; default 256 on a CPU, the paper's on a GPU")
-    parser.add_argument("--repetitions", type=int, help="timed runs of each method; default 5")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
-    parser.add_argument("--quick", action="store_true", help="T = 1, 8, width 128, 3 repetitions")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object with the ratios")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    parser.add_argument("--notes", default="", help="a remark for the result files")
+    add_measuring_options(parser, "T = 1, 8, width 128, 3 repetitions")
     options = parser.parse_args(words)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -312,15 +307,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    values: dict[str, Any] = provenance(device)
+    values = begin_measuring(options, device, clock_name(options))
     print(f"{values['hardware']}; torch {values['torch']}; commit {values['commit']}")
-    values["sizes"] = {name: getattr(options, name) for name in ("lanes", "segment_length", "width", "repetitions")}
-    values["sizes"]["clock"] = clock_name(options)
     values["rows"] = [row for shape in options.shapes for row in measure(shape, options, device)]
     values["summary"] = summary(values["rows"])
-    values["notes"] = options.notes
     if options.out:
         write_results(options.out, values, page(values))
     if options.json:
