@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out weights that are still those of model.pretrained, and record where that is and its SHA-256",
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="add low-rank adapters (model.lora) to the weights that they are beside"
+    )
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
@@ -48,15 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
         max_file_bytes=arguments.max_file_megabytes * 10**6,
         verify=not arguments.no_verify,
         base_reference=arguments.base_reference,
+        merge=arguments.merge,
     )
     difference = result["largest_loss_difference"]
     checked = (
         "not verified" if difference is None else f"losses differ from the trained model's by {difference:.1e} nats"
     )
     left = "" if result["base"] is None else f", the others are left to {result['base']}"
+    merged = ", adapters merged" if result["merged"] else ""
     print(
         f"exported step {result['step']} of {result['checkpoint']} to {result['out']}: {result['parameters']:,} "
-        f"parameters in {arguments.dtype}, {result['bytes']:,} bytes{left}; {checked}"
+        f"parameters in {arguments.dtype}{merged}, {result['bytes']:,} bytes{left}; {checked}"
     )
     if arguments.json:
         answer(result)

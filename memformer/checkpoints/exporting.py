@@ -8,6 +8,7 @@ files, which it can drop. Only the forward pass that verifies the result needs t
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from memformer.checkpoints import directory as files
 from memformer.checkpoints.export_folder import ExportFolder
 from memformer.checkpoints.model_card import model_card
 from memformer.checkpoints.state import parameter_reader
-from memformer.engine.fragments import FragmentReader, Region
+from memformer.engine.fragments import Region
 from memformer.engine.parameter_state import WEIGHT
 from memformer.models.configuration import ModelConfig
 from memformer.models.exported import DTYPES
@@ -40,6 +41,7 @@ def export(
     max_file_bytes: int = MAX_FILE_BYTES,
     verify: bool = True,
     base_reference: bool = False,
+    merge: bool = False,
 ) -> dict[str, Any]:
     """Exports a run's newest checkpoint, or a given one, from any ZeRO stage.
 
@@ -51,13 +53,16 @@ def export(
         verify: Whether to hold a forward pass of the float32 weights to the losses that the checkpoint recorded.
         base_reference: Leave out weights that are still those of the pretrained model that the run began with; where
             that is, and its sums, are recorded.
+        merge: Add low-rank adapters to the weights that they are beside: the export has none.
 
     Returns:
         What was written: checkpoint, out, step, dtype, parameters, bytes, files, largest difference to the
-        checkpoint's recorded losses in nats (None if not verified), the pretrained directory that is referred to.
+        checkpoint's recorded losses in nats (None if not verified), the pretrained directory that is referred to,
+        whether adapters were merged.
 
     Raises:
-        UserError: No checkpoint, or `out` exists or cannot be written, or there is no base to refer to.
+        UserError: No checkpoint, or `out` exists or cannot be written, or there is no base to refer to, or no adapter
+            to merge.
         CheckpointDamaged: The checkpoint does not verify (that of a run is its newest: an older one must be named), or
             the weights do not give the losses it recorded.
     """
@@ -74,8 +79,21 @@ def export(
     for alias in model.tied():
         shapes.pop(alias, None)
     reader, difference, base = parameter_reader(checkpoint), None, None
+
+    def stored(name: str) -> torch.Tensor:
+        shape = torch.Size(state["parameters"][name])
+        return reader.read(WEIGHT, name, Region.whole(shape)).view(shape)
+
+    tensor_of: Callable[[str], torch.Tensor] = stored
+    """Where every weight of an export comes from."""
+    if merge:
+        if not model.adapted or kind.merge is None or kind.adapter is None:
+            raise UserError(f"--merge: {checkpoint} has no low-rank adapters (model.lora): leave it out")
+        shapes = {name: shape for name, shape in shapes.items() if not kind.adapter(name)}
+        model, tensor_of = kind.merge(model, stored)
+        state = state | {"model": model.to_dict()}
     if base_reference:
-        base, same = _unchanged(kind, model, reader, shapes)
+        base, same = _unchanged(kind, model, tensor_of, shapes)
         shapes = {name: shape for name, shape in shapes.items() if name not in same}
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -84,12 +102,6 @@ def export(
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror}): choose another directory") from None
     folder = ExportFolder(temporary, kind, model, state, max_file_bytes, base)
-
-    def tensor_of(name: str) -> torch.Tensor:
-        """Where every weight of an export comes from."""
-        shape = torch.Size(shapes[name])
-        return reader.read(WEIGHT, name, Region.whole(shape)).view(shape)
-
     try:
         folder.write_tokenizer(checkpoint / "tokenizer.json")
         if verify:
@@ -108,6 +120,7 @@ def export(
             "largest_loss_difference": difference,
             "base": None if base is None else str(base[0]),
             "tokenizer_file": folder.tokenizer,
+            "merged": merge,
         }
         if kind.beside is not None:
             kind.beside(model, temporary, shapes, lambda name: tensor_of(name).to(DTYPES[dtype]))
@@ -130,7 +143,7 @@ def export(
 
 
 def _unchanged(
-    kind: Family, model: ModelConfig, reader: FragmentReader, shapes: dict[str, tuple[int, ...]]
+    kind: Family, model: ModelConfig, tensor_of: Callable[[str], torch.Tensor], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[tuple[Path, list[Path]], set[str]]:
     """The pretrained model that a run began with, and the parameters that are still as they are there.
 
@@ -143,11 +156,8 @@ def _unchanged(
         if base is None or kind.weights is None:
             raise UserError("--base-reference: the run began with no pretrained model: leave it out")
         for name, stored in kind.weights(model) or ():
-            shape = torch.Size(shapes.get(name, ()))
             # The values count: a frozen weight may be kept in another precision than its file has.
-            if name in shapes and torch.equal(
-                reader.read(WEIGHT, name, Region.whole(shape)).view(shape).float(), stored[...].float()
-            ):
+            if name in shapes and torch.equal(tensor_of(name).float(), stored[...].float()):
                 same.add(name)
     except ValueError as error:
         raise UserError(f"--base-reference: {error}, or leave it out") from None

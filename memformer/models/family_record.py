@@ -147,6 +147,8 @@ class Family:
         memory: Of a parameter's name: whether it is the memory's, for `optimizer.memory_learning_rate` and
             `training.train: memory`.
         adapter: Of a parameter's name: whether it is a low-rank adapter's, for `training.train: lora`.
+        merge: (configuration with adapters, name -> tensor) -> the configuration without them, and name -> tensor with
+            its adapter in it, for `memformer export --merge`; given where `adapter` is.
         beside: (configuration, directory, names of parameters, name -> tensor) -> None, which writes what an export has
             beside its weights in forms of other programs.
         weights: Configuration -> name and stored tensor (`construction.StoredTensor`) of every weight that a new model
@@ -166,6 +168,7 @@ class Family:
     inspect: Callable[[Any], Any] | None = None
     memory: Callable[[str], bool] | None = None
     adapter: Callable[[str], bool] | None = None
+    merge: Callable[[Any, Callable[[str], Any]], tuple[Any, Callable[[str], Any]]] | None = None
     beside: Callable[[Any, Path, Iterable[str], Callable[[str], Any]], None] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]] | None] | None = None
     export: Export | None = None

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The family `backbone`: what the system needs to know of it. Imports neither torch nor transformers by itself."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,12 @@ def _of_memory(name: str) -> bool:
     return parts[0] == "memory" or (parts[0] == "stack" and parts[2] == "reader")
 
 
+def _merge(config: BackboneConfig, tensor_of: Callable[[str], Any]) -> tuple[BackboneConfig, Callable[[str], Any]]:
+    from memformer.models.backbone.lora import merged_weight
+
+    return dataclasses.replace(config, lora=None), lambda name: merged_weight(name, config, tensor_of)
+
+
 def _beside(config: BackboneConfig, directory: Path, names: Iterable[str], tensor_of: Callable[[str], Any]) -> None:
     if config.lora is None:
         return
@@ -71,6 +78,7 @@ FAMILY = Family(
     reader=_reader,
     memory=_of_memory,
     adapter=is_adapter,
+    merge=_merge,
     beside=_beside,
     weights=_weights,
     export=Export(

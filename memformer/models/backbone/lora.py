@@ -70,7 +70,7 @@ def adapted(block: nn.Module, config: BackboneConfig) -> nn.Module:
 
 
 def merged_weight(name: str, config: BackboneConfig, tensor_of: TensorOf) -> torch.Tensor:
-    """A parameter of the base with its adapter in it, W + alpha / rank * B A, which is summed in float32.
+    """A parameter of the base with its adapter in it, W + alpha / rank * B A.
 
     Args:
         name: A parameter of `Backbone` that is no adapter's.
@@ -78,16 +78,18 @@ def merged_weight(name: str, config: BackboneConfig, tensor_of: TensorOf) -> tor
         tensor_of: Gives tensors; asked for the weight, and for its adapter where it has one.
 
     Returns:
-        The tensor in its own dtype; as it is where it has no adapter.
+        The sum, in float32 or what is wider, since an adapter is small beside a weight that bfloat16 may hold; the
+        weight as it is where it has no adapter.
     """
     weight = tensor_of(name)
     place, _, last = name.rpartition(".")
     is_target = name.startswith("stack.") and ".block." in name and place.rpartition(".")[2] in config.adapter_targets
     if config.lora is None or last != "weight" or not is_target:
         return weight
-    a, b = (tensor_of(f"{place}.lora_{part}.weight").to(weight.device, torch.float32) for part in "AB")
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    a, b = (tensor_of(f"{place}.lora_{part}.weight").to(weight.device, wide) for part in "AB")
     added = config.lora.alpha / config.lora.rank * (b @ a)
-    return (weight.float() + (added.T if config.architecture.transposed else added)).to(weight.dtype)
+    return weight.to(wide) + (added.T if config.architecture.transposed else added)
 
 
 def adapter_tensors(

@@ -22,6 +22,7 @@ from launch.cli import main
 from memformer import load_model
 from memformer.checkpoints.state import parameter_reader
 from memformer.engine.fragments import Region
+from memformer.models.probe import probe
 from memformer.run import jsonl
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
@@ -148,15 +149,50 @@ class TestFrozen:
     def test_exports_have_peft_files_and_are_used(
         self, root: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        for name in ("zero-3", "bf16-1"):
-            out = root / f"export-{name}"
-            assert main(["export", str(runs[name]), "--out", str(out)]) == 0
+        """Whole, or with the frozen weights left to the pretrained directory, under fp32 all of them."""
+        for name, options in (("zero-3", ()), ("zero-3", ("--base-reference",)), ("bf16-1", ())):
+            out = root / f"export-{name}{''.join(options)}"
+            assert main(["export", str(runs[name]), "--out", str(out), *options]) == 0
             assert (out / "adapter_model.safetensors").exists() == name.startswith("zero")
+            assert (out / "model.safetensors").exists() != bool(options)
             assert bool([each for each, _ in load_model(out).named_parameters() if "lora_" in each]) == (
                 name == "zero-3"
             )
+        whole, left = (load_model(root / f"export-zero-3{end}").state_dict() for end in ("", "--base-reference"))
+        assert whole.keys() == left.keys() and all(torch.equal(whole[name], left[name]) for name in whole)
         capsys.readouterr()
         assert not main(["generate", str(root / "export-zero-3"), "--prompt", "It", "--max-new-tokens", "5"])
+
+    def test_adapters_are_merged_on_request(
+        self, root: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The same losses to 1e-5 nats: the same products in float32, summed in another order."""
+        from transformers import AutoModelForCausalLM
+
+        out, merged = root / "with-adapters", root / "merged"
+        assert main(["export", str(runs["zero-2"]), "--out", str(out)]) == 0
+        assert main(["export", str(runs["zero-2"]), "--out", str(merged), "--merge", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert said["merged"] and said["largest_loss_difference"] < 1e-5
+        assert not list(merged.glob("adapter_*"))
+        adapted, plain = load_model(out), load_model(merged)
+        assert probe(plain, torch.device("cpu")) == pytest.approx(probe(adapted, torch.device("cpu")), abs=1e-5)
+        assert plain.config.lora is None and not any("lora_" in name for name, _ in plain.named_parameters())
+        theirs, told = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
+        assert not any(told.values())
+        query = adapted.stack[1].block.self_attn.q_proj
+        assert not torch.equal(theirs.model.layers[1].self_attn.q_proj.weight, query.weight)
+        part = root / "merged-part"
+        assert main(["export", str(runs["zero-2"]), "--out", str(part), "--merge", "--base-reference"]) == 0
+        held = load_file(part / "model.safetensors")  # what the adapters have changed
+        assert sorted(held) == [f"model.layers.{i}.self_attn.{each}_proj.weight" for i in range(3) for each in "qv"]
+        one, two = plain.state_dict(), load_model(part).state_dict()
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+        capsys.readouterr()
+        assert main(["export", str(runs["bf16-1"]), "--out", str(root / "none"), "--merge"]) == 2
+        said_of_none = capsys.readouterr().err
+        assert said_of_none.count("\n") == 1 and "has no low-rank adapters (model.lora): leave it out" in said_of_none
+        assert not (root / "none").exists()
 
     def test_a_base_that_is_gone_or_differs_is_refused_in_one_line(
         self, root: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
