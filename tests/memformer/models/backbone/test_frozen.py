@@ -25,6 +25,7 @@ from memformer.engine.fragments import Region
 from memformer.models.probe import probe
 from memformer.run import jsonl
 from tests.books import small_dataset
+from tests.commands import run_command
 from tests.distributed.processes import run_distributed
 from tests.memformer.models.backbone.test_training import pretrained, settings
 from tests.memformer.models.family_runs import SAVED, STEPS, life, metrics
@@ -194,9 +195,7 @@ class TestFrozen:
         assert said_of_none.count("\n") == 1 and "has no low-rank adapters (model.lora): leave it out" in said_of_none
         assert not (root / "none").exists()
 
-    def test_a_base_that_is_gone_or_differs_is_refused_in_one_line(
-        self, root: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_base_that_is_gone_or_differs_is_refused_in_one_line(self, root: Path, runs: dict[str, Path]) -> None:
         copy = shutil.copytree(runs["one"], root / "broken")
         for step in (SAVED, STEPS):
             file = checkpoint(copy, step) / "base" / "rank-00000.safetensors"
@@ -207,8 +206,9 @@ class TestFrozen:
                 content[-1] ^= 1
                 file.write_bytes(content)
         (root / "broken.yaml").write_text((copy / "config.yaml").read_text())
-        assert main(["train", str(root / "broken.yaml"), "--run_dir", str(copy)]) == 1
-        said = capsys.readouterr().err
+        done = run_command("train", str(root / "broken.yaml"), "--run_dir", str(copy))
+        said = done.stderr
+        assert done.returncode == 1
         assert said.count("\n") == 1
         assert "base/rank-00000.safetensors: is missing" in said and "SHA-256 differs" in said
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from memformer.inference.generation import choose, generate
-from memformer.models.backbone import Backbone
+from memformer.models.backbone import Backbone, LoraConfig
 from memformer.models.backbone.reader import BackboneReader
 from memformer.replay import Segment
 from tests.memformer.models.backbone.examples import MEMORIES, SIZES, START, config_of, make
@@ -61,6 +61,13 @@ def test_whatever_a_segment_sees_of_the_one_before(memory: str, changes: dict[st
     model = make(config_of("llama", memory, segment_length=LENGTH, **changes), moved=0.1).eval()
     tokens = torch.arange(11)[None] * 7 % START
     assert torch.allclose(stepwise(BackboneReader(model), tokens), teacher_forced(model, tokens), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_with_low_rank_adapters(kind: str) -> None:
+    model = make(config_of(kind, "armt", segment_length=LENGTH, lora=LoraConfig(2, 4.0)), moved=0.1).eval()
+    tokens = torch.arange(2 * 11).view(2, 11) * 7 % START
+    assert torch.allclose(stepwise(BackboneReader(model, 2), tokens), teacher_forced(model, tokens), atol=1e-12)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

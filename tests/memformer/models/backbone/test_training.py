@@ -21,6 +21,7 @@ from memformer import load_model
 from memformer.config.schema import parse_config
 from memformer.models.sizes import count_parameters
 from tests.books import small_dataset
+from tests.commands import run_command
 from tests.distributed.processes import run_distributed
 from tests.memformer.models.backbone.examples import SIZES
 from tests.memformer.models.family_runs import (
@@ -188,11 +189,12 @@ def test_a_plan_counts_it_also_with_layers_that_are_recomputed(root: Path, capsy
     assert recomputed["device_memory"]["activations"] < plan["device_memory"]["activations"]
 
 
-def test_what_does_not_fit_the_data_is_refused_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_the_data_is_refused_in_one_line(root: Path) -> None:
     """By `train`: a segment that is too long, found with the data set opened; no run directory is left."""
     (root / "config.yaml").write_text(yaml.safe_dump(settings(root, "refused", 1)))
-    assert main(["train", str(root / "config.yaml"), "--data.segment_length", "60"]) == 2
-    refused = capsys.readouterr().err
+    done = run_command("train", str(root / "config.yaml"), "--data.segment_length", "60")
+    refused = done.stderr
+    assert done.returncode == 2
     assert refused.count("\n") == 1
     assert "model.segment_length 60 with overlap 15 and the memory's 8 tokens needs 84 positions" in refused
     assert not (root / "refused").exists()

@@ -20,6 +20,7 @@ import torch
 
 from memformer import Memformer, MemformerConfig, load_model
 from memformer.inference.generation import generate
+from memformer.models.backbone import LoraConfig
 from memformer.replay import Segment
 from tests import ROOT
 from tests.books import TINY_MODEL
@@ -93,7 +94,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         with torch.no_grad():
             for each in model.parameters():
                 each.mul_(3)  # so that it does not say one word alone
-    models["gpt2"] = model_of("gpt2", "one layer", bos_token_id=7)
+    models["gpt2"] = model_of("gpt2", "armt", bos_token_id=7, lora=LoraConfig(2, 4.0))
     models["memformer"] = memformer()
     return {name: write_export(model, root / name.replace(" ", "-")) for name, model in models.items()}
 
