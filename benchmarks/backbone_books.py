@@ -226,8 +226,14 @@ def page(values: dict[str, Any]) -> str:
                 each = zip(*(row["by_position"] for row in found), strict=True)
                 places.append([label, *(statistics.fmean(place[key] for place in at) for at in each)])
     heads = [f"{place['from']:,} to {place['to'] - 1:,}" for place in rows[0]["by_position"]]
-    columns = ("variant", "steps", "tokens trained on", "numbers a lane", "perplexity", "memory reset", "gain, nats")
-    columns += ("memory exchanged", "of the gain its own, nats")
+    columns = ["variant", "steps", "tokens trained on", "numbers a lane", "perplexity", "memory reset", "gain, nats"]
+    exchange = ""
+    if any("own_nats" in row for row in rows):
+        columns += ["memory exchanged", "of the gain its own, nats"]
+        exchange = (
+            " *Memory exchanged*: that of an excerpt of another of these books, which has read as far; *its own*: what "
+            "the document's own memory gains over that."
+        )
     return "\n".join(
         [
             *page_head("A pretrained language model with a memory on books", values),
@@ -238,12 +244,10 @@ def page(values: dict[str, Any]) -> str:
             f"trained, {sizes['backbone_rate']:g} of that; memory at layers {sizes['layers']}. Tested on "
             f"{rows[0]['test_tokens']:,} tokens of {sizes['held_out']} other books in excerpts of "
             f"{sizes['test_length']:,}; seeds {seeds_of(rows)}. *Memory reset*: the same model, its memory taken away "
-            "at every segment; *gain*: nats a token between the two, ± its standard error over excerpts. *Memory "
-            "exchanged*: that of an excerpt of another of these books, which has read as far; *its own*: what the "
-            "document's own memory gains over that. Only rows of one overlap stand here: what a "
-            "memory gives beyond the last words.",
+            "at every segment; *gain*: nats a token between the two, ± its standard error over "
+            f"excerpts.{exchange} Only rows of one overlap stand here: what a memory gives beyond the last words.",
             "",
-            markdown_table(columns, table),
+            markdown_table(columns, [line[: len(columns)] for line in table]),
             "",
             "Perplexity by position in the excerpt, in tokens:",
             "",
