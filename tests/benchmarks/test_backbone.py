@@ -39,7 +39,7 @@ def test_the_needle_is_asked_of_a_pretrained_backbone_with_memory_reset_and_alon
     values = json.loads((tmp_path / "needle.json").read_text())
     rows = [(row["kind"], row["reset"], row["memory_numbers"]) for row in values["rows"]]
     assert rows == [("associative", False, 24_576), ("associative", True, 24_576), ("plain", True, 0)]
-    assert "| plain | 2 | 0 |" in (tmp_path / "needle.md").read_text()
+    assert "| plain | 0.001 | 0 | 2 | 0 |" in (tmp_path / "needle.md").read_text()
 
 
 def test_a_new_memory_leaves_what_was_pretrained_as_it_is() -> None:
