@@ -12,10 +12,15 @@ empty memory. Variants: `pretrained`, the model as it is; `associative` and `slo
 that with its memory reset (*) the first says what `pretrained` says; `plain`, the model alone trained further on the
 same tokens; `associative-all` and `slots-all`, both trained, to be held against `plain`.
 
+A memory helps in two ways: it tells what this book has said, and that this is such a book. Every excerpt is therefore
+also read with its memory *exchanged*: that of an excerpt of another held-out book, which has read as far. What this
+gains over the reset memory any book's would give; what is gained beyond it is the document's own.
+
 (*) At step 0 both give the model's own logits; an untrained writer is never read.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -34,7 +39,7 @@ from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of
 from benchmarks.common import ROOT, markdown_table, page_head
 from benchmarks.long_text import bands
 from benchmarks.peers.backbone import MEMORY_NAMES, load, plain
-from benchmarks.peers.reader import MemoryReader, Reader
+from benchmarks.peers.reader import MemoryReader, Reader, losses_of
 from benchmarks.texts import Texts, losses_by_excerpt, rollouts, texts
 from benchmarks.training import Recipe, train
 from data_pipeline.errors import UserError
@@ -56,13 +61,28 @@ def books(directory: str) -> tuple[HFTokenizer, Texts]:
     return tokenizer, Texts(found.name, tokens(found.trained), tokens(found.held_out))
 
 
-def held_out(documents: Sequence[np.ndarray], length: int, most: int | None) -> torch.Tensor:
-    """The documents cut into excerpts of `length` tokens, taking turns, int64 [excerpts, length]."""
+def held_out(documents: Sequence[np.ndarray], length: int, most: int | None) -> tuple[torch.Tensor, list[int]]:
+    """The documents cut into excerpts of `length` tokens, taking turns.
+
+    Returns:
+        The excerpts, int64 [excerpts, length], and the number of each one's document.
+    """
     cut = [document[: len(document) // length * length].reshape(-1, length) for document in documents]
-    turns = [each[i] for i in range(max(map(len, cut), default=0)) for each in cut if i < len(each)]
+    turns = [(number, i) for i in range(max(map(len, cut), default=0)) for number, c in enumerate(cut) if i < len(c)]
     if not turns:
         raise SystemExit(f"no held-out book has {length:,} tokens: lower --test-length")
-    return torch.from_numpy(np.stack(turns[:most]).astype(np.int64))
+    turns = turns[:most]
+    found = np.stack([cut[number][i] for number, i in turns]).astype(np.int64)
+    return torch.from_numpy(found), [number for number, _ in turns]
+
+
+def partners(documents: Sequence[int]) -> list[int] | None:
+    """For each excerpt the next one of another document, past the end from the beginning; None: all are of one."""
+    if len(set(documents)) < 2:
+        return None
+    count = len(documents)
+    after = ([(at + step) % count for step in range(1, count)] for at in range(count))
+    return [next(other for other in each if documents[other] != documents[at]) for at, each in enumerate(after)]
 
 
 def make_reader(options: argparse.Namespace, case: Case) -> MemoryReader:
@@ -101,9 +121,10 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         row |= {"steps": history.steps, "training_tokens": tokens, "training_losses": history.losses}
         row["training_seconds"] = history.seconds
     reader.module.eval()
-    test = held_out(found.held_out, options.test_length, options.excerpts)
-    alone = reader.memory_reset
+    test, documents = held_out(found.held_out, options.test_length, options.excerpts)
+    alone, others = reader.memory_reset, partners(documents)
     kept = scored(reader, test, options)
+    exchanged = None if alone or others is None else scored(reader, test, options, test[others])
     reader.memory_reset = True
     reset = kept if alone else scored(reader, test, options)
     rows, width = reader.module.config.memory_shape
@@ -117,21 +138,61 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         "by_position": bands(kept.mean(0), reset.mean(0), options.segment_length),
         "by_excerpt": kept.mean(1).tolist(),
     }
+    said = ""
+    if exchanged is not None:
+        own = exchanged - kept
+        row |= {"perplexity_memory_exchanged": math.exp(float(exchanged.mean())), "own_nats": float(own.mean())}
+        row["own_error"] = float(own.mean(1).std() / math.sqrt(len(own)))
+        for place, each in zip(
+            row["by_position"], bands(exchanged.mean(0), exchanged.mean(0), options.segment_length), strict=True
+        ):
+            place["perplexity_memory_exchanged"] = each["perplexity"]
+        said = f", exchanged {row['perplexity_memory_exchanged']:.3f} ({row['own_nats']:+.4f} the document's own)"
     print(
         f"{reader.name} seed {case['seed']}: perplexity {row['perplexity']:.3f}, memory reset "
-        f"{row['perplexity_memory_reset']:.3f}, {row['gain_nats']:+.4f} nats a token gained",
+        f"{row['perplexity_memory_reset']:.3f}, {row['gain_nats']:+.4f} nats a token gained{said}",
         flush=True,
     )
     return [row]
 
 
-def scored(reader: Reader, test: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
-    """Mean loss of each segment of each excerpt, float64 [excerpts, segments]; a few excerpts at a time."""
-    parts = [
-        losses_by_excerpt(reader, part.to(options.device), options.segment_length)[0]
-        for part in test.split(options.test_lanes)
-    ]
+def scored(
+    reader: Reader, test: torch.Tensor, options: argparse.Namespace, others: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean loss of each segment of each excerpt, float64 [excerpts, segments]; a few excerpts at a time.
+
+    Args:
+        reader: The model.
+        test: The excerpts.
+        options: Where, how many at a time, in which segments.
+        others: An excerpt for each, whose memory it is read with (`losses_with_memory_of`); None: its own.
+    """
+    parts = []
+    for number, part in enumerate(test.to(options.device).split(options.test_lanes)):
+        if others is None:
+            losses, _ = losses_by_excerpt(reader, part, options.segment_length)
+        else:
+            writing = others.to(options.device).split(options.test_lanes)[number]
+            losses = losses_with_memory_of(reader, part, writing, options.segment_length)
+        parts.append(losses)
     return torch.cat(parts).double().cpu()
+
+
+@torch.no_grad()
+def losses_with_memory_of(
+    reader: Reader, tokens_BL: torch.Tensor, others_BL: torch.Tensor, segment_length: int
+) -> torch.Tensor:
+    """Mean loss of each segment, [B, segments], read with what others have written up to there; the overlap is its own.
+
+    The others' memory goes on with their own text: what is read here is never written into it.
+    """
+    state, writing, means = None, None, []
+    for segment, other in zip(tokens_BL.split(segment_length, 1), others_BL.split(segment_length, 1), strict=True):
+        mixed = None if state is None else dataclasses.replace(state, memory=writing.memory)
+        logits, state = reader.read(segment, mixed)
+        writing = reader.skip(other, writing)
+        means.append(losses_of(logits, segment).mean(1))
+    return torch.stack(means, 1)
 
 
 def page(values: dict[str, Any]) -> str:
@@ -144,6 +205,7 @@ def page(values: dict[str, Any]) -> str:
     for name, found in named.items():
         mean = functools.partial(_mean, found)
         has = bool(found[0]["memory_numbers"])
+        exchanged = all("own_nats" in row for row in found)
         errors = [row["gain_error"] for row in found if row["gain_error"] is not None]
         gain = f"{mean('gain_nats'):+.4f}" + (f" ± {statistics.fmean(errors):.4f}" if errors else "")
         table.append([
@@ -154,13 +216,24 @@ def page(values: dict[str, Any]) -> str:
             mean("perplexity"),
             mean("perplexity_memory_reset") if has else "",
             gain if has else "",
+            mean("perplexity_memory_exchanged") if exchanged else "",
+            f"{mean('own_nats'):+.4f} ± {mean('own_error'):.4f}" if exchanged else "",
         ])  # fmt: skip
-        for key, label in (("perplexity", name), ("perplexity_memory_reset", f"{name}, reset")):
-            if has or key == "perplexity":
+        labels = {"perplexity": (name, True), "perplexity_memory_reset": (f"{name}, reset", has)}
+        labels["perplexity_memory_exchanged"] = (f"{name}, exchanged", exchanged)
+        for key, (label, shown) in labels.items():
+            if shown:
                 each = zip(*(row["by_position"] for row in found), strict=True)
                 places.append([label, *(statistics.fmean(place[key] for place in at) for at in each)])
     heads = [f"{place['from']:,} to {place['to'] - 1:,}" for place in rows[0]["by_position"]]
-    columns = ("variant", "steps", "tokens trained on", "numbers a lane", "perplexity", "memory reset", "gain, nats")
+    columns = ["variant", "steps", "tokens trained on", "numbers a lane", "perplexity", "memory reset", "gain, nats"]
+    exchange = ""
+    if any("own_nats" in row for row in rows):
+        columns += ["memory exchanged", "of the gain its own, nats"]
+        exchange = (
+            " *Memory exchanged*: that of an excerpt of another of these books, which has read as far; *its own*: what "
+            "the document's own memory gains over that."
+        )
     return "\n".join(
         [
             *page_head("A pretrained language model with a memory on books", values),
@@ -171,10 +244,10 @@ def page(values: dict[str, Any]) -> str:
             f"trained, {sizes['backbone_rate']:g} of that; memory at layers {sizes['layers']}. Tested on "
             f"{rows[0]['test_tokens']:,} tokens of {sizes['held_out']} other books in excerpts of "
             f"{sizes['test_length']:,}; seeds {seeds_of(rows)}. *Memory reset*: the same model, its memory taken away "
-            "at every segment; *gain*: nats a token between the two, ± its standard error over excerpts. Only rows of "
-            "one overlap stand here: what a memory gives beyond the last words.",
+            "at every segment; *gain*: nats a token between the two, ± its standard error over "
+            f"excerpts.{exchange} Only rows of one overlap stand here: what a memory gives beyond the last words.",
             "",
-            markdown_table(columns, table),
+            markdown_table(columns, [line[: len(columns)] for line in table]),
             "",
             "Perplexity by position in the excerpt, in tokens:",
             "",

@@ -14,6 +14,7 @@ plain backbone, trained alike; both see a quarter of the segment before, and mus
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -37,6 +38,8 @@ from benchmarks.training import train
 SETUP = SETUPS["needle"]
 STEPS = {"associative": 300, "slots": 600, "plain": 300, "tokens": 600}
 TIMES = (1, 10, 30)
+MODEL = ("kind", "learning_rate", "reset")
+"""What rows of several seeds have in common."""
 
 
 def measure(options: argparse.Namespace, case: Case) -> list[Row]:
@@ -44,7 +47,7 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     kind, seed = case["kind"], case["seed"]
     weights = backbone.pretrained(options.pretraining_steps, options.device)
     reader = backbone.reader_of(kind, weights, SETUP.segment_length, seed)
-    recipe = dataclasses.replace(SETUP.recipe, steps=options.steps or STEPS[kind], learning_rate=options.learning_rate)
+    recipe = dataclasses.replace(SETUP.recipe, steps=options.steps or STEPS[kind], learning_rate=case["learning_rate"])
     rollouts = training_rollouts(
         SETUP.task, SETUP.documents, SETUP.num_segments, SETUP.segment_length, seed, curriculum=recipe.steps // 3
     )
@@ -75,13 +78,14 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Mean and least accuracy over the seeds, by model, mode and distance."""
-    cells: dict[tuple[str, bool, int], list[float]] = {}
+    cells: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         for point in row["by_distance"]:
-            cells.setdefault((row["kind"], row["reset"], point["distance"]), []).append(point["accuracy"])
+            key = (*(row[name] for name in MODEL), point["distance"])
+            cells.setdefault(key, []).append(point["accuracy"])
     return [
-        {"kind": kind, "reset": reset, "distance": distance, "accuracy": statistics.fmean(found), "least": min(found)}
-        for (kind, reset, distance), found in cells.items()
+        dict(zip((*MODEL, "distance"), key, strict=True)) | {"accuracy": statistics.fmean(found), "least": min(found)}
+        for key, found in cells.items()
     ]
 
 
@@ -89,24 +93,25 @@ def page(values: dict[str, Any]) -> str:
     """Sums the rows up in the values, and the result page in Markdown."""
     values["summary"] = summary(values["rows"])
     sizes, table = values["sizes"], []
-    for kind, reset in dict.fromkeys((row["kind"], row["reset"]) for row in values["rows"]):
-        first = next(row for row in values["rows"] if row["kind"] == kind)
+    for key in dict.fromkeys(tuple(row[name] for name in MODEL) for row in values["rows"]):
+        kind, rate, reset = key
+        rows = [row for row in values["rows"] if tuple(row[name] for name in MODEL) == key]
         name = kind if kind == "plain" or not reset else f"{kind}, reset"
-        found = [share(cell) for cell in values["summary"] if (cell["kind"], cell["reset"]) == (kind, reset)]
-        table.append([name, first["steps"], f"{first['memory_numbers']:,}", *found])
+        found = [share(cell) for cell in values["summary"] if tuple(cell[name] for name in MODEL) == key]
+        table.append([name, f"{rate:g}", seeds_of(rows), rows[0]["steps"], f"{rows[0]['memory_numbers']:,}", *found])
     asked = [f"{point['distance']:,} bytes" for point in values["rows"][0]["by_distance"]]
     return "\n".join(
         [
             *page_head("A needle far beyond the training length, with a pretrained backbone", values),
             f"A Llama of 4 layers, width 64, on bytes, pretrained for {sizes['pretraining_steps']} steps on books; "
             f"then trained with its memory on documents of {SETUP.training_length} bytes, {SETUP.documents} a step, "
-            f"{SETUP.segment_length} a segment, overlap a quarter of that, peak learning rate "
-            f"{sizes['learning_rate']:g}. Share of right digits of {sizes['documents']} documents by distance between "
+            f"{SETUP.segment_length} a segment, overlap a quarter of that. "
+            f"Share of right digits of {sizes['documents']} documents by distance between "
             "telling and asking; mean over the seeds, the worst in brackets where it is another; chance "
-            f"{SETUP.task.chance:.2f}; seeds {seeds_of(values['rows'])}. *Reset*: the same model, its memory taken "
+            f"{SETUP.task.chance:.2f}. *Reset*: the same model, its memory taken "
             "away at every segment. *Plain*: the backbone alone, trained alike.",
             "",
-            markdown_table(["memory", "steps", "numbers a lane", *asked], table),
+            markdown_table(["memory", "peak rate", "seeds", "steps", "numbers a lane", *asked], table),
             *(["", values["notes"]] if values["notes"] else []),
         ]
     )
@@ -116,7 +121,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=STEPS, help="default: associative, slots, plain")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: 600 of slots and tokens, 300 of others)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak; default 3e-3")
+    parser.add_argument("--learning-rate", nargs="+", type=float, default=[1e-3], help="peaks; default 1e-3")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     parser.add_argument("--pretraining-steps", type=int, help=f"default {backbone.PRETRAINING.steps}")
     parser.add_argument("--times", nargs="+", type=int, default=list(TIMES), help="of the training length; 1 10 30")
@@ -132,8 +137,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    cases = [{"kind": kind, "seed": seed} for seed in options.seeds for kind in options.kinds]
-    names = ("learning_rate", "pretraining_steps", "times", "documents")
+    cases = [
+        {"kind": kind, "learning_rate": rate, "seed": seed}
+        for kind, rate, seed in itertools.product(options.kinds, options.learning_rate, options.seeds)
+    ]
+    names = ("pretraining_steps", "times", "documents")
     sizes = {name: getattr(options, name) for name in names}
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page, torch.device(options.device))
     if options.json:

@@ -1,14 +1,18 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The scripts on the family backbone run at their smallest, and what they compare is what they say."""
 
+import argparse
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import backbone_books, backbone_needle, backbone_peers, backbone_replay
 from benchmarks.peers import backbone
+from benchmarks.peers.reader import MemoryReader
 from benchmarks.peers.segment_wrappers import ARMT, RMT
 from benchmarks.texts import Texts, rollouts, texts
 from benchmarks.training import PACED, Recipe, train
@@ -16,7 +20,7 @@ from data_pipeline.tokenizer import ByteTokenizer
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.parts import language_model
 from memformer.models.backbone.pretrained import copy_weights
-from memformer.replay import Carry, Rollout, bptt_backward
+from memformer.replay import Carry, Rollout, Segment, bptt_backward
 
 LANES, SEGMENTS, LENGTH, IDS = 2, 3, 6, 20
 LLAMA = {
@@ -35,7 +39,7 @@ def test_the_needle_is_asked_of_a_pretrained_backbone_with_memory_reset_and_alon
     values = json.loads((tmp_path / "needle.json").read_text())
     rows = [(row["kind"], row["reset"], row["memory_numbers"]) for row in values["rows"]]
     assert rows == [("associative", False, 24_576), ("associative", True, 24_576), ("plain", True, 0)]
-    assert "| plain | 2 | 0 |" in (tmp_path / "needle.md").read_text()
+    assert "| plain | 0.001 | 0 | 2 | 0 |" in (tmp_path / "needle.md").read_text()
 
 
 def test_a_new_memory_leaves_what_was_pretrained_as_it_is() -> None:
@@ -100,7 +104,9 @@ def test_a_trained_memory_leaves_the_backbone_as_it_was(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     book = texts("books").trained[0]
-    monkeypatch.setattr(backbone_books, "texts", lambda _: Texts("books", [book[:3000]], [book[3000:4000]]))
+    monkeypatch.setattr(
+        backbone_books, "texts", lambda _: Texts("books", [book[:3000]], [book[3000:3100], book[3100:3300]])
+    )
     words = f"--quick --pretrained {directory} --segment-length 16 --layers 0 1 --d-key 2 --learning-rate 1e-2"
     more = ["--variants", "pretrained", "associative", "plain", "--out", str(tmp_path / "books")]
     backbone_books.main([*words.split(), *more])
@@ -108,7 +114,43 @@ def test_a_trained_memory_leaves_the_backbone_as_it_was(
     assert trained["perplexity_memory_reset"] == pytest.approx(pretrained["perplexity"], rel=1e-6)
     assert trained["perplexity"] != trained["perplexity_memory_reset"]
     assert plain["perplexity"] == plain["perplexity_memory_reset"] != pretrained["perplexity"]
+    assert trained["own_nats"] == pytest.approx(
+        math.log(trained["perplexity_memory_exchanged"] / trained["perplexity"]), rel=1e-4
+    )
+    assert "own_nats" not in pretrained
     assert "| associative, reset |" in (tmp_path / "books.md").read_text()
+    assert "| associative, exchanged |" in (tmp_path / "books.md").read_text()
+
+
+def test_an_exchanged_memory_is_what_another_book_has_written_so_far() -> None:
+    """Against a loop over the model itself, segment by segment; a few excerpts at a time give what all give at once."""
+    torch.manual_seed(0)
+    model = backbone.make(MemoryConfig("associative", d_key=4), 8).double().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("value.weight"):
+            torch.nn.init.normal_(parameter)
+    tokens, documents = backbone_books.held_out(
+        [np.random.default_rng(book).integers(256, size=length) for book, length in enumerate((70, 50, 30))], 24, None
+    )
+    others = backbone_books.partners(documents)
+    assert (documents, others) == ([0, 1, 2, 0, 1], [1, 2, 3, 4, 0])
+    assert backbone_books.partners([0, 0]) is None
+    options = argparse.Namespace(device="cpu", test_lanes=2, segment_length=8)
+    found = backbone_books.scored(MemoryReader(model, "associative"), tokens, options, tokens[others])
+    with torch.no_grad():
+        memory, full = model.initial_memory(5), torch.full((5,), 8)
+        before = torch.zeros(2, 5, 8, dtype=torch.int64)
+        for number, now in enumerate(torch.stack([tokens, tokens[others]]).split(8, 2)):
+            first = torch.full((5,), number == 0)
+            own, other = (
+                Segment(context, full.where(~first, 0), target, full, first, True, False)
+                for context, target in zip(before, now, strict=True)
+            )
+            torch.testing.assert_close(found[:, number], model.losses(own, memory)[0].mean(1))
+            memory, before = model.advance(other, memory), now
+    kept = backbone_books.scored(MemoryReader(model, "associative"), tokens, options)
+    torch.testing.assert_close(found[:, 0], kept[:, 0])
+    assert (found[:, 1:] - kept[:, 1:]).abs().min() > 1e-6
 
 
 def test_no_model_is_one_line(tmp_path: Path) -> None:

@@ -70,6 +70,23 @@ def test_the_memory_takes_part_once_it_is_moved(memory: str) -> None:
     assert float((found[1][0] - found[1][1]).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_starts_from_zero_is_no_dead_start(memory: str) -> None:
+    """After one step the whole memory learns: zeros on both sides of a product would have no gradient for ever."""
+    model, rollout = make(config_of("llama", memory)), full_rollout(segments=4)
+    for _ in range(2):
+        model.zero_grad()
+        memory_replay_backward(model, rollout, Carry.empty(model.initial_memory(2), LENGTH), denominator=48.0)
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+    own = {name: each for name, each in gradients.items() if name.startswith("memory.") or ".reader." in name}
+    still = [name for name, each in own.items() if each is None or float(each.abs().max()) < 1e-12]
+    assert own and not still
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2"])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_replay_equals_bptt(kind: str, memory: str) -> None:
