@@ -108,10 +108,11 @@ class TestTrained:
             assert figures[0].keys() == figures[1].keys() >= {"change"}
             for name, value in figures[0].items():
                 assert figures[1][name] == pytest.approx(value, rel=1e-3), name
-        for run in spread:
-            self.inspected(root, Path(run["run_dir"]), capsys)
+        slots, tokens = (self.inspected(Path(run["run_dir"]), capsys) for run in spread)
+        assert slots["shares"]["all"]["writes"] == tokens["document"]["writes"]
+        assert set(tokens["figures"]) == {"norm", "change"} and tokens["recall"] is None
 
-    def inspected(self, root: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    def inspected(self, run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         """An export of a run, whose memory is inspected by the command; the answer."""
         out, text = run.parent / f"{run.name}-export", str(Path(__file__).parents[4] / "README.md")
         assert main(["export", str(run), "--out", str(out)]) == 0
@@ -155,6 +156,12 @@ class TestTrained:
             assert capsys.readouterr().out.strip()
         finally:
             away.rename(root / "base")
+
+    def test_the_matrices_of_an_export_are_inspected(
+        self, runs: dict[int, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = self.inspected(runs[0], capsys)
+        assert found["recall"]["distance"] == [0, 1, 2] and len(found["figures"]["norm"]) == 3
 
     def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
         out = root / "started-from"
