@@ -215,7 +215,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 SHOWN = (0, 1, 2, 4, 8, 16, 32)
-"""Distances in writes whose recall is shown."""
+"""Distances in writes of which it is shown what is recalled."""
 
 
 def show_recall(report: dict[str, Any]) -> None:
@@ -224,15 +224,21 @@ def show_recall(report: dict[str, Any]) -> None:
     print(f"{document['tokens']:,} tokens, {document['writes']} writes; {report['model']['summary']}")
     names = [name for name in figures if name != "read"]
     distances = [each for each in SHOWN if recall and each < len(recall["distance"])]
-    heads = [*names, *(f"recall {each}" for each in distances), *(["half-life"] if recall else [])]
-    print("  ".join(["layer", *(f"{head:>9}" for head in heads)]))
+    heads = [*(f"{name:>9}" for name in names), *(["recall 0", "before"] if recall else [])]
+    heads += [*(f"distinct {each}" for each in distances), *(["half-life"] if recall else [])]
+    print("  ".join(["layer", *heads]))
     for layer in range(len(recall["half_life"]) if recall else 1):
         cells = [figures[name][layer] if recall else figures[name] for name in names]
-        cells += [recall["recall"][each][layer] for each in distances]
-        row = [f"{cell:>9.3f}" for cell in cells]
         if recall:
-            row.append(f"{recall['half_life'][layer] or 'beyond':>9}")
+            cells += [recall["recall"][0][layer], recall["distinct_before"][layer]]
+        cells += [recall["distinct"][each][layer] for each in distances]
+        if recall:
+            cells.append(recall["half_life"][layer] or "beyond")
+        row = [
+            f"{cell:>{len(head)}.3f}" if isinstance(cell, float) else f"{cell:>{len(head)}}"
+            for cell, head in zip(cells, heads, strict=True)
+        ]
         print("  ".join([f"{layer:>5}", *row]))
     for name, words in report["definitions"].items():
-        if name in ("recall", *names):
+        if name in names or (recall and name in ("recall", "distinct")):
             print(f"{name}: {words}")

@@ -57,12 +57,13 @@ def recall(report: dict[str, Any]) -> "Figure":
     found, columns = report["recall"], report["columns"]
     figure = drawing.figure(9, 7)
     above, below = figure.subplots(2, 1)
-    layers = np.array(found["recall"]).shape[1]
+    layers = np.array(found["distinct"]).shape[1]
     for layer in range(layers):
         shade = str(0.8 * layer / max(1, layers - 1))  # from black, the first, to light grey, the last
-        above.plot(found["distance"], np.array(found["recall"])[:, layer], color=shade)
+        above.plot(found["distance"], np.array(found["distinct"])[:, layer], color=shade)
         below.plot(columns["first_write"], np.array(columns["norm"])[:, layer], color=shade)
-    drawing.name(above, title="What is still read of what a segment wrote, by layer", y="recall", x="segments since")
+    title = "What is still read of what sets the values of a segment apart, by layer"
+    drawing.name(above, title=title, y="distinct", x="segments since")
     drawing.name(below, title="Norm of the memory (black: the first layer)", y="norm", x="write")
     return figure
 

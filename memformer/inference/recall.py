@@ -36,14 +36,18 @@ DEFINITIONS = {
     "recall": "what the keys of a write read so many writes later, along the values that were written: the sum of "
     "<read, value> divided by the sum of <value, value>; 1: all of it, 0: none. At distance 0, right after the write",
     "error": "norm of (read - value) divided by that of the values",
-    "before": "recall by the same keys from the memory before the write: what is there without it",
-    "half_life": "the first distance whose recall is below half of that at distance 0; null: not within the horizon",
+    "distinct": "recall of what sets the values apart: both what is read and the values less the mean of all values up "
+    "to their write. A memory that says the same to every key has recall 1 where values are alike, but distinct 0",
+    "recall_before, distinct_before": "the same by the same keys from the memory before the write: what is there "
+    "without it",
+    "half_life": "the first distance whose distinct is below half of that at distance 0; null: not within the horizon",
 }
 
 
 class _Written(NamedTuple):
     write: int
     association: Association
+    mean_D: torch.Tensor
 
 
 class RecallInspector(DocumentReader):
@@ -77,8 +81,10 @@ class RecallInspector(DocumentReader):
         self.horizon = min(horizon, self.num_writes - 1)
         self._columns: list[dict[str, Figure]] = [{} for _ in range(self.num_columns)]
         self._kept: deque[list[_Written]] = deque(maxlen=self.horizon + 1)
-        self._sums: Any = None  # [3, horizon + 1, n]: along the values, of the values, of the errors
-        self._before_sums: Any = None  # [n]
+        self._sums: Any = None  # [5, horizon + 1, n]: those of `compared`
+        self._before_sums: Any = None  # [5, n]
+        self._values: list[Any] = []  # by layer, the sum of all values
+        self._count = 0  # of the values of a layer
 
     def _write(self, segment: Segment, tokens: np.ndarray[Any, Any], start: int) -> None:
         before = self.memory
@@ -96,14 +102,19 @@ class RecallInspector(DocumentReader):
     def _recall(self, looked: Looked, before: torch.Tensor) -> None:
         """Reads what the last writes wrote, this one among them, from the memory as it is now."""
         if self._sums is None:
-            self._sums = np.zeros((3, self.horizon + 1, len(looked.associations)))
-            self._before_sums = np.zeros(len(looked.associations))
-        self._kept.append([_Written(self.done, each) for each in looked.associations])
-        for layers in self._kept:
-            for layer, (write, each) in enumerate(layers):
-                self._sums[:, self.done - write, layer] += compared(each, looked.memory)
+            self._sums = np.zeros((5, self.horizon + 1, len(looked.associations)))
+            self._before_sums = np.zeros((5, len(looked.associations)))
+            self._values = [0.0] * len(looked.associations)
+        now = []
+        self._count += looked.associations[0].values.shape[1]
         for layer, each in enumerate(looked.associations):
-            self._before_sums[layer] += compared(each, before)[0]
+            self._values[layer] = self._values[layer] + each.values[0].double().sum(0)
+            now.append(_Written(self.done, each, self._values[layer] / self._count))
+            self._before_sums[:, layer] += compared(each, before, now[layer].mean_D)
+        self._kept.append(now)
+        for layers in self._kept:
+            for layer, (write, each, mean_D) in enumerate(layers):
+                self._sums[:, self.done - write, layer] += compared(each, looked.memory, mean_D)
 
     def report(self) -> dict[str, Any]:
         """Ends the document; everything as JSON-ready values.
@@ -136,28 +147,37 @@ class RecallInspector(DocumentReader):
         return result
 
     def _recalled(self) -> dict[str, Any]:
-        along, values, errors = self._sums
-        sizes = np.maximum(values, 1e-300)
-        recall_XN = np.where(values > 0, along / sizes, 0.0)
-        half_N = [
-            next((x for x in range(len(recall_XN)) if recall_XN[x, layer] < recall_XN[0, layer] / 2), None)
-            for layer in range(recall_XN.shape[1])
-        ]
+        along, values, errors, apart, own = self._sums
+        distinct_XN = ratio(apart, own)
+        half_N = [next((x for x, left in enumerate(left_X) if left < left_X[0] / 2), None) for left_X in distinct_XN.T]
+        before = self._before_sums
         return {
-            "distance": list(range(len(recall_XN))),
-            "recall": recall_XN.tolist(),
-            "error": np.where(values > 0, np.sqrt(errors / sizes), 0.0).tolist(),
-            "before": np.where(values[0] > 0, self._before_sums / sizes[0], 0.0).tolist(),
+            "distance": list(range(len(values))),
+            "recall": ratio(along, values).tolist(),
+            "error": np.sqrt(ratio(errors, values)).tolist(),
+            "distinct": distinct_XN.tolist(),
+            "recall_before": ratio(before[0], before[1]).tolist(),
+            "distinct_before": ratio(before[3], before[4]).tolist(),
             "half_life": half_N,
         }
 
 
-def compared(each: Association, memory: torch.Tensor) -> tuple[float, float, float]:
-    """What keys read from a memory, beside the values: sums of <read, value>, <value, value>, |read - value|^2."""
+def compared(each: Association, memory: torch.Tensor, mean_D: torch.Tensor) -> list[float]:
+    """What keys read from a memory, beside the values.
+
+    Returns:
+        Sums of <read, value>, <value, value>, |read - value|^2, and the first two of what both are less a mean.
+    """
     read, values = each.recall(each.keys, memory).double(), each.values.double()
-    sums = ((read * values).sum(), values.square().sum(), (read - values).square().sum())
-    along, size, error = torch.stack(sums).tolist()
-    return along, size, error
+    apart = values - mean_D
+    products = (read * values, values.square(), (read - values).square(), (read - mean_D) * apart, apart.square())
+    found: list[float] = torch.stack([product.sum() for product in products]).tolist()
+    return found
+
+
+def ratio(part: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """part / whole, 0 where there is no whole."""
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), 0.0)
 
 
 def _values(figures: dict[str, Figure]) -> Figures:

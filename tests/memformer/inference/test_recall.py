@@ -54,16 +54,27 @@ def test_values_are_read_again_by_their_keys(memory: str) -> None:
     recall = report["recall"]
     assert recall["distance"] == list(range(HORIZON + 1))
     for layer in range(len(model.config.memory_layers)):
+        values = [value for _, each in writes for value in each.associations[layer].values[0]]
+        count = len(values) // len(writes)
         for distance in range(HORIZON + 1):
-            along = size = error = 0.0
+            along = size = error = apart = own = 0.0
             for number in range(len(writes) - distance):
                 written = writes[number][1].associations[layer]
                 read = written.recall(written.keys, writes[number + distance][1].memory)
+                mean = torch.stack(values[: count * (number + 1)]).mean(0)
                 for one, value in zip(read[0], written.values[0], strict=True):
+                    apart += float((one - mean) @ (value - mean))
+                    own += float((value - mean) @ (value - mean))
                     along, size = along + float(one @ value), size + float(value @ value)
                     error += float((one - value) @ (one - value))
             assert recall["recall"][distance][layer] == pytest.approx(along / size, rel=1e-5)
             assert recall["error"][distance][layer] == pytest.approx((error / size) ** 0.5, rel=1e-5)
+            assert recall["distinct"][distance][layer] == pytest.approx(apart / own, rel=1e-5)
+        found = [each.associations[layer] for _, each in writes]
+        reads = [each.recall(each.keys, before) for each, (before, _) in zip(found, writes, strict=True)]
+        along = sum(float((read * each.values).sum()) for read, each in zip(reads, found, strict=True))
+        size = sum(float(each.values.square().sum()) for each in found)
+        assert recall["recall_before"][layer] == pytest.approx(along / size, rel=1e-5)
         norms = [float(each.memory[0, model.memory.writers[layer].rows, :16].norm()) for _, each in writes]
         assert [row[layer] for row in report["columns"]["norm"]] == pytest.approx(norms, rel=1e-5)
         assert report["figures"]["norm"][layer] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
