@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What the memory keeps of a text: how much of each slot is left after a segment, forgetting included, the kinds of
 slots and their shares, what tokens a slot took and still holds, how alike the slots are, how long a moved slot stays
-moved.
+moved. Of a memory that has no such slots: its size, change, gates by segment and layer, and how much of what a segment
+wrote is still read so many segments later.
 
 Writes DIR/memory.json with everything, definitions included, and pictures (PNG) of it. Memory use depends neither on
 the text's length nor on the number of segments. How far it is stands on stderr.
@@ -73,7 +74,9 @@ def inspected(arguments: argparse.Namespace, progress: Progress) -> dict[str, An
     from launch.models import open_model
 
     model, tokenizer = open_model(arguments)
+    from memformer.inference.diagnostics import has_slots
     from memformer.inference.inspection import MemoryInspector
+    from memformer.inference.recall import RecallInspector
 
     path = Path(arguments.text_file)
     # Two passes, so that places in the document are known while it is read, without keeping it.
@@ -83,16 +86,24 @@ def inspected(arguments: argparse.Namespace, progress: Progress) -> dict[str, An
         progress.say(f"counting: {count:,} tokens")
     if count == 0:
         raise UserError(f"--text-file {path}: is empty: give a text of one segment at least")
-    inspector = MemoryInspector(
-        model,
-        tokenizer,
-        count,
-        horizon=arguments.horizon,
-        perturbation=arguments.perturbation,
-        top=arguments.top,
-        seed=arguments.seed,
-        progress=lambda done, total: progress.count("reading", done, total, "segments"),
-    )
+
+    def reading(done: int, total: int) -> None:
+        progress.count("reading", done, total, "segments")
+
+    inspector: MemoryInspector | RecallInspector
+    if has_slots(model):
+        inspector = MemoryInspector(
+            model,
+            tokenizer,
+            count,
+            horizon=arguments.horizon,
+            perturbation=arguments.perturbation,
+            top=arguments.top,
+            seed=arguments.seed,
+            progress=reading,
+        )
+    else:
+        inspector = RecallInspector(model, count, horizon=arguments.horizon, progress=reading)
     for piece in token_pieces(path, tokenizer):
         inspector.read(piece)
     return {"model_path": str(arguments.model), "text_file": str(path), **inspector.report()}
@@ -156,6 +167,8 @@ def write(out: Path, report: dict[str, Any], figures: dict[str, Any]) -> list[st
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:
     """The figures of the report without its series."""
+    if "recall" in report:
+        return {name: report[name] for name in ("document", "figures", "recall")}
     moved = report["perturbation"] or {}
     return {
         "document": report["document"],
@@ -173,6 +186,8 @@ def show(report: dict[str, Any]) -> None:
     from memformer.inference.pictures import excerpt
 
     document = report["document"]
+    if "recall" in report:
+        return show_recall(report)
     print(f"{document['tokens']:,} tokens, {document['writes']} writes of {report['model']['num_memory_slots']} slots")
     print(
         f"{'slots':>10}  {'kept':>6}  {'mixed':>6}  {'overwritten':>11}  {'left a segment':>14}  "
@@ -197,3 +212,33 @@ def show(report: dict[str, Any]) -> None:
     for slot in report["slots"][:8]:
         left = f"{slot['retention']:.3f} left a segment"
         print(f"slot {slot['slot']:>3} {slot['kind']:>11}, {left}  took {excerpt(slot['took'][0])}")
+
+
+SHOWN = (0, 1, 2, 4, 8, 16, 32)
+"""Distances in writes of which it is shown what is recalled."""
+
+
+def show_recall(report: dict[str, Any]) -> None:
+    """The summary of a memory without slots that attend: a row a layer that has a memory, or one of all."""
+    document, figures, recall = report["document"], report["figures"], report["recall"]
+    print(f"{document['tokens']:,} tokens, {document['writes']} writes; {report['model']['summary']}")
+    names = [name for name in figures if name != "read"]
+    distances = [each for each in SHOWN if recall and each < len(recall["distance"])]
+    heads = [*(f"{name:>9}" for name in names), *(["recall 0", "before"] if recall else [])]
+    heads += [*(f"distinct {each}" for each in distances), *(["half-life"] if recall else [])]
+    print("  ".join(["layer", *heads]))
+    for layer in range(len(recall["half_life"]) if recall else 1):
+        cells = [figures[name][layer] if recall else figures[name] for name in names]
+        if recall:
+            cells += [recall["recall"][0][layer], recall["distinct_before"][layer]]
+        cells += [recall["distinct"][each][layer] for each in distances]
+        if recall:
+            cells.append(recall["half_life"][layer] or "beyond")
+        row = [
+            f"{cell:>{len(head)}.3f}" if isinstance(cell, float) else f"{cell:>{len(head)}}"
+            for cell, head in zip(cells, heads, strict=True)
+        ]
+        print("  ".join([f"{layer:>5}", *row]))
+    for name, words in report["definitions"].items():
+        if name in names or (recall and name in ("recall", "distinct")):
+            print(f"{name}: {words}")

@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What the memory keeps of a document: what the writer and the bias leave of each slot by segment, as numbers.
 
-A *write* is one update of the memory. Write 0 reads the start token, write n >= 1 reads segment n-1 of the document, as
-in training and generation. Everything is summed up while reading: what is kept does not grow with the document.
+A *write* is one update of the memory (`DocumentReader`: what it reads). Everything is summed up while reading: what is
+kept does not grow with the document.
 
 One account of forgetting is behind every figure: a write leaves `retention` of a slot, its weight on itself divided by
 the length that normalisation takes away, which the bias adds to. Kinds of slots go by it, what a slot holds of a token
@@ -11,7 +11,6 @@ shrinks by it, and the moved memory, which is measured, has it drawn beside.
 Shapes: B lanes, S tokens a segment, K slots, D width, H writer heads, N writes, C columns (at most `COLUMNS`).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,15 +20,15 @@ import torch.nn.functional as F
 
 from data_pipeline import Tokenizer, UserError
 from memformer.inference.attended import AROUND, AttendedTokens, Token
+from memformer.inference.document import COLUMNS as COLUMNS
+from memformer.inference.document import DocumentReader
 from memformer.inference.perturbation import DIED, MOVED_ALONE, Perturbation
-from memformer.inference.threads import worthwhile_threads
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 from memformer.models.slots import SlotWriter
 from memformer.replay import Segment
 
 KEPT, OVERWRITTEN = 0.8, 0.2  # bounds of what a write leaves of a slot
-COLUMNS = 256  # of a series by write; longer documents are averaged over neighbouring writes
 BINS = 40  # of the histograms
 PENDING = 64  # writes that are summed up at once
 PHASES = ("early", "middle", "all")
@@ -79,7 +78,7 @@ class _Measured(NamedTuple):
     slot_cosine: torch.Tensor
 
 
-class MemoryInspector:
+class MemoryInspector(DocumentReader):
     """Reads one document and sums up what becomes of the slots.
 
     Args:
@@ -110,7 +109,6 @@ class MemoryInspector:
         segment_length: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        length = segment_length or model.config.segment_length
         inspect = family_of(model.config).inspect
         if inspect is None:
             raise UserError(f"inspect-memory is not built for family {model.config.family}: it shows memory slots")
@@ -118,18 +116,9 @@ class MemoryInspector:
             self.writer: SlotWriter = inspect(model)
         except ValueError as error:
             raise UserError(str(error)) from None
-        if length is None:
-            raise UserError("config.json names no segment_length: export the model again")
-        self.model, self.tokenizer, self.length, self.top = model, tokenizer, length, top
-        self.num_tokens, self.perturbation, self.seed, self.progress = num_tokens, perturbation, seed, progress
-        self.num_writes = 1 + math.ceil(num_tokens / length)
-        self.num_columns = min(self.num_writes, COLUMNS)
+        super().__init__(model, num_tokens, self.writer.reads_targets, segment_length, progress)
+        self.tokenizer, self.top, self.perturbation, self.seed = tokenizer, top, perturbation, seed
         self.slots = model.config.memory_shape[0]
-        self.device = model.device
-        with torch.no_grad():
-            self.memory_1KD = model.initial_memory(1).clone()
-        self.done = 0
-        self._rest = np.zeros(0, dtype=np.int64)
         self._weight_CK, self._retained_CK = np.zeros((2, self.num_columns, self.slots))
         self._series = {name: np.zeros(self.num_columns) for name in (*KINDS, "slot_cosine", "change", "writes")}
         self._own_phase = {phase: np.zeros(self.slots) for phase in PHASES}
@@ -146,20 +135,8 @@ class MemoryInspector:
         self.horizon = min(horizon, self.num_writes - self.perturb_at)
         self._study: Perturbation | None = None
 
-    @torch.no_grad()
-    def read(self, tokens: np.ndarray[Any, Any]) -> None:
-        """Reads the next tokens of the document, any number of them."""
-        self._rest = np.concatenate([self._rest, tokens.astype(np.int64)])
-        with worthwhile_threads(self.model, self.length):
-            if self.done == 0:
-                self._write(np.array([self.model.config.start_token_id]), start=-1)
-            while len(self._rest) >= self.length:
-                segment, self._rest = self._rest[: self.length], self._rest[self.length :]
-                self._write(segment, start=(self.done - 1) * self.length)
-
-    def _write(self, tokens: np.ndarray[Any, Any], start: int) -> None:
-        """One write; `start` is the position of the segment's first token."""
-        segment, before = self._segment(tokens), self.memory_1KD
+    def _write(self, segment: Segment, tokens: np.ndarray[Any, Any], start: int) -> None:
+        before = self.memory
         if self.horizon and self.done == self.perturb_at:
             self._study = Perturbation(
                 self.model,
@@ -169,36 +146,25 @@ class MemoryInspector:
                 at_write=self.perturb_at,
                 seed=self.seed,
             )
-        weights_HKL, retained_HK, self.memory_1KD = self.writer.write(segment, before)
+        weights_HKL, retained_HK, self.memory = self.writer.write(segment, before)
         if self._study is not None and not self._study.ended:
-            self._study.follow(segment, retained_HK, self.memory_1KD)
+            self._study.follow(segment, retained_HK, self.memory)
         if self._tokens is None:
             self._tokens = AttendedTokens(self.slots, len(weights_HKL), self.top, self.device)
         self._tokens.add(weights_HKL[:, :, 1 : 1 + len(tokens)], retained_HK, tokens, start)
-        change = 1 - F.cosine_similarity(before.float(), self.memory_1KD.float(), dim=-1).mean()
+        change = 1 - F.cosine_similarity(before.float(), self.memory.float(), dim=-1).mean()
         self._pending.append(_Measured(weights_HKL[..., 0].clone(), retained_HK, change, mean_cosine(before[0])))
-        self.done += 1
         if len(self._pending) == PENDING:
-            self._sum_up()
-        if self.progress:
-            self.progress(self.done, self.num_writes)
+            self._sum_up(self.done + 1)
 
-    def _segment(self, tokens: np.ndarray[Any, Any]) -> Segment:
-        # Write 0 is no reset: its memory is the initial one already, or that moved by a perturbation.
-        padded = np.zeros((1, self.length), dtype=np.int64)
-        padded[0, : len(tokens)] = tokens
-        context = torch.from_numpy(padded).to(self.device)
-        length = torch.full((1,), len(tokens), device=self.device)
-        return Segment(context, length, context, length, length < 0, ragged=len(tokens) < self.length)
-
-    def _sum_up(self) -> None:
-        """Adds the pending writes to the sums."""
+    def _sum_up(self, done: int) -> None:
+        """Adds the pending writes, the last of so many, to the sums."""
         if not self._pending:
             return
         own_NHK, retained_NHK, change_N, cosine_N = (
             torch.stack(each).double().cpu().numpy() for each in zip(*self._pending, strict=True)
         )
-        writes_N = np.arange(self.done - len(self._pending), self.done)
+        writes_N = np.arange(done - len(self._pending), done)
         self._pending = []
         own_NK, retained_NK = own_NHK.mean(1), retained_NHK.mean(1)
         shares = {
@@ -234,7 +200,6 @@ class MemoryInspector:
             "all": writes_N >= 0,
         }
 
-    @torch.no_grad()
     def report(self) -> dict[str, Any]:
         """Ends the document; everything as JSON-ready values.
 
@@ -242,16 +207,13 @@ class MemoryInspector:
             definitions; document; model; shares (by phase); columns (series by write); histogram (of retention and
             self_weight); slots; bias_norm_by_kind; similarity (cosines of the last memory); perturbation.
         """
-        if len(self._rest):
-            with worthwhile_threads(self.model, self.length):
-                self._write(self._rest, start=(self.done - 1) * self.length)
-            self._rest = self._rest[:0]
-        self._sum_up()
+        self.end()
+        self._sum_up(self.done)
         middle = max(1.0, self._phase["middle"]["writes"])
         own_K, retained_K = self._own_phase["middle"] / middle, self._retained_phase["middle"] / middle
         kinds, writer_kinds = [kind_of(each) for each in retained_K], [kind_of(each) for each in own_K]
         norms = self.writer.bias_norms()
-        unit_KD = F.normalize(self.memory_1KD[0].float(), dim=-1)
+        unit_KD = F.normalize(self.memory[0].float(), dim=-1)
         report = {
             "definitions": DEFINITIONS,
             "document": {"tokens": self.num_tokens, "segment_length": self.length, "writes": self.done},
@@ -269,7 +231,7 @@ class MemoryInspector:
             "bias_norm_correlation": None if norms is None else correlation(norms, own_K),
             "similarity": {
                 "cosine": (unit_KD @ unit_KD.T).tolist(),
-                "mean": float(mean_cosine(self.memory_1KD[0])),
+                "mean": float(mean_cosine(self.memory[0])),
             },
             "perturbation": None if self._study is None else self._study.report(),
         }
@@ -287,7 +249,7 @@ class MemoryInspector:
     def _columns(self) -> dict[str, Any]:
         writes_C = self._series["writes"]
         return {
-            "first_write": [math.ceil(c * self.done / self.num_columns) for c in range(self.num_columns)],
+            "first_write": self.first_writes(),
             "retention": (self._retained_CK / writes_C[:, None]).tolist(),
             "self_weight": (self._weight_CK / writes_C[:, None]).tolist(),
             **{name: (self._series[name] / writes_C).tolist() for name in (*KINDS, "slot_cosine", "change")},

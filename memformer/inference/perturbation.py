@@ -110,6 +110,5 @@ def half_life(distances: Sequence[float]) -> int | None:
 
 def _repeated(segment: Segment, lanes: int) -> Segment:
     """The segment of one lane in several lanes."""
-    tokens, flags = segment.context.expand(lanes, -1), segment.reset.expand(lanes)
-    lengths = segment.context_length.expand(lanes)
-    return Segment(tokens, lengths, tokens, lengths, flags, segment.ragged)
+    context, context_length, target, target_length, reset = (x.expand(lanes, *x.shape[1:]) for x in segment[:5])
+    return Segment(context, context_length, target, target_length, reset, segment.ragged, segment.short)

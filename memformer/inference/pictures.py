@@ -39,6 +39,8 @@ def pictures(report: dict[str, Any]) -> dict[str, "Figure"]:
     """
     if not available():
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
+    if "recall" in report:
+        return {"recall": recall(report)} if report["recall"] else {}
     drawn = {
         "self_weight": self_weight(report),
         "kinds": kinds(report),
@@ -48,6 +50,22 @@ def pictures(report: dict[str, Any]) -> dict[str, "Figure"]:
     if report["perturbation"]:
         drawn["perturbation"] = perturbation(report)
     return drawn
+
+
+def recall(report: dict[str, Any]) -> "Figure":
+    """What keys still read of what a segment wrote, by layer and by segments since; below, the norm by write."""
+    found, columns = report["recall"], report["columns"]
+    figure = drawing.figure(9, 7)
+    above, below = figure.subplots(2, 1)
+    layers = np.array(found["distinct"]).shape[1]
+    for layer in range(layers):
+        shade = str(0.8 * layer / max(1, layers - 1))  # from black, the first, to light grey, the last
+        above.plot(found["distance"], np.array(found["distinct"])[:, layer], color=shade)
+        below.plot(columns["first_write"], np.array(columns["norm"])[:, layer], color=shade)
+    title = "What is still read of what sets the values of a segment apart, by layer"
+    drawing.name(above, title=title, y="distinct", x="segments since")
+    drawing.name(below, title="Norm of the memory (black: the first layer)", y="norm", x="write")
+    return figure
 
 
 def self_weight(report: dict[str, Any]) -> "Figure":

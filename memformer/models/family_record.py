@@ -143,7 +143,10 @@ class Family:
         reader: (model, batch size, segment length or None) -> a `protocol.Reader`.
         shard: For parallel.tensor above 1.
         stages: For parallel.pipeline above 1.
-        inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`).
+        inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`); None where the memory
+            has no such slots, and is looked at by `look`.
+        look: (model, segment, memory) -> one read and one write (`memformer.models.looking.Looked`), without gradient,
+            for the diagnostics of training and for `inspect-memory`; None: `MemoryModel.self_weights` says all.
         memory: Of a parameter's name: whether it is the memory's, for `optimizer.memory_learning_rate` and
             `training.train: memory`.
         adapter: Of a parameter's name: whether it is a low-rank adapter's, for `training.train: lora`.
@@ -166,6 +169,7 @@ class Family:
     shard: Sharding | None = None
     stages: Stages | None = None
     inspect: Callable[[Any], Any] | None = None
+    look: Callable[[Any, Any, Any], Any] | None = None
     memory: Callable[[str], bool] | None = None
     adapter: Callable[[str], bool] | None = None
     merge: Callable[[Any, Callable[[str], Any]], tuple[Any, Callable[[str], Any]]] | None = None

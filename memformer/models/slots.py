@@ -12,7 +12,14 @@ from memformer.replay.segment import Segment
 
 
 class SlotWriter(Protocol):
-    """A model's writer, one segment of one lane at a time."""
+    """A model's writer, one segment of one lane at a time.
+
+    Attributes:
+        reads_targets: Whether a write reads the targets of a segment, with its context before them; else the context
+            alone, which is the start token before a document's first segment.
+    """
+
+    reads_targets: bool
 
     def write(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reads a segment's context with the memory [1, K, C], and writes.

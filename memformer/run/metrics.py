@@ -60,7 +60,7 @@ class StepFigures:
     epochs: float
     replay_buffer_bytes: int
     memory_gradient_norms: list[float]
-    memory: dict[str, float] | None
+    memory: dict[str, float | list[float]] | None
     seconds: float
     data_seconds: float
     peak_memory_bytes: int

@@ -9,7 +9,7 @@ import torch
 from memformer.engine.base import StepReport
 from memformer.guards.guards import Findings
 from memformer.inference.diagnostics import memory_diagnostics
-from memformer.replay import RolloutResult
+from memformer.replay import RolloutResult, Segment
 from memformer.run.metrics import StepFigures, peak_memory_bytes
 from memformer.training.callbacks import TrainingState
 from memformer.training.description import Costs
@@ -46,11 +46,17 @@ class Meter:
         self._costs = Costs.of(state.config, state.engine.model.config, state.world)
 
     def measure(
-        self, result: RolloutResult, report: StepReport, learning_rate: float, tokens: int, clock: StepClock
+        self,
+        result: RolloutResult,
+        report: StepReport,
+        learning_rate: float,
+        tokens: int,
+        clock: StepClock,
+        read: tuple[Segment, torch.Tensor],
     ) -> StepFigures:
         """Measures the step that is done; called by all processes together.
 
-        One small all-reduce for the loss and the memory's gradient, and at some steps one for the memory's slots.
+        One small all-reduce for the loss and the memory's gradient, and at some steps one for the memory's figures.
 
         Args:
             result: What its rollout left.
@@ -58,6 +64,7 @@ class Meter:
             learning_rate: Of this step.
             tokens: Valid targets of all lanes.
             clock: Of the step.
+            read: The rollout's first segment and the memory before it, for the memory's diagnostics.
         """
         state = self._state
         data, engine, optimizer = state.world.mesh.data, state.engine, state.config.optimizer
@@ -65,7 +72,9 @@ class Meter:
         loss_sum, *squares = data.sum(local).tolist()
         interval, step = state.config.training.diagnostics_interval, state.progress.step
         look = interval and (step == 1 or step % interval == 0)
-        memory = memory_diagnostics(engine.model, state.lanes.carry, data.sum) if look else None
+        memory = (
+            memory_diagnostics(engine.model, state.lanes.carry, data.sum, read, engine.autocast()) if look else None
+        )
         return StepFigures(
             loss=loss_sum / max(1, tokens),
             grad_norm=report.grad_norm,

@@ -48,6 +48,27 @@ def recalled(found_BLC: torch.Tensor, normalised: bool) -> torch.Tensor:
     return found_BLC[..., :-1] / (found_BLC[..., -1:] + NOTHING_YET) if normalised else found_BLC
 
 
+def written(
+    matrix_BPC: torch.Tensor,
+    keys_BMP: torch.Tensor,
+    values_BMD: torch.Tensor,
+    gates_BM1: torch.Tensor,
+    normalised: bool,
+) -> torch.Tensor:
+    """The next matrix [B, P, C]: armt's rule where it is normalised, else the delta rule."""
+    found_BMC = keys_BMP @ matrix_BPC
+    if normalised:
+        new_BM1 = (1 - found_BMC[..., -1:]).clamp(0, 1).detach()
+        changes_BMD = gates_BM1 * (values_BMD - recalled(found_BMC, normalised=True))
+        return matrix_BPC + keys_BMP.mT @ torch.cat([changes_BMD, new_BM1], -1)
+    # What a token's key reads of the tokens before it, each of which was written likewise.
+    likeness_BMM = (gates_BM1 * (keys_BMP @ keys_BMP.mT)).tril(-1)
+    changes_BMD = torch.linalg.solve_triangular(
+        likeness_BMM, gates_BM1 * (values_BMD - found_BMC), upper=False, unitriangular=True
+    )
+    return matrix_BPC + keys_BMP.mT @ changes_BMD
+
+
 class AssociativeReader(nn.Module):
     """What a layer reads from its matrix.
 
@@ -86,20 +107,10 @@ class AssociativeWriter(nn.Module):
     def forward(self, x_BMD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
         """The next matrix [B, P, C]."""
         with torch.autocast(x_BMD.device.type, enabled=False):
-            x_BMD, matrix_BPD = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
+            x_BMD, matrix_BPC = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
             keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
             gates_BM1 = torch.sigmoid(self.gate(x_BMD))
-            found_BMC = keys_BMP @ matrix_BPD
-            if self.normalised:
-                new_BM1 = (1 - found_BMC[..., -1:]).clamp(0, 1).detach()
-                changes_BMD = gates_BM1 * (values_BMD - recalled(found_BMC, normalised=True))
-                return matrix_BPD + keys_BMP.mT @ torch.cat([changes_BMD, new_BM1], -1)
-            # What a token's key reads of the tokens before it, each of which was written likewise.
-            likeness_BMM = (gates_BM1 * (keys_BMP @ keys_BMP.mT)).tril(-1)
-            changes_BMD = torch.linalg.solve_triangular(
-                likeness_BMM, gates_BM1 * (values_BMD - found_BMC), upper=False, unitriangular=True
-            )
-            return matrix_BPD + keys_BMP.mT @ changes_BMD
+            return written(matrix_BPC, keys_BMP, values_BMD, gates_BM1, self.normalised)
 
 
 class AssociativeMemory(nn.Module):
@@ -136,5 +147,5 @@ class AssociativeMemory(nn.Module):
         """The next matrix of a chosen layer."""
         if layer not in self.at:
             return None
-        written: torch.Tensor = self.writers[self.at.index(layer)](output.x[:, -self.count :], output.memory)
-        return written
+        following: torch.Tensor = self.writers[self.at.index(layer)](output.x[:, -self.count :], output.memory)
+        return following

@@ -41,6 +41,20 @@ def _reader(model: "Backbone", batch_size: int = 1, segment_length: int | None =
     return BackboneReader(model, batch_size, segment_length)
 
 
+def _inspect(model: "Backbone") -> Any:
+    if model.config.memory.kind != "slots":
+        return None
+    from memformer.models.backbone.looking import BackboneSlots
+
+    return BackboneSlots(model)
+
+
+def _look(model: "Backbone", segment: Any, memory: Any) -> Any:
+    from memformer.models.backbone.looking import look
+
+    return look(model, segment, memory)
+
+
 def _weights(config: BackboneConfig) -> Iterator[tuple[str, Any]] | None:
     if config.pretrained is None:
         return None
@@ -76,6 +90,8 @@ FAMILY = Family(
     build=_build,
     flops=_flops,
     reader=_reader,
+    inspect=_inspect,
+    look=_look,
     memory=_of_memory,
     adapter=is_adapter,
     merge=_merge,

@@ -115,17 +115,21 @@ class Backbone(nn.Module):
         }
 
     def self_weights(self, segment: Segment, memory: torch.Tensor) -> None:
-        """None: not built."""
+        """None: what is looked at goes by `Family.look`, with the segment that is written."""
 
     def initial_memory(self, lanes: int) -> torch.Tensor:
         """The memory [lanes, K, C] of lanes that have read nothing."""
         return self.memory.initial(lanes)
 
+    def begun(self, segment: Segment, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """The memory [B, K, C] that a segment is read with: the initial one in lanes that start a document."""
+        first_BKC = self.initial_memory(len(segment.reset)).to(memory_BKC.dtype)
+        return torch.where(segment.reset[:, None, None], first_BKC, memory_BKC)
+
     def run(self, segment: Segment, memory_BKC: torch.Tensor, depth: int) -> Run:
         """Reads a segment with the memory by the first `depth` layers, which are at least the memory's own."""
         config, length = self.config, segment.target.shape[1]
-        first_BKC = self.initial_memory(len(segment.reset)).to(memory_BKC.dtype)
-        memory_BKC = torch.where(segment.reset[:, None, None], first_BKC, memory_BKC)
+        memory_BKC = self.begun(segment, memory_BKC)
         reading = read(segment, config.overlap_of(length), self.bos, config.segment_bos, self.start_token_id)
         words_BND = self.embedding(reading.tokens)
         front, behind = self.memory.front(memory_BKC), self.memory.behind(memory_BKC)

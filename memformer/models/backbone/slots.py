@@ -76,14 +76,17 @@ class FirstSlots(Rows):
         super().__init__(config.memory.num_slots, config.width, config.width**-0.5)
         self.forgetting = config.memory.forgetting
 
-    def forward(self, lanes: int, written: Written | None = None) -> torch.Tensor:
+    def forward(self, lanes: int, written: Written | None = None, lengths: bool = False) -> torch.Tensor:
         """The first slots of so many lanes, or those that follow what was written, [B, K, D], each of length 1.
+
+        With `lengths`, what the latter are divided by for that instead, [B, K].
 
         One method for both, because ZeRO-3 gathers a parameter only around the forward of the module that owns it.
         """
         if written is None:
             return F.normalize(super().forward(lanes), dim=-1)
-        return F.normalize(before_normalisation(written, self.rows, self.forgetting), dim=-1)
+        following_BKD = before_normalisation(written, self.rows, self.forgetting)
+        return following_BKD.norm(dim=-1) if lengths else F.normalize(following_BKD, dim=-1)
 
 
 class SlotMemory(nn.Module):

@@ -4,7 +4,7 @@
 Shapes: B lanes, S tokens a segment, K slots, D width, H heads of the writer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -76,7 +76,7 @@ def write(
 @torch.no_grad()
 def observe(
     writer: MemoryWriter,
-    forget: BiasedMemoryNormalisation,
+    forget: Callable[..., torch.Tensor],
     memory_BKD: torch.Tensor,
     x_BSD: torch.Tensor,
     mask_BS: torch.Tensor | None,
@@ -87,6 +87,8 @@ def observe(
     slot by the length of what was written with what forgetting adds of the bias, ||m + bias|| in the paper's form: a
     difference in the slot is a / ||m + bias|| of itself afterwards. Left out is what a changed
     slot changes in what is read and attended to.
+
+    `forget` is a `BiasedMemoryNormalisation` or what answers like one: (written, lengths=False).
     """
     weights_BHKL = writer.weights(memory_BKD, x_BSD, mask_BS)
     written = writer.mixed(weights_BHKL, memory_BKD, x_BSD)

@@ -22,6 +22,8 @@ class MemformerSlots:
         ValueError: It has none.
     """
 
+    reads_targets = False
+
     def __init__(self, model: Memformer) -> None:
         if model.writer is None:
             raise ValueError("the model has no memory (num_memory_slots is 0): there is nothing to inspect")

@@ -186,7 +186,7 @@ def test_pieces_do_not_matter_and_the_memory_is_generations(model: Memformer, co
     inspector.read(document)
     reader = MemformerReader(model)
     reader.read(torch.from_numpy(document[: count // LENGTH * LENGTH])[None])
-    torch.testing.assert_close(inspector.memory_1KD, reader._memory, rtol=0, atol=1e-12)
+    torch.testing.assert_close(inspector.memory, reader._memory, rtol=0, atol=1e-12)
 
 
 def test_a_small_model_reads_with_one_thread(model: Memformer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,19 +83,51 @@ class TestTrained:
         rows = metrics(runs[0])
         assert rows[-1]["loss"] < rows[0]["loss"]
         assert "pretrained" in (runs[1] / "config.yaml").read_text()
+        figures = [[row["memory"] for row in metrics(run)] for run in runs.values()]
+        assert set(figures[0][0]) == {"norm", "rank", "change", "retention", "gate", "read"}
+        for row, *others in zip(*figures, strict=True):
+            for name, by_layer in row.items():
+                assert len(by_layer) == 3 and all(each[name] == pytest.approx(by_layer, rel=1e-2) for each in others)
+        assert min(figures[0][-1]["norm"]) > 0 and max(figures[0][-1]["gate"]) < 1
 
-    def test_two_processes_train_like_one_with_full_back_propagation(self, root: Path) -> None:
+    def test_two_processes_train_like_one_with_full_back_propagation(
+        self, root: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """Without dropout, whose masks depend on the number of processes; with layers recomputed under ZeRO 3."""
         plain, spread = [], []
         for memory in ({"kind": "slots", "num_slots": 4, "write_layer": 2}, {"kind": "tokens", "num_slots": 4}):
             one = settings(root, f"plain-{memory['kind']}", 0, dropout=0.0, memory=memory)
-            plain.append(compared(one, replay="bptt"))
-            spread.append(compared(settings(root, f"spread-{memory['kind']}", 3, dropout=0.0, memory=memory)))
+            plain.append(compared(one, replay="bptt", diagnostics_interval=1))
+            two = settings(root, f"spread-{memory['kind']}", 3, dropout=0.0, memory=memory)
+            spread.append(compared(two, diagnostics_interval=1))
             spread[-1]["activation_checkpointing"] = {"mode": "full"}
         assert run_distributed(life, 1, *plain) == [[0, 0]]
         assert run_distributed(life, 2, *spread) == [[0, 0]] * 2
         for one, two in zip(plain, spread, strict=True):
             assert_alike(Path(one["run_dir"]), Path(two["run_dir"]))
+            figures = [metrics(Path(each["run_dir"]))[-1]["memory"] for each in (one, two)]
+            assert figures[0].keys() == figures[1].keys() >= {"change"}
+            for name, value in figures[0].items():
+                assert figures[1][name] == pytest.approx(value, rel=1e-3), name
+        slots, tokens = (self.inspected(Path(run["run_dir"]), capsys) for run in spread)
+        assert slots["shares"]["all"]["writes"] == tokens["document"]["writes"]
+        assert set(tokens["figures"]) == {"norm", "change"} and tokens["recall"] is None
+
+    def inspected(self, run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+        """An export of a run, whose memory is inspected by the command; the answer."""
+        out, text = run.parent / f"{run.name}-export", str(Path(__file__).parents[4] / "README.md")
+        assert main(["export", str(run), "--out", str(out)]) == 0
+        capsys.readouterr()
+        words = ["inspect-memory", str(out), "--text-file", text, "--out", str(out / "memory"), "--horizon", "2"]
+        assert main([*words, "--no-pictures", "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["files"] == ["memory.json"] and found["document"]["writes"] > 2
+        report = json.loads((out / "memory" / "memory.json").read_text())
+        if "shares" in found:
+            assert report["model"]["num_memory_slots"] == len(report["slots"])
+        else:
+            assert report["figures"] == found["figures"]
+        return found
 
     def test_a_resumed_run_is_equal_to_the_last_bit(self, root: Path, runs: dict[int, Path]) -> None:
         """Under each ZeRO stage."""
@@ -131,6 +163,7 @@ class TestTrained:
         finally:
             away.rename(root / "base")
 
+<<<<<<< HEAD
     def test_unchanged_weights_may_be_left_to_the_pretrained_directory(
         self, root: Path, runs: dict[int, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -159,6 +192,13 @@ class TestTrained:
         refused = capsys.readouterr().err
         assert refused.count("\n") == 1 and "--base-reference: pretrained is" in refused and "leave it out" in refused
         assert not (root / "none").exists() and not list(root.glob(".none*"))
+=======
+    def test_the_matrices_of_an_export_are_inspected(
+        self, runs: dict[int, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = self.inspected(runs[0], capsys)
+        assert found["recall"]["distance"] == [0, 1, 2] and len(found["figures"]["norm"]) == 3
+>>>>>>> wt-inspect
 
     def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
         out = root / "started-from"
