@@ -163,7 +163,6 @@ class TestTrained:
         finally:
             away.rename(root / "base")
 
-<<<<<<< HEAD
     def test_unchanged_weights_may_be_left_to_the_pretrained_directory(
         self, root: Path, runs: dict[int, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -192,13 +191,12 @@ class TestTrained:
         refused = capsys.readouterr().err
         assert refused.count("\n") == 1 and "--base-reference: pretrained is" in refused and "leave it out" in refused
         assert not (root / "none").exists() and not list(root.glob(".none*"))
-=======
+
     def test_the_matrices_of_an_export_are_inspected(
         self, runs: dict[int, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
         found = self.inspected(runs[0], capsys)
         assert found["recall"]["distance"] == [0, 1, 2] and len(found["figures"]["norm"]) == 3
->>>>>>> wt-inspect
 
     def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
         out = root / "started-from"
