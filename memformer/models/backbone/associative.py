@@ -107,9 +107,10 @@ class AssociativeWriter(nn.Module):
     def forward(self, x_BMD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
         """The next matrix [B, P, C]."""
         with torch.autocast(x_BMD.device.type, enabled=False):
-            x_BMD, matrix_BPC = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
-            keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
-            gates_BM1 = torch.sigmoid(self.gate(x_BMD))
+            # The maps are those of an export in bfloat16 too; what is summed up is not.
+            x_BMD, matrix_BPC = self.norm(x_BMD.to(self.norm.weight.dtype)), at_least_float32(memory_BKC[:, self.rows])
+            keys_BMP, values_BMD = features(at_least_float32(self.key(x_BMD))), at_least_float32(self.value(x_BMD))
+            gates_BM1 = torch.sigmoid(at_least_float32(self.gate(x_BMD)))
             return written(matrix_BPC, keys_BMP, values_BMD, gates_BM1, self.normalised)
 
 

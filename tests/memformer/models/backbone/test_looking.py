@@ -176,6 +176,17 @@ def test_looking_changes_nothing(memory: str) -> None:
         assert weights_HKL.shape[-1] == 1 + LENGTH
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+@torch.no_grad()
+def test_weights_in_bfloat16_show_the_same_to_their_rounding(memory: str) -> None:
+    """As `--dtype bf16` loads an export: eight bits of a number, so 10 % of a norm (seen: 2 %)."""
+    model, segment, memory_BKC = example(memory)
+    norm = look(model, segment, memory_BKC).figures["norm"].part
+    rounded = look(model.bfloat16(), segment, memory_BKC.bfloat16())
+    assert rounded.memory.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.figures["norm"].part.to(norm), norm, rtol=0.1, atol=1e-3)
+
+
 @pytest.mark.parametrize("memory", ["associative", "slots", "tokens"])
 @torch.no_grad()
 def test_sums_of_two_processes_are_those_of_one(memory: str) -> None:

@@ -115,7 +115,8 @@ class TestTrained:
 
     def inspected(self, run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         """An export of a run, whose memory is inspected by the command; the answer."""
-        out, text = run.parent / f"{run.name}-export", str(Path(__file__).parents[4] / "README.md")
+        out, text = run.parent / f"{run.name}-export", str(run / "short.txt")
+        Path(text).write_text("It was the best of times, it was the worst of times. " * 8)
         assert main(["export", str(run), "--out", str(out)]) == 0
         capsys.readouterr()
         words = ["inspect-memory", str(out), "--text-file", text, "--out", str(out / "memory"), "--horizon", "2"]
