@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from data_pipeline import load_tokenizer
 from memformer import load_model
 from memformer.models.backbone import Backbone, BackboneConfig
+from memformer.models.exported import read_description
+from memformer.models.loading import exported_weights
 from memformer.models.probe import probe
 from tests.memformer.models.backbone.examples import MEMORIES, SIZES, make, plain_of
 from tests.memformer.models.backbone.exported import write_export
@@ -211,6 +213,10 @@ def test_weights_that_are_left_to_the_pretrained_directory(tmp_path: Path) -> No
     assert load_tokenizer(directory / "memory-tokenizer.json").vocab_size == IDS
     assert losses(load_model(directory)) == losses(whole)
     half = write_export(whole, tmp_path / "half", "bf16", left_to=base)
+    names = [name for name, _ in whole.named_parameters()]
+    for name, stored_part in exported_weights(half, read_description(half), names):  # as a process reads its share
+        expected = whole.get_parameter(name)[1:3].bfloat16()
+        assert torch.equal(stored_part[1:3], expected) and stored_part.get_shape() == [*whole.get_parameter(name).shape]
     assert {each.dtype for each in load_model(half).parameters()} == {torch.bfloat16}
     flip(base[1][0].name)(tmp_path / "base")
     with pytest.raises(ValueError, match=r"base/model-00001-of-.*SHA-256.* names it as the base: put it back"):

@@ -200,10 +200,11 @@ class TestTrained:
         assert found["recall"]["distance"] == [0, 1, 2] and len(found["figures"]["norm"]) == 3
 
     def test_an_export_starts_a_new_run(self, root: Path, runs: dict[int, Path]) -> None:
+        """Two processes under ZeRO 3, each of which reads its share of every tensor."""
         out = root / "started-from"
         assert main(["export", str(runs[0]), "--out", str(out)]) == 0
-        values = settings(root, "more", 1) | {"init_from": str(out)}
-        assert run_distributed(life, 1, values) == [[0]]
+        values = settings(root, "more", 3) | {"init_from": str(out)}
+        assert run_distributed(life, 2, values) == [[0]] * 2
         assert metrics(root / "more")[0]["loss"] < metrics(runs[0])[0]["loss"]
 
 
