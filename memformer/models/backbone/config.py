@@ -65,6 +65,9 @@ class MemoryConfig:
             require(bool(self.layers), "memory.layers", [], "name a layer, or leave it out for all")
         for name in ("d_key", "num_slots", "num_write_tokens"):
             require(getattr(self, name) >= 1, f"memory.{name}", getattr(self, name), "set it to 1 or more")
+        for name, kind, plain in (("rule", "associative", "delta"), ("forgetting", "slots", "off")):
+            mend = f"it is of kind {kind}, and this is {self.kind}: leave it out, or set memory.kind to {kind}"
+            require(self.kind == kind or getattr(self, name) == plain, f"memory.{name}", getattr(self, name), mend)
 
     @property
     def front(self) -> int:
