@@ -79,7 +79,9 @@ def _whole(value: object) -> int:
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    """A value in YAML's words, cut where it is long."""
     if isinstance(value, Mapping):
-        text = f"{{{', '.join(f'{done}: {segments}' for done, segments in value.items())}}}"
+        text = f"{{{', '.join(f'{done}: {_shown(segments)}' for done, segments in value.items())}}}"
+    else:
+        text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

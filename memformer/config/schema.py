@@ -481,9 +481,11 @@ def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[s
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
-                for item in (each.get("items", {}) for each in field.get("anyOf", ()) if items):
-                    if "$ref" in item:
-                        section = schema["$defs"][item["$ref"].rsplit("/", 1)[-1]]
-                        yield from walk(section, f"{prefix}{name}.{ITEM}.")
+                for each in field.get("anyOf", ()):
+                    item = each.get("items", {})
+                    if "$ref" in each:  # a section that may be left out
+                        yield from walk(schema["$defs"][each["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
+                    elif "$ref" in item and items:
+                        yield from walk(schema["$defs"][item["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.{ITEM}.")
 
     return walk(schema, "")

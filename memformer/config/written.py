@@ -59,7 +59,8 @@ def settle(value: Any, asked: Any, faults: list[tuple[Where, str]], place: Where
         place: Where it stands.
     """
     kinds = _kinds(asked)
-    if isinstance(value, Written) and value.text in _NOTHING and not value.quoted and any(map(_is_section, kinds)):
+    asks_section = kinds and all(_is_section(kind) for kind in kinds if kind is not NoneType)
+    if isinstance(value, Written) and value.text in _NOTHING and not value.quoted and asks_section:
         return None if NoneType in kinds else {}  # a section with nothing under it
     if isinstance(value, dict):
         fields = _fields(kinds)

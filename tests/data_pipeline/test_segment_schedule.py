@@ -46,6 +46,8 @@ def test_what_a_schedule_says() -> None:
         (2.5, "is 2.5: give a number"),
         (True, "give a number"),
         ([1, 2], "give a number"),
+        (None, "is null: give a number"),
+        ({0: 1, 10: None}, "is {0: 1, 10: null}: give a number"),
     ],
 )
 def test_what_is_none_is_refused(value: object, words: str) -> None:

@@ -18,6 +18,12 @@ FEATURES = 6
 """Features of a key for each number of `d_key` (DPFP-3: 2 signs, 3 products)."""
 
 
+def _whole(name: str, value: Any) -> int:
+    """A number of a config.json, which may hold anything."""
+    require(isinstance(value, int) and not isinstance(value, bool), name, value, "give a whole number")
+    return int(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
     """What a lane carries from segment to segment.
@@ -65,6 +71,9 @@ class MemoryConfig:
             require(bool(self.layers), "memory.layers", [], "name a layer, or leave it out for all")
         for name in ("d_key", "num_slots", "num_write_tokens"):
             require(getattr(self, name) >= 1, f"memory.{name}", getattr(self, name), "set it to 1 or more")
+        for name, kind, plain in (("rule", "associative", "delta"), ("forgetting", "slots", "off")):
+            mend = f"it is of kind {kind}, and this is {self.kind}: leave it out, or set memory.kind to {kind}"
+            require(self.kind == kind or getattr(self, name) == plain, f"memory.{name}", getattr(self, name), mend)
 
     @property
     def front(self) -> int:
@@ -256,14 +265,14 @@ class BackboneConfig(ModelConfig):
         found = self.backbone.get("vocab_size", self.vocab_size)
         if found is None:
             raise ValueError("vocab_size is None: take it from the tokenizer")
-        return int(found)
+        return _whole("vocab_size", found)
 
     @property
     def bos(self) -> int:
         """The id that stands for the start token in the backbone's input."""
         for each in (self.bos_token_id, self.backbone.get("bos_token_id"), self.start_token_id):
             if each is not None:
-                return int(each)
+                return _whole("bos_token_id", each)
         raise ValueError("start_token_id is None: take it from the tokenizer")
 
     @property

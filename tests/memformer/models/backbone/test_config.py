@@ -4,7 +4,9 @@
 Covers: memformer/models/backbone/family.py
 """
 
+import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -50,6 +52,10 @@ def test_the_family_is_found_by_name_and_by_architecture() -> None:
             {"memory": {"forgetting": "gate"}},
             "memory.forgetting: is 'gate': input should be 'off', 'written' or 'paper'",
         ),
+        ({"memory": {"forgetting": "paper"}}, "memory.forgetting is paper: it is of kind slots, and this"),
+        ({"memory": {"kind": "slots", "rule": "armt"}}, "memory.rule is armt: it is of kind associative, and this is"),
+        ({"lora": {"rnak": 4}}, "model.lora.rnak: unknown key, did you mean rank"),
+        ({"lora": {"xyzzy": 4}}, "model.lora.xyzzy: unknown key; the keys are alpha, dropout, rank, targets"),
         ({"memory": {"layers": [3]}}, r"memory.layers is \[3\]: choose numbers from 0 to 2"),
         ({"memory": {"layers": []}}, "memory.layers"),
         ({"memory": {"kind": "slots", "write_layer": 4}}, "memory.write_layer is 4: choose a number from 1 to 3"),
@@ -78,3 +84,11 @@ def test_what_the_data_decides_is_checked_with_it(changes: dict[str, Any], words
     assert config_of(segment_length=49, overlap=None).overlap_of(49) == 12  # which needs all of the 64
     with pytest.raises(ValueError, match=words):
         config_of(**{"overlap": None} | changes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("bos_token_id", [1]), ("bos_token_id", True), ("vocab_size", "31")])
+def test_what_is_no_number_in_a_config_json_is_refused(name: str, value: object) -> None:
+    plain = config_of(vocab_size=None, start_token_id=None)
+    config = dataclasses.replace(plain, backbone={**plain.backbone, name: value})
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}: give a whole number")):
+        config.completed(31, 30, 16)
