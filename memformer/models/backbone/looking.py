@@ -189,7 +189,8 @@ class BackboneSlots:
 
     def __init__(self, model: Backbone) -> None:
         assert isinstance(model.memory, SlotMemory)
-        self._model, self._kind = model, model.memory
+        self._model: Backbone = model
+        self._kind: SlotMemory = model.memory
 
     @torch.no_grad()
     def write(self, segment: Segment, memory_1KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
