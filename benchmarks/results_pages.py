@@ -70,7 +70,7 @@ def pages() -> tuple[dict[str, str], dict[str, Plot]]:
         command, alone = f"`python benchmarks/{script}.py`", f"[{origin['date']}]({kind}.md)"
         if not kind.startswith("gpu-"):
             rows.append([title, alone, on_gpu, command, origin["commit"][:12]])
-        elif not {gpu, f"cpu-{gpu.removeprefix('gpu-')}"} & set(files):
+        elif not {gpu.removeprefix("gpu-"), f"cpu-{gpu.removeprefix('gpu-')}"} & set(files):
             rows.append([title, "GPU alone", alone, command, origin["commit"][:12]])
     table = markdown_table(["result", "on CPUs", "on a GPU", "script", "commit"], sorted(rows))
     texts["README.md"] = (
