@@ -141,7 +141,7 @@ def book_rows() -> list[list[str]]:
             f"SmolLM2-135M, frozen, its memory alone trained for {min(steps)} to {max(steps)} steps: held-out books",
             f"perplexity {statistics.fmean(kept):.1f} ({min(kept):.1f} to {max(kept):.1f}, {len(kept)} seeds)",
             f"{found[0]['perplexity_memory_reset']:.1f} with the memory reset, which is the model alone at the same "
-            "overlap",
+            "overlap; with another book's memory: not measured",
             link(path),
         ]
     ]
