@@ -20,7 +20,6 @@ BEGIN, END = "<!-- plan:begin -->\n", "<!-- plan:end -->"
 ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("**1.3B on 8**: ZeRO 1", "1.3b-on-8", 1, ()),
     ("**7B on 64**: ZeRO 1, tensor 2", "7b-on-64", 8, ()),
-    ("7B on 64: ZeRO 3", "7b-on-64", 8, ("--parallel.zero_stage=3", "--parallel.tensor=1")),
     (
         "7B on 64: ZeRO 3, parameters gathered layer by layer",
         "7b-on-64",
