@@ -459,19 +459,43 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     return config
 
 
-def describe_fields() -> str:
-    """Every setting with its default and meaning, one a line, for `memformer train --help`: of the default family."""
+def describe_fields(family_name: str = DEFAULT) -> str:
+    """Every setting with its default and meaning, one a line, for `memformer train --help`.
+
+    Raises:
+        UnknownFamily: There is no such family.
+    """
     return "\n".join(
         f"  --{name:<44} {field.get('description', '')} "
         f"(default: {json.dumps(field['default']) if 'default' in field else 'none, required'})"
-        for name, field in _fields(schema_of(DEFAULT))
+        for name, field in _fields(schema_of(family_name))
     )
+
+
+def family_named(path: str | None, overrides: Sequence[str] = ()) -> str:
+    """The family that a command line asks for, whether or not its other settings hold; the default where it names none.
+
+    Args:
+        path: The YAML file, if it is known.
+        overrides: As `load_config` reads them.
+
+    Raises:
+        UserError: As of `load_config`, but for faulty settings.
+    """
+    values = read_values(None if path is None else Path(path), overrides)
+    model = values.get("model")
+    said = model.get("family", DEFAULT) if isinstance(model, dict) else DEFAULT
+    return said.text if isinstance(said, Written) else str(said)
 
 
 def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted name, JSON schema) of every setting that is not a section; `items`: also of sections in lists."""
     schema = of.model_json_schema()
-    kind = {"default": DEFAULT, "description": "Kind of model: memformer, or that of an installed package."}
+    kind = {
+        "default": DEFAULT,
+        "description": "Kind of model: memformer; backbone, a pretrained one with a memory; or that of an installed "
+        "package. It decides which other settings of this section there are.",
+    }
 
     def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, field in section["properties"].items():
@@ -480,7 +504,10 @@ def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[s
                     yield "model.family", kind
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
             else:
-                yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
+                # What a factory makes is not in the schema: the settings that have one are empty mappings.
+                made = {} if name in section.get("required", ()) or "default" in field else {"default": {}}
+                words = " ".join(field.get("description", "").split())
+                yield f"{prefix}{name}", {**field, **made, "description": words}
                 for item in (each.get("items", {}) for each in field.get("anyOf", ()) if items):
                     if "$ref" in item:
                         section = schema["$defs"][item["$ref"].rsplit("/", 1)[-1]]
