@@ -76,13 +76,14 @@ class SettingsParser(OverridesParser):
 
     def format_help(self) -> str:
         """Describes the settings, which takes a moment, for those alone who ask."""
-        from memformer.config.schema import describe_fields, family_named
+        from memformer.config.files import family_named
+        from memformer.config.schema import describe_fields
         from memformer.models.registry import DEFAULT, UnknownFamily
 
         own, overrides = split_overrides(self._words, self._option_string_actions)
         path = next((word for word in own if word.endswith((".yaml", ".yml"))), None)
         try:
-            family = family_named(path, overrides)
+            family = family_named(path, overrides) or DEFAULT
             described = describe_fields(family)
         except (UserError, UnknownFamily):  # help is given whatever else is wrong; a run would be refused for it
             family, described = DEFAULT, describe_fields()

@@ -52,6 +52,21 @@ def read_values(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def family_named(path: str | None, overrides: Sequence[str] = ()) -> str | None:
+    """The family that a command line names, whether or not its other settings hold; None where it names none.
+
+    Args:
+        path: The YAML file, if there is one.
+        overrides: As `read_values` takes them.
+
+    Raises:
+        UserError: As of `read_values`.
+    """
+    model = read_values(None if path is None else Path(path), overrides).get("model")
+    said = model.get("family") if isinstance(model, dict) else None
+    return said.text if isinstance(said, Written) else None
+
+
 def parse_yaml(text: str, source: str, where: Callable[[int], str]) -> Any:
     """What a YAML text holds: dictionaries, lists and `Written`.
 

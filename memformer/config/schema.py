@@ -472,22 +472,6 @@ def describe_fields(family_name: str = DEFAULT) -> str:
     )
 
 
-def family_named(path: str | None, overrides: Sequence[str] = ()) -> str:
-    """The family that a command line asks for, whether or not its other settings hold; the default where it names none.
-
-    Args:
-        path: The YAML file, if it is known.
-        overrides: As `load_config` reads them.
-
-    Raises:
-        UserError: As of `load_config`, but for faulty settings.
-    """
-    values = read_values(None if path is None else Path(path), overrides)
-    model = values.get("model")
-    said = model.get("family", DEFAULT) if isinstance(model, dict) else DEFAULT
-    return said.text if isinstance(said, Written) else str(said)
-
-
 def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted name, JSON schema) of every setting that is not a section; `items`: also of sections in lists."""
     schema = of.model_json_schema()
@@ -505,12 +489,12 @@ def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[s
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
             else:
                 # What a factory makes is not in the schema: the settings that have one are empty mappings.
-                made = {} if name in section.get("required", ()) or "default" in field else {"default": {}}
-                words = " ".join(field.get("description", "").split())
-                yield f"{prefix}{name}", {**field, **made, "description": words}
+                told = {**field, "description": " ".join(field.get("description", "").split())}
+                if name not in section.get("required", ()):
+                    told.setdefault("default", {})
+                yield f"{prefix}{name}", told
                 for item in (each.get("items", {}) for each in field.get("anyOf", ()) if items):
                     if "$ref" in item:
-                        section = schema["$defs"][item["$ref"].rsplit("/", 1)[-1]]
-                        yield from walk(section, f"{prefix}{name}.{ITEM}.")
+                        yield from walk(schema["$defs"][item["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.{ITEM}.")
 
     return walk(schema, "")
