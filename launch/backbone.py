@@ -197,6 +197,7 @@ def convert(file: Path, out: Path) -> None:
     )
     config.architectures, config.dtype = [type(model).__name__], torch.float32
     config.save_pretrained(out)
+    shutil.copymode(out / "config.json", out / "model.safetensors")  # save_file's is for its owner alone
 
 
 def check(model: Path) -> float:

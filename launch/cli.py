@@ -21,7 +21,7 @@ from memformer.run import exit_codes
 # subcommand -> (module, one-line summary shown by `memformer --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("launch.commands.data", "build, inspect and trace data sets of long documents"),
-    "train": ("launch.commands.train", "train a Memformer from a YAML configuration"),
+    "train": ("launch.commands.train", "train a Memformer, or a memory for a pretrained model, from a YAML file"),
     "plan": ("launch.commands.plan", "memory, traffic and time of a run, before a GPU is asked for"),
     "evaluate": ("launch.commands.evaluate", "perplexity of a model on a data set, with memory and without"),
     "generate": ("launch.commands.generate", "continue a text at constant memory"),

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from data_pipeline.errors import UserError
 from launch.cli import OneLineParser
 
 
@@ -62,13 +63,34 @@ class OverridesParser(OneLineParser):
 
 
 class SettingsParser(OverridesParser):
-    """The same, whose help ends with every setting."""
+    """The same, whose help ends with every setting of the family that the command line names."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(  # type: ignore[override]  # the base class overloads it by the namespace's type
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Keeps the command line for the help."""
+        self._words = args or []
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         """Describes the settings, which takes a moment, for those alone who ask."""
+        from memformer.config.files import family_named
         from memformer.config.schema import describe_fields
+        from memformer.models.registry import DEFAULT, UnknownFamily
 
-        self.epilog = "settings, each as --section.field VALUE:\n" + describe_fields()
+        own, overrides = split_overrides(self._words, self._option_string_actions)
+        path = next((word for word in own if word.endswith((".yaml", ".yml"))), None)
+        try:
+            family = family_named(path, overrides) or DEFAULT
+            described = describe_fields(family)
+        except (UserError, UnknownFamily):  # help is given whatever else is wrong; a run would be refused for it
+            family, described = DEFAULT, describe_fields()
+        self.epilog = (
+            f"settings of model.family {family}, each as --section.field VALUE (those of another: CONFIG.yaml or "
+            f"--model.family NAME before --help):\n{described}"
+        )
         return super().format_help()
 
 

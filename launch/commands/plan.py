@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="processes of each, one a GPU")
     parser.add_argument("--device", default="h100", metavar="NAME", help=f"GPU: {', '.join(DEVICES)}")
-    parser.add_argument("--efficiency", type=float, default=0.3, metavar="E", help="part of the peak, 0 to 1 (0.3)")
+    parser.add_argument("--efficiency", type=float, default=0.3, metavar="E", help="part of the peak, 0 to 1")
     parser.add_argument("--search", action="store_true", help="also the fastest settings that fit (takes longer)")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 

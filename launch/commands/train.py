@@ -1,5 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Train a Memformer. One process by itself, or one of several started by torchrun, srun or memformer launch.
+"""Train a Memformer, or a memory for a pretrained model.
+
+One process by itself, or one of several started by torchrun, srun or memformer launch.
 
 SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C or a file named stop in run_dir: the run saves after its step and leaves.
 

@@ -34,8 +34,12 @@ class _Composer(yaml.SafeLoader):
         return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
-def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def read_values(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """The values of a YAML file, over those of the files it extends, under the overrides; none is checked.
+
+    Args:
+        path: The file; None: the overrides alone.
+        overrides: As `memformer.config.schema.load_config` takes them.
 
     Returns:
         Dictionaries and lists of `Written`.
@@ -43,9 +47,24 @@ def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A file that is missing or no mapping, or a malformed override.
     """
-    values = _read(path, ())
+    values = {} if path is None else _read(path, ())
     _merge(values, _parse_overrides(overrides))
     return values
+
+
+def family_named(path: str | None, overrides: Sequence[str] = ()) -> str | None:
+    """The family that a command line names, whether or not its other settings hold; None where it names none.
+
+    Args:
+        path: The YAML file, if there is one.
+        overrides: As `read_values` takes them.
+
+    Raises:
+        UserError: As of `read_values`.
+    """
+    model = read_values(None if path is None else Path(path), overrides).get("model")
+    said = model.get("family") if isinstance(model, dict) else None
+    return said.text if isinstance(said, Written) else None
 
 
 def parse_yaml(text: str, source: str, where: Callable[[int], str]) -> Any:

@@ -459,19 +459,27 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     return config
 
 
-def describe_fields() -> str:
-    """Every setting with its default and meaning, one a line, for `memformer train --help`: of the default family."""
+def describe_fields(family_name: str = DEFAULT) -> str:
+    """Every setting with its default and meaning, one a line, for `memformer train --help`.
+
+    Raises:
+        UnknownFamily: There is no such family.
+    """
     return "\n".join(
         f"  --{name:<44} {field.get('description', '')} "
         f"(default: {json.dumps(field['default']) if 'default' in field else 'none, required'})"
-        for name, field in _fields(schema_of(DEFAULT))
+        for name, field in _fields(schema_of(family_name))
     )
 
 
 def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """(dotted name, JSON schema) of every setting that is not a section; `items`: also of sections in lists."""
     schema = of.model_json_schema()
-    kind = {"default": DEFAULT, "description": "Kind of model: memformer, or that of an installed package."}
+    kind = {
+        "default": DEFAULT,
+        "description": "Kind of model: memformer; backbone, a pretrained one with a memory; or that of an installed "
+        "package. It decides which other settings of this section there are.",
+    }
 
     def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, field in section["properties"].items():
@@ -480,7 +488,11 @@ def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[s
                     yield "model.family", kind
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
             else:
-                yield f"{prefix}{name}", {**field, "description": " ".join(field.get("description", "").split())}
+                # What a factory makes is not in the schema: the settings that have one are empty mappings.
+                told = {**field, "description": " ".join(field.get("description", "").split())}
+                if name not in section.get("required", ()):
+                    told.setdefault("default", {})
+                yield f"{prefix}{name}", told
                 for each in field.get("anyOf", ()):
                     item = each.get("items", {})
                     if "$ref" in each:  # a section that may be left out

@@ -15,6 +15,7 @@ import yaml
 from launch.cli import main
 from tests.books import TINY_MODEL
 
+EIGHT_BILLION = Path(__file__).parents[2] / "configs" / "parallel" / "8b-memory-on-8.yaml"
 MODEL = {**TINY_MODEL, "vocab_size": 257}
 
 
@@ -73,3 +74,28 @@ def test_mistakes_are_one_line(
 def test_without_a_vocabulary_it_needs_the_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(tmp_path, model=TINY_MODEL) == 2
     assert "or set model.vocab_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--model.family", "backbone"], [str(EIGHT_BILLION)]])
+def test_help_has_the_settings_of_the_family_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the other settings would be refused: of these two, the first has no sizes and no data."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", *words, "--help"])
+    text = capsys.readouterr().out
+    assert "settings of model.family backbone, " in text and "--model.memory.kind " in text
+    assert "--model.num_memory_slots" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("  --model.backbone ")]
+    assert line.endswith("(default: {})")
+
+
+@pytest.mark.parametrize("words", [[], ["nowhere.yaml"], ["--model.family", "nobody"]])
+def test_help_is_given_whatever_else_is_wrong(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", *words, "--help"])
+    assert "settings of model.family memformer, " in capsys.readouterr().out
+
+
+def test_the_8b_with_a_memory_fits_the_gpus_that_its_file_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """The files of docs/parallelism.md are held by its table, this one by nothing else."""
+    assert main(["plan", str(EIGHT_BILLION), "--nodes", "1", "--gpus-per-node", "8", "--device", "h100"]) == 0
+    assert "memory of a process: 52.2" in capsys.readouterr().out

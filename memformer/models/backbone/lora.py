@@ -11,6 +11,7 @@ What is here works on one tensor at a time, wherever the caller has them from: a
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,5 +138,7 @@ def write_adapter(directory: Path, config: BackboneConfig, names: Iterable[str],
         OSError: The directory cannot be written.
     """
     tensors = {name: tensor.contiguous() for name, tensor in adapter_tensors(config, names, tensor_of)}
-    save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
-    (directory / "adapter_config.json").write_text(json.dumps(adapter_config(config), indent=1) + "\n")
+    weights, description = directory / "adapter_model.safetensors", directory / "adapter_config.json"
+    save_file(tensors, weights, {"format": "pt"})
+    description.write_text(json.dumps(adapter_config(config), indent=1) + "\n")
+    shutil.copymode(description, weights)  # save_file makes a file for its owner alone, whatever the umask

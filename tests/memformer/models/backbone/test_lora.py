@@ -99,6 +99,7 @@ def test_files_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     parameters = dict(model.named_parameters())
     write_adapter(tmp_path, model.config, parameters, parameters.__getitem__)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "one is for its owner alone"
     said: dict[str, Any] = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (said["peft_type"], said["task_type"], said["bias"]) == ("LORA", "CAUSAL_LM", "none")
     assert (said["r"], said["lora_alpha"], said["target_modules"]) == (3, 5.0, list(TARGETS[kind]))
