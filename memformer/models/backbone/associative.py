@@ -71,7 +71,10 @@ class AssociativeReader(nn.Module):
 
 
 class AssociativeWriter(nn.Module):
-    """Writes the states of write tokens into a layer's matrix, in float32 whatever the layers compute in."""
+    """Writes the states of write tokens into a layer's matrix, in float32 whatever the layers compute in.
+
+    Weights that were loaded in half precision compute keys, values and gates in theirs; what is written stays float32.
+    """
 
     def __init__(self, config: BackboneConfig, part: int) -> None:
         super().__init__()
@@ -86,9 +89,10 @@ class AssociativeWriter(nn.Module):
     def forward(self, x_BMD: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
         """The next matrix [B, P, C]."""
         with torch.autocast(x_BMD.device.type, enabled=False):
-            x_BMD, matrix_BPD = self.norm(at_least_float32(x_BMD)), at_least_float32(memory_BKC[:, self.rows])
-            keys_BMP, values_BMD = features(self.key(x_BMD)), self.value(x_BMD)
-            gates_BM1 = torch.sigmoid(self.gate(x_BMD))
+            matrix_BPD = at_least_float32(memory_BKC[:, self.rows])
+            x_BMD = self.norm(x_BMD.to(self.norm.weight.dtype))
+            keys_BMP, values_BMD = features(at_least_float32(self.key(x_BMD))), at_least_float32(self.value(x_BMD))
+            gates_BM1 = torch.sigmoid(at_least_float32(self.gate(x_BMD)))
             found_BMC = keys_BMP @ matrix_BPD
             if self.normalised:
                 new_BM1 = (1 - found_BMC[..., -1:]).clamp(0, 1).detach()
@@ -116,9 +120,10 @@ class AssociativeMemory(nn.Module):
         )
 
     def initial(self, lanes: int) -> torch.Tensor:
-        """Zeros."""
+        """Zeros, of float32 where the weights are in half precision: sums over a whole document."""
         weight = self.words.rows
-        return torch.zeros(lanes, *self.config.memory_shape, dtype=weight.dtype, device=weight.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.zeros(lanes, *self.config.memory_shape, dtype=dtype, device=weight.device)
 
     def front(self, memory_BKC: torch.Tensor) -> None:
         """Nothing."""
