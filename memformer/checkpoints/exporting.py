@@ -6,9 +6,11 @@ are mapped, read and written one tensor at a time: a process holds one tensor, a
 files, which it can drop. Only the forward pass that verifies the result needs the whole model.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +98,10 @@ def export(
         base, same = _unchanged(kind, model, tensor_of, shapes)
         shapes = {name: shape for name, shape in shapes.items() if name not in same}
     temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    alone = contextlib.ExitStack()
     try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror}): choose another directory") from None
-    folder = ExportFolder(temporary, kind, model, state, max_file_bytes, base)
-    try:
+        alone.enter_context(_alone(temporary, out))
+        folder = ExportFolder(temporary, kind, model, state, max_file_bytes, base)
         folder.write_tokenizer(checkpoint / "tokenizer.json")
         if verify:
             written = folder.write(shapes, tensor_of, "fp32")
@@ -138,8 +137,50 @@ def export(
             exit_code=1,
         ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        alone.close()
     return result
+
+
+@contextlib.contextmanager
+def _alone(directory: Path, out: str | os.PathLike[str]) -> Iterator[None]:
+    """An empty directory that one process writes to; what it has not renamed by the end goes away.
+
+    Raises:
+        UserError: It cannot be made, or another process writes to it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}): choose another directory") from None
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: as before there were any
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _taken(out) from None
+        if not _is_at(held, directory):  # renamed between the two
+            raise _taken(out)
+        for left in directory.iterdir():
+            left.unlink()
+        try:
+            yield
+        finally:
+            if _is_at(held, directory):
+                shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def _is_at(held: int, directory: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held), os.lstat(directory))
+    except FileNotFoundError:
+        return False
+
+
+def _taken(out: str | os.PathLike[str]) -> UserError:
+    return UserError(f"--out {out}: another export is writing there: wait for its end, or choose another directory")
 
 
 def _unchanged(

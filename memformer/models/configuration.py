@@ -7,12 +7,25 @@ exported model needs torch and safetensors alone; the training configuration val
 
 import dataclasses
 import json
+import math
+import os
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 Forgetting = Literal["off", "written", "paper"]
 """How slots forget (`models.memformer.memory.before_normalisation`)."""
 FORGETTING: tuple[Forgetting, ...] = ("off", "written", "paper")
+
+LARGEST = 2**31
+"""Above every size and id: larger numbers are damage, and would be found as an overflow or by the memory they take."""
+MOST_LAYERS = 10_000
+"""A model of more is not made to be refused by its weights later: already its empty layers take hours."""
+_NAMED = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping",
+    types.NoneType: "null",
+}  # fmt: skip
 
 Own = TypeVar("Own", bound="ModelConfig")
 
@@ -108,6 +121,7 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"unknown model field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+        check_types(cls, values)
         return cls(**values)
 
 
@@ -137,6 +151,54 @@ def forgetting_of(value: Forgetting | bool, name: str) -> Forgetting:
         return "paper" if value else "off"
     require(value in FORGETTING, name, value, "choose off, written or paper")
     return value
+
+
+def check_types(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Holds values that a file gave to the annotations of a dataclass's fields, as pydantic does for settings.
+
+    A file is edited by hand, and a dataclass takes what it is given: the wrong kind of value would be found where it is
+    computed with, in words that name no field, or never.
+
+    Args:
+        kind: The dataclass.
+        values: By field.
+        prefix: Stands before a field's name in errors.
+
+    Raises:
+        ValueError: One is of another type, or a number that is not finite or beyond every size.
+    """
+    for field in dataclasses.fields(kind):
+        if field.name in values and not _fits(values[field.name], field.type):
+            require(False, prefix + field.name, repr(values[field.name]), f"give {_words(field.type)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(each, parts[0]) for each in value)
+    if kind in (int, float):
+        return type(value) in (int, kind) and math.isfinite(value) and abs(value) < LARGEST
+    return isinstance(value, types.NoneType if kind is None else origin or kind)
+
+
+def _words(kind: Any) -> str:
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, parts))
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_words(parts[0])}"
+    return _NAMED.get(typing.get_origin(kind) or kind, "its fields")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name that a file gave can be one of a file beside it: no path, and nothing that a line cannot show."""
+    return name not in ("", ".", "..") and os.sep not in name and name.isprintable() and len(name.encode()) < 256
 
 
 def require(holds: bool, name: str, value: object, mend: str) -> None:

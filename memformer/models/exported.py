@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from memformer.models.configuration import is_file_name
 from memformer.models.construction import StoredTensor
 
 FORMAT, LAID_OUT = 1, 2
@@ -24,6 +25,8 @@ DESCRIPTIONS = ("memory.json", "config.json")
 """Where the description may be; the first that is there counts."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_NUMBERS = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+"""What weights may be stored in."""
 _NO_EXPORT = "give a directory made by memformer export"
 _AGAIN = "export the model again"
 
@@ -109,11 +112,15 @@ def weights(
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged or not the one that was written, or holds other tensors; one line.
     """
-    base, named = description.get("base") or {}, list(names)
+    base, named = description.get("base", {}), list(names)
     try:
+        if "\0" in base.get("directory", "."):
+            raise TypeError("a path has none")
         home = Path(directory / base.get("directory", "."))
-        _check_sums(directory, description.get("files") or {}, _AGAIN)
-        _check_sums(home, base.get("files") or {}, f"{DESCRIPTIONS[0]} names it as the base: put it back there")
+        _check_sums(directory, directory, description.get("files", {}), _AGAIN)
+        _check_sums(
+            directory, home, base.get("files", {}), f"{DESCRIPTIONS[0]} names it as the base: put it back there"
+        )
     except (TypeError, AttributeError, KeyError):
         raise ValueError(f"{description_file(directory)}: does not describe its files: {_AGAIN}") from None
     places: dict[str, dict[str, Path]] = {}
@@ -173,11 +180,13 @@ class _Converted:
         return self._stored[part].to(self._dtype)
 
 
-def _check_sums(directory: Path, files: Mapping[str, Any], mend: str) -> None:
+def _check_sums(export: Path, directory: Path, files: Mapping[str, Any], mend: str) -> None:
     for name, entry in files.items():
         path = directory / name
-        if Path(name).name != name:
-            raise ValueError(f"{description_file(directory)}: names {name!r}, outside the directory: do not use it")
+        if not is_file_name(name):
+            raise ValueError(f"{description_file(export)}: names {name!r}, outside the directory: do not use it")
+        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+            raise ValueError(f"{path}: is no file: {mend}")
         try:
             found = size_and_sum(path)
         except FileNotFoundError:
@@ -204,9 +213,12 @@ def tensor_places(directory: Path, stem: str = "model") -> dict[str, Path]:
     for file in weight_files(directory, stem):
         try:
             with safe_open(file, framework="pt") as opened:
-                places |= dict.fromkeys(opened.keys(), file)
+                held = dict.fromkeys(opened.keys(), file)
         except (SafetensorError, OSError) as error:
             raise unreadable(file, error) from None
+        if twice := min(places.keys() & held.keys(), default=None):
+            raise ValueError(f"{file}: holds {twice}, as {places[twice].name} does: {_AGAIN}")
+        places |= held
     return places
 
 
@@ -225,10 +237,10 @@ def weight_files(directory: Path, stem: str = "model") -> list[Path]:
             names = sorted(set(map(str, places.values())))
         except OSError as error:
             raise unreadable(index, error) from None
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise ValueError(f"{index}: is not an index of weights: {_AGAIN}") from None
     for name in names:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if not is_file_name(name):
             raise ValueError(f"{index}: names {name!r}, outside the directory: do not use this model")
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory}: holds no {name}: {_NO_EXPORT}")
@@ -254,7 +266,11 @@ def fill(
     Raises:
         ValueError: A tensor has another shape; and what reading them raises.
     """
-    tensors = {name: stored[...].to(device) for name, stored in found}
+    tensors = {}
+    for name, stored in found:
+        tensors[name] = stored[...].to(device)
+        if tensors[name].dtype not in _NUMBERS:
+            raise ValueError(f"{where}: {name} is of {tensors[name].dtype}: {_AGAIN}")
     tensors |= {alias: tensors[owner] for alias, owner in tied.items()}
     try:
         model.load_state_dict(tensors, strict=True, assign=True)

@@ -94,10 +94,14 @@ def described_model(directory: Path, description: dict[str, Any]) -> tuple[Famil
         config = kind.config.from_dict(description["model"])
     except (UnknownFamily, ValueError) as error:
         raise ValueError(f"{file}: {error}") from None
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
         raise ValueError(f"{file}: does not describe a model: export it again") from None
     if description["format"] != FORMAT:
         if kind.export is None:
             raise ValueError(f"{file}: family {kind.name} has no exports of that format: export it again")
-        check_facts(directory, description, kind.export.facts(config))
+        try:
+            facts = kind.export.facts(config)
+        except ValueError as error:
+            raise ValueError(f"{file}: model.{error}") from None
+        check_facts(directory, description, facts)
     return kind, config

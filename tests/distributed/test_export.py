@@ -4,7 +4,9 @@
 Covers: memformer/checkpoints/exporting.py, memformer/checkpoints/model_card.py, memformer/training/initial_weights.py
 """
 
+import fcntl
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -74,6 +76,22 @@ def test_an_export_to_a_full_disk_is_one_line_and_leaves_nothing(exported: Path,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_place_do_not_mix(exported: Path, tmp_path: Path) -> None:
+    """The second is refused while the first writes; what a killed one has left is no hindrance."""
+    left = tmp_path / ".model.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    held = os.open(left, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r"--out .*model: another export is writing there: wait for its end"):
+        export(exported / "run", tmp_path / "model", verify=False)
+    assert (left / "model.safetensors").read_bytes() == b"half", "the other's files are left alone"
+    os.close(held)
+    export(exported / "run", tmp_path / "model", verify=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+    load_model(tmp_path / "model")
 
 
 def test_the_card_has_the_runs_own_numbers(exported: Path) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from memformer.models.configuration import require
+from memformer.models.configuration import LARGEST, MOST_LAYERS, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +143,10 @@ def architecture_of(values: Mapping[str, Any], where: str) -> Architecture:
     if "quantization_config" in values:
         raise ValueError(f"{where}: its weights are quantized (quantization_config): give the unquantized model")
     found = SUPPORTED[str(kind)]
-    for key in found.sizes:
+    for key, most in zip(found.sizes, (MOST_LAYERS, LARGEST, LARGEST, LARGEST), strict=True):
         value = values.get(key)
-        require(isinstance(value, int) and value >= 1, f"{where}: {key}", value, "give a whole number above 0")
+        fits = type(value) is int and 1 <= value <= most
+        require(fits, f"{where}: {key}", value, f"give a whole number above 0 and at most {most}")
     return found
 
 

@@ -92,7 +92,10 @@ class AssociativeReader(nn.Module):
 
 
 class AssociativeWriter(nn.Module):
-    """Writes the states of write tokens into a layer's matrix, in float32 whatever the layers compute in."""
+    """Writes the states of write tokens into a layer's matrix, in float32 whatever the layers compute in.
+
+    Weights that were loaded in half precision compute keys, values and gates in theirs; what is written stays float32.
+    """
 
     def __init__(self, config: BackboneConfig, part: int) -> None:
         super().__init__()
@@ -128,9 +131,10 @@ class AssociativeMemory(nn.Module):
         )
 
     def initial(self, lanes: int) -> torch.Tensor:
-        """Zeros."""
+        """Zeros, of float32 where the weights are in half precision: sums over a whole document."""
         weight = self.words.rows
-        return torch.zeros(lanes, *self.config.memory_shape, dtype=weight.dtype, device=weight.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.zeros(lanes, *self.config.memory_shape, dtype=dtype, device=weight.device)
 
     def front(self, memory_BKC: torch.Tensor) -> None:
         """Nothing."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from memformer.models.backbone.architectures import Architecture, architecture_of, sliding_window
 from memformer.models.backbone.directory import read_config
-from memformer.models.configuration import Forgetting, ModelConfig, forgetting_of, require
+from memformer.models.configuration import Forgetting, ModelConfig, check_types, forgetting_of, require
 
 TIED_HEAD = {"head.weight": "embedding.weight"}
 """Names of the two parameters that `tie_word_embeddings` makes one."""
@@ -356,5 +356,6 @@ class BackboneConfig(ModelConfig):
                     f"unknown model field '{part}.{unknown[0]}'; the fields are {', '.join(sorted(known))}"
                 )
             if given is not None:
+                check_types(kind, given, f"{part}.")
                 parts[part] = kind(**given)
         return super().from_dict({**values, **parts})

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from memformer.models.configuration import is_file_name
+
 _OF_THE_FILE = {
     "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
@@ -74,7 +76,7 @@ def weight_places(pretrained: str) -> dict[str, Path] | None:
     if not isinstance(places, dict):
         raise ValueError(f"pretrained is {pretrained}: {index.name} is no index of weights: {_MEND}")
     for name in sorted(set(map(str, places.values()))):
-        if Path(name).name != name or not (place(pretrained) / name).is_file():
+        if not (is_file_name(name) and (place(pretrained) / name).is_file()):
             raise ValueError(f"pretrained is {pretrained}: holds no file {name}, which {index.name} names: {_MEND}")
     return {tensor: place(pretrained) / str(name) for tensor, name in places.items()}
 
@@ -98,6 +100,6 @@ def _json(file: Path, where: str) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{where}: holds no {file.name}: {_MEND}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ValueError(f"{where}: {file.name} cannot be read ({reason}): {_MEND}") from None

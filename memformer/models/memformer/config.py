@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from memformer.models.configuration import Forgetting, ModelConfig, forgetting_of, require
+from memformer.models.configuration import MOST_LAYERS, Forgetting, ModelConfig, forgetting_of, require
 
 EMBEDDING, HEAD = "embedding.tokens.weight", "head.weight"
 """Names of the two parameters that `tie_embeddings` makes one."""
@@ -73,6 +73,8 @@ class MemformerConfig(ModelConfig):
         """Checks ranges and divisibility."""
         for name in ("num_encoder_layers", "num_decoder_layers", "d_model", "num_heads", "d_ff"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "set it to 1 or more")
+        for name in self.stacks:
+            require(getattr(self, name) <= MOST_LAYERS, name, getattr(self, name), f"set it to at most {MOST_LAYERS}")
         object.__setattr__(self, "memory_forgetting", forgetting_of(self.memory_forgetting, "memory_forgetting"))
         require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
         require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")

@@ -8,6 +8,7 @@ memformer/models/backbone/family.py
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,7 @@ def edit(name: str, **changes: Any) -> Callable[[Path], object]:
 def inside(part: str, **changes: Any) -> Callable[[Path], object]:
     def edited(directory: Path) -> None:
         values = json.loads((directory / "memory.json").read_text())
-        values[part] |= changes
+        (values[part] if part in values else values["model"][part]).update(changes)
         (directory / "memory.json").write_text(json.dumps(values))
 
     return edited
@@ -122,6 +123,16 @@ def flip(name: str) -> Callable[[Path], object]:
         (directory / name).write_bytes(content)
 
     return flipped
+
+
+def pipe(name: str) -> Callable[[Path], object]:
+    """A pipe that nothing is written to in a file's place: who opens it waits for ever."""
+
+    def put(directory: Path) -> None:
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+
+    return put
 
 
 def summed_anew(directory: Path) -> None:
@@ -161,6 +172,37 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (edit("memory.json", model=[]), r"memory\.json: does not describe a model"),
         (edit("memory.json", files=7), r"memory\.json: does not describe its files"),
         (edit("memory.json", files={"../config.json": {}}), r"names '\.\./config\.json', outside the directory"),
+        (edit("memory.json", files={"a\0b": {}}), r"memory\.json: names 'a\\x00b', outside the directory"),
+        (edit("memory.json", files={"n" * 300: {}}), r"memory\.json: names 'n+', outside the directory"),
+        (edit("memory.json", files=0), r"memory\.json: does not describe its files"),
+        (edit("memory.json", base=None), r"memory\.json: does not describe its files"),
+        (inside("base", directory="a\0b"), r"memory\.json: does not describe its files"),
+        (pipe("memory.safetensors"), r"memory\.safetensors: is no file: export the model again"),
+        (inside("memory", kind="x"), r"memory\.json: memory\.kind is 'x': give associative or slots or tokens"),
+        (inside("memory", rule="x"), r"memory\.json: memory\.rule is 'x': give delta or armt"),
+        (
+            inside("memory", num_write_tokens=True),
+            r"memory\.json: memory\.num_write_tokens is True: give a whole number",
+        ),
+        (inside("memory", num_heads=[2]), r"memory\.num_heads is \[2\]: give a whole number or null"),
+        (
+            inside("memory", layers=[1, None]),
+            r"memory\.layers is \[1, None\]: give a list, each a whole number or null",
+        ),
+        (inside("model", pretrained=5), r"memory\.json: pretrained is 5: give a text or null"),
+        (inside("model", vocab_size=float("inf")), r"memory\.json: vocab_size is inf: give a whole number or null"),
+        (inside("model", dropout=float("nan")), r"memory\.json: dropout is nan: give a number"),
+        (inside("model", bos_token_id=2**40), r"memory\.json: bos_token_id is 1099511627776: give a whole number"),
+        (inside("model", segment_length=None), r"memory\.json: model\.segment_length is not in the model's config"),
+        (
+            inside("backbone", num_hidden_layers=10**30),
+            r"backbone: num_hidden_layers is 1000+: give a whole .* at most",
+        ),
+        (inside("backbone", hidden_size=True), r"backbone: hidden_size is True: give a whole number above 0"),
+        (
+            stored("memory.safetensors", lambda t: t.update({"memory.words.rows": t["memory.words.rows"] + 0j})),
+            r"model\.safetensors: memory\.words\.rows is of torch\.complex64: export the model again",
+        ),
         (edit("memory.json", format=3), r"memory\.json: is not a Memformer export of format 2"),
         (edit("memory.json", architecture="Memformer"), r"memory\.json: unknown model field"),
         (edit("memory.json", architecture="Else"), r"memory\.json: architecture 'Else' is of no family here"),
@@ -187,6 +229,29 @@ def test_what_is_damaged_or_contradicts_itself_is_one_line(
     with pytest.raises((ValueError, FileNotFoundError), match=words) as refused:
         load_model(directory)
     assert "\n" not in str(refused.value) and str(directory) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, r"model\.safetensors\.index\.json: is not an index of weights: export the model again"),
+        ({"weight_map": {"x": "n" * 300}}, r"model\.safetensors\.index\.json: names 'n+', outside the directory"),
+        ({"weight_map": {"x": "a\nb"}}, r"model\.safetensors\.index\.json: names 'a\\nb', outside the directory"),
+        ({"weight_map": {"x": "model-a.safetensors", "y": "model-b.safetensors"}}, r"model-b.*: holds \S+, as model-a"),
+    ],
+    ids=["deep", "long", "two lines", "twice"],
+)
+def test_an_index_that_is_none_is_one_line(export: Path, content: Any, words: str, tmp_path: Path) -> None:
+    directory = shutil.copytree(export, tmp_path / "copy")
+    summed_anew(directory)
+    for name in "ab":
+        shutil.copyfile(directory / "model.safetensors", directory / f"model-{name}.safetensors")
+    (directory / "model.safetensors").unlink()
+    text = content if isinstance(content, str) else json.dumps(content)
+    (directory / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as refused:
+        load_model(directory)
+    assert "\n" not in str(refused.value)
 
 
 def test_weights_that_are_left_to_the_pretrained_directory(tmp_path: Path) -> None:
