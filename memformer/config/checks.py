@@ -1,12 +1,31 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What settings ask of each other across sections: each check refuses with a ValueError of one line.
 
-Each takes a `memformer.config.schema.Config`, which calls it when it is made.
+Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made.
 """
 
 from typing import Any
 
 from memformer.models.registry import family_of, stages_of
+
+
+def offloads(parallel: Any) -> None:
+    """What offloading asks of the stage of ZeRO."""
+    if parallel.offload_optimizer != "none" and parallel.zero_stage == 0:
+        raise ValueError(
+            "offload_optimizer is cpu: at zero_stage 0 every process steps every parameter where it lies, set "
+            "zero_stage to 1, 2 or 3"
+        )
+    if parallel.offload_parameters != "none" and parallel.zero_stage != 3:
+        raise ValueError(
+            f"offload_parameters is cpu: at zero_stage {parallel.zero_stage} every process needs the whole parameters "
+            "all the time, set zero_stage to 3"
+        )
+    if parallel.offload_parameters != "none" and parallel.offload_optimizer == "none":
+        raise ValueError(
+            "offload_parameters is cpu: the parameters are the optimizer's master weights, which then lie there "
+            "too, set offload_optimizer to cpu"
+        )
 
 
 def memory_parameters(config: Any) -> None:

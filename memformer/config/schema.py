@@ -212,21 +212,7 @@ class ParallelConfig(Section):
 
     @model_validator(mode="after")
     def _something_to_offload(self) -> "ParallelConfig":
-        if self.offload_optimizer != "none" and self.zero_stage == 0:
-            raise ValueError(
-                "offload_optimizer is cpu: at zero_stage 0 every process steps every parameter where it lies, set "
-                "zero_stage to 1, 2 or 3"
-            )
-        if self.offload_parameters != "none" and self.zero_stage != 3:
-            raise ValueError(
-                f"offload_parameters is cpu: at zero_stage {self.zero_stage} every process needs the whole parameters "
-                "all the time, set zero_stage to 3"
-            )
-        if self.offload_parameters != "none" and self.offload_optimizer == "none":
-            raise ValueError(
-                "offload_parameters is cpu: the parameters are the optimizer's master weights, which then lie there "
-                "too, set offload_optimizer to cpu"
-            )
+        checks.offloads(self)
         return self
 
 
