@@ -92,7 +92,8 @@ def trained() -> dict[Case, list[dict[str, Any]]]:
 
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
-COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False), Case(0, data=1, pipeline=2)]
+COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written")]
+COUNTED += [Case(0, data=1, pipeline=2)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 
 

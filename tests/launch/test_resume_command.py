@@ -279,10 +279,10 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "config with a word for a size": (
         "config.json",
         lambda path: path.write_text(path.read_text().replace('"d_model": 32', '"d_model": "32"')),
-        "config.json: does not describe a model: export it again",
+        "config.json: d_model is '32': give a whole number",
     ),
-    "weights cut": ("model.safetensors", lambda path: os.truncate(path, 500), "model.safetensors: cannot be read"),
-    "weights gone": ("model.safetensors", Path.unlink, "holds no model.safetensors"),
+    "weights cut": ("model.safetensors", lambda path: os.truncate(path, 500), "model.safetensors: has 500 bytes, not"),
+    "weights gone": ("model.safetensors", Path.unlink, "model.safetensors: is missing: export the model again"),
     "tokenizer gone": ("tokenizer.json", Path.unlink, "tokenizer.json: is missing: export the model again, or copy"),
     "tokenizer cut": ("tokenizer.json", lambda path: os.truncate(path, 9), ": export the model again, or copy"),
 }
