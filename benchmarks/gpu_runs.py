@@ -86,6 +86,11 @@ TINY = {
 }
 
 
+def small_words(setting: Setting) -> dict[str, object]:
+    """What goes over a run's settings where sizes are small."""
+    return {**TINY, "data__segment_length": 32} if setting.small else {}
+
+
 def lines_of(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -94,8 +99,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 def trained(setting: Setting, name: str, config: str, steps: int, **overrides: object) -> dict[str, Any]:
     """A run of `steps` steps: medians of the steps from the fourth on, and how long it took to get there."""
     run, log = setting.work / name, setting.work / f"{name}.log"
-    shrunk: dict[str, object] = {**TINY, "data__segment_length": 32} if setting.small else {}
-    words = settings(setting, run, steps, **{**overrides, **shrunk})
+    words = settings(setting, run, steps, **{**overrides, **small_words(setting)})
     started = time.perf_counter()
     finished(memformer(setting, ["train", f"configs/{config}.yaml", *words], log), log)
     wall = time.perf_counter() - started
@@ -189,11 +193,6 @@ def resume(setting: Setting) -> dict[str, Any]:
         "right": error <= 1e-3,
         "export": {"perplexity": evaluated(setting, export), "right": True},
     }
-
-
-def small_words(setting: Setting) -> dict[str, object]:
-    """What `trained` adds where sizes are small."""
-    return {**TINY, "data__segment_length": 32} if setting.small else {}
 
 
 @contextlib.contextmanager

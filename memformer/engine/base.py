@@ -286,13 +286,13 @@ class Engine(abc.ABC):
 
     def _back_propagate(self, objective: torch.Tensor, boundary: bool) -> None:
         """Back-propagates a scalar; with `boundary`, gradients that are not kept to the end are reduced then."""
+        if self.loss_scale is not None and (self._plain or self.zero_stage == 0):
+            objective = objective * self.loss_scale.value
         if self._plain:
-            torch.autograd.backward(objective if self.loss_scale is None else objective * self.loss_scale.value)
+            torch.autograd.backward(objective)
             return
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(boundary)
-        if self.loss_scale is not None and self.zero_stage == 0:
-            objective = objective * self.loss_scale.value
         # The objective is divided by the global count already.
         self.deepspeed.backward(objective, scale_wrt_gas=False)
 

@@ -162,12 +162,11 @@ def initial_model(
     return model
 
 
-def _load(model: MemoryModel, tensors: Iterator[tuple[str, StoredTensor]], construction: Construction) -> set[str]:
-    """Copies weights, one tensor at a time; the names of the parameters that got none."""
+def _load(model: MemoryModel, tensors: Iterator[tuple[str, StoredTensor]], construction: Construction) -> None:
+    """Copies weights, one tensor at a time."""
     parameters = dict(model.named_parameters())
     for name, tensor in tensors:
-        construction.read(name, parameters.pop(name), tensor)
-    return set(parameters)
+        construction.read(name, parameters[name], tensor)
 
 
 def _not_loaded(source: Path, error: Exception) -> UserError:

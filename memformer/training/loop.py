@@ -82,8 +82,7 @@ class TrainingLoop:
             report = engine.step(rate)
             state.stepped(batch, result.carry, stream)
             points.after_step(state)
-            read = (step.rollout.segment(0, before), before.memory)
-            figures = self.meter.measure(result, report, rate, batch.valid_tokens, clock, read)
+            figures = self.meter.measure(result, report, rate, batch.valid_tokens, clock, (step.rollout, before))
             found = self.guards.look_at(step, figures, state.lanes, state.progress)
             state.lanes, state.progress = found.lanes, found.progress
             points.after_metrics(state, self.meter.line(figures, found))

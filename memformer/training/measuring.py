@@ -9,7 +9,7 @@ import torch
 from memformer.engine.base import StepReport
 from memformer.guards.guards import Findings
 from memformer.inference.diagnostics import memory_diagnostics
-from memformer.replay import RolloutResult, Segment
+from memformer.replay import Carry, Rollout, RolloutResult
 from memformer.run.metrics import StepFigures, peak_memory_bytes
 from memformer.training.callbacks import TrainingState
 from memformer.training.description import Costs
@@ -52,7 +52,7 @@ class Meter:
         learning_rate: float,
         tokens: int,
         clock: StepClock,
-        read: tuple[Segment, torch.Tensor],
+        read: tuple[Rollout, Carry],
     ) -> StepFigures:
         """Measures the step that is done; called by all processes together.
 
@@ -64,7 +64,7 @@ class Meter:
             learning_rate: Of this step.
             tokens: Valid targets of all lanes.
             clock: Of the step.
-            read: The rollout's first segment and the memory before it, for the memory's diagnostics.
+            read: The rollout and the lanes' state before it, whose first segment the memory's diagnostics read again.
         """
         state = self._state
         data, engine, optimizer = state.world.mesh.data, state.engine, state.config.optimizer
@@ -72,9 +72,11 @@ class Meter:
         loss_sum, *squares = data.sum(local).tolist()
         interval, step = state.config.training.diagnostics_interval, state.progress.step
         look = interval and (step == 1 or step % interval == 0)
-        memory = (
-            memory_diagnostics(engine.model, state.lanes.carry, data.sum, read, engine.autocast()) if look else None
-        )
+        memory = None
+        if look:
+            rollout, before = read
+            again = (rollout.segment(0, before), before.memory)
+            memory = memory_diagnostics(engine.model, state.lanes.carry, data.sum, again, engine.autocast())
         return StepFigures(
             loss=loss_sum / max(1, tokens),
             grad_norm=report.grad_norm,
