@@ -38,6 +38,7 @@ from benchmarks.tasks.text import START
 from benchmarks.texts import excerpts, losses_by_segment, rollouts, texts
 from benchmarks.training import Recipe, train
 from memformer import MemformerConfig
+from memformer.models.configuration import FORGETTING
 
 TEST_SEED = 1_000_000  # of the excerpts that are tested
 
@@ -52,7 +53,7 @@ def make_reader(options: argparse.Namespace, case: Case) -> MemformerReader:
         num_heads=4,
         d_ff=2 * options.width,
         num_memory_slots=case["slots"],
-        memory_forgetting=options.forgetting,
+        memory_forgetting=case["forgetting"] or "off",
         vocab_size=START + 1,
         start_token_id=START,
         segment_length=options.segment_length,
@@ -106,7 +107,9 @@ def bands(kept: torch.Tensor, reset: torch.Tensor, segment_length: int) -> list[
 
 def label(row: Case) -> str:
     """A row's name."""
-    return f"T = {row['horizon']}" if row["slots"] else "no slots"
+    if not row["slots"]:
+        return "no slots"
+    return f"T = {row['horizon']}, {row.get('forgetting', 'paper')}"  # rows of before there was a choice have none
 
 
 def means_by_position(rows: Sequence[Row], key: str) -> list[str]:
@@ -137,20 +140,19 @@ def page(values: dict[str, Any]) -> str:
     return "\n".join(
         [
             *page_head(f"Long text by horizon: {sizes['name']}", values),
-            f"Bytes; 2+2 layers, width {sizes['width']}, {sizes['slots']} slots, forgetting "
-            f"{'on' if sizes['forgetting'] else 'off'}; segments of {sizes['segment_length']} bytes, "
-            f"{sizes['lanes']} lanes, {sizes['step_segments']} segments of each a step, {sizes['steps']} steps, "
-            f"{first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} documents in excerpts of "
+            f"Bytes; 2+2 layers, width {sizes['width']}, {sizes['slots']} slots; segments of "
+            f"{sizes['segment_length']} bytes, {sizes['lanes']} lanes, {sizes['step_segments']} segments of each a "
+            f"step, {sizes['steps']} steps, {first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} documents in excerpts of "
             f"{sizes['length']:,}; tested on {first['test_bytes']:,} bytes of {sizes['held_out']} other documents in "
             f"excerpts of {sizes['test_length']:,}; seeds {seeds_of(rows)}. Every row has read the same bytes in the "
             "same order. *Reset*: the same model, its memory reset at every segment; *gain*: how much higher that "
             "perplexity is.",
             "",
-            markdown_table(["gradient through", "perplexity", "spread", "reset", "gain"], table),
+            markdown_table(["gradient through, forgetting", "perplexity", "spread", "reset", "gain"], table),
             "",
             "Perplexity by position in the excerpt, in bytes:",
             "",
-            markdown_table(["gradient through", *heads], places),
+            markdown_table(["gradient through, forgetting", *heads], places),
             *(["", values["notes"]] if values["notes"] else []),
         ]
     )
@@ -169,7 +171,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-length", type=int, help="bytes of each; default 8192")
     parser.add_argument("--width", type=int, default=64, help="d_model; default 64")
     parser.add_argument("--slots", type=int, default=16, help="memory slots; default 16")
-    parser.add_argument("--no-forgetting", dest="forgetting", action="store_false", help="without biased normalisation")
+    parser.add_argument("--forgetting", nargs="+", choices=FORGETTING, default=["paper"], help="modes; default paper")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak; default 4e-3")
     add_options(parser, "T = 1 and 4, 15 steps, short test excerpts")
     options = parser.parse_args(words)
@@ -188,15 +190,18 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     names = (
         "steps", "step_segments", "lanes", "segment_length", "length", "excerpts", "test_length", "width", "slots",
-        "forgetting", "learning_rate",
+        "learning_rate",
     )  # fmt: skip
     documents = texts(options.documents)
     sizes = {"name": documents.name, "trained": len(documents.trained), "held_out": len(documents.held_out)}
     sizes |= {name: getattr(options, name) for name in names}
     cases = [
-        {"horizon": horizon, "slots": slots, "seed": seed}
+        {"horizon": horizon, "slots": slots, "forgetting": forgetting, "seed": seed}
         for seed in options.seeds
-        for horizon, slots in [(options.step_segments, 0), *((each, options.slots) for each in options.horizons)]
+        for horizon, slots, forgetting in [
+            (options.step_segments, 0, None),
+            *((each, options.slots, mode) for each in options.horizons for mode in options.forgetting),
+        ]
     ]
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:

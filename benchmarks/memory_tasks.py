@@ -3,7 +3,7 @@
 
     python benchmarks/memory_tasks.py                                about an hour on one CPU core
     python benchmarks/memory_tasks.py --quick --json                 about 1 minute: one task, few steps
-    python benchmarks/memory_tasks.py --tasks copy --variants default no-forgetting --seeds 0 1 2
+    python benchmarks/memory_tasks.py --tasks copy --variants paper off --seeds 0 1 2
     python benchmarks/memory_tasks.py --out benchmarks/results/DATE-cpu-memory-tasks
 
 Tasks (`benchmarks/tasks/`): copy after delay and key-value recall among noise; a needle in real text, as the
@@ -12,8 +12,7 @@ with the same questions at distances up to `--longest` tokens. Each trained mode
 away at every segment, and a model without memory slots is trained beside it: both must come down to chance as soon as
 the facts are out of the segment before.
 
-Variants of the memory: `default` is the paper's; `no-forgetting` leaves the bias out of the update; `small-bias` starts
-from a bias a twentieth as long, so that forgetting begins slow and is learned; `no-slots` has no memory.
+Variants of the memory: the modes of `model.memory_forgetting` (`off`, `written`, `paper`); `no-slots` has no memory.
 """
 
 import argparse
@@ -41,9 +40,9 @@ from benchmarks.tasks.symbols import Copy, KeyValueRecall
 from benchmarks.tasks.text import Counting, Needle
 from benchmarks.training import Recipe, train
 from memformer import MemformerConfig
+from memformer.models.configuration import FORGETTING
 
 PROBE_SEED = 1_000_000  # documents of the probe; training documents have the seeds 0, 1, ...
-SMALL_BIAS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ SETUPS = {
     "needle-inside": Setup(Needle(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(600, 3e-3, "wsd"), max_lead=96),
     "counting": Setup(Counting(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(1000, 3e-3, "wsd")),
 }
-VARIANTS = ("default", "no-forgetting", "small-bias", "no-slots")
+VARIANTS = (*FORGETTING, "no-slots")
 
 
 def make_reader(setup: Setup, variant: str, seed: int) -> MemformerReader:
@@ -90,14 +89,9 @@ def make_reader(setup: Setup, variant: str, seed: int) -> MemformerReader:
         vocab_size=setup.task.vocab_size,
         start_token_id=setup.task.start_token_id,
         segment_length=setup.segment_length,
-        memory_forgetting=variant != "no-forgetting",
-        **({"num_memory_slots": 0} if variant == "no-slots" else {}),
+        **({"num_memory_slots": 0} if variant == "no-slots" else {"memory_forgetting": variant}),
     )
-    reader = MemformerReader(config, name=variant)
-    if variant == "small-bias":
-        # The initial memory is the bias's direction, which stays.
-        reader.module.forget.bias.data.mul_(SMALL_BIAS)
-    return reader
+    return MemformerReader(config, name=variant)
 
 
 def distances(setup: Setup, longest: int) -> list[int]:
@@ -241,7 +235,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser, "copy alone, 150 steps, distances up to 1024")
     options = parser.parse_args(words)
     if options.quick:
-        options.tasks, options.variants, options.seeds = ["copy"], ["default", "no-slots"], [0]
+        options.tasks, options.variants, options.seeds = ["copy"], ["paper", "no-slots"], [0]
         options.steps, options.longest = options.steps or 150, 1024
     return options
 

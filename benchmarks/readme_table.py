@@ -234,9 +234,11 @@ def memory_rows(task: str) -> list[list[str]]:
         curves.setdefault((cell["trained_as"], cell["variant"]), {})[cell["distance"]] = cell["accuracy"]
     # A curve that has come down to chance ends there.
     last = {key: curve[max(curve)] for key, curve in curves.items()}
-    kept = curves["no-forgetting", "no-forgetting"]
-    lost = last.get(("default", "default"))
-    reset = last["no-forgetting", "memory reset"]
+    # Files of before the modes had their names say no-forgetting and default.
+    off, paper = ("off", "paper") if ("off", "off") in curves else ("no-forgetting", "default")
+    kept = curves[off, off]
+    lost = last.get((paper, paper))
+    reset = last[off, "memory reset"]
     longest = max(kept)
     beside = "" if lost is None else f"; with the paper's forgetting down to {lost:.0%}"
     return [

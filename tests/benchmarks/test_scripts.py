@@ -86,18 +86,11 @@ def test_memory_tasks(tmp_path: Path) -> None:
     words = f"--quick --steps 2 --longest 64 --documents 4 --out {tmp_path / 'result'}"
     memory_tasks.main(words.split())
     values = json.loads((tmp_path / "result.json").read_text())
-    assert [row["variant"] for row in values["rows"]] == ["default", "memory reset", "no-slots"]
+    assert [row["variant"] for row in values["rows"]] == ["paper", "memory reset", "no-slots"]
     for row in values["rows"]:
         assert [point["distance"] for point in row["by_distance"]] == [8, 16, 32, 64]
         assert all(point["asked"] == 16 for point in row["by_distance"])
     assert "## copy" in (tmp_path / "result.md").read_text()
-
-
-def test_the_small_bias_starts_from_the_same_memory() -> None:
-    setup = memory_tasks.SETUPS["copy"]
-    default, small = (memory_tasks.make_reader(setup, variant, seed=0).module for variant in ("default", "small-bias"))
-    torch.testing.assert_close(small.initial_memory(1), default.initial_memory(1))
-    torch.testing.assert_close(small.forget.bias, default.forget.bias * memory_tasks.SMALL_BIAS)
 
 
 def test_peers_on_text(tmp_path: Path) -> None:
@@ -157,7 +150,7 @@ def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.Capture
     words = ["--quick", "--steps", "2", "--width", "16", "--lanes", "2", "--out", str(tmp_path / "result")]
     long_text.main([*words, "--horizons", "4"])
     first = json.loads((tmp_path / "result.json").read_text())
-    assert [long_text.label(row) for row in first["rows"]] == ["no slots", "T = 4"]
+    assert [long_text.label(row) for row in first["rows"]] == ["no slots", "T = 4, paper"]
     assert first["rows"][0]["perplexity"] == first["rows"][0]["perplexity_memory_reset"]
     assert [place["from"] for place in first["rows"][1]["by_position"]] == [0, 16, 32, 64, 128, 256]
     capsys.readouterr()
@@ -167,7 +160,7 @@ def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.Capture
     assert [row["seed"] for row in second["rows"]] == [0, 0, 1, 1]
     assert second["rows"][:2] == first["rows"]
     assert {row["commit"] for row in second["rows"]} == {second["commit"]}
-    assert "| T = 4, reset |" in (tmp_path / "result.md").read_text()
+    assert "| T = 4, paper, reset |" in (tmp_path / "result.md").read_text()
     with pytest.raises(SystemExit, match="rows of other sizes \\(length\\)"):
         long_text.main([*words, "--length", "1024"])
 
@@ -175,7 +168,7 @@ def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.Capture
 def test_horizons_differ_in_the_gradient_alone() -> None:
     """Same losses with the first weights; gradients of T = 1 and 4 differ, of T = 4 in one part and in all do not."""
     options = long_text.parse(["--quick"])
-    case = {"horizon": 4, "slots": 4, "seed": 0}
+    case = {"horizon": 4, "slots": 4, "forgetting": "paper", "seed": 0}
     documents = texts.texts("books").trained
     rollout = next(texts.rollouts(documents, 2, 128, 4, options.segment_length, seed=0))
     losses, gradients = {}, {}
