@@ -142,9 +142,10 @@ def page(values: dict[str, Any]) -> str:
             *page_head(f"Long text by horizon: {sizes['name']}", values),
             f"Bytes; 2+2 layers, width {sizes['width']}, {sizes['slots']} slots; segments of "
             f"{sizes['segment_length']} bytes, {sizes['lanes']} lanes, {sizes['step_segments']} segments of each a "
-            f"step, {sizes['steps']} steps, {first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} documents "
-            f"in excerpts of {sizes['length']:,}; tested on {first['test_bytes']:,} bytes of {sizes['held_out']} other documents in "
-            f"excerpts of {sizes['test_length']:,}; seeds {seeds_of(rows)}. Every row has read the same bytes in the "
+            f"step, {sizes['steps']} steps, {first['training_bytes'] / 1e6:.1f} M bytes of {sizes['trained']} "
+            f"documents in excerpts of {sizes['length']:,}; tested on {first['test_bytes']:,} bytes of "
+            f"{sizes['held_out']} other documents in excerpts of {sizes['test_length']:,}; seeds {seeds_of(rows)}. "
+            "Every row has read the same bytes in the "
             "same order. *Reset*: the same model, its memory reset at every segment; *gain*: how much higher that "
             "perplexity is.",
             "",
