@@ -10,6 +10,9 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+MOST = 1_000_000
+"""The largest T: of segments as short as a token each, a step of one lane would read a million."""
+
 _MEND = "give a number of segments, or by the steps done before, {0: 1, 1000: 2} with a blank behind each colon"
 
 
@@ -40,8 +43,8 @@ class SegmentSchedule:
         if 0 not in starts:
             raise ValueError(f"is {_shown(value)}: does not say with how many segments to begin, add 0: 1 to it")
         for done, segments in starts.items():
-            if segments < 1 or done < 0:
-                raise ValueError(f"is {_shown(value)}: give 1 segment or more, from step 0 or a later one")
+            if not 1 <= segments <= MOST or done < 0:
+                raise ValueError(f"is {_shown(value)}: give 1 to {MOST:,} segments, from step 0 or a later one")
         return cls(tuple(sorted(starts.items())))
 
     @property

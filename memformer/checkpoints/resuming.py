@@ -17,6 +17,7 @@ from data_pipeline.addresses import shown
 from data_pipeline.errors import UserError
 from memformer.checkpoints import directory as files
 from memformer.config.schema import CheckpointConfig
+from memformer.models.configuration import first_difference
 from memformer.models.registry import DEFAULT, family
 from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
@@ -186,16 +187,14 @@ def check_fits(directory: Path, identity: Mapping[str, Any]) -> list[str]:
             f"{directory}: is a checkpoint of another model: model.family is {saved_family} there and "
             f"{identity['family']} here; set it back, or choose another run_dir"
         )
-    weightless = family(saved_family).config.weightless
     model = _as_written_now(saved_family, state["model"])
-    for name, value in identity["model"].items():
-        saved = model.get(name)
-        if saved != value and name not in weightless:
-            where, there, here = _first_difference(name, saved, value)
-            raise UserError(
-                f"{directory}: is a checkpoint of another model: model.{where} is {there} there and {here} here; "
-                "set it back, or choose another run_dir"
-            )
+    differing = first_difference(model, identity["model"], family(saved_family).config.weightless)
+    if differing is not None:
+        where, there, here = differing
+        raise UserError(
+            f"{directory}: is a checkpoint of another model: model.{where} is {there} there and {here} here; "
+            "set it back, or choose another run_dir"
+        )
     tokenizer = identity.get("tokenizer_sha256", state["tokenizer_sha256"])
     if state["tokenizer_sha256"] != tokenizer:
         raise UserError(
@@ -208,14 +207,6 @@ def check_fits(directory: Path, identity: Mapping[str, Any]) -> list[str]:
         for name, text in _LAYOUT.items()
         if name in identity and state[name] != identity[name]
     ]
-
-
-def _first_difference(name: str, saved: Any, value: Any) -> tuple[str, Any, Any]:
-    """The dotted name of what differs between two values of a setting, within sections that both have; and both."""
-    if isinstance(saved, Mapping) and isinstance(value, Mapping):
-        key = next(key for key in [*saved, *value] if saved.get(key) != value.get(key))
-        return _first_difference(f"{name}.{key}", saved.get(key), value.get(key))
-    return name, saved, value
 
 
 def _as_written_now(saved_family: str, model: Mapping[str, Any]) -> Mapping[str, Any]:

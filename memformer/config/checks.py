@@ -71,6 +71,16 @@ def tensor_parallel(config: Any) -> None:
             )
 
 
+def replay(config: Any) -> None:
+    """What full back-propagation leaves nothing to."""
+    interval = config.activation_checkpointing.memory_interval
+    if config.training.replay == "bptt" and interval > 1:
+        raise ValueError(
+            f"activation_checkpointing.memory_interval is {interval}, but training.replay is bptt, which keeps every "
+            "segment's graph: set the former to 1, or the latter to mrbp"
+        )
+
+
 def pipeline(config: Any) -> None:
     """What pipelines ask of the model and of the other settings."""
     parallel, stages = config.parallel, config.parallel.pipeline

@@ -369,6 +369,7 @@ class Config(Section):
             )
         checks.memory_parameters(self)
         checks.tensor_parallel(self)
+        checks.replay(self)
         checks.pipeline(self)
         return self
 

@@ -37,7 +37,8 @@ class ModelConfig:
         family: Name of the family, as `model.family` has it.
         stacks: Names of the kinds of layers, the layers of one kind being all alike; planning traces one of each.
             Fields that count them, unless `layer_counts` and `of_layers` say otherwise.
-        weightless: Fields that change nothing about the weights: an export may be loaded with others.
+        weightless: Fields that change nothing about the weights, with dots where they lie deeper (`lora.dropout`): with
+            others a run may go on, and an export be loaded.
         vocab_size: Token ids V; None: taken from the data set's tokenizer.
         start_token_id: Id of the start token; None: taken from the data set's tokenizer.
         segment_length: Tokens S of a segment; None: taken from data.segment_length.
@@ -123,6 +124,32 @@ class ModelConfig:
             raise ValueError(f"unknown model field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
         check_types(cls, values)
         return cls(**values)
+
+
+def first_difference(
+    saved: Mapping[str, Any], here: Mapping[str, Any], ignored: frozenset[str] = frozenset(), within: str = ""
+) -> tuple[str, Any, Any] | None:
+    """What two models, as `ModelConfig.to_dict` has them, differ in first.
+
+    Args:
+        saved: One of them, whole.
+        here: The other, or as much of it as is known; what it leaves out is not compared.
+        ignored: Names with dots that may differ: `ModelConfig.weightless`.
+        within: Stands before every name.
+
+    Returns:
+        The name, with dots within sections that both have, and both values; None: nothing.
+    """
+    for key, value in here.items():
+        name, there = f"{within}{key}", saved.get(key)
+        if there == value or name in ignored:
+            continue
+        if not (isinstance(there, Mapping) and isinstance(value, Mapping)):
+            return name, there, value
+        found = first_difference(there, value, ignored, f"{name}.")
+        if found is not None:
+            return found
+    return None
 
 
 class SegmentFlops(Protocol):

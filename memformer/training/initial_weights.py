@@ -17,7 +17,7 @@ from data_pipeline import UserError
 from memformer.checkpoints.directory import refuse_unexported
 from memformer.config.schema import Config
 from memformer.engine.zero import spread_unsent, write_share
-from memformer.models.configuration import ModelConfig
+from memformer.models.configuration import ModelConfig, first_difference
 from memformer.models.construction import Construction, Part, StoredTensor, check_shape
 from memformer.models.exported import read_description
 from memformer.models.loading import described_model, exported_weights
@@ -149,10 +149,10 @@ def initial_model(
             f"init_from: {source} was trained with another tokenizer than {data.train.path} was built with: build the "
             "data set with the tokenizer.json of the export"
         )
-    for name, there in exported.to_dict().items():
-        here = model_config.to_dict().get(name)
-        if name not in model_config.weightless and here != there:
-            raise UserError(f"init_from: model.{name} is {there} in {source} and {here} here: set it to {there}")
+    differing = first_difference(exported.to_dict(), model_config.to_dict(), model_config.weightless)
+    if differing is not None:
+        name, there, here = differing
+        raise UserError(f"init_from: model.{name} is {there} in {source} and {here} here: set it to {there}")
     try:
         names = [name for name, _ in model.named_parameters()]
         _load(model, exported_weights(source, description, names), construction)

@@ -36,8 +36,9 @@ def test_what_a_schedule_says() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (0, "is 0: give 1 segment or more"),
-        ({0: 1, 5: 0}, "give 1 segment or more"),
+        (0, "is 0: give 1 to 1,000,000 segments"),
+        (99999999999, "is 99999999999: give 1 to 1,000,000 segments, from step 0"),
+        ({0: 1, 5: 0}, "give 1 to 1,000,000 segments"),
         ({-1: 1, 0: 1}, "from step 0 or a later one"),
         ({1: 2}, "is {1: 2}: does not say with how many segments to begin, add 0: 1 to it"),
         ({}, "does not say with how many segments to begin"),

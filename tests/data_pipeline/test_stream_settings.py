@@ -39,7 +39,7 @@ def test_the_plan_is_the_same_for_any_rank(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_segments": 0}, "num_segments is 0: give 1 segment or more"),
+        ({"num_segments": 0}, "num_segments is 0: give 1 to 1,000,000 segments"),
         ({"num_lanes": 1, "world_size": 2}, "num_lanes is 1; give 2 or more, one for each data-parallel rank"),
         ({"prefetch": -1}, "prefetch is -1; give 0 or more rollouts"),
         ({"on_damage": "hide"}, "on_damage is 'hide'; choose stop or skip"),

@@ -130,7 +130,7 @@ class BackboneConfig(ModelConfig):
 
     family: ClassVar[str] = "backbone"
     stacks: ClassVar[tuple[str, ...]] = ("reading layers", "other layers")
-    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"pretrained"}
+    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"pretrained", "lora.dropout"}
 
     pretrained: str | None = None
     """Directory of a pretrained model as transformers saves it: config.json and safetensors. Read by new runs alone."""

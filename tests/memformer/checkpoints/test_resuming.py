@@ -311,14 +311,6 @@ def test_another_model_is_refused(run: RunDirectory, identity: dict[str, Any], w
         resuming.check_fits(files.step_directory(run, 12), {**IDENTITY, **identity})
 
 
-def test_a_difference_within_a_section_is_named_alone() -> None:
-    saved = {"kind": "associative", "d_key": 4, "layers": [1, 2]}
-    first = resuming._first_difference
-    assert first("memory", saved, saved | {"layers": [1]}) == ("memory.layers", [1, 2], [1])
-    assert first("memory", saved, saved | {"rule": "armt"}) == ("memory.rule", None, "armt")
-    assert first("lora", {"rank": 2}, None) == ("lora", {"rank": 2}, None)
-
-
 def test_what_has_no_weights_may_change(run: RunDirectory) -> None:
     model = {**STATE["model"], "dropout": 0.1, "segment_length": 32}
     changed = {**IDENTITY, "model": model, "num_lanes": 8, "world_size": 2}

@@ -127,7 +127,7 @@ def test_a_schedule_is_one_value_and_no_section(tmp_path: Path) -> None:
     assert load_config(tmp_path / "base.yaml", ["--data.num_segments", "7"]).data.num_segments == 7
     (tmp_path / "again.yaml").write_text(config.as_yaml())
     assert load_config(tmp_path / "again.yaml") == config
-    for value, words in (("0", "is 0: give 1 segment"), ("{2: 1}", "add 0: 1 to it"), ("{5:2}", "a blank behind")):
+    for value, words in (("0", "is 0: give 1 to 1,000,000"), ("{2: 1}", "add 0: 1 to it"), ("{5:2}", "a blank behind")):
         with pytest.raises(UserError, match=words) as caught:
             load_config(tmp_path / "base.yaml", [f"--data.num_segments={value}"])
         assert "--data.num_segments" in str(caught.value) and "\n" not in str(caught.value)

@@ -105,6 +105,10 @@ def test_a_minimal_file_has_defaults() -> None:
             ["activation_checkpointing.memory_interval is 4", "set it to 1"],
         ),
         ({"parallel": {"pipeline": 2}, "training": {"replay": "bptt"}}, ["training.replay is bptt", "set it to mrbp"]),
+        (
+            {"activation_checkpointing": {"memory_interval": 2}, "training": {"replay": "bptt"}},
+            ["activation_checkpointing.memory_interval is 2", "training.replay is bptt", "set the former to 1"],
+        ),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
     ],
 )
