@@ -8,7 +8,8 @@
 A byte-level Llama of 181,000 parameters reads books first. A memory is then added and all of it is trained on
 documents of 160 bytes (5 segments of 32) that tell a digit once and ask for it (`benchmarks/tasks`), and asked at the
 training length, 10 and 30 times that. Beside each: the same model with its memory taken away at every segment, and the
-plain backbone, trained alike; both see a quarter of the segment before, and must be at chance.
+plain backbone, trained alike; both see a quarter of the segment before, and must be at chance. `slots` are written
+behind the last layer, `slots-half` half-way up.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from benchmarks.tasks.probe import accuracy_by_distance
 from benchmarks.training import train
 
 SETUP = SETUPS["needle"]
-STEPS = {"associative": 300, "slots": 600, "plain": 300, "tokens": 600}
+STEPS = {"associative": 300, "slots": 600, "slots-half": 600, "plain": 300, "tokens": 600}
 TIMES = (1, 10, 30)
 MODEL = ("kind", "learning_rate", "reset")
 """What rows of several seeds have in common."""
@@ -119,7 +120,7 @@ def page(values: dict[str, Any]) -> str:
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=STEPS, help="default: associative, slots, plain")
+    parser.add_argument("--kinds", nargs="+", choices=STEPS, help="default: associative, slots-half, plain")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: 600 of slots and tokens, 300 of others)")
     parser.add_argument("--learning-rate", nargs="+", type=float, default=[1e-3], help="peaks; default 1e-3")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
@@ -128,7 +129,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
     add_options(parser, "associative and plain, 10 steps, up to 10 times the training length")
     options = parser.parse_args(words)
-    options.kinds = options.kinds or (["associative", "plain"] if options.quick else ["associative", "slots", "plain"])
+    options.kinds = options.kinds or (
+        ["associative", "plain"] if options.quick else ["associative", "slots-half", "plain"]
+    )
     if options.quick:
         options.steps, options.documents, options.times = options.steps or 10, 16, [1, 10]
     options.pretraining_steps = options.pretraining_steps or (10 if options.quick else backbone.PRETRAINING.steps)

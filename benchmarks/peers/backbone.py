@@ -35,7 +35,8 @@ TINY = {
 """181,000 parameters."""
 MEMORIES = {
     "associative": MemoryConfig("associative"),
-    "slots": MemoryConfig("slots"),
+    "slots": MemoryConfig("slots", write_layer=None),
+    "slots-half": MemoryConfig("slots"),
     "tokens": MemoryConfig("tokens"),
     "plain": MemoryConfig("slots", layers=(0,), num_slots=1),
 }

@@ -59,9 +59,10 @@ class MemoryConfig:
     """Of slots: what is added to a written slot before it is normalised, of b, the slot that it starts from. off:
     nothing; written: (1 - a_h) b in the part of each writer head h, a_h its weight of the slot on itself, so that what
     is overwritten moves towards b; paper: b at every segment, so that what lies across b shrinks to 1/(1 + |b|)."""
-    write_layer: int | None = None
-    """Of slots: layers whose output is written; null: all. The first pass of a replay runs these layers alone, so
-    half of them make training faster."""
+    write_layer: int | Literal["half"] | None = "half"
+    """Of slots: layers whose output is written, half of them, or null: all. Outputs of the last layers say what comes
+    next rather than what was read: from half-way up a needle is learned that is not from the top. The first pass of a
+    replay runs these layers alone, so fewer of them make training faster as well."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -199,8 +200,8 @@ class BackboneConfig(ModelConfig):
                 list(memory.layers),
                 f"choose numbers from 0 to {count - 1}",
             )
-        depth = memory.write_layer
-        require(depth is None or 1 <= depth <= count, "memory.write_layer", depth, f"choose a number from 1 to {count}")
+        depth = self.written_layers
+        require(1 <= depth <= count, "memory.write_layer", depth, f"choose a number from 1 to {count}")
         heads = self.memory_heads
         require(
             memory.kind != "slots" or (heads >= 1 and self.width % (2 * heads) == 0),
@@ -291,6 +292,14 @@ class BackboneConfig(ModelConfig):
         if self.lora is None:
             return ()
         return self.architecture.linear[: self.architecture.adapted] if self.lora.targets is None else self.lora.targets
+
+    @property
+    def written_layers(self) -> int:
+        """Layers whose output slots are written from."""
+        chosen = self.memory.write_layer
+        if chosen == "half":
+            return (self.num_layers + 1) // 2
+        return self.num_layers if chosen is None else chosen
 
     @property
     def memory_layers(self) -> tuple[int, ...]:

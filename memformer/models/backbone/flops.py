@@ -68,7 +68,7 @@ def segment_flops(config: BackboneConfig, segment_length: int) -> SegmentFlops:
     elif memory.kind == "slots":
         reader = 4 * (length + k) * d**2 + 4 * length * k * d
         writer = 4 * k * d * d + 4 * s * d * d + 4 * k * s * d
-        depth = memory.write_layer or config.num_layers
+        depth = config.written_layers
     else:
         depth = config.num_layers
     readers = config.memory_layers if reader else ()
