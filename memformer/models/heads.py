@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Which part of a module's work is done here: all of it, but where a layer is spread over processes.
 
-`Heads` is for a module whose heads' results are joined instead of projected, `Inputs` for a linear map that is more than
-`nn.Linear`.
+`Heads` is for a module whose heads' results are joined instead of projected, `Inputs` for a linear map that is more
+than `nn.Linear`.
 
 Shapes: B lanes, K slots, D width, H heads, h of them here.
 """
@@ -32,7 +32,7 @@ class Heads:
 
 
 class Inputs:
-    """All inputs of a linear map are here. What spreads a layer over processes puts another in its place (`Role.ROWS`)."""
+    """All inputs of a map are here. What spreads a layer over processes puts another in its place (`Role.ROWS`)."""
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The map of all inputs [..., outputs], from those here and the weight's columns for them."""

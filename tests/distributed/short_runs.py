@@ -61,7 +61,7 @@ def _backbone(kind: str, memory: MemoryConfig, **changes: Any) -> BackboneConfig
 _MATRICES = MemoryConfig(d_key=3, num_write_tokens=2, layers=(0, 2))
 BACKBONES = {
     "matrices": _backbone("llama", _MATRICES),
-    "slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, forgetting="written")),
+    "slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, write_layer=2, forgetting="written")),
     "tokens": _backbone("mistral", MemoryConfig(kind="tokens", num_slots=3)),
     "adapters": _backbone("qwen2", _MATRICES, lora=LoraConfig(rank=3, targets=("q_proj", "o_proj", "down_proj"))),
 }

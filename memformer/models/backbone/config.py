@@ -309,10 +309,23 @@ class BackboneConfig(ModelConfig):
             return rows, self.width + (self.memory.rule == "armt")
         return self.memory.num_slots, self.width
 
+    @property
+    def memory_depth(self) -> int:
+        """Layers that must run for the next memory."""
+        deepest = {"associative": self.memory_layers[-1] + 1, "slots": self.memory.write_layer}
+        return deepest.get(self.memory.kind) or self.num_layers
+
     def layer_counts(self) -> dict[str, int]:
         """Layers with a memory of their own or a reader, and those without."""
-        reading = 0 if self.memory.kind == "tokens" else len(self.memory_layers)
-        return dict(zip(self.stacks, (reading, self.num_layers - reading), strict=True))
+        return self._counts(self.num_layers)
+
+    def advanced_counts(self) -> dict[str, int]:
+        """The same of those that the next memory depends on."""
+        return self._counts(self.memory_depth)
+
+    def _counts(self, depth: int) -> dict[str, int]:
+        reading = 0 if self.memory.kind == "tokens" else sum(layer < depth for layer in self.memory_layers)
+        return dict(zip(self.stacks, (reading, depth - reading), strict=True))
 
     def of_layers(self, counts: Mapping[str, int]) -> "BackboneConfig":
         """The same with so many of them, the former last; slots are written behind all."""

@@ -62,7 +62,9 @@ def roles(module: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
 
 def _of_layer(layer: BackboneLayer) -> Iterator[tuple[nn.Module, Role]]:
     """Of transformers' layer, with its adapters."""
-    found: list[tuple[nn.Module, Role]] = [(layer.block.get_submodule(name), Role.BEFORE) for name in layer.architecture.norms or ()]
+    found: list[tuple[nn.Module, Role]] = [
+        (layer.block.get_submodule(name), Role.BEFORE) for name in layer.architecture.norms or ()
+    ]
     for name, style in layer.plan.items():
         if style not in STYLES:
             raise ValueError(f"backbone: {name} is cut by the style {style}, not built: set parallel.tensor to 1")

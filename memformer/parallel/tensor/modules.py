@@ -95,7 +95,8 @@ def sum_gradients(module: nn.Module, axis: Axis) -> None:
     """
     for parameter in module.parameters(recurse=False):
         # A copy: autograd may hand the same tensor to another function.
-        parameter.register_hook(lambda gradient: axis.sum(gradient.clone(memory_format=torch.contiguous_format)))
+        held: Any = parameter  # torch's own method has no types
+        held.register_hook(lambda gradient: axis.sum(gradient.clone(memory_format=torch.contiguous_format)))
 
 
 class ParallelHeads(Heads):

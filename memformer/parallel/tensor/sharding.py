@@ -161,7 +161,7 @@ def _spread(module: Any, role: Role, axis: Axis) -> None:
                 become(module, RowParallelLinear, axis)
             _slice(module, "weight", 1, axis)
         case Role.BEFORE:
-            become(module, before_ranks(type(module)), axis)
+            become(module, before_ranks(module.__class__), axis)
         case Role.SUMMED:
             sum_gradients(module, axis)
         case Role.VOCABULARY:
