@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.activations import SavedActivations
 from data_pipeline import UserError
 from memformer import load_model
 from memformer.checkpoints.exporting import export
@@ -23,9 +24,10 @@ from memformer.models.backbone.looking import look
 from memformer.models.backbone.reader import BackboneReader
 from memformer.models.registry import family_of
 from memformer.parallel.tensor import SlicedConstruction, shard_model, sharding_of, slice_of, whole_tensor
+from memformer.planning.segment_trace import Execution, trace_parts
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
-from memformer.replay import Carry, memory_replay_backward
+from memformer.replay import Carry, Segment, memory_replay_backward
 from memformer.run import jsonl
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
@@ -121,8 +123,32 @@ def compare(world: World, name: str, train: str) -> dict[str, float]:
     return errors
 
 
+def beside_the_plan(world: World, name: str) -> dict[str, float]:
+    """What the first process, whose part is planned, has more than the plan says: bytes that autograd keeps of a full
+    segment, and parameters."""
+    config, mesh = config_of(*CASES[name]), world.arranged(world.size, 1).mesh
+    torch.manual_seed(0)
+    model = Backbone(config)
+    shard_model(model, mesh.tensor)
+    full, first = torch.full((LANES,), LENGTH), model.initial_memory(LANES)
+    tokens = torch.randint(0, START, (LANES, LENGTH))
+    segment = Segment(tokens, full, tokens, full, torch.zeros(LANES, dtype=torch.bool), False, False)
+    with SavedActivations([*model.parameters(), tokens]) as saved:
+        given = model(segment, first.detach().clone().requires_grad_())
+        kept = saved.live_bytes
+    del given
+    if mesh.tensor.rank:
+        return {}
+    planned = trace_parts(config, Execution(LANES, LENGTH, world.size, "fp32")).of(config.layer_counts())
+    numbers = sum(shape.numel * count for shape, count in planned.parameters.items())
+    own = sum(parameter.numel() for parameter in model.parameters())
+    return {"kept": kept - sum(planned.saved.values()), "parameters": own - numbers}
+
+
 def compare_all(world: World) -> dict[str, dict[str, float]]:
-    found = {name: compare(world, name, "all") for name in CASES}
+    """By case, and `planned`."""
+    found = {"planned": beside_the_plan(world, "slots")}
+    found |= {name: compare(world, name, "all") for name in CASES}
     return found | {"lora": compare(world, "adapters", "lora"), "memory": compare(world, "slots", "memory")}
 
 
@@ -142,6 +168,13 @@ def test_answers_and_gradients_equal_those_of_the_whole_model(
         wrong = {asked: error for asked, error in rank[name].items() if not error < 1e-12}
         assert not wrong
         assert len(rank[name]) > 12
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_plan_is_of_what_a_process_has(compared: list[dict[str, dict[str, float]]]) -> None:
+    """To the byte and to the number."""
+    assert compared[0]["planned"] == {"kept": 0, "parameters": 0}
 
 
 @pytest.mark.parametrize("name", CASES)
