@@ -4,6 +4,7 @@
 Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made.
 """
 
+import math
 from typing import Any
 
 from memformer.models.registry import family_of, stages_of
@@ -46,9 +47,8 @@ def memory_parameters(config: Any) -> None:
         )
     if train != "lora" and model.adapted:
         raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
-    for name in ("tensor", "pipeline"):
-        if train != "all" and getattr(config.parallel, name) > 1:
-            raise ValueError(f"training.train is {train}: not built for parallel.{name} above 1: set that to 1")
+    if train != "all" and config.parallel.pipeline > 1:
+        raise ValueError(f"training.train is {train}: not built for parallel.pipeline above 1: set that to 1")
 
 
 def tensor_parallel(config: Any) -> None:
@@ -63,12 +63,22 @@ def tensor_parallel(config: Any) -> None:
         return
     if family.shard is None:
         raise ValueError(f"parallel.tensor: not built for family {family.name}: set it to 1")
-    for name, size in family.shard.sizes(model).items():
+    try:
+        sizes = family.shard.sizes(model)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
+    for name, size in sizes.items():
         if size % tensor:
             raise ValueError(
                 f"model.{name} is {size}, which parallel.tensor {tensor} does not divide: choose a multiple of "
                 f"{tensor}, or set parallel.tensor to a divisor of {size}"
             )
+    count = math.prod(model.memory_shape)
+    if config.activation_checkpointing.partition_activations and count % tensor:
+        raise ValueError(
+            f"activation_checkpointing.partition_activations is true: parallel.tensor {tensor} does not divide the "
+            f"{count} numbers of a lane's memory ({' x '.join(map(str, model.memory_shape))}): set it to false"
+        )
 
 
 def replay(config: Any) -> None:

@@ -80,6 +80,10 @@ class ModelConfig:
         """Its number of layers of each of `stacks`."""
         return {stack: getattr(self, stack) for stack in self.stacks}
 
+    def advanced_counts(self) -> dict[str, int]:
+        """How many layers of each of `stacks` the model's `advance` runs, where it may stop before the last."""
+        return self.layer_counts()
+
     def of_layers(self: Own, counts: Mapping[str, int]) -> Own:
         """The same with so many layers of each of `stacks`."""
         return dataclasses.replace(self, **counts)  # type: ignore[type-var]  # subclasses are dataclasses

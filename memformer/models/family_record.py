@@ -24,11 +24,15 @@ class Role(enum.Enum):
     ATTENTION = "attention"
     """Its `num_heads` becomes each process's own; its linear maps have roles of their own."""
     COLUMNS = "columns"
-    """`nn.Linear` from replicated to sliced: each process has some rows of the weight."""
+    """A linear map, `weight` and `bias`, from replicated to sliced: each process has some rows of the weight."""
     ROWS = "rows"
-    """`nn.Linear` from sliced to replicated: each process has some columns, and the parts add up."""
+    """`nn.Linear` from sliced to replicated: each process has some columns, and the parts add up. Or another map that
+    has an attribute `inputs`, a `memformer.models.heads.Inputs`, which is replaced."""
     BEFORE = "before"
-    """`nn.LayerNorm` or `nn.Identity` whose output goes into sliced work alone: gradients are summed behind it."""
+    """A norm or an identity whose output goes into sliced work alone: gradients are summed behind it."""
+    SUMMED = "summed"
+    """A module in sliced work that each process has whole, such as a norm of each head: the gradients of its parameters
+    are summed, those of its input stay partial."""
     VOCABULARY = "vocabulary"
     """`nn.Embedding`: each process has the rows of some ids."""
     HEAD = "head"
@@ -50,7 +54,7 @@ class Sharding:
 
     Attributes:
         sizes: Of a configuration: field -> what the number of processes must divide; the first that it does not is
-            named.
+            named. ValueError, in one line: it is not built for such a configuration.
         roles: Of a module, be it the whole model or a part of it: every module inside that has a role. A tied head is
             told by its weight being the embedding's.
     """

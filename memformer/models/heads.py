@@ -1,10 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`Heads`: which heads of a module are here, for a module whose heads' results are joined instead of projected.
+"""Which part of a module's work is done here: all of it, but where a layer is spread over processes.
 
-Shapes: B lanes, K slots, D width, H heads, h of them here; all of them, but where a layer is spread over processes.
+`Heads` is for a module whose heads' results are joined instead of projected, `Inputs` for a linear map that is more
+than `nn.Linear`.
+
+Shapes: B lanes, K slots, D width, H heads, h of them here.
 """
 
 import torch
+import torch.nn.functional as F
 
 
 class Heads:
@@ -25,3 +29,15 @@ class Heads:
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Something of each head, [B, H, ...], from that of the heads here, [B, h, ...]; without gradient."""
         return x
+
+
+class Inputs:
+    """All inputs of a map are here. What spreads a layer over processes puts another in its place (`Role.ROWS`)."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The map of all inputs [..., outputs], from those here and the weight's columns for them."""
+        return F.linear(x, weight, bias)
+
+    def dropout(self, x: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
+        """Dropout of the inputs here; the shape stays."""
+        return F.dropout(x, probability, training)

@@ -120,7 +120,7 @@ class TensorPartition:
     def own(self, memory_BKD: torch.Tensor) -> torch.Tensor:
         """This process's part, 1-D: a copy, so that the whole can be freed."""
         flat = memory_BKD.reshape(-1)
-        length = flat.numel() // self.axis.size  # heads divide D, and the processes divide the heads
+        length = flat.numel() // self.axis.size  # the check of a run's settings has seen that they divide K * C
         return flat[length * self.axis.rank : length * (self.axis.rank + 1)].clone()
 
     def gather(self, part: torch.Tensor, shape: torch.Size) -> Callable[[], torch.Tensor]:

@@ -123,7 +123,8 @@ class Arrangement:
 
     def segment(self, stage: int) -> SegmentTrace:
         """One segment of a stage; what is in no layer is counted with the last stage, which has most of it."""
-        return self.traces.of(self.layers[stage], rest=stage == self.stages - 1)
+        advanced = None if self.schedule else self.model.advanced_counts()
+        return self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=advanced)
 
     def recomputation_peak(self, stage: int) -> int:
         """Bytes while a stage recomputes its largest layer."""

@@ -120,12 +120,22 @@ class StackTraces:
     stacks: dict[str, SegmentTrace]
     rest_parameters: dict[str, Counter[Shape]]
 
-    def of(self, counts: Mapping[str, int], rest: bool = True) -> SegmentTrace:
-        """A process that has so many layers of each stack, and the rest of the model or not."""
+    def of(
+        self, counts: Mapping[str, int], rest: bool = True, advanced: Mapping[str, int] | None = None
+    ) -> SegmentTrace:
+        """A process that has so many layers of each stack, and the rest of the model or not.
+
+        Args:
+            counts: Its layers.
+            rest: Whether it has what is in no layer.
+            advanced: Layers that a pass-1 call runs; None: all.
+        """
         found = self.rest.combined(self.rest, 0 if rest else -1)
+        shallow = found
         for stack, layer in self.stacks.items():
             found = found.combined(layer, counts[stack])
-        return found
+            shallow = shallow.combined(layer, (advanced or counts)[stack])
+        return dataclasses.replace(found, advance=shallow.advance)
 
 
 def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str, int]) -> int:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from memformer import Memformer, MemformerConfig
+from memformer import MemformerConfig
 from memformer.config.schema import Config, parse_config
 from memformer.engine.base import Engine
 from memformer.engine.making import make_engine
 from memformer.engine.optimizer import make_optimizer
+from memformer.models.backbone import BackboneConfig, LoraConfig, MemoryConfig
 from memformer.models.configuration import Forgetting
-from memformer.models.memformer.family import FAMILY
+from memformer.models.registry import family_of
 from memformer.parallel.tensor import whole_tensor
 from memformer.planning.traffic import traffic_by_stage
 from memformer.processes.collective_log import LOG
@@ -42,10 +43,33 @@ MODEL = MemformerConfig(
     start_token_id=49,
 )
 
+_LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def _backbone(kind: str, memory: MemoryConfig, **changes: Any) -> BackboneConfig:
+    ids = {"vocab_size": MODEL.vocab_size, "start_token_id": MODEL.start_token_id}
+    return BackboneConfig(backbone={"model_type": kind} | _LLAMA, memory=memory, overlap=2, **ids, **changes)
+
+
+_MATRICES = MemoryConfig(d_key=3, num_write_tokens=2, layers=(0, 2))
+BACKBONES = {
+    "matrices": _backbone("llama", _MATRICES),
+    "slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, write_layer=2, forgetting="written")),
+    "tokens": _backbone("mistral", MemoryConfig(kind="tokens", num_slots=3)),
+    "adapters": _backbone("qwen2", _MATRICES, lora=LoraConfig(rank=3, targets=("q_proj", "o_proj", "down_proj"))),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One way to train."""
+    """One way to train; of a model of the family backbone where it names one of these."""
 
     zero_stage: int
     precision: str = "fp32"
@@ -74,6 +98,7 @@ class Case:
     pipeline_layers: tuple[int, ...] | None = None
     segments_in_flight: int | None = None
     num_memory_slots: int = MODEL.num_memory_slots
+    backbone: str = ""
 
     @property
     def world_size(self) -> int:
@@ -101,7 +126,9 @@ class Case:
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
     of_model = ("dropout", "tie_embeddings", "memory_read_norm", "memory_forgetting", "num_memory_slots")
-    model = {name: getattr(case, name) for name in of_model}
+    model = MODEL.to_dict() | {name: getattr(case, name) for name in of_model}
+    if case.backbone:
+        model = {"family": "backbone"} | BACKBONES[case.backbone].to_dict()
     checkpointing = (
         "mode",
         "partition_activations",
@@ -126,7 +153,7 @@ def config_of(case: Case) -> Config:
         {
             "run_dir": "unused",
             "precision": case.precision,
-            "model": MODEL.to_dict() | model,
+            "model": model,
             "data": {
                 "path": "unused",
                 "num_lanes": LANES,
@@ -164,15 +191,20 @@ def rollout_of(step: int, segments: int = SEGMENTS) -> Rollout:
     return Rollout.of(tokens, lengths, resets)
 
 
-def model_of(case: Case) -> Memformer:
-    """The model that every process starts from."""
+def model_of(case: Case) -> Any:
+    """The model that every process starts from; of a backbone away from the zeros that its memory starts with."""
     torch.manual_seed(0)
-    return Memformer(config_of(case).model)
+    config = config_of(case).model
+    model = family_of(config).build(config)
+    with torch.no_grad():
+        for parameter in model.parameters() if case.backbone else ():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
 
 
 def trained(case: Case, name: str) -> bool:
     """Whether a parameter is."""
-    return FAMILY.trains(case.train, name)
+    return family_of(config_of(case).model).trains(case.train, name)
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

@@ -170,7 +170,7 @@ def test_tensor_parallel_parts_are_cut_from_the_plain_weights(config: MemformerC
         assert {type(m).__name__ for m in model.modules()} == {type(m).__name__ for m in again.modules()}
 
 
-def assert_reads_its_part(model: Memformer, construction: SlicedConstruction) -> None:
+def assert_reads_its_part(model: torch.nn.Module, construction: SlicedConstruction) -> None:
     """A copy of the model gets what is stored, and of a cut parameter only the process's rows or columns are read."""
     model = copy.deepcopy(model)
     for number, (name, parameter) in enumerate(model.named_parameters()):

@@ -76,7 +76,17 @@ PIPELINES = [
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
-CASES = GRID + SINGLE + PIPELINES
+FROZEN = [Case(1, data=1, tensor=2, train="memory", mode="full")]
+BACKBONES = [
+    Case(0, data=1, tensor=2, backbone="matrices"),
+    Case(2, data=1, tensor=2, backbone="tokens", lanes_per_micro_batch=2),
+    Case(1, data=1, tensor=2, backbone="adapters", train="lora", partition_activations=True),
+    Case(0, "bf16", data=1, tensor=2, backbone="slots", train="memory"),
+    Case(1, data=1, tensor=2, backbone="slots", **CHECKPOINTING["partitioned"]),
+    Case(1, data=2, tensor=2, backbone="adapters", train="lora", clipping=0.05, **CHECKPOINTING["partitioned"]),
+    Case(3, data=2, tensor=2, backbone="slots", clipping=0.05, mode="full"),
+]
+CASES = GRID + SINGLE + PIPELINES + FROZEN + BACKBONES
 SIZES = sorted({case.world_size for case in CASES})
 
 
@@ -95,6 +105,7 @@ COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written")]
 COUNTED += [Case(0, data=1, pipeline=2)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
+COUNTED += BACKBONES[:4]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Tensor parallelism knows no family: a model that it never saw is cut by the roles that its family names.
 
-This one has what a Memformer lacks: biases in every linear map, and a part without a role. Two processes, float64:
+This one has what a Memformer lacks: biases in every linear map, a norm of parts of the width, a map that is more than a
+linear one, with dropout of sliced inputs, and a part without a role. Two processes, float64:
 differences are those of the order of summation (1e-12). Neither the vocabulary of 7 nor that of the head divides.
 """
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from memformer.models.configuration import ModelConfig
 from memformer.models.family_record import Family, Role, Sharding
-from memformer.models.heads import Heads
+from memformer.models.heads import Heads, Inputs
 from memformer.models.registry import register
 from memformer.models.scoring import all_logits, token_losses
 from memformer.parallel.tensor import SlicedConstruction, shard_model, sharding_of, slice_of, whole_tensor
@@ -47,6 +48,18 @@ class InventedWriter(nn.Module):
         return self.heads.join(self.value(x) * self.heads.own(x))
 
 
+class Scaled(nn.Module):
+    """A map by columns that is more than `nn.Linear`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs = Inputs()
+        self.weight = nn.Parameter(torch.randn(WIDTH, 3 * WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inputs.linear(self.inputs.dropout(x, 0.5, self.training), self.weight, None)
+
+
 class Invented(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -54,16 +67,18 @@ class Invented(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.before = nn.Identity()
         self.up, self.down = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(3 * WIDTH, WIDTH)
+        self.of_parts, self.more = nn.RMSNorm(4), Scaled()
         self.untouched = nn.Linear(WIDTH, WIDTH)
         self.writer = InventedWriter()
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
         self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
         self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = all_logits
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """What this process's head gives."""
         x = self.untouched(self.embedding(tokens))
-        x = x + self.down(torch.relu(self.up(self.before(x))))
+        up = self.of_parts(torch.relu(self.up(self.before(x))).unflatten(-1, (-1, 4))).flatten(-2)
+        x = x + self.down(up) + self.more(up)
         logits: torch.Tensor = self.head(self.norm(x + self.writer(x)))
         return logits
 
@@ -75,7 +90,8 @@ def roles(module: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
         # The head first: that it is cut after an embedding, which it may be tied to, does not depend on the order.
         yield from ((module.head, Role.HEAD), (module.embedding, Role.VOCABULARY))
         yield from ((module.before, Role.BEFORE), (module.norm, Role.BEFORE))
-        yield from ((module.up, Role.COLUMNS), (module.down, Role.ROWS))
+        yield from ((module.up, Role.COLUMNS), (module.down, Role.ROWS), (module.more, Role.ROWS))
+        yield module.of_parts, Role.SUMMED
         yield from roles(module.writer)
 
 
@@ -98,6 +114,7 @@ def model_of(tied: bool) -> Invented:
 def answers(model: Invented) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, VOCABULARY, (LANES, LENGTH), generator=generator)
+    torch.manual_seed(2)  # of the dropout
     lengths = torch.tensor([LENGTH, 2, 0])
     segment = Segment(tokens, lengths, tokens.flip(1), lengths, torch.zeros(LANES, dtype=torch.bool), True)
     logits = model(tokens)
@@ -139,9 +156,9 @@ def test_a_part_whose_matrices_are_drawn_from_each_other_is_built_whole() -> Non
     assert slice_of(construction.built(Invented().up).weight) is None, "a part without a role"
 
 
-def test_a_module_that_cannot_stand_before_sliced_work_is_named() -> None:
+def test_a_module_that_cannot_take_its_role_is_named() -> None:
     register_invented()
     model: Any = model_of(tied=False)
-    model.norm = nn.RMSNorm(WIDTH)
-    with pytest.raises(TypeError, match="a RMSNorm cannot become a NormBeforeRanks"):
+    model.down = nn.Bilinear(WIDTH, WIDTH, WIDTH)
+    with pytest.raises(TypeError, match="a Bilinear cannot become a RowParallelLinear"):
         shard_model(model, Axis(0, 2))

@@ -35,6 +35,9 @@ class Architecture:
         adapted: How many of them these are.
         transposed: Whether their weights are [inputs, outputs] (transformers' Conv1D).
         cache: What a layer calls the cache of keys and values that it is given.
+        norms: Names of the norms within a layer whose output goes into its linear maps alone. None: tensor parallelism
+            is not built for it.
+        key_value_heads: Heads of keys and values where config.json does not say; None: as many as of queries.
     """
 
     body: str
@@ -54,6 +57,8 @@ class Architecture:
     adapted: int = 2
     transposed: bool = False
     cache: str = "cache"
+    norms: tuple[str, ...] | None = None
+    key_value_heads: int | None = None
 
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
@@ -70,13 +75,14 @@ _LLAMA = Architecture(
     sizes=_SIZES,
     keys=frozenset(f"{_ROTARY} num_key_value_heads head_dim rms_norm_eps mlp_bias sliding_window".split()),
     dropouts=("attention_dropout",),
+    norms=("input_layernorm", "post_attention_layernorm"),
 )
 
 SUPPORTED: Mapping[str, Architecture] = {
     "llama": _LLAMA,  # SmolLM and SmolLM2 are llama too
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "mistral": dataclasses.replace(_LLAMA, window=4096),
+    "qwen2": dataclasses.replace(_LLAMA, key_value_heads=32),
+    "qwen3": dataclasses.replace(_LLAMA, key_value_heads=32),
+    "mistral": dataclasses.replace(_LLAMA, window=4096, key_value_heads=8),
     "gpt_neox": Architecture(  # Pythia
         body="gpt_neox",
         embedding="embed_in",
@@ -158,3 +164,21 @@ def sliding_window(values: Mapping[str, Any], architecture: Architecture) -> int
         return None
     window = values.get("sliding_window", architecture.window)
     return None if window is None else int(window)
+
+
+def sliced_sizes(values: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Keys of config.json, with their values, that the number of tensor-parallel processes must divide.
+
+    Raises:
+        ValueError: Tensor parallelism is not built for this architecture.
+    """
+    if architecture.norms is None:
+        built = ", ".join(name for name, each in SUPPORTED.items() if each.norms is not None)
+        raise ValueError(
+            f"model_type is {values['model_type']}, for which parallel.tensor above 1 is not built: set that to 1, or "
+            f"choose one of {built}"
+        )
+    heads = values[architecture.sizes[2]]
+    found = values.get("num_key_value_heads", architecture.key_value_heads)
+    sizes = {architecture.sizes[2]: heads, "num_key_value_heads": heads if found is None else found}
+    return sizes | {key: values[key] for key in ("intermediate_size",) if key in values}

@@ -123,7 +123,7 @@ class AssociativeMemory(nn.Module):
     def __init__(self, config: BackboneConfig, std: float, construction: Construction) -> None:
         super().__init__()
         self.config, self.at = config, config.memory_layers
-        self.depth, self.count = self.at[-1] + 1, config.memory.num_write_tokens
+        self.depth, self.count = config.memory_depth, config.memory.num_write_tokens
         self.kept = None
         self.words = construction.built(Rows(self.count, config.width, std))
         self.writers = nn.ModuleList(

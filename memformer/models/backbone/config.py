@@ -200,8 +200,13 @@ class BackboneConfig(ModelConfig):
                 list(memory.layers),
                 f"choose numbers from 0 to {count - 1}",
             )
-        depth = self.written_layers
-        require(1 <= depth <= count, "memory.write_layer", depth, f"choose a number from 1 to {count}")
+        depth = memory.write_layer
+        require(
+            not isinstance(depth, int) or 1 <= depth <= count,
+            "memory.write_layer",
+            depth,
+            f"choose a number from 1 to {count}, half, or null for all",
+        )
         heads = self.memory_heads
         require(
             memory.kind != "slots" or (heads >= 1 and self.width % (2 * heads) == 0),
@@ -294,14 +299,6 @@ class BackboneConfig(ModelConfig):
         return self.architecture.linear[: self.architecture.adapted] if self.lora.targets is None else self.lora.targets
 
     @property
-    def written_layers(self) -> int:
-        """Layers whose output slots are written from."""
-        chosen = self.memory.write_layer
-        if chosen == "half":
-            return (self.num_layers + 1) // 2
-        return self.num_layers if chosen is None else chosen
-
-    @property
     def memory_layers(self) -> tuple[int, ...]:
         """Layers before which the memory is read."""
         return tuple(range(self.num_layers)) if self.memory.layers is None else self.memory.layers
@@ -318,10 +315,27 @@ class BackboneConfig(ModelConfig):
             return rows, self.width + (self.memory.rule == "armt")
         return self.memory.num_slots, self.width
 
+    @property
+    def memory_depth(self) -> int:
+        """Layers that must run for the next memory."""
+        if self.memory.kind == "associative":
+            return self.memory_layers[-1] + 1
+        chosen = self.memory.write_layer
+        if self.memory.kind == "tokens" or chosen is None:
+            return self.num_layers
+        return (self.num_layers + 1) // 2 if chosen == "half" else chosen
+
     def layer_counts(self) -> dict[str, int]:
         """Layers with a memory of their own or a reader, and those without."""
-        reading = 0 if self.memory.kind == "tokens" else len(self.memory_layers)
-        return dict(zip(self.stacks, (reading, self.num_layers - reading), strict=True))
+        return self._counts(self.num_layers)
+
+    def advanced_counts(self) -> dict[str, int]:
+        """The same of those that the next memory depends on."""
+        return self._counts(self.memory_depth)
+
+    def _counts(self, depth: int) -> dict[str, int]:
+        reading = 0 if self.memory.kind == "tokens" else sum(layer < depth for layer in self.memory_layers)
+        return dict(zip(self.stacks, (reading, depth - reading), strict=True))
 
     def of_layers(self, counts: Mapping[str, int]) -> "BackboneConfig":
         """The same with so many of them, the former last; slots are written behind all."""

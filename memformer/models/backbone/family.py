@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memformer.models.backbone.architectures import sliced_sizes
 from memformer.models.backbone.config import BackboneConfig, is_adapter
 from memformer.models.backbone.exports import (
     CODE_FILE,
@@ -15,7 +16,8 @@ from memformer.models.backbone.exports import (
     memory_facts,
     weight_place,
 )
-from memformer.models.family_record import Export, Family
+from memformer.models.configuration import require
+from memformer.models.family_record import Export, Family, Role, Sharding
 
 if TYPE_CHECKING:
     from memformer.models.backbone.flops import SegmentFlops
@@ -55,6 +57,27 @@ def _look(model: "Backbone", segment: Any, memory: Any) -> Any:
     return look(model, segment, memory)
 
 
+def _roles(module: Any) -> Iterator[tuple[Any, Role]]:
+    from memformer.models.backbone.roles import roles
+
+    return roles(module)
+
+
+def _sizes(config: BackboneConfig) -> dict[str, int]:
+    """What the number of tensor-parallel processes must divide.
+
+    Raises:
+        ValueError: It is not built for the architecture, or for dropout.
+    """
+    found = {f"backbone.{name}": size for name, size in sliced_sizes(config.backbone, config.architecture).items()}
+    for name, size in found.items():
+        require(type(size) is int and size >= 1, name, size, "give a whole number above 0")
+    # Each process has heads of its own, and would drop what one process never does.
+    mend = "the processes of parallel.tensor share the attention that has it: set it to 0, or that to 1"
+    require(not config.dropout, "dropout", config.dropout, mend)
+    return found | ({"memory.num_heads": config.memory_heads} if config.memory.kind == "slots" else {})
+
+
 def _weights(config: BackboneConfig) -> Iterator[tuple[str, Any]] | None:
     if config.pretrained is None:
         return None
@@ -90,6 +113,7 @@ FAMILY = Family(
     build=_build,
     flops=_flops,
     reader=_reader,
+    shard=Sharding(_sizes, _roles),
     inspect=_inspect,
     look=_look,
     memory=_of_memory,

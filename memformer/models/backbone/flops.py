@@ -64,15 +64,11 @@ def segment_flops(config: BackboneConfig, segment_length: int) -> SegmentFlops:
         likeness = 2 * memory.back * features  # of the delta rule's keys to one another
         writer = memory.back * (2 * d * (d + memory.d_key + 1) + 4 * columns * features + likeness)
         writes = len(config.memory_layers)
-        depth = config.memory_layers[-1] + 1
     elif memory.kind == "slots":
         reader = 4 * (length + k) * d**2 + 4 * length * k * d
         writer = 4 * k * d * d + 4 * s * d * d + 4 * k * s * d
-        depth = config.written_layers
-    else:
-        depth = config.num_layers
-    readers = config.memory_layers if reader else ()
-    layers = config.num_layers * block + len(readers) * reader
-    advance = depth * block + sum(layer < depth for layer in readers) * reader + writes * writer
+    reading, advanced = config.layer_counts()[config.stacks[0]], config.advanced_counts()[config.stacks[0]]
+    layers = config.num_layers * block + reading * reader
+    advance = config.memory_depth * block + advanced * reader + writes * writer
     head = 2 * s * d * config.own_vocabulary
     return SegmentFlops(layers, advance, layers + writes * writer + head)

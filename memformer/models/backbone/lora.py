@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
 from memformer.models.backbone.config import BackboneConfig, LoraConfig, is_adapter
 from memformer.models.backbone.parts import file_names
+from memformer.models.heads import Inputs
 
 TensorOf = Callable[[str], torch.Tensor]
 """Name of a parameter of `Backbone` -> its tensor."""
@@ -43,6 +43,7 @@ class LoraLinear(nn.Module):
         self.bias: nn.Parameter | None = base.bias
         outputs, inputs = reversed(self.weight.shape) if self.transposed else self.weight.shape
         self.scale, self.dropout = config.alpha / config.rank, config.dropout
+        self.inputs = Inputs()
         self.lora_A = nn.Linear(inputs, config.rank, bias=False)
         self.lora_B = nn.Linear(config.rank, outputs, bias=False)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
@@ -54,8 +55,8 @@ class LoraLinear(nn.Module):
             assert self.bias is not None
             y = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
         else:
-            y = F.linear(x, self.weight, self.bias)
-        added: torch.Tensor = self.lora_B(self.lora_A(F.dropout(x, self.dropout, self.training)))
+            y = self.inputs.linear(x, self.weight, self.bias)
+        added: torch.Tensor = self.lora_B(self.lora_A(self.inputs.dropout(x, self.dropout, self.training)))
         return y + self.scale * added
 
 

@@ -81,7 +81,7 @@ class TokenMemory(nn.Module):
 
     def __init__(self, config: BackboneConfig, std: float, construction: Construction) -> None:
         super().__init__()
-        self.depth, self.kept = config.num_layers, None
+        self.depth, self.kept = config.memory_depth, None
         self.count = config.memory.num_slots
         self.start = construction.built(Rows(self.count, config.width, std))
         norm = nn.LayerNorm(config.width)

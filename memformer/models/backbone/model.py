@@ -7,11 +7,13 @@ can stop behind the last layer that the memory depends on, and each module's par
 Shapes: B lanes, S tokens a segment, L inputs of the backbone, [K, C] a lane's memory, D width, V ids of the backbone.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from memformer.models.backbone.architectures import Architecture
 from memformer.models.backbone.associative import AssociativeMemory
 from memformer.models.backbone.cache import SegmentCache
 from memformer.models.backbone.config import BackboneConfig
@@ -21,18 +23,27 @@ from memformer.models.backbone.parts import Parts
 from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
-from memformer.models.scoring import token_losses
+from memformer.models.scoring import all_logits, token_losses
 from memformer.replay.segment import Segment
 
 KINDS: dict[str, Any] = {"associative": AssociativeMemory, "slots": SlotMemory, "tokens": TokenMemory}
 
 
 class BackboneLayer(nn.Module):
-    """A layer of the backbone and what it reads from the memory."""
+    """A layer of the backbone and what it reads from the memory.
 
-    def __init__(self, block: nn.Module, reader: nn.Module | None, cache_name: str = "cache") -> None:
+    Args:
+        block: transformers' layer.
+        reader: What is added to its input; None: nothing.
+        architecture: What it calls its parts.
+        plan: Names of modules within it -> how transformers' tensor parallelism cuts them.
+    """
+
+    def __init__(
+        self, block: nn.Module, reader: nn.Module | None, architecture: Architecture, plan: Mapping[str, str]
+    ) -> None:
         super().__init__()
-        self.block, self.reader, self.cache_name = block, reader, cache_name
+        self.block, self.reader, self.architecture, self.plan = block, reader, architecture, plan
 
     def forward(
         self,
@@ -48,7 +59,7 @@ class BackboneLayer(nn.Module):
             x_BLD = x_BLD + self.reader(x_BLD, memory_BKC)
         more: dict[str, Any] = {} if cos is None else {"position_embeddings": (cos, sin)}
         if cache is not None:
-            more[self.cache_name] = cache
+            more[self.architecture.cache] = cache
         return self.block(x_BLD, attention_mask=mask, **more)
 
 
@@ -88,14 +99,16 @@ class Backbone(nn.Module):
         self.embedding_dropout = parts.other(config.architecture.embedding_dropout)
         self.rotary = parts.rotary()
         self.memory: AddedMemory = KINDS[config.memory.kind](config, parts.std, construction)
+        architecture, plan = config.architecture, parts.plan()
         self.stack = nn.ModuleList(
-            construction.built(
-                BackboneLayer(adapted(block, config), self.memory.reader(number), config.architecture.cache)
-            )
+            construction.built(BackboneLayer(adapted(block, config), self.memory.reader(number), architecture, plan))
             for number, block in enumerate(parts.layers())
         )
         self.norm = parts.norm()
         self.head = parts.head(self.embedding if config.tied() else None)
+        # Another pair of functions where this process has the logits of some ids (`Role.HEAD`).
+        self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
+        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = all_logits
 
     @property
     def device(self) -> torch.device:
@@ -171,15 +184,15 @@ class Backbone(nn.Module):
     def logits(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, S, V] of the segment's targets, and the next memory [B, K, C]."""
         found = self.run(segment, memory_BKC, len(self.stack))
-        return self.head(self.norm(found.scored)), found.memory
+        return self.whole_logits(self.head(self.norm(found.scored))), found.memory
 
     def losses(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
-        logits_BSV, memory_BKC = self.logits(segment, memory_BKC)
+        found = self.run(segment, memory_BKC, len(self.stack))
         if self.start_token_id != self.bos:
             target = segment.target.masked_fill(segment.target == self.start_token_id, self.bos)
             segment = segment._replace(target=target)
-        return token_losses(logits_BSV, segment), memory_BKC
+        return self.token_losses(self.head(self.norm(found.scored)), segment), found.memory
 
     def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores a segment: the sum of the valid targets' losses in nats, their number, the next memory [B, K, C]."""

@@ -96,6 +96,12 @@ class Parts:
         for layer in getattr(self._body, self._architecture.layers):
             yield self._drawn(layer)
 
+    def plan(self) -> dict[str, str]:
+        """What transformers' plan of tensor parallelism says of the modules within a layer; empty where it has none."""
+        layers = f"{self._architecture.layers}.*."
+        plan: dict[str, str] = self._model.config.base_model_tp_plan or {}
+        return {name.removeprefix(layers): style for name, style in plan.items() if name.startswith(layers)}
+
     def norm(self) -> nn.Module:
         """The norm behind the last layer."""
         return self._made(getattr(self._body, self._architecture.norm))

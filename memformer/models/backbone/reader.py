@@ -55,7 +55,8 @@ class BackboneReader:
         if self._last is None:
             self._read_on(self._tokens[:, :0])
         assert self._last is not None
-        logits_BV, count = self.model.head(self.model.norm(self._last)), self.model.config.vocab_size or 0
+        model, count = self.model, self.model.config.vocab_size or 0
+        logits_BV = model.whole_logits(model.head(model.norm(self._last)))
         return F.pad(logits_BV, (0, max(0, count - logits_BV.shape[1])), value=float("-inf"))[:, :count]
 
     @torch.no_grad()

@@ -95,7 +95,7 @@ class SlotMemory(nn.Module):
     def __init__(self, config: BackboneConfig, std: float, construction: Construction) -> None:
         super().__init__()
         self.config = config
-        self.depth = config.written_layers
+        self.depth = config.memory_depth
         self.kept = self.depth - 1
         self.start = construction.built(FirstSlots(config))
         self.writer = construction.built(SlotWriter(config))

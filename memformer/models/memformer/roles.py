@@ -32,11 +32,15 @@ def roles(module: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
     if isinstance(module, nn.Linear):
         yield module, Role.HEAD
     for part in module.modules():
-        yield from _own_roles(part)
+        yield from own_roles(part)
 
 
-def _own_roles(part: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
-    """Roles of a module and of what it is made of, but for what has a row of its own here."""
+def own_roles(part: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
+    """Roles of a module and of what it is made of, but for what has a row of its own here.
+
+    Args:
+        part: A Memformer, or a module inside one.
+    """
     match part:
         case Memformer():
             yield part.encoder_norm, Role.BEFORE

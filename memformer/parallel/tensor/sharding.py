@@ -7,6 +7,7 @@
 | other columns and rows | the width between them | a sum of [B, S, D] + 1 |
 | joined heads | heads: query, key, value rows | a gather of [B, K, D] + a sum of it |
 | vocabulary, head, loss | ids of the vocabulary | a sum of [B, S, D] + 1, and 3 numbers a token |
+| summed | not at all, in sliced work: its gradients are partial | a sum of its parameters, backward |
 | none | not at all: replicated, with equal gradients | |
 
 The weights are slices of those that one process would have: what a run computes depends on the seed, not on the
@@ -24,13 +25,15 @@ from torch import nn
 from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction, Part, StoredTensor, check_shape
 from memformer.models.family_record import Role, Sharding
+from memformer.models.heads import Inputs
 from memformer.models.registry import family_of
 from memformer.parallel.tensor.modules import (
-    IdentityBeforeRanks,
-    NormBeforeRanks,
     ParallelHeads,
+    ParallelInputs,
     RowParallelLinear,
     become,
+    before_ranks,
+    sum_gradients,
 )
 from memformer.parallel.tensor.vocabulary import ParallelScore, VocabularyParallelEmbedding, part_of
 from memformer.processes.topology import Axis
@@ -152,9 +155,15 @@ def _spread(module: Any, role: Role, axis: Axis) -> None:
             if module.bias is not None:
                 _slice(module, "bias", 0, axis)
         case Role.ROWS:
-            _slice(become(module, RowParallelLinear, axis), "weight", 1, axis)
+            if isinstance(getattr(module, "inputs", None), Inputs):
+                module.inputs = ParallelInputs(axis)
+            else:
+                become(module, RowParallelLinear, axis)
+            _slice(module, "weight", 1, axis)
         case Role.BEFORE:
-            become(module, IdentityBeforeRanks if isinstance(module, nn.Identity) else NormBeforeRanks, axis)
+            become(module, before_ranks(module.__class__), axis)
+        case Role.SUMMED:
+            sum_gradients(module, axis)
         case Role.VOCABULARY:
             _slice(become(module, VocabularyParallelEmbedding, axis), "weight", 0, axis)
             module.first, stop = part_of(module.num_embeddings, axis)

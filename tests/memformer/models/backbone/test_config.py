@@ -58,7 +58,7 @@ def test_the_family_is_found_by_name_and_by_architecture() -> None:
         ({"lora": {"xyzzy": 4}}, "model.lora.xyzzy: unknown key; the keys are alpha, dropout, rank, targets"),
         ({"memory": {"layers": [3]}}, r"memory.layers is \[3\]: choose numbers from 0 to 2"),
         ({"memory": {"layers": []}}, "memory.layers"),
-        ({"memory": {"kind": "slots", "write_layer": 4}}, "memory.write_layer is 4: choose a number from 1 to 3"),
+        ({"memory": {"kind": "slots", "write_layer": 4}}, "memory.write_layer is 4: choose a number from 1 to 3, half"),
         ({"memory": {"kind": "slots", "num_heads": 3}}, "memory.num_heads is 3: choose a divisor of half"),
         ({"memory": {"num_write_tokens": 0}}, "memory.num_write_tokens is 0: set it to 1 or more"),
         ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
