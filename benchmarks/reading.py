@@ -321,10 +321,10 @@ def _generation_words(values: dict[str, Any]) -> str:
     return (
         f"**Generating** ({values['sizes']['prices']}), Transformer-XL with a memory of {WINDOW} tokens takes so many "
         f"times our time, documents side by side in brackets: {each} where it keeps keys and values, {published:.0f} "
-        f"(x 1) as published. The aim, {AIM}, is {reached} where keys and values are kept. A token reads every weight of the decoder once, of "
-        "Transformer-XL's 20 layers as many as of our 16 with their second attention, and that is most of what one "
-        "document's token costs; what differs are the 1,600 keys and values of each layer, which grow with the "
-        "documents side by side."
+        f"(x 1) as published. The aim, {AIM}, is {reached} where keys and values are kept. A token reads every weight "
+        "once, of Transformer-XL's 20 layers as many as of our 16, which have a second attention, and for one document "
+        f"that is most of its price; what differs are the {WINDOW:,} keys and values of each layer, which each of the "
+        "documents side by side has of its own."
     )
 
 
