@@ -112,6 +112,20 @@ def test_states_that_do_not_fit_are_one_line_and_leave_nothing(workshop: Path) -
     assert sorted(each.name for each in workshop.iterdir()) == before
 
 
+def test_the_last_part_of_documents_is_scored_alone(workshop: Path) -> None:
+    words = ["evaluate", "model", "--data", "data", "--json"]
+    whole, part = (
+        json.loads(run_command(*words, *more, folder=workshop).stdout)["with_memory"]
+        for more in ([], ["--from-token", "64"])
+    )
+    rows = [row for row in whole["by_position"] if row["from"] >= 64]
+    assert [(row["from"], row["tokens"]) for row in part["by_position"]] == [(r["from"], r["tokens"]) for r in rows]
+    assert [row["loss"] for row in part["by_position"]] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+    for wrong, line in ((-1, "is -1: give 0 or more"), (10**9, "is 1000000000, and the longest document of ")):
+        done = run_command(*words, "--from-token", str(wrong), folder=workshop)
+        assert done.returncode == 2 and f"error: --from-token {line}" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_held_out_data_at_an_address_is_scored_as_a_copy_of_it(workshop: Path, address: str) -> None:
     cache = ["--cache-dir", str(workshop / "cache")]
     scores = []
