@@ -321,10 +321,10 @@ def _generation_words(values: dict[str, Any]) -> str:
     return (
         f"**Generating** ({values['sizes']['prices']}), Transformer-XL with a memory of {WINDOW} tokens takes so many "
         f"times our time, documents side by side in brackets: {each} where it keeps keys and values, {published:.0f} "
-        f"(x 1) as published. The aim, {AIM}, is {reached} where keys and values are kept. A token of one document is the "
-        "reading of memory: at 4+16 layers and width D = 512 of 16 x 16 D^2 weights here, of 20 x 12 D^2 there and of "
-        "the cache, 20 x 2 x 1,600 D = 125 D^2 more, which is 1.4 times as much. Side by side the weights are read once "
-        "for all, the cache for each."
+        f"(x 1) as published. The aim, {AIM}, is {reached} where keys and values are kept. A token of one document is "
+        "the reading of memory: at 4+16 layers and width D = 512 of 16 x 16 D^2 weights here, of 20 x 12 D^2 there and "
+        "of the cache, 20 x 2 x 1,600 D = 125 D^2 more, which is 1.4 times as much. Side by side the weights are read "
+        "once for all, the cache for each."
     )
 
 
