@@ -18,7 +18,9 @@ Definitions:
   it by `read`; Transformer-XL and the decoder with a KV cache in blocks of a segment. The document comes in rounds,
   in which the models take turns. This model reads all of it; of the others, whose price of a token does not depend on
   the place, a part of each round is run and scaled; of the KV cache's, whose price grows evenly with the place, blocks
-  in the middle of each round, behind a cache of random numbers. The table says how many tokens were run.
+  in the middle of each round, behind a cache of random numbers. The table says how many tokens were run. In larger
+  blocks, with no mask over the cache, it would read somewhat faster; that was not run.
+* speed and size alone: the weights are drawn, and what the answers are worth is measured elsewhere.
 * kept: the bytes that must be kept to answer another question about the document later, without reading it again.
 
 Times are processor time of one thread; ratios are of medians of turns that alternate (a document: of sums).
@@ -272,7 +274,7 @@ def page(values: dict[str, Any]) -> str:
     seconds, kept = rows[0]["read_seconds"] + rows[0]["answer_seconds"], rows[0]["kept_bytes"]
     parts = [
         *page_head("Reading at the encoder's price, and answering", values),
-        f"fp32, one thread, processor time. {values['notes']}".strip(),
+        f"fp32, one thread, processor time; speed and size alone, of drawn weights. {values['notes']}".strip(),
         "`benchmarks/reading.py` begins with all definitions.",
         "",
         f"**Reading** ({sizes['prices']}) takes {min(share):.3f} to {max(share):.3f} of what running all layers takes "
