@@ -30,6 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, write_results
+from benchmarks.inference import storage_bytes
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.parts import language_model
 from memformer.models.backbone.reader import BackboneReader
@@ -50,12 +51,6 @@ MEMORIES = {
     "slots": MemoryConfig(kind="slots", num_slots=16, write_layer=4),
     "tokens": MemoryConfig(kind="tokens", num_slots=16),
 }
-
-
-def kept(reader: BackboneReader) -> int:
-    """Bytes of all tensors that a reader holds."""
-    own = [each for each in vars(reader).values() if isinstance(each, torch.Tensor)]
-    return sum(each.untyped_storage().nbytes() for each in own) + reader.cache.num_bytes
 
 
 class Anew:
@@ -103,7 +98,7 @@ def measure(memory: str, length: int, segments: list[int], repetitions: int) -> 
         reader.read(torch.randint(IDS - 1, (1, count * length - 1)))  # the last token of the last segment is missing
         assert reader.logits is not None
         rows.append({"memory": memory, "way": "this segment's keys and values", "segments": count})
-        rows[-1] |= {"milliseconds": 1e3 * ours, "kept_bytes": kept(reader)}
+        rows[-1] |= {"milliseconds": 1e3 * ours, "kept_bytes": storage_bytes(reader.tensors())}
     rows.append({"memory": memory, "way": "the segment anew", "segments": None})
     rows[-1] |= {"milliseconds": 1e3 * anew, "kept_bytes": None, "times_ours": anew / ours}
     return rows

@@ -97,8 +97,9 @@ class MemformerReading:
     """Scores segment after segment, as evaluation does."""
 
     def __init__(self, model: Memformer, batch: int) -> None:
-        self.model, self.length = model, torch.full((batch,), SEGMENT, device=device_of(model))
-        self.context = torch.zeros(batch, SEGMENT, dtype=torch.int64, device=device_of(model))
+        length = model.config.reading_length(None)
+        self.model, self.length = model, torch.full((batch,), length, device=device_of(model))
+        self.context = torch.zeros(batch, length, dtype=torch.int64, device=device_of(model))
         self.reset = torch.ones(batch, dtype=torch.bool, device=device_of(model))
         with torch.no_grad():
             self.memory = model.initial_memory(batch).clone()
@@ -125,7 +126,7 @@ class MemformerWriting:
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor of the generator."""
-        return tensors_in(vars(self.generator))
+        return self.generator.tensors()
 
     def step(self) -> None:
         """One segment."""
@@ -152,7 +153,7 @@ class PeerReading:
 class PeerWriting:
     """Generates token by token; `tokens` a step are enough where every token costs the same."""
 
-    def __init__(self, reader: KeyValueReader, batch: int, tokens: int) -> None:
+    def __init__(self, reader: KeyValueReader | HiddenStateReader, batch: int, tokens: int) -> None:
         self.reader, self.tokens = reader, tokens
         self.last = torch.zeros(batch, 1, dtype=torch.int64, device=reader.model.embedding.weight.device)
 
@@ -168,19 +169,6 @@ class PeerWriting:
 
 def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The tensors in a nest of containers; models in it are left out."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, torch.nn.Module):
-        return []
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for each in value for tensor in tensors_in(each)]
-    return []
 
 
 def storage_bytes(tensors: Sequence[torch.Tensor]) -> int:

@@ -21,9 +21,9 @@ from benchmarks import pixels
 from benchmarks.common import ROOT
 
 SCRIPTS = (
-    "replay", "training_peers", "inference", "memory_tasks", "pixels", "long_text", "peers_text", "memory_slots",
-    "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle", "backbone_replay",
-    "backbone_books", "backbone_peers", "backbone_generation",
+    "replay", "training_peers", "inference", "reading", "memory_tasks", "pixels", "long_text", "peers_text",
+    "memory_slots", "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle",
+    "backbone_replay", "backbone_books", "backbone_peers", "backbone_generation",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 

@@ -53,6 +53,7 @@ def rows() -> list[list[str]]:
     filled, short = data["throughput"]["1"], data["short"]
     library = "webdataset iterator + lanes"
     return [
+        *(reading_rows() if exists("cpu-reading") else []),
         *(gpu_rows() if exists("gpu-step") else []),
         *(book_rows() if exists("gpu-backbone-books") else []),
         *(inference_rows() if exists("cpu-inference") else []),
@@ -95,6 +96,33 @@ def rows() -> list[list[str]]:
             f"held-out perplexity {start['perplexity_with_memory']:.3f} with memory, "
             f"{start['perplexity_memory_reset']:.3f} with it reset at every segment",
             link(start_path),
+        ],
+    ]
+
+
+def reading_rows() -> list[list[str]]:
+    """What a document costs that is read, and then answers."""
+    path, values = newest("cpu-reading")
+    rows, sizes = values["document"], values["sizes"]
+    share = [row["read_over_all"] for row in values["prices"]]
+    lengths = " and ".join(str(row["segment_length"]) for row in values["prices"])
+    over = {row["model"]: f"{row['over_ours']:.1f}" for row in rows}
+    kept = {row["model"]: row["kept_bytes"] for row in rows}
+    return [
+        [
+            f"Reading a token, {sizes['prices'].partition(',')[0]}, segments of {lengths} tokens",
+            " and ".join(f"{each:.3f}" for each in share) + " of running all layers",
+            "the decoder runs for what is answered alone; aim: at most 0.2",
+            link(path),
+        ],
+        [
+            f"Reading {sizes['tokens']:,} tokens and answering {sizes['answer']}, "
+            f"{sizes['document'].partition(' layers')[0]} layers, width 128",
+            f"a KV cache's time is {over['KV cache']}, Transformer-XL's {over['Transformer-XL']}, RMT's {over['RMT']} "
+            "times ours",
+            f"kept to answer again: {kept['Memformer'] / 1024:.0f} KiB; the KV cache "
+            f"{kept['KV cache'] / 2**20:,.0f} MiB",
+            link(path),
         ],
     ]
 

@@ -24,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lanes", type=int, default=8, metavar="B", help="documents read side by side")
     parser.add_argument("--max-segments", type=int, metavar="N", help="segments a lane at most (default: all)")
+    parser.add_argument(
+        "--from-token",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score targets from this token of their document on; what comes before is read for the memory alone",
+    )
     add_far_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
@@ -39,12 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("lanes", "max_segments"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
+    if arguments.from_token < 0:
+        raise UserError(f"--from-token is {arguments.from_token}: give 0 or more")
     check_model(Path(arguments.model))
     far, data = far_settings(arguments), arguments.data
     if not holds_data(data, far) and holds_data(beneath(data, "validation"), far):
         data = beneath(data, "validation")
     index = open_data(data, far)
     assert isinstance(index, DocumentIndex)
+    if arguments.from_token and arguments.from_token >= int(index.lengths.max()):
+        raise UserError(
+            f"--from-token is {arguments.from_token}, and the longest document of {index.location} has "
+            f"{int(index.lengths.max()):,} tokens: give less"
+        )
     model, tokenizer = open_model(arguments)
     from memformer.inference import evaluate
 
@@ -64,7 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
         epochs=1,
         order="longest_first",
     ) as stream:
-        scores = evaluate(model, stream, model.device, max_segments=arguments.max_segments)
+        scores = evaluate(
+            model, stream, model.device, max_segments=arguments.max_segments, from_token=arguments.from_token
+        )
     result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
     # None where the text is not known: adopted tokens whose tokenizer was not at hand.
     bytes_per_token = int(index.byte_lengths.sum()) / max(1, index.num_tokens)

@@ -1,82 +1,162 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Continue a text. Memory use depends neither on the prompt's length nor on the continuation's."""
+"""Continue texts. Memory use depends neither on a prompt's length nor on the continuation's.
+
+Several prompts are read and continued side by side. A document that was read once with --save-state and
+--max-new-tokens 0 answers any number of prompts with --load-state, without being read again.
+"""
 
 import argparse
 import codecs
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from launch.answers import answer
 
+if TYPE_CHECKING:
+    from data_pipeline import Tokenizer
+    from memformer.models.protocol import MemoryModel, Reader
+
+TEXT, FILE = "--prompt", "--prompt-file"
+
+
+class Prompt(NamedTuple):
+    """A prompt as it was given."""
+
+    kind: str
+    """TEXT or FILE."""
+    source: str
+    """The text, or the file's path; - is standard input."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, the prompt, how much to write and how to draw."""
+    """MODEL, the prompts or a state to go on from, how much to write and how to draw."""
     from launch.models import add_model_arguments
 
     add_model_arguments(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue; empty starts a document")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 file to continue; - reads standard input")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="tokens to write")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 takes the most likely token")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens (default: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw among tokens that reach it")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws")
-    parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
+    add = parser.add_argument
+    for kind, metavar, words in (
+        (TEXT, "TEXT", "text to continue; empty starts a document; may be repeated, for texts side by side"),
+        (FILE, "FILE", "UTF-8 file to continue; - reads standard input; may be repeated"),
+    ):
+        add(kind, dest="prompts", action="append", type=partial(Prompt, kind), metavar=metavar, help=words)
+    add("--load-state", metavar="FILE", help="go on behind what was read when FILE was saved; each prompt by itself")
+    add("--save-state", metavar="FILE", help="write what is remembered of all that was read and written to a new FILE")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens to write; 0 only reads")
+    add("--temperature", type=float, default=0.8, metavar="T", help="0 takes the most likely token")
+    add("--top-k", type=int, metavar="K", help="draw among the K most likely tokens (default: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="draw among tokens that reach it")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the draws; the next prompt has the next one")
+    add("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Streams the continuation to standard output; with --json, to standard error."""
+    """Streams the continuation of one prompt to standard output, or shows those of several; with --json, to stderr."""
     from launch.models import check_model, open_model
 
     check(arguments)
     check_model(Path(arguments.model))
-    text = read_prompt(arguments)
+    texts = [read_prompt(prompt) for prompt in arguments.prompts or ()]
     model, tokenizer = open_model(arguments)
-    from memformer.inference.generation import generate
+    from memformer.inference.generation import draw, read_texts
+    from memformer.inference.state_file import save_state
     from memformer.inference.threads import spare_threads
 
-    prompt = tokenizer.encode(text).tolist()
-    if len(prompt) <= (model.config.segment_length or 0):  # more is worth all threads until it is read
-        spare_threads(model)
+    prompts = [tokenizer.encode(text).tolist() for text in texts]
+    reader = open_reader(arguments, model, len(prompts))
+    prompts = prompts or [[] for _ in range(reader.batch_size)]  # a state alone is continued as it is
     started = time.perf_counter()
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    written: list[str] = []
-    tokens = generate(
-        model,
-        prompt,
+    if max(map(len, prompts)) <= (model.config.segment_length or 0):  # more is worth all threads until it is read
+        spare_threads(model)
+    read_texts(reader, prompts)
+    spare_threads(model)
+    written = [Written(tokenizer) for _ in prompts]
+    tokens = draw(
+        reader,
+        model.config.start_token_id,
         arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
     )
-    for token in tokens:
-        if not written:
-            spare_threads(model)
-        # A character may take several tokens: it is shown when its last byte is there.
-        piece = decoder.decode(tokenizer.token_bytes(token))
-        written.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    written.append(decoder.decode(b"", final=True))
-    print(written[-1])
+    for row in tokens:
+        pieces = [each.add(token) for each, token in zip(written, row, strict=True)]
+        if len(pieces) == 1:
+            sys.stdout.write(pieces[0])
+            sys.stdout.flush()
+    ends = [each.end() for each in written]
+    if len(ends) == 1:
+        print(ends[0])
+    else:
+        for number, each in enumerate(written, start=1):
+            print(f"--- prompt {number}\n{each.text}")
+    if arguments.save_state is not None:
+        save_state(Path(arguments.save_state), reader.state, model)
+        print(f"{arguments.save_state}: what was read and written is saved", file=sys.stderr)
     if arguments.json:
-        seconds = time.perf_counter() - started
-        result = {
-            "prompt_tokens": len(prompt),
-            "new_tokens": len(written) - 1,
-            "seconds": seconds,
-            "text": "".join(written),
-        }
-        answer(result)
+        found = [
+            {"prompt_tokens": len(prompt), "new_tokens": each.tokens, "text": each.text}
+            for prompt, each in zip(prompts, written, strict=True)
+        ]
+        answer({**(found[0] if len(found) == 1 else {"prompts": found}), "seconds": time.perf_counter() - started})
+
+
+class Written:
+    """The text of one continuation: a character may take several tokens, and is there when its last byte is."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer, self._decoder = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.text, self.tokens = "", 0
+
+    def add(self, token: int) -> str:
+        """What a token adds to it."""
+        self.tokens += 1
+        return self._more(self._decoder.decode(self._tokenizer.token_bytes(token)))
+
+    def end(self) -> str:
+        """What is left of a character that was begun."""
+        return self._more(self._decoder.decode(b"", final=True))
+
+    def _more(self, piece: str) -> str:
+        self.text += piece
+        return piece
+
+
+def open_reader(arguments: argparse.Namespace, model: "MemoryModel", count: int) -> "Reader":
+    """What reads so many prompts, from a document's beginning or from the state that the arguments name.
+
+    Without prompts it goes on in the documents of the state.
+
+    Raises:
+        UserError: The state cannot be read, is another model's, or of another number of documents.
+    """
+    from data_pipeline import UserError
+    from memformer.inference.generation import reader_of
+    from memformer.inference.state_file import load_state
+
+    if arguments.load_state is None:
+        return reader_of(model, count)
+    state = load_state(Path(arguments.load_state), model)
+    documents = state.batch_size
+    count = count or documents
+    if documents not in (1, count):
+        raise UserError(
+            f"--load-state {arguments.load_state}: is of {documents} documents, and there are {count} prompts: give "
+            f"{documents} prompts, or none"
+        )
+    reader = reader_of(model, count, state.segment_length)
+    reader.restore(state.rows([0] * count if documents == 1 else range(documents)))
+    return reader
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Refuses values out of range."""
     from data_pipeline import UserError
+    from memformer.run.directory import refuse_taken
 
     for name, fits, mend in (
         ("max_new_tokens", arguments.max_new_tokens >= 0, "give 0 or more"),
@@ -86,29 +166,35 @@ def check(arguments: argparse.Namespace) -> None:
     ):
         if not fits:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: {mend}")
+    if arguments.prompts is None and arguments.load_state is None:
+        raise UserError("there is nothing to continue: give --prompt, --prompt-file or --load-state")
+    if (arguments.prompts or []).count(Prompt(FILE, "-")) > 1:
+        raise UserError("--prompt-file - is given twice: standard input is read once")
+    if arguments.save_state is not None:
+        refuse_taken(Path(arguments.save_state))
 
 
-def read_prompt(arguments: argparse.Namespace) -> str:
-    """The prompt's text.
+def read_prompt(prompt: Prompt) -> str:
+    """A prompt's text.
 
     Raises:
         UserError: It cannot be read, or is not UTF-8.
     """
     from data_pipeline import UserError
 
-    source = "--prompt" if arguments.prompt is not None else f"--prompt-file {arguments.prompt_file}"
+    name = prompt.kind if prompt.kind == TEXT else f"{prompt.kind} {prompt.source}"
     try:
-        if arguments.prompt is not None:
-            content = os.fsencode(arguments.prompt)  # the bytes of the command line, whatever they are
-        elif arguments.prompt_file == "-":
+        if prompt.kind == TEXT:
+            content = os.fsencode(prompt.source)  # the bytes of the command line, whatever they are
+        elif prompt.source == "-":
             content = sys.stdin.buffer.read()
         else:
-            content = Path(arguments.prompt_file).read_bytes()
+            content = Path(prompt.source).read_bytes()
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         wrong, line = error.object[error.start], error.object[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{source}: is not UTF-8 text (byte {wrong:#x} in line {line}): give it as UTF-8, by iconv for example"
+            f"{name}: is not UTF-8 text (byte {wrong:#x} in line {line}): give it as UTF-8, by iconv for example"
         ) from None
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}): give the path of a text file") from None
+        raise UserError(f"{name}: cannot be read ({error.strerror}): give the path of a text file") from None

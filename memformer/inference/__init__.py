@@ -6,23 +6,32 @@ from typing import TYPE_CHECKING
 from data_pipeline.faces import face
 
 if TYPE_CHECKING:
-    from memformer.inference.generation import generate, reader_of
+    from memformer.inference.generation import draw, generate, read_texts, reader_of
     from memformer.inference.inspection import MemoryInspector, inspect_tokens
     from memformer.inference.perplexity import Score, evaluate
+    from memformer.inference.state_file import load_state, save_state
 
 __all__ = [
     "MemoryInspector",
     "Score",
+    "draw",
     "evaluate",
     "generate",
     "inspect_tokens",
+    "load_state",
+    "read_texts",
     "reader_of",
+    "save_state",
 ]
 
 __getattr__ = face(
     __name__,
     {
         "reader_of": "generation",
+        "read_texts": "generation",
+        "draw": "generation",
+        "load_state": "state_file",
+        "save_state": "state_file",
         "MemoryInspector": "inspection",
         "Score": "perplexity",
         "evaluate": "perplexity",

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Text generation at constant memory for any length of prompt and continuation.
 
-How a model reads is its family's (`models.registry.Family.reader`); how a token is chosen is here.
+How a model reads is its family's (`models.registry.Family.reader`); how a token is chosen is here. What a reader
+remembers is a value (`models.segment_reader.ReadingState`): a document read once answers many prompts.
 
 Shapes: B documents, V vocabulary.
 """
@@ -16,6 +17,8 @@ from memformer.models.registry import family_of
 
 def reader_of(model: MemoryModel, batch_size: int = 1, segment_length: int | None = None) -> Reader:
     """What reads documents with a model and gives the logits of the next token.
+
+    Its `state` goes on in any reader of as many documents: `reader_of(model, 8).restore(state.rows([0] * 8))`.
 
     Args:
         model: In evaluation mode.
@@ -62,6 +65,53 @@ def choose(
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
+def read_texts(reader: Reader, texts: Sequence[Sequence[int]]) -> None:
+    """Reads on in B documents, each by a text of its own length.
+
+    Args:
+        reader: Of B documents.
+        texts: Token ids, B texts of any lengths; where nothing was read, an empty one starts a document.
+    """
+    counts = [len(text) for text in texts]
+    padded = torch.zeros(len(texts), max(counts), dtype=torch.int64)
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
+    reader.read(padded.to(reader.device), counts)
+
+
+def draw(
+    reader: Reader,
+    start_token_id: int,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[list[int]]:
+    """Yields the continuation of B documents, one token of each at a time; each is read when the next is asked for.
+
+    Document b draws as it would alone with seed + b, whoever is beside it.
+
+    Args:
+        reader: What has read the documents.
+        start_token_id: The model's, which never follows.
+        max_new_tokens: Tokens of each document; any number, at constant memory.
+        temperature: See `choose`.
+        top_k: See `choose`.
+        top_p: See `choose`.
+        seed: Seed of the draws.
+    """
+    sources = [torch.Generator(device=reader.device).manual_seed(seed + row) for row in range(reader.batch_size)]
+    for _ in range(max_new_tokens):
+        # The start token stands before every segment, never inside a document.
+        logits = reader.logits.index_fill(-1, torch.tensor([start_token_id], device=reader.device), float("-inf"))
+        rows = zip(logits[:, None], sources, strict=True)
+        tokens_B = torch.cat([choose(row, temperature, top_k, top_p, source) for row, source in rows])
+        yield tokens_B.tolist()
+        reader.read(tokens_B[:, None])
+
+
 def generate(
     model: MemoryModel,
     prompt: Sequence[int],
@@ -83,13 +133,7 @@ def generate(
         top_p: See `choose`.
         seed: Seed of the draws.
     """
-    reader = reader_of(model)
-    source = torch.Generator(device=reader.device).manual_seed(seed)
-    reader.read(torch.tensor([list(prompt)], dtype=torch.int64, device=reader.device))
-    start = model.config.start_token_id
-    for _ in range(max_new_tokens):
-        # The start token stands before every segment, never inside a document.
-        logits = reader.logits.index_fill(-1, torch.tensor([start], device=reader.device), float("-inf"))
-        token = choose(logits, temperature, top_k, top_p, source)
-        yield int(token)
-        reader.read(token[:, None])
+    reader, start = reader_of(model), model.config.start_token_id
+    read_texts(reader, [prompt])
+    drawn = draw(reader, start, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    yield from (token for (token,) in drawn)

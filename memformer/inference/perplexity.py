@@ -65,6 +65,7 @@ def evaluate(
     device: torch.device,
     *,
     max_segments: int | None = None,
+    from_token: int = 0,
     autocast: contextlib.AbstractContextManager[Any] | None = None,
     total: Callable[[torch.Tensor], torch.Tensor] = all_sum,
 ) -> dict[str, Score]:
@@ -77,6 +78,8 @@ def evaluate(
         batches: One epoch of segments, e.g. a `SegmentStream` with epochs=1.
         device: Where the model lies.
         max_segments: Segments a lane at most; None: all.
+        from_token: Targets from this token of their document on are scored. Segments in which no lane has one are read
+            by what the memory depends on alone.
         autocast: The precision to compute in; None: the weights' own.
         total: Sums a tensor over the replicas, in place.
     """
@@ -88,6 +91,12 @@ def evaluate(
             if max_segments is not None and done * batch.tokens.shape[1] >= max_segments:
                 break
             rollout, length = rollout_of(batch, device), batch.tokens.shape[2]
+            scored = [True] * rollout.num_segments
+            if from_token:  # agreed, as all processes run the same modules
+                ends = torch.from_numpy((batch.starts + batch.lengths > from_token).sum(0)).to(device)
+                scored = (total(ends) > 0).tolist()
+            # Targets of each segment that come before the first scored one, [B, T].
+            before = torch.from_numpy(from_token - batch.starts).clamp(0, length).to(device)
             buckets = torch.from_numpy(batch.starts // length).to(device)
             # Segment number n of a document lies in bucket 0 for n = 0, else floor(log2 n) + 1.
             buckets = torch.where(buckets > 0, torch.log2(buckets.clamp(min=1).double()).floor().long() + 1, 0)
@@ -97,9 +106,16 @@ def evaluate(
                     carries.setdefault(mode, Carry.empty(initial, length))
                     memory = carries[mode].memory
                 segment = rollout.segment(t, carries[mode])
-                losses, memory = model.losses(segment, memory if mode == "with_memory" else initial)
-                sums[mode][0].index_add_(0, buckets[:, t], losses.sum(1, dtype=torch.float64))
-                sums[mode][1].index_add_(0, buckets[:, t], segment.target_length.double())
+                memory = memory if mode == "with_memory" else initial
+                if scored[t]:
+                    losses, memory = model.losses(segment, memory)
+                    if from_token:
+                        losses = losses.where(torch.arange(length, device=device) >= before[:, t, None], 0)
+                    counts = (segment.target_length - before[:, t]).clamp(min=0)
+                    sums[mode][0].index_add_(0, buckets[:, t], losses.sum(1, dtype=torch.float64))
+                    sums[mode][1].index_add_(0, buckets[:, t], counts.double())
+                elif mode == "with_memory":
+                    memory = model.advance(segment, memory)
                 if t == rollout.num_segments - 1:
                     carries[mode] = rollout.carry(memory)
     totals = {mode: total(each).cpu() for mode, each in sums.items()}

@@ -7,12 +7,13 @@ optimized, checkpointed, evaluated and exported. A `Reader` reads a document tok
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from memformer.models.segment_reader import ReadingState
 from memformer.replay.backward import Cell
 from memformer.replay.segment import Segment
 
@@ -142,13 +143,27 @@ class Stage(Protocol):
 
 
 class Reader(Protocol):
-    """Reads B documents side by side and gives the logits of the next token, at constant memory."""
+    """Reads B documents side by side, each at its own place, and gives logits of the next token, at constant memory.
+
+    `segment_reader.SegmentReader` has all of it but how a present segment is decoded.
+    """
 
     device: torch.device
+
+    @property
+    def batch_size(self) -> int:
+        """Documents B."""
 
     @property
     def logits(self) -> torch.Tensor:
         """Logits of the next token, [B, V]."""
 
-    def read(self, tokens: torch.Tensor) -> None:
-        """Reads any number of tokens, int64 [B, n]."""
+    def read(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> None:
+        """Reads tokens, int64 [B, n], of each row the first `counts`; None: all."""
+
+    @property
+    def state(self) -> ReadingState:
+        """All that is remembered, as a value."""
+
+    def restore(self, state: ReadingState) -> None:
+        """Goes on from a state of as many documents in the place of what was read."""

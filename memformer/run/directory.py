@@ -71,18 +71,35 @@ class RunDirectory:
         self._events.append(line.encode())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file by one with this text, or leaves it as it was: synced, then renamed. The umask is kept."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file by one with this content, or leaves it as it was: synced, then renamed. The umask is kept.
+
+    Args:
+        path: The file.
+        content: Bytes, or text that is written as UTF-8.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("x", encoding="utf-8") as file:  # not mkstemp's, which only its owner may read
-            file.write(text)
+        with temporary.open("xb") as file:  # not mkstemp's, which only its owner may read
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuses a place for a new file where there is something, or where no file can be.
+
+    Raises:
+        UserError: So it is.
+    """
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path}: exists: choose another file, or remove it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no directory {path.parent}: make it, or choose another file")
 
 
 def json_ready(value: Any) -> Any:

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`memformer generate` and `evaluate` on what users give them: bytes that are no text, addresses.
+"""`memformer generate` and `evaluate` on what users give them: bytes that are no text, documents read once, addresses.
 
 Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/models.py
 """
@@ -7,6 +7,7 @@ Covers: launch/commands/generate.py, launch/commands/evaluate.py, launch/models.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,83 @@ def test_a_prompt_in_any_language_is_continued_on_any_terminal(workshop: Path) -
     done = run_command(*words, environment={"PYTHONIOENCODING": "ascii"}, folder=workshop)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prompt_tokens"] == len("café".encode())
+
+
+def told(workshop: Path, *words: str) -> dict[str, Any]:
+    """What the command answers, greedily."""
+    done = run_command("generate", "model", *words, "--temperature", "0", "--json", folder=workshop)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_document_read_once_answers_many_prompts(workshop: Path) -> None:
+    """Each as if the document were read before it anew; several side by side, also with a prompt that comes by file."""
+    text = "She walked on over the hill and thought of nothing. " * 9
+    (workshop / "long.txt").write_text(text)
+    (workshop / "question.txt").write_text("And then?")
+    read = told(workshop, "--prompt-file", "long.txt", "--save-state", "state", "--max-new-tokens", "0")
+    assert (read["prompt_tokens"], read["new_tokens"], read["text"]) == (len(text), 0, "")
+    questions = ["Who?", "And then?"]
+    anew = [told(workshop, "--prompt", text + each, "--max-new-tokens", "40") for each in questions]
+    for words, expected in (
+        (["--load-state", "state", "--prompt", "Who?", "--prompt-file", "question.txt"], anew),
+        (["--prompt", text + "Who?", "--prompt", text + "And then?"], anew),
+        (["--load-state", "state", "--prompt", "And then?"], anew[1:]),
+    ):
+        found = told(workshop, *words, "--max-new-tokens", "40")
+        texts = [each["text"] for each in found.get("prompts", [found])]
+        assert texts == [each["text"] for each in expected] and all(texts)
+
+
+def test_what_was_written_is_part_of_the_state_and_of_each_prompt_its_own(workshop: Path) -> None:
+    two = ["--prompt", "One.", "--prompt", "Another."]
+    whole = told(workshop, *two, "--max-new-tokens", "50")["prompts"]
+    begun = told(workshop, *two, "--max-new-tokens", "20", "--save-state", "begun")["prompts"]
+    rest = told(workshop, "--load-state", "begun", "--max-new-tokens", "30")["prompts"]
+    assert [a["text"] + b["text"] for a, b in zip(begun, rest, strict=True)] == [each["text"] for each in whole]
+    shown = run_command("generate", "model", *two, "--max-new-tokens", "3", "--temperature", "0", folder=workshop)
+    texts = [each["text"] for each in told(workshop, *two, "--max-new-tokens", "3")["prompts"]]
+    assert shown.stdout.endswith(f"--- prompt 1\n{texts[0]}\n--- prompt 2\n{texts[1]}\n")
+
+
+def test_states_that_do_not_fit_are_one_line_and_leave_nothing(workshop: Path) -> None:
+    told(workshop, "--prompt", "a", "--prompt", "b", "--save-state", "pair", "--max-new-tokens", "0")
+    before = sorted(each.name for each in workshop.iterdir())
+    for words, line in (
+        ([], "there is nothing to continue: give --prompt, --prompt-file or --load-state"),
+        (["--prompt-file", "-", "--prompt-file", "-"], "--prompt-file - is given twice: standard input is read once"),
+        (["--prompt", "a", "--save-state", "pair"], "pair: exists: choose another file, or remove it"),
+        (["--prompt", "a", "--save-state", "no/pair"], "no/pair: there is no directory no: make it, or choose another"),
+        (["--load-state", "none"], "none: is no file: give one that --save-state has written"),
+        (
+            ["--load-state", "config.yaml", "--save-state", "new"],
+            "config.yaml: is no state of a reader, or a part of one",
+        ),
+        (["--load-state", "pair", "--dtype", "bf16"], "pair: its weights is "),
+        (
+            ["--load-state", "pair", "--prompt", "a"],
+            "--load-state pair: is of 2 documents, and there are 1 prompts: giv",
+        ),
+    ):
+        done = run_command("generate", "model", *words, "--max-new-tokens", "1", folder=workshop)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith(f"memformer generate: error: {line}")
+    assert sorted(each.name for each in workshop.iterdir()) == before
+
+
+def test_the_last_part_of_documents_is_scored_alone(workshop: Path) -> None:
+    words = ["evaluate", "model", "--data", "data", "--json"]
+    whole, part = (
+        json.loads(run_command(*words, *more, folder=workshop).stdout)["with_memory"]
+        for more in ([], ["--from-token", "64"])
+    )
+    rows = [row for row in whole["by_position"] if row["from"] >= 64]
+    assert [(row["from"], row["tokens"]) for row in part["by_position"]] == [(r["from"], r["tokens"]) for r in rows]
+    assert [row["loss"] for row in part["by_position"]] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+    for wrong, line in ((-1, "is -1: give 0 or more"), (10**9, "is 1000000000, and the longest document of ")):
+        done = run_command(*words, "--from-token", str(wrong), folder=workshop)
+        assert done.returncode == 2 and f"error: --from-token {line}" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_held_out_data_at_an_address_is_scored_as_a_copy_of_it(workshop: Path, address: str) -> None:

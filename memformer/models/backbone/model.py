@@ -15,7 +15,6 @@ from torch import nn
 
 from memformer.models.backbone.architectures import Architecture
 from memformer.models.backbone.associative import AssociativeMemory
-from memformer.models.backbone.cache import SegmentCache
 from memformer.models.backbone.config import BackboneConfig
 from memformer.models.backbone.lora import adapted
 from memformer.models.backbone.memory import AddedMemory, LayerOutput, TokenMemory
@@ -24,6 +23,7 @@ from memformer.models.backbone.reading import causal_mask, positions, read, with
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
 from memformer.models.scoring import all_logits, token_losses
+from memformer.models.segment_cache import SegmentCache
 from memformer.replay.segment import Segment
 
 KINDS: dict[str, Any] = {"associative": AssociativeMemory, "slots": SlotMemory, "tokens": TokenMemory}

@@ -9,7 +9,6 @@ Shapes: B texts, n tokens, S tokens a segment, V ids.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +39,16 @@ _FILE_MISSING = {"_raise_exceptions_for_missing_entries": False}
 
 
 class Texts:
-    """Texts of any lengths that are read side by side: those of one length by one reader.
+    """Texts of any lengths that are read side by side, as `generate` has them: padded in front.
 
     Args:
-        make: Number of texts -> a reader.
-        lengths: Tokens of each text, without padding, [B].
+        reader: Of B texts.
+        lengths: Tokens of each text, without padding, B numbers.
     """
 
-    def __init__(self, make: Callable[[int], Any], lengths: torch.Tensor) -> None:
-        self.rows = [(lengths == length).nonzero()[:, 0] for length in lengths.unique()]
-        self.readers = [make(len(rows)) for rows in self.rows]
-        self.lengths = [int(lengths[rows[0]]) for rows in self.rows]
-        self.seen = torch.zeros(len(lengths), 0, dtype=torch.int64, device=lengths.device)
+    def __init__(self, reader: Any, lengths: list[int]) -> None:
+        self.reader, self.lengths = reader, lengths
+        self.seen: torch.Tensor | None = None
 
     def read(self, tokens: torch.Tensor) -> None:
         """Reads on to the end of texts [B, n], padded in front.
@@ -59,18 +56,15 @@ class Texts:
         Raises:
             ValueError: They do not go on from what was read.
         """
-        done = self.seen.shape[1]
-        if not torch.equal(tokens[:, :done], self.seen):
-            raise ValueError("a memory cannot go back to an earlier token: use num_beams=1 and no assistant")
-        for rows, reader, length in zip(self.rows, self.readers, self.lengths, strict=True):
-            reader.read(tokens[rows, done or tokens.shape[1] - length :])
+        if self.seen is None:
+            behind = [row.roll(length) for row, length in zip(tokens, self.lengths, strict=True)]
+            self.reader.read(torch.stack(behind), self.lengths)
+        else:
+            done = self.seen.shape[1]
+            if not torch.equal(tokens[:, :done], self.seen):
+                raise ValueError("a memory cannot go back to an earlier token: use num_beams=1 and no assistant")
+            self.reader.read(tokens[:, done:])
         self.seen = tokens.clone()
-
-    @property
-    def logits(self) -> torch.Tensor:
-        """Logits of each text's next token, [B, V]."""
-        found = torch.cat([reader.logits for reader in self.readers])
-        return found[torch.cat(self.rows).argsort()]
 
 
 @dataclasses.dataclass
@@ -203,18 +197,21 @@ class MemoryCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("input_ids is None: give tokens; inputs_embeds is not built")
         if reading is not None:
             reading.read(input_ids)
-            return MemoryOutput(logits=self._known(reading.logits)[:, None], reading=reading)
+            return MemoryOutput(logits=self._known(reading.reader.logits)[:, None], reading=reading)
         if attention_mask is not None and not bool(attention_mask.bool().all()):
             raise ValueError("texts of different lengths are scored one by one: leave the padding out")
-        logits = self._scored(input_ids)
+        logits = self._scored(input_ids, 0 if labels is not None else logits_to_keep)
         loss = None
         if labels is not None:
             flat = logits[:, :-1].flatten(0, 1).float()
             loss = F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=-100)
         return MemoryOutput(loss=loss, logits=logits[:, -logits_to_keep:] if logits_to_keep else logits)
 
-    def _scored(self, tokens_Bn: torch.Tensor) -> torch.Tensor:
-        """Logits of what follows each token, [B, n, V]: segment by segment, as the model was trained."""
+    def _scored(self, tokens_Bn: torch.Tensor, keep: int) -> torch.Tensor:
+        """Logits of what follows each token, or at least the last `keep`: segment by segment, as the model was trained.
+
+        Segments before the first that is kept are read by what the memory depends on alone.
+        """
         length, starts = self.model.config.reading_length(None), self._is_start(tokens_Bn[:, :1])
         begins = int(starts.any())
         if begins and not bool(starts.all()):
@@ -225,14 +222,19 @@ class MemoryCausalLM(PreTrainedModel, GenerationMixin):
         memory = self.model.initial_memory(lanes)
         context = torch.zeros(lanes, length, dtype=torch.int64, device=rest.device)
         known, found = torch.zeros_like(context[:, 0]), []
+        needed = rest.shape[1] - keep if keep else 0
         for start in range(0, rest.shape[1], length):
             target = rest[:, start : start + length]
             count = torch.full_like(known, target.shape[1])
             first = torch.full_like(known, start == 0, dtype=torch.bool)
-            logits, memory = self.model.logits(Segment(context, known, target, count, first, start == 0, False), memory)
-            found.append(logits)
+            segment = Segment(context, known, target, count, first, start == 0, False)
+            if start + length <= needed:
+                memory = self.model.advance(segment, memory)
+            else:
+                logits, memory = self.model.logits(segment, memory)
+                found.append(logits)
             context, known = target, torch.full_like(known, length)
-        return self._padded(torch.cat(found, 1)[:, 1 - begins :])
+        return self._padded(torch.cat(found, 1)[:, -tokens_Bn.shape[1] :])
 
     def _is_start(self, tokens: torch.Tensor) -> torch.Tensor:
         """Whether tokens are start tokens, which the model puts in front of a text itself, bool of their shape."""
@@ -264,7 +266,7 @@ class MemoryCausalLM(PreTrainedModel, GenerationMixin):
             lengths, count = seen.sum(1), input_ids.shape[1]
             first = input_ids.gather(1, (count - lengths).clamp(max=count - 1)[:, None])[:, 0]
             lengths = lengths - (self._is_start(first) & (lengths > 0)).long()
-            reading = Texts(lambda texts: self.reader(self.model, texts), lengths)
+            reading = Texts(self.reader(self.model, len(lengths)), lengths.tolist())
         return {"input_ids": input_ids, "reading": reading}
 
     def _update_model_kwargs_for_generation(

@@ -1,100 +1,85 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`MemformerReader`: reads tokens one after another at constant memory, for generation.
 
-The state is the memory, the context's keys and values, and the keys and values of the segment being written: at most
-2 S tokens. When the segment is full it becomes the context, and the memory takes in the one before it, exactly as in
-training.
+A segment is read by the encoder and the writer alone. When logits are asked for, the context's keys and values are
+computed for every decoder layer, once a segment, and the segment's own are kept beside them: at most 2 S tokens.
 
-Shapes: B documents, S tokens a segment, K slots, D width, V vocabulary.
+Shapes: B documents, R of them that are decoded, n inputs at once, S tokens a segment, K slots, D width, V vocabulary.
 """
 
 import torch
 
 from memformer.models.memformer.layers import Rotary
 from memformer.models.memformer.model import DecoderLayer, Memformer
-from memformer.replay import Segment
+from memformer.models.segment_cache import SegmentCache
+from memformer.models.segment_reader import SegmentReader
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class MemformerReader:
-    """Reads tokens one after another and gives the logits of the next.
-
-    Args:
-        model: In evaluation mode.
-        batch_size: Documents B that are read side by side.
-        segment_length: S; None: the length the model was trained with.
-
-    Raises:
-        ValueError: Neither names a segment length.
-    """
+class MemformerReader(SegmentReader):
+    """Reads tokens one after another and gives the logits of the next; arguments and errors of `SegmentReader`."""
 
     def __init__(self, model: Memformer, batch_size: int = 1, segment_length: int | None = None) -> None:
-        length = model.config.reading_length(segment_length)
-        self.model, self.segment_length, self.batch_size = model, length, batch_size
+        super().__init__(model, batch_size, segment_length)
         self._layers = [layer for layer in model.decoder if isinstance(layer, DecoderLayer)]
-        self.device = model.encoder_norm.weight.device
-        self._rotary = Rotary.table(0, 2 * length, model.config, self.device)
-        with torch.no_grad():
-            self._memory = model.initial_memory(batch_size).clone()
-        self._tokens = torch.zeros(batch_size, length, dtype=torch.int64, device=self.device)
-        self._begin(reset=True)
+        self._rotary = Rotary.table(0, 2 * self.segment_length, model.config, self.device)
+        self._contexts: list[KeysValues] = []
+        self._cache = SegmentCache(batch_size, self.segment_length)
+        self._next = self._memory  # where logits were asked for: the memory behind the segment
 
-    @torch.no_grad()
-    def _begin(self, reset: bool) -> None:
-        """Makes the tokens read so far the context, advances the memory, and starts an empty segment."""
+    def _written(self, rows: list[int]) -> torch.Tensor:
+        """The context was encoded when the first logits were asked for."""
+        return self._of(self._next, rows)
+
+    def _encode(self, rows: list[int]) -> None:
+        """Reads the context of rows, writes the memory, and makes the context's keys and values."""
+        model = self.model
+        if len(rows) == self.batch_size:
+            self._contexts = []  # given up before the next are made, which would else be held beside them
+        x_RSD, mask_RS, memory = model.encode(self._segment(rows), self._of(self._memory, rows))
+        self._next = self._put(self._next, rows, model.write(memory, x_RSD, mask_RS))
+        positions = self._rotary.rows(0, self.segment_length)
+        made = (layer.context_keys_values(x_RSD, positions) for layer in self._layers)
+        if len(rows) == self.batch_size:
+            self._contexts = list(made)
+            return
+        index = torch.tensor(rows, device=self.device)
+        for kept, new in zip(self._contexts, made, strict=True):
+            kept[0][index], kept[1][index] = new
+
+    def _decode(self, rows: list[int]) -> torch.Tensor:
+        """Runs the inputs start, x_0, x_1, .. that were not run yet, of all rows at once wherever they are."""
         model, length = self.model, self.segment_length
-        # Given up before the next context's are made: otherwise the peak would hold three segments' keys and values.
-        self._context: list[KeysValues] = []
-        self._own: list[KeysValues | None] = [None] * len(self._layers)
-        full = torch.full((self.batch_size,), length, device=self.device)
-        flags = torch.full((self.batch_size,), reset, device=self.device)
-        segment = Segment(self._tokens, full, self._tokens, full, flags, ragged=reset)
-        x_BSD, mask_BS, memory = model.encode(segment, self._memory)
-        self._memory = model.write(memory, x_BSD, mask_BS)
-        self._mask = None if mask_BS is None else mask_BS[:, None, None, :]
-        rows = self._rotary.rows(0, length)
-        self._context = [layer.context_keys_values(x_BSD, rows) for layer in self._layers]
-        self._tokens = torch.zeros_like(self._tokens)
-        self._count = 0
-        start = torch.full((self.batch_size, 1), model.start_token_id, device=self.device)
-        self._logits = self._decode(start, 0)
-
-    def _decode(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
-        """Runs decoder inputs [B, n] from `position` of the segment on; logits [B, V] after the last of them."""
-        model, count = self.model, tokens.shape[1]
-        rotary = self._rotary.rows(self.segment_length + position, self.segment_length + position + count)
-        y_BSD = model.embedding(tokens)
+        if begun := self._unasked(rows):
+            self._encode(begun)
+        starts = [self._decoded[row] + 1 for row in rows]  # UNASKED is -1: the start token has place 0
+        counts = [self._counts[row] + 1 - start for row, start in zip(rows, starts, strict=True)]
+        places = self._cache.place(rows, starts, counts, self.device)
+        tokens_RS = self._of(self._tokens, rows)
+        start_R1 = tokens_RS.new_full((len(rows), 1), model.start_token_id)
+        inputs_RS = torch.cat([start_R1, tokens_RS[:, :-1]], 1)
+        y_RnD = model.embedding(inputs_RS.gather(1, places.at.expand(len(rows), -1)))
+        rotary = Rotary(*(each[length + places.at][:, None] for each in self._rotary))
+        mask = self._context_mask(rows)
         for i, layer in enumerate(self._layers):
-            h = layer.self_norm(y_BSD)
-            keys, values = layer.self_attention.keys_values(h, rotary)
-            cached = self._own[i]
-            if cached is not None:
-                keys, values = torch.cat([cached[0], keys], 2), torch.cat([cached[1], values], 2)
-            self._own[i] = (keys, values)
-            mask = None
-            if count > 1:
-                rows = torch.arange(position, position + count, device=self.device)[:, None]
-                mask = torch.arange(keys.shape[2], device=self.device) <= rows
-            y_BSD = y_BSD + layer.self_attention.attend(h, (keys, values), rotary, mask)
-            y_BSD = layer.attend_context_and_feed(y_BSD, self._context[i], self._mask, rotary)
-        return model.whole_logits(model.head(model.decoder_norm(y_BSD[:, -1])))
+            h = layer.self_norm(y_RnD)
+            own = self._cache.update(*layer.self_attention.keys_values(h, rotary), i)
+            y_RnD = y_RnD + layer.self_attention.attend(h, own, rotary, places.mask, places.causal)
+            keys, values = self._contexts[i]
+            y_RnD = layer.attend_context_and_feed(y_RnD, (self._of(keys, rows), self._of(values, rows)), mask, rotary)
+        logits_RV: torch.Tensor = model.whole_logits(model.head(model.decoder_norm(places.last(y_RnD))))
+        return logits_RV
 
-    @property
-    def logits(self) -> torch.Tensor:
-        """Logits of the next token, [B, V]."""
-        return self._logits
+    def _context_mask(self, rows: list[int]) -> torch.Tensor | None:
+        """True at the context's valid tokens, [R, 1, 1, S]; the start token alone where a document begins."""
+        known = [max(1, self._known[row]) for row in rows]
+        if min(known) == self.segment_length:
+            return None
+        known_R111 = torch.tensor(known, device=self.device)[:, None, None, None]
+        return torch.arange(self.segment_length, device=self.device) < known_R111
 
-    @torch.no_grad()
-    def read(self, tokens: torch.Tensor) -> None:
-        """Reads any number of tokens, int64 [B, n], segment by segment."""
-        while tokens.shape[1]:
-            room = self.segment_length - self._count
-            part, tokens = tokens[:, :room], tokens[:, room:]
-            self._tokens[:, self._count : self._count + part.shape[1]] = part
-            if part.shape[1] == room:
-                # A full segment needs no logits of its own: the next one starts with them.
-                self._begin(reset=False)
-            else:
-                self._logits = self._decode(part, self._count + 1)
-                self._count += part.shape[1]
+    def tensors(self) -> list[torch.Tensor]:
+        """See `SegmentReader`."""
+        contexts = [each for pair in self._contexts for each in pair]
+        return [*super().tensors(), self._next, *contexts, *self._cache.tensors()]

@@ -83,6 +83,34 @@ def test_equals_reading_each_document_alone(index: DocumentIndex, model: Memform
     assert not torch.equal(scores["with_memory"].losses, scores["memory_reset"].losses)
 
 
+@pytest.mark.parametrize("first", [1, 3 * LENGTH, 5 * LENGTH + 7])
+def test_the_last_part_alone_is_scored_and_the_rest_is_read(index: DocumentIndex, model: Memformer, first: int) -> None:
+    """The losses of those targets as they are among all; and no decoder runs where no lane has one."""
+    store, decoded = ShardStore(index), 0
+    expected = torch.zeros(2, 2, dtype=torch.float64)
+    for number, count in enumerate(index.lengths):
+        tokens = torch.from_numpy(np.array(store.read(number, 0, int(count)), dtype=np.int64))
+        for mode, carried in enumerate((True, False)):
+            last = by_hand(model, tokens, carried)[first:]
+            expected[mode] += torch.tensor([sum(last), len(last)], dtype=torch.float64)
+
+    def count_calls(*_: object) -> None:
+        nonlocal decoded
+        decoded += 1
+
+    hook = model.decoder[0].register_forward_hook(count_calls)
+    with SegmentStream(
+        index, num_lanes=len(index), segment_length=LENGTH, num_segments=2, epochs=1, order="longest_first"
+    ) as stream:
+        scores = evaluate(model, stream, torch.device("cpu"), from_token=first)
+    hook.remove()
+    for mode, row in zip(("with_memory", "memory_reset"), expected, strict=True):
+        assert scores[mode].report()["tokens"] == int(row[1]) > 0
+        torch.testing.assert_close(scores[mode].losses.sum(), row[0], rtol=1e-10, atol=1e-9)
+    segments = -(-int(index.lengths.max()) // LENGTH)
+    assert decoded == 2 * (segments - first // LENGTH)
+
+
 def test_report_names_positions(index: DocumentIndex, model: Memformer) -> None:
     with SegmentStream(index, num_lanes=2, segment_length=LENGTH, num_segments=1, epochs=1) as stream:
         report = evaluate(model, stream, torch.device("cpu"), max_segments=8)["with_memory"].report()

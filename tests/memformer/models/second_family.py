@@ -89,7 +89,7 @@ def build(config: RecurrentConfig, construction: "Construction | None" = None) -
 def reader(model: Any, batch_size: int = 1, segment_length: int | None = None) -> Any:
     from tests.memformer.models.second_family_model import RecurrentReader
 
-    return RecurrentReader(model, batch_size, segment_length or model.config.segment_length)
+    return RecurrentReader(model, batch_size, segment_length)
 
 
 FAMILY = Family(RecurrentConfig.family, "RecurrentDecoder", RecurrentConfig, build, flops, reader)

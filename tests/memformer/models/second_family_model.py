@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memformer.models.construction import Construction
+from memformer.models.segment_reader import SegmentReader
 from memformer.replay import Segment
 from tests.memformer.models.second_family import RecurrentConfig
 
@@ -104,26 +105,12 @@ class RecurrentDecoder(nn.Module):
         return losses_BS.sum(), segment.target_length.sum(), memory
 
 
-class RecurrentReader:
+class RecurrentReader(SegmentReader):
     """Computes the segment again for every token: the shortest reader that is right."""
 
-    def __init__(self, model: RecurrentDecoder, batch_size: int, segment_length: int) -> None:
-        self.model, self.length, self.device = model, segment_length, model.device
-        self.memory = model.initial_memory(batch_size).clone()
-        self.tokens = torch.zeros(batch_size, 0, dtype=torch.int64, device=self.device)
-        self.never = torch.zeros(batch_size, dtype=torch.bool, device=self.device)
-
-    @property
-    def logits(self) -> torch.Tensor:
-        slots = self.model.config.num_slots
-        with torch.no_grad():
-            out = self.model.run(self.tokens, self.memory, self.never)
-            return self.model.head(out[:, slots + self.tokens.shape[1]])
-
-    @torch.no_grad()
-    def read(self, tokens: torch.Tensor) -> None:
-        for token in tokens.split(1, dim=1):
-            self.tokens = torch.cat([self.tokens, token], 1)
-            if self.tokens.shape[1] == self.length:
-                out = self.model.run(self.tokens, self.memory, self.never)
-                self.memory, self.tokens = out[:, -self.model.config.num_slots :], self.tokens[:, :0]
+    def _decode(self, rows: list[int]) -> torch.Tensor:
+        segment = self._segment(rows)
+        out_RLD = self.model.run(segment.target, self._of(self._memory, rows), segment.reset)
+        last_R = self.model.config.num_slots + segment.target_length
+        logits_RV: torch.Tensor = self.model.head(out_RLD[torch.arange(len(rows), device=self.device), last_R])
+        return logits_RV

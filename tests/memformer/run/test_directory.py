@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from memformer.run.directory import RunDirectory, write_atomically
+from memformer.run.directory import RunDirectory, refuse_taken, write_atomically
 
 
 def test_a_failed_replacement_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -17,6 +17,8 @@ def test_a_failed_replacement_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "\ud800")
     assert path.read_text() == "old"
+    write_atomically(path, b"\xff\r\n")
+    assert path.read_bytes() == b"\xff\r\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -63,3 +65,12 @@ def test_what_is_missing_is_no_obstacle(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "a/b/run").refuse_unwritable()
     RunDirectory(tmp_path).refuse_unwritable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_takes_nothings_place(tmp_path: Path) -> None:
+    refuse_taken(tmp_path / "new")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, words in (("file", "exists"), ("link", "exists"), (".", "exists"), ("none/new", "there is no directory")):
+        with pytest.raises(UserError, match=words):
+            refuse_taken(tmp_path / name)

@@ -3,7 +3,7 @@
 
 Tolerance in float64 1e-12, in float32 1e-5: the same products in another order of sums, layer by layer.
 
-Covers: memformer/models/backbone/cache.py
+Covers: memformer/models/segment_cache.py
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import torch
 from memformer.inference.generation import choose, generate
 from memformer.models.backbone import Backbone, LoraConfig
 from memformer.models.backbone.reader import BackboneReader
+from memformer.models.segment_cache import Places, SegmentCache
 from memformer.replay import Segment
 from tests.memformer.models.backbone.examples import MEMORIES, SIZES, START, config_of, make
 
@@ -116,10 +117,15 @@ def test_a_text_is_continued_as_it_is_scored() -> None:
         assert made == expected and len(set(made)) > 3
 
 
-def held(reader: BackboneReader) -> int:
-    """Bytes of all tensors that a reader holds between two calls."""
-    own = [each for each in vars(reader).values() if isinstance(each, torch.Tensor)]
-    return sum(each.untyped_storage().nbytes() for each in own) + reader.cache.num_bytes
+def held(value: Any) -> int:
+    """Bytes of all tensors that a reader holds between two calls, wherever it has them; the model is not its own."""
+    if isinstance(value, torch.Tensor):
+        return value.untyped_storage().nbytes()
+    if isinstance(value, dict):
+        return sum(map(held, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(held, value))
+    return held(vars(value)) if isinstance(value, BackboneReader | SegmentCache | Places) else 0
 
 
 @pytest.mark.parametrize("memory", ["associative", "slots", "tokens"])
@@ -135,6 +141,7 @@ def test_memory_and_work_are_the_same_in_the_thirtieth_segment(memory: str) -> N
             assert reader.logits.shape == (1, 31)
             reader.read(torch.tensor([[(token + segment) % START]]))
         alive.append(held(reader))
+        assert sum(each.untyped_storage().nbytes() for each in reader.tensors()) <= alive[-1]
         if segment:
             config = model.config.memory
             assert sum(ran) == config.front + 1 + 2 + LENGTH - 1 + config.back

@@ -69,6 +69,8 @@ for directory in sys.argv[3:]:
         "loss": float(scored.loss), "logits": scored.logits[0].tolist(), "refused": refused,
         "start": torch.equal(model.generate(with_start, **options)[:, with_start.shape[1]:],
                              model.generate(text, **options)[:, text.shape[1]:]),
+        "kept": [float((model(each, logits_to_keep=count).logits - model(each).logits[:, -count:]).abs().max())
+                 for each in (text, with_start) for count in (1, 3, text.shape[1])],
         "first": model(with_start).logits[0, :-1].shape[0] == text.shape[1],
         "eval": not model.training,
     }
@@ -123,6 +125,8 @@ def test_it_generates_what_we_generate(exports: dict[str, Path], found: dict[str
         assert result["alone"] == expected and result["beside"] == expected, name
         assert result["drawn"] == len(PROMPTS[0]) + 20
         assert result["start"] and result["first"] and result["eval"]
+        # What is not asked for is read without its logits: the same tensors through the same products.
+        assert result["kept"] == [0.0] * 6, name
         various += len(set(expected[0])) > 3
     assert various > len(exports) // 2, "a model that says one word alone shows nothing"
 
