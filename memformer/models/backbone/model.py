@@ -21,7 +21,7 @@ from memformer.models.backbone.parts import Parts
 from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
-from memformer.models.scoring import token_losses
+from memformer.models.scoring import scored_targets
 from memformer.replay.segment import Segment
 
 KINDS: dict[str, Any] = {"associative": AssociativeMemory, "slots": SlotMemory, "tokens": TokenMemory}
@@ -174,12 +174,12 @@ class Backbone(nn.Module):
         return self.head(self.norm(found.scored)), found.memory
 
     def losses(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
-        logits_BSV, memory_BKC = self.logits(segment, memory_BKC)
+        """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
+        found = self.run(segment, memory_BKC, len(self.stack))
         if self.start_token_id != self.bos:
             target = segment.target.masked_fill(segment.target == self.start_token_id, self.bos)
             segment = segment._replace(target=target)
-        return token_losses(logits_BSV, segment), memory_BKC
+        return self.head(self.norm(found.scored), scored_targets(segment)), found.memory
 
     def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores a segment: the sum of the valid targets' losses in nats, their number, the next memory [B, K, C]."""

@@ -78,7 +78,7 @@ class MemformerReader:
                 mask = torch.arange(keys.shape[2], device=self.device) <= rows
             y_BSD = y_BSD + layer.self_attention.attend(h, (keys, values), rotary, mask)
             y_BSD = layer.attend_context_and_feed(y_BSD, self._context[i], self._mask, rotary)
-        return model.whole_logits(model.head(model.decoder_norm(y_BSD[:, -1])))
+        return model.head.score.whole(model.head(model.decoder_norm(y_BSD[:, -1])))
 
     @property
     def logits(self) -> torch.Tensor:
