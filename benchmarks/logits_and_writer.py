@@ -116,7 +116,7 @@ def head_rows(measuring: Measuring, quick: bool) -> Iterator[dict[str, Any]]:
             with measuring.autocast(case[1]):
                 return head(x, case[0])
 
-        sizes = [64 * 997] if quick else [each * MIB for each in (32, 64, 256) if each * MIB < 4 * tokens * ids]
+        sizes = [64 * 997] if quick else [each * MIB for each in (64, 256) if each * MIB < 4 * tokens * ids]
         forms: dict[str, Callable[[], torch.Tensor]] = {"whole": lambda scored=scored: scored(WHOLE)}  # type: ignore[misc]
         for size in sizes:
             forms[f"chunks of {size / MIB:.0f} MiB"] = lambda size=size, scored=scored: scored(size)  # type: ignore[misc]
