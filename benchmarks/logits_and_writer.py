@@ -104,8 +104,8 @@ class Measuring:
 
 def head_rows(measuring: Measuring, quick: bool) -> Iterator[dict[str, Any]]:
     """Logits whole, and in chunks of so many MiB."""
-    width, ids = (16, 997) if quick else (256, VOCABULARY)
-    cases = [(512, "fp32"), (2048, "fp32"), (4096, "fp32"), (2048, "bf16")]
+    width, ids = (16, 997) if quick else (128, VOCABULARY)
+    cases = [(512, "fp32"), (2048, "fp32"), (2048, "bf16"), (4096, "fp32")]
     for tokens, precision in [(64, "fp32")] if quick else cases:
         head = Head(width, ids, bias=False, device=measuring.device)
         x = torch.randn(1, tokens, width, device=measuring.device, requires_grad=True)
@@ -195,7 +195,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each form (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU; default 1, the least noisy")
     parser.add_argument("--quick", action="store_true", help="one small case of each part")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
+    parser.add_argument(
+        "--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md; parts that are there already stay"
+    )
     parser.add_argument("--note", action="append", default=[], metavar="PART=TEXT", help="a remark for the page")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
@@ -204,9 +206,14 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device(arguments.device)
     measuring = Measuring(device, arguments.repetitions)
-    parts = {part: list(PARTS[part](measuring, arguments.quick)) for part in arguments.parts}
-    notes = dict(each.split("=", 1) for each in arguments.note)
-    values = {**provenance(device), "parts": parts, "notes": notes}
+    values = {**provenance(device), "commands": [], "parts": {}, "notes": {}}
+    if arguments.out and arguments.out.with_suffix(".json").exists() and not arguments.quick:
+        found = json.loads(arguments.out.with_suffix(".json").read_text())
+        values |= {key: found[key] for key in ("commands", "parts", "notes")}
+    values["commands"] = [*dict.fromkeys([*values["commands"], values["command"]])]
+    values["notes"] |= dict(each.split("=", 1) for each in arguments.note)
+    for part in arguments.parts:
+        values["parts"][part] = list(PARTS[part](measuring, arguments.quick))
     print(page(values))
     if arguments.out:
         write_results(arguments.out, values, page(values))
