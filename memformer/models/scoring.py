@@ -18,8 +18,8 @@ IGNORE = -100
 CHUNK_BYTES = 256 * 2**20
 """Logits that would be more than this in float32 are never whole: 1,335 tokens of 50,257 ids, 523 of 128,256.
 
-Below it the memory is small beside what layers keep, and chunks cost time: each adds to a gradient of [V, D], which a
-chunk of many rows pays for (docs/results/cpu-logits-and-writer.md).
+Below it chunks save little and cost time, 18 % of the head's for 512 tokens (docs/results/cpu-logits-and-writer.md):
+one product more, and each chunk adds to a gradient of [V, D], which many rows pay for.
 """
 
 

@@ -27,9 +27,9 @@ from memformer.models.memformer.layers import Attention, merge_heads, split_head
 FUSED_SLOTS = 256
 """From so many slots on the writer's softmax is left to torch's fused attention, in float32 and wider.
 
-Measured on a CPU (docs/results/cpu-logits-and-writer.md): as fast, to 4 %, at a third of the memory or less. With fewer
-slots the wider keys and values cost more than the logits. In 16 bits it is a fifth slower there, and a slot's weight on
-itself would be rounded to 8 bits at every write.
+Measured on a CPU (docs/results/cpu-logits-and-writer.md): 1 to 3 % slower at less than half of the memory, and a tenth
+for 1,024 slots and 4,096 tokens. With fewer slots the wider keys and values cost more than they save. In bf16 it is a
+quarter slower, and a slot's weight on itself would be rounded to 8 bits at every write.
 """
 
 
