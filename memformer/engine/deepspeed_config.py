@@ -52,13 +52,13 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
         # fp32 parameters under autocast rather than 16-bit parameters with an fp32 copy: gradients of all segments
         # accumulate in fp32, and every ZeRO stage uses the same optimizer class.
         generated["torch_autocast"] = {"enabled": True, "dtype": str(AUTOCAST[precision]).removeprefix("torch.")}
-        if config.parallel.tensor > 1:
-            # Whose gradients ZeRO sends in 16 bits; DeepSpeed asks for the very class, so that by default it would
-            # send those of half the layers in 32.
-            generated["torch_autocast"]["lower_precision_safe_modules"] = [
-                "torch.nn.Linear",
-                "memformer.parallel.tensor.modules.RowParallelLinear",
-            ]
+        # Whose gradients ZeRO sends in 16 bits; DeepSpeed asks for the very class, so that by default it would send
+        # those of the head, and of half the layers under tensor parallelism, in 32.
+        generated["torch_autocast"]["lower_precision_safe_modules"] = [
+            "torch.nn.Linear",
+            "memformer.models.scoring.Head",
+            "memformer.parallel.tensor.modules.RowParallelLinear",
+        ]
     return _merged(generated, config.deepspeed)
 
 

@@ -36,12 +36,8 @@ class Role(enum.Enum):
     VOCABULARY = "vocabulary"
     """`nn.Embedding`: each process has the rows of some ids."""
     HEAD = "head"
-    """`nn.Linear` to the logits: each process has those of some ids.
-
-    A model with this role scores through two attributes, which are replaced:
-    `token_losses` (at first `memformer.models.scoring.token_losses`), from what the head gives and the segment to the
-    losses [B, S]; and `whole_logits` (at first `scoring.all_logits`), from what the head gives to logits [..., V].
-    """
+    """`memformer.models.scoring.Head`: each process has the logits of some ids, and its attribute `score`, at first a
+    `scoring.Score`, is replaced."""
     JOINED_HEADS = "joined heads"
     """Like ATTENTION, but what its heads give is joined instead of projected: its attribute `heads`, a
     `memformer.models.heads.Heads`, is replaced. It is cut after the model is drawn, not while: its matrices may be

@@ -1,16 +1,26 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""How the targets of a segment are scored, whichever model gave the logits.
+"""How the targets of a segment are scored: the head, its cross entropy, and both in chunks where logits are many.
 
-Shapes: B lanes, S tokens a segment, V vocabulary.
+Shapes: B lanes, S tokens a segment, N = B*S, D width, V ids that the head here gives the logits of.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
 
 from memformer.replay.segment import Segment
 
 IGNORE = -100
 """cross_entropy's mark of a target that does not count."""
+CHUNK_BYTES = 256 * 2**20
+"""Logits that would be more than this in float32 are never whole: 1,335 tokens of 50,257 ids, 523 of 128,256.
+
+Below it chunks save little and cost time, 18 % of the head's for 512 tokens (docs/results/cpu-logits-and-writer.md):
+one product more, and each chunk adds to a gradient of [V, D], which many rows pay for.
+"""
 
 
 def scored_targets(segment: Segment) -> torch.Tensor:
@@ -21,14 +31,184 @@ def scored_targets(segment: Segment) -> torch.Tensor:
 
 
 def token_losses(logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32."""
-    if logits_BSV.dtype in (torch.bfloat16, torch.float16):
-        logits_BSV = logits_BSV.float()
-    targets = scored_targets(segment)
-    flat = F.cross_entropy(logits_BSV.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return flat.view_as(targets)
+    """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32.
+
+    The plain reference of what a `Head` gives.
+    """
+    targets_BS = scored_targets(segment)
+    return Score().losses(widened(logits_BSV).flatten(0, 1), targets_BS.flatten()).view_as(targets_BS)
 
 
-def all_logits(logits: torch.Tensor) -> torch.Tensor:
-    """The logits as they are: of a model whose head gives those of all ids."""
-    return logits
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 or wider."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def count_chunks(tokens: int, ids: int, size: int = 4, chunk_bytes: int | None = None) -> int:
+    """In how many chunks so many tokens are scored; 1: their logits are whole.
+
+    Args:
+        tokens: N.
+        ids: V.
+        size: Bytes of a logit where its loss is taken.
+        chunk_bytes: Bytes of logits that are whole at most; None: `CHUNK_BYTES`.
+    """
+    return min(tokens, max(1, -(-tokens * ids * size // (chunk_bytes or CHUNK_BYTES))))
+
+
+class Score:
+    """Cross entropy of a head that has all ids. What spreads a vocabulary over processes puts another in its place."""
+
+    first = 0
+    """The first id that the head here has."""
+
+    def most(self, ids: int) -> int:
+        """The ids that a head has at most, given those that this one has: what all processes decide by."""
+        return ids
+
+    def losses(self, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """Losses [N] of targets, int64 [N], of all ids; 0 for `IGNORE`."""
+        return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="none")
+
+    def joined(self, normalisers_N: torch.Tensor, scores_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Over all ids: log-sum-exp of a token's logits and the target's logit, from those of the ids here.
+
+        A target that is elsewhere has the logit 0 here. Without gradient.
+        """
+        return normalisers_N, scores_N
+
+    def whole(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of all ids from those of the ids here."""
+        return logits
+
+
+class Head(nn.Linear):
+    """A linear map from what leaves the last norm to logits, or at once to the losses of targets.
+
+    Both are its forward, since ZeRO-3 gathers a parameter around the forward of the module that owns it.
+    """
+
+    score: Score
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.score = Score()
+        self.chunk_bytes = CHUNK_BYTES
+
+    def forward(self, x_BSD: torch.Tensor, targets_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of the ids here, or losses.
+
+        Args:
+            x_BSD: [B, S, D]; for logits [..., D].
+            targets_BS: int64, of all ids, `IGNORE` where nothing is scored; None asks for logits.
+
+        Returns:
+            Logits [..., V]; or the losses in nats [B, S], 0 where nothing is scored, at least float32.
+        """
+        if targets_BS is None:
+            return super().forward(x_BSD)
+        x_ND, targets_N = x_BSD.flatten(0, 1), targets_BS.flatten()
+        size = max(4, x_ND.element_size())
+        chunks = count_chunks(len(targets_N), self.score.most(len(self.weight)), size, self.chunk_bytes)
+        if chunks == 1:
+            losses_N = self.score.losses(widened(super().forward(x_ND)), targets_N)
+        else:
+            x_ND, rows = x_ND.to(_dtype_of_products(x_ND)), -(-len(targets_N) // chunks)
+            losses_N = _ChunkedLosses.apply(x_ND, self.weight, self.bias, targets_N, self.score, rows)
+        return losses_N.view_as(targets_BS)
+
+
+def _dtype_of_products(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which autocast, if it is on, multiplies matrices."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    """Cross entropy whose logits exist for some rows at a time, in the forward and again in the backward.
+
+    Kept between the two is a number a token, its log-sum-exp: the softmax is exp(logit - that). So the backward costs
+    one more product with the head (4 instead of 3 in all), and every gradient is that of the plain form, whatever
+    weights the losses get later. Forms that compute gradients in the forward (Liger Kernel, Hsu et al., 2024) save that
+    product, and need one weight for all tokens, known before: float16's scale would come too late.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        score: Score,
+        rows: int,
+    ) -> torch.Tensor:
+        own = weight_VD.to(x_ND.dtype)  # made again in the backward, so that no copy waits for it
+        ids_N, elsewhere_N = _local(targets_N, score.first, len(own))
+        normalisers, scores = [], []
+        for at in _chunks(len(x_ND), rows):
+            logits = _logits(x_ND[at], own, bias_V)
+            scores.append(logits.gather(1, ids_N[at, None])[:, 0])
+            largest = logits.amax(dim=-1)
+            normalisers.append(logits.sub_(largest[:, None]).exp_().sum(dim=-1).log_().add_(largest))
+            del logits  # before the next chunk's
+        scores_N = torch.cat(scores).masked_fill_(elsewhere_N, 0)
+        normalisers_N, scores_N = score.joined(torch.cat(normalisers), scores_N)
+        ctx.save_for_backward(x_ND, weight_VD, bias_V, targets_N, normalisers_N)
+        ctx.first, ctx.rows = score.first, rows
+        return (normalisers_N - scores_N).masked_fill_(targets_N == IGNORE, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_ND, weight_VD, bias_V, targets_N, normalisers_N = ctx.saved_tensors
+        own = weight_VD.to(x_ND.dtype)
+        ids_N, elsewhere_N = _local(targets_N, ctx.first, len(own))
+        gradient_N = gradient_N.masked_fill(targets_N == IGNORE, 0)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        for_x = torch.empty_like(x_ND) if needs_x else None
+        # Chunks add up in float32: in 16 bits each addition would round.
+        for_weight = weight_VD.new_zeros(weight_VD.shape, dtype=normalisers_N.dtype) if needs_weight else None
+        for_bias = normalisers_N.new_zeros(len(own)) if needs_bias else None
+        for at in _chunks(len(x_ND), ctx.rows):
+            out = _logits(x_ND[at], own, bias_V).sub_(normalisers_N[at, None]).exp_().mul_(gradient_N[at, None])
+            out.scatter_add_(1, ids_N[at, None], -gradient_N[at].masked_fill(elsewhere_N[at], 0)[:, None])
+            if for_bias is not None:
+                for_bias += out.sum(dim=0)
+            out = out.to(x_ND.dtype)
+            if for_x is not None:
+                torch.mm(out, own, out=for_x[at])
+            if for_weight is not None:
+                if for_weight.dtype == out.dtype:
+                    for_weight.addmm_(out.t(), x_ND[at])
+                else:
+                    for_weight += out.t() @ x_ND[at]
+            del out
+        return (
+            for_x,
+            None if for_weight is None else for_weight.to(weight_VD.dtype),
+            None if for_bias is None or bias_V is None else for_bias.to(bias_V.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(tokens: int, rows: int) -> list[slice]:
+    return [slice(start, start + rows) for start in range(0, tokens, rows)]
+
+
+def _logits(x_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
+    """Logits of some tokens, [n, V], as `nn.Linear` gives them, in float32 or wider; the caller may write to them."""
+    if bias_V is None:
+        return widened(x_nD @ weight_VD.t())
+    return widened(torch.addmm(bias_V.to(x_nD.dtype), x_nD, weight_VD.t()))
+
+
+def _local(targets_N: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets as rows of a head that has `count` ids from `first` on, 0 for others; and which are others."""
+    ids_N = targets_N - first
+    elsewhere_N = (ids_N < 0) | (ids_N >= count)
+    return ids_N.masked_fill(elsewhere_N, 0), elsewhere_N

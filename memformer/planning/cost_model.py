@@ -112,6 +112,7 @@ def make_plan(
         config.activation_checkpointing.memory_interval,
         config.training.train,
     )
+    flops += tokens * run.traces.scored_again * parallel.tensor
     traffic = stage_traffic(run, worst)
     compute = flops / world / (peak * efficiency) / (1 - run.bubble)
     seconds = _communication_seconds(run, traffic, hardware, gpus_per_node)

@@ -124,8 +124,9 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     if run.execution.recompute:
         activations = max(activations, run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS])
     yield Part("activations", activations)
-    # Beside what is kept, the gradient of the logits.
-    yield Part("logits", 2 * held * kept[LOGITS])
+    # Beside what is kept, the gradient of the logits; or one chunk of them, on the last stage, which has the head.
+    last = stage == run.stages - 1
+    yield Part("logits", last * run.traces.chunk_bytes or 2 * held * kept[LOGITS])
     yield Part("16-bit weights", kept[WEIGHT_COPIES])
 
 

@@ -9,6 +9,7 @@ counting.
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
+from memformer.models.scoring import Head, count_chunks
 from memformer.parallel.activation_checkpointing import recomputed
 from memformer.parallel.tensor import shard_model
 from memformer.processes.topology import Axis
@@ -114,11 +116,15 @@ class StackTraces:
         rest: All that is in no layer: embedding, norms, head, loss and the like.
         stacks: One layer of each stack, by the configuration's field that counts them.
         rest_parameters: Those of `rest`, by the model's attribute that holds them.
+        chunk_bytes: Bytes of the logits that exist at a time where they are never whole; 0 where they are.
+        scored_again: Operations a token of the process's head that its backward repeats for chunks.
     """
 
     rest: SegmentTrace
     stacks: dict[str, SegmentTrace]
     rest_parameters: dict[str, Counter[Shape]]
+    chunk_bytes: int = 0
+    scored_again: int = 0
 
     def of(
         self, counts: Mapping[str, int], rest: bool = True, advanced: Mapping[str, int] | None = None
@@ -158,7 +164,9 @@ def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str,
 def _largest_layer(config: ModelConfig, how: Execution) -> int:
     """Bytes that a layer keeps by itself, beside what it is given and the 16-bit copies of its weights, at most."""
     sizes: list[int] = []
-    _trace(config.of_layers(dict.fromkeys(config.stacks, 1)), dataclasses.replace(how, recompute=False), sizes)
+    _trace(
+        config.of_layers(dict.fromkeys(config.stacks, 1)), dataclasses.replace(how, recompute=False), layer_sizes=sizes
+    )
     return max(sizes)
 
 
@@ -175,24 +183,47 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
         config: The model, with vocab_size.
         how: How the segment is computed; what the recomputation of one layer keeps is not in the traces.
     """
-    two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
+    tokens = how.lanes * how.segment_length
+    ids, width = _head_sizes(_bare(config).of_layers(dict.fromkeys(config.stacks, 1)), how.tensor)
+    chunks = count_chunks(tokens, ids)
+    two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes), chunks > 1) for lanes in (2, 3))
+    chunk_bytes = scored_again = 0
+    if chunks > 1:
+        # Beside a chunk in float32, its logits or their gradient in the 16 bits of the products.
+        chunk_bytes = -(-tokens // chunks) * ids * (6 if how.precision in AUTOCAST else 4)
+        scored_again = 2 * ids * width
 
     def at(a: SegmentTrace, b: SegmentTrace) -> SegmentTrace:
         """Everything grows with the lanes in a straight line; parameters are the same."""
         return dataclasses.replace(a.combined(b.combined(a, -1), how.lanes - 2), parameters=a.parameters)
 
     stacks = {stack: at(layer, three.stacks[stack]) for stack, layer in two.stacks.items()}
-    return StackTraces(at(two.rest, three.rest), stacks, two.rest_parameters)
+    return StackTraces(at(two.rest, three.rest), stacks, two.rest_parameters, chunk_bytes, scored_again)
 
 
 @functools.lru_cache(maxsize=64)
-def _parts_of_lanes(config: ModelConfig, how: Execution) -> StackTraces:
+def _head_sizes(config: ModelConfig, tensor: int) -> tuple[int, int]:
+    """(ids, width) of a process's `Head`; a backbone's may have fewer ids than its data; 0: the family has none."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = family_of(config).build(config)
+        shard_model(model, Axis(0, tensor))
+        for head in _heads(model):
+            return head.score.most(head.weight.shape[0]), head.weight.shape[1]
+        return 0, 0
+
+
+def _heads(model: Any) -> list[Head]:
+    return [module for module in model.modules() if isinstance(module, Head)]
+
+
+@functools.lru_cache(maxsize=64)
+def _parts_of_lanes(config: ModelConfig, how: Execution, chunked: bool) -> StackTraces:
     """The parts as differences of whole models: one layer in every stack, and one more in one stack."""
     ones = dict.fromkeys(config.stacks, 1)
-    one, one_outside = _trace(config.of_layers(ones), how)
+    one, one_outside = _trace(config.of_layers(ones), how, chunked)
     rest, stacks, rest_parameters = one, {}, dict(one_outside)
     for stack in config.stacks:
-        deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how)
+        deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how, chunked)
         for part, shapes in outside.items():  # what each such layer has outside itself
             rest_parameters[part] = rest_parameters[part] - (shapes - one_outside[part])
         layer = deeper.combined(one, -1)
@@ -205,13 +236,14 @@ def _parts_of_lanes(config: ModelConfig, how: Execution) -> StackTraces:
 
 
 def _trace(
-    config: ModelConfig, how: Execution, layer_sizes: list[int] | None = None
+    config: ModelConfig, how: Execution, chunked: bool = False, layer_sizes: list[int] | None = None
 ) -> tuple[SegmentTrace, dict[str, Counter[Shape]]]:
     """A whole model, and its parameters outside the layers by attribute.
 
     Args:
         config: The model.
         how: How the segment is computed.
+        chunked: Whether logits are never whole, which the lanes of the run say, and not those that are traced.
         layer_sizes: Gets the bytes that each layer keeps by itself, without what it is given.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _collectives() as sent:
@@ -221,10 +253,14 @@ def _trace(
         if how.recompute:
             for layer in model.layers():
                 layer.forward = functools.partial(recomputed, layer.forward, True)
+        heads = _heads(model)
+        for head in heads:
+            head.chunk_bytes = 1 if chunked else sys.maxsize
         segment = _full_segment(how)
         memory = torch.zeros(how.lanes, *config.memory_shape)
         here_anyway = [*model.parameters(), segment.context, segment.target]
-        kept = _Kept(here_anyway, (how.lanes * how.segment_length, config.vocab_size or 0))
+        ids = heads[0].weight.shape[0] if heads else config.vocab_size or 0
+        kept = _Kept(here_anyway, (how.lanes * how.segment_length, ids))
         autocast = torch.autocast("cpu", dtype=AUTOCAST.get(how.precision), enabled=how.precision in AUTOCAST)
         with torch.no_grad(), autocast:
             model.advance(segment, memory)
@@ -243,7 +279,9 @@ def _trace(
             saved = Counter(kept.bytes)  # before the backward, in which checkpoints recompute
         (loss + following.sum()).backward()
         if how.precision in AUTOCAST:
-            saved[WEIGHT_COPIES], among_saved = _weight_copies(model, how.recompute)
+            dropped = _parameters_of_layers(model) if how.recompute else set()
+            dropped |= {id(head.weight) for head in heads if chunked}
+            saved[WEIGHT_COPIES], among_saved = _weight_copies(model, dropped)
             saved[ACTIVATIONS] -= among_saved
         in_layers, rest = _shapes(model, how.memory_rate)
     return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers), below), rest
@@ -274,14 +312,14 @@ def _full_segment(how: Execution) -> Segment:
     return Segment(tokens, full, tokens, full, torch.zeros(how.lanes, dtype=torch.bool), False, False)
 
 
-def _weight_copies(model: Any, recompute: bool) -> tuple[int, int]:
+def _weight_copies(model: Any, dropped: set[int]) -> tuple[int, int]:
     """Bytes of the 16-bit copies of linear layers' weights that autocast makes; those that autograd has kept of them.
 
-    Checkpointed layers drop theirs after the forward; until then autocast keeps them all.
+    Those of some parameters, by `id`, are dropped after the forward, which checkpointed layers do; until then autocast
+    keeps them all. A head that scores in chunks drops its own too, and makes it again in the backward.
     """
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     linear = {id(module.weight): module.weight for module in modules if module.weight.dtype == torch.float32}
-    dropped = _parameters_of_layers(model) if recompute else set()
     kept = [weight for key, weight in linear.items() if key not in dropped]
     return sum(2 * weight.numel() for weight in linear.values()), sum(2 * weight.numel() for weight in kept)
 
@@ -311,8 +349,8 @@ class _Kept:
 
     Args:
         exclude: Tensors that are there anyway and do not count: parameters, and the tokens.
-        logits: Rows and columns of the logits, which are told by them: [..., V], a row for each token. What a process
-            has of them where the vocabulary is spread over several counts as activations.
+        logits: Rows and columns of the logits, which are told by them: [..., V], a row for each token; V is what the
+            process has of the vocabulary.
     """
 
     def __init__(self, exclude: Iterable[torch.Tensor], logits: tuple[int, int]) -> None:
@@ -331,6 +369,8 @@ class _Kept:
 
     def _are_logits(self, tensor: torch.Tensor) -> bool:
         rows, columns = self._logits
+        if not tensor.is_contiguous():  # the head's weight [D, V], where a segment has D tokens
+            return False
         return tensor.is_floating_point() and tensor.shape[-1:] == (columns,) and tensor.numel() == rows * columns
 
 

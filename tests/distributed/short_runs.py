@@ -99,6 +99,7 @@ class Case:
     segments_in_flight: int | None = None
     num_memory_slots: int = MODEL.num_memory_slots
     backbone: str = ""
+    chunked: bool = False
 
     @property
     def world_size(self) -> int:
@@ -247,7 +248,10 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
 
 def engine_of(world: World, case: Case) -> Engine:
     """The case's engine on these processes, arranged as it asks; `engine.world` is where this one stands."""
-    return make_engine(model_of(case), config_of(case), world.arranged(case.tensor, case.pipeline), case.precision)
+    model = model_of(case)
+    if case.chunked:  # a few tokens at a time; the reference has whole logits
+        model.head.chunk_bytes = 5 * 4 * len(model.head.weight)
+    return make_engine(model, config_of(case), world.arranged(case.tensor, case.pipeline), case.precision)
 
 
 def train(world: World, case: Case) -> dict[str, Any]:

@@ -42,9 +42,9 @@ GRID = [
 ]
 SINGLE = [
     Case(1, data=1, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
-    Case(2, data=2, tensor=2, dropout=0.2),
+    Case(2, data=2, tensor=2, dropout=0.2, chunked=True),
     Case(0, data=1, tensor=2, precision="bf16", **CHECKPOINTING["partitioned"]),
-    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written"),
+    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written", chunked=True),
     Case(
         2,
         data=1,
@@ -66,7 +66,7 @@ PIPELINES = [
     Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05),
     Case(0, data=1, pipeline=2, pipeline_layers=(1, 3), lanes_per_micro_batch=3, clipping=0.05, tie_embeddings=False),
     Case(1, data=1, pipeline=2, num_memory_slots=0),
-    Case(0, "bf16", data=1, pipeline=2),
+    Case(0, "bf16", data=1, pipeline=2, chunked=True),
     Case(1, "bf16", data=1, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),

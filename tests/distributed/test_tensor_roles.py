@@ -7,7 +7,7 @@ differences are those of the order of summation (1e-12). Neither the vocabulary 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -18,7 +18,7 @@ from memformer.models.configuration import ModelConfig
 from memformer.models.family_record import Family, Role, Sharding
 from memformer.models.heads import Heads, Inputs
 from memformer.models.registry import register
-from memformer.models.scoring import all_logits, token_losses
+from memformer.models.scoring import CHUNK_BYTES, Head, scored_targets
 from memformer.parallel.tensor import SlicedConstruction, shard_model, sharding_of, slice_of, whole_tensor
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
@@ -70,17 +70,15 @@ class Invented(nn.Module):
         self.of_parts, self.more = nn.RMSNorm(4), Scaled()
         self.untouched = nn.Linear(WIDTH, WIDTH)
         self.writer = InventedWriter()
-        self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
-        self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
-        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = all_logits
+        self.norm, self.head = nn.RMSNorm(WIDTH), Head(WIDTH, VOCABULARY)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What this process's head gives."""
+        """What the head reads."""
         x = self.untouched(self.embedding(tokens))
         up = self.of_parts(torch.relu(self.up(self.before(x))).unflatten(-1, (-1, 4))).flatten(-2)
         x = x + self.down(up) + self.more(up)
-        logits: torch.Tensor = self.head(self.norm(x + self.writer(x)))
-        return logits
+        normed: torch.Tensor = self.norm(x + self.writer(x))
+        return normed
 
 
 def roles(module: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
@@ -117,13 +115,13 @@ def answers(model: Invented) -> dict[str, torch.Tensor]:
     torch.manual_seed(2)  # of the dropout
     lengths = torch.tensor([LENGTH, 2, 0])
     segment = Segment(tokens, lengths, tokens.flip(1), lengths, torch.zeros(LANES, dtype=torch.bool), True)
-    logits = model(tokens)
-    losses = model.token_losses(logits, segment)
-    losses.sum().backward()
-    return {"logits": model.whole_logits(logits).detach(), "losses": losses.detach()}
+    x = model(tokens)
+    losses = model.head(x, scored_targets(segment))
+    (losses * torch.linspace(-1, 2, LENGTH)).sum().backward()
+    return {"logits": model.head.score.whole(model.head(x)).detach(), "losses": losses.detach()}
 
 
-def compare(world: World, tied: bool) -> dict[str, float]:
+def compare(world: World, tied: bool, chunk_bytes: int) -> dict[str, float]:
     """Largest difference to the whole model, by what was asked."""
     register_invented()
     axis = world.arranged(2, 1).mesh.tensor
@@ -131,6 +129,7 @@ def compare(world: World, tied: bool) -> dict[str, float]:
     shard_model(parts, axis)
     shard_model(parts, axis)  # as after a construction that has cut it: each module is cut once
     assert (parts.head.weight is parts.embedding.weight) == tied
+    parts.head.chunk_bytes = chunk_bytes
     assert parts.writer.num_heads == HEADS // 2 and slice_of(parts.untouched.weight) is None
     expected, got = answers(plain), answers(parts)
     errors = {name: float((got[name] - expected[name]).abs().max()) for name in expected}
@@ -141,9 +140,17 @@ def compare(world: World, tied: bool) -> dict[str, float]:
     return errors
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_invented_family_is_cut_by_its_roles(tied: bool) -> None:
-    ranks: list[dict[str, float]] = run_distributed(compare, 2, tied)
+@pytest.mark.parametrize(
+    ("tied", "chunk_bytes"),
+    [
+        (True, CHUNK_BYTES),
+        (False, LANES * LENGTH * 3 * 8),  # the first process's 3 ids alone would be whole
+        (True, 3 * 8 * 4),  # 5 chunks
+    ],
+)
+def test_an_invented_family_is_cut_by_its_roles(tied: bool, chunk_bytes: int) -> None:
+    """Its losses too, with whole logits or in chunks, which the processes agree on whatever their parts."""
+    ranks: list[dict[str, float]] = run_distributed(compare, 2, tied, chunk_bytes)
     for errors in ranks:
         assert not {name: error for name, error in errors.items() if not error < 1e-12}
         assert {"logits", "losses", "up.bias", "down.bias", "head.bias", "writer.value.bias"} <= errors.keys()

@@ -52,6 +52,7 @@ FROZEN = [Case(stage, precision, train="memory") for stage in range(3) for preci
 FROZEN += [Case(3, "bf16", train="memory"), Case(3, train="memory", mode="full", memory_learning_rate=3e-3)]
 RATES = [Case(stage, memory_learning_rate=4e-3) for stage in (0, 2)]
 CASES += FROZEN + RATES
+CASES += [Case(3, "bf16", chunked=True), Case(1, "fp16", chunked=True), Case(3, train="memory", chunked=True)]
 
 
 @pytest.fixture(scope="module")

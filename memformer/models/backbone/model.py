@@ -7,7 +7,7 @@ can stop behind the last layer that the memory depends on, and each module's par
 Shapes: B lanes, S tokens a segment, L inputs of the backbone, [K, C] a lane's memory, D width, V ids of the backbone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from memformer.models.backbone.parts import Parts
 from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
-from memformer.models.scoring import all_logits, token_losses
+from memformer.models.scoring import scored_targets
 from memformer.models.segment_cache import SegmentCache
 from memformer.replay.segment import Segment
 
@@ -106,9 +106,6 @@ class Backbone(nn.Module):
         )
         self.norm = parts.norm()
         self.head = parts.head(self.embedding if config.tied() else None)
-        # Another pair of functions where this process has the logits of some ids (`Role.HEAD`).
-        self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
-        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = all_logits
 
     @property
     def device(self) -> torch.device:
@@ -184,15 +181,15 @@ class Backbone(nn.Module):
     def logits(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, S, V] of the segment's targets, and the next memory [B, K, C]."""
         found = self.run(segment, memory_BKC, len(self.stack))
-        return self.whole_logits(self.head(self.norm(found.scored))), found.memory
+        return self.head.score.whole(self.head(self.norm(found.scored))), found.memory
 
     def losses(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
+        """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
         found = self.run(segment, memory_BKC, len(self.stack))
         if self.start_token_id != self.bos:
             target = segment.target.masked_fill(segment.target == self.start_token_id, self.bos)
             segment = segment._replace(target=target)
-        return self.token_losses(self.head(self.norm(found.scored)), segment), found.memory
+        return self.head(self.norm(found.scored), scored_targets(segment)), found.memory
 
     def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores a segment: the sum of the valid targets' losses in nats, their number, the next memory [B, K, C]."""

@@ -15,6 +15,7 @@ from torch import nn
 from memformer.models.backbone.architectures import Architecture
 from memformer.models.backbone.config import BackboneConfig, is_adapter
 from memformer.models.construction import Construction
+from memformer.models.scoring import Head
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -106,9 +107,10 @@ class Parts:
         """The norm behind the last layer."""
         return self._made(getattr(self._body, self._architecture.norm))
 
-    def head(self, tied_to: nn.Embedding | None) -> nn.Linear:
+    def head(self, tied_to: nn.Embedding | None) -> Head:
         """The head, whose weight is that of an embedding where one is given."""
-        head = self._model.get_output_embeddings()
+        theirs = self._model.get_output_embeddings()
+        head = Head(theirs.in_features, theirs.out_features, bias=theirs.bias is not None, device="meta")
         if tied_to is None:
             return self._made(head)
         head.weight = tied_to.weight

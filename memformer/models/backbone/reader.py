@@ -48,7 +48,7 @@ class BackboneReader(SegmentReader):
         groups = [group for group in (begun, order[len(begun) :]) if group]
         last = [self._read_on(group, [self._counts[row] for row in group], len(self.model.stack)) for group in groups]
         model, count = self.model, self.model.config.vocab_size or 0
-        logits_RV = model.whole_logits(model.head(model.norm(torch.cat(last))))
+        logits_RV = model.head.score.whole(model.head(model.norm(torch.cat(last))))
         logits_RV = F.pad(logits_RV, (0, max(0, count - logits_RV.shape[1])), value=float("-inf"))[:, :count]
         if order == rows:
             return logits_RV

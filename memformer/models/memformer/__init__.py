@@ -8,12 +8,10 @@ from data_pipeline.faces import face
 if TYPE_CHECKING:
     from memformer.models.memformer.config import MemformerConfig
     from memformer.models.memformer.model import Memformer
-    from memformer.models.scoring import token_losses
 
 __all__ = [
     "Memformer",
     "MemformerConfig",
-    "token_losses",
 ]
 
 __getattr__ = face(
@@ -21,6 +19,5 @@ __getattr__ = face(
     {
         "Memformer": "model",
         "MemformerConfig": "config",
-        "token_losses": "model",
     },
 )

@@ -24,6 +24,14 @@ from memformer.models.heads import Heads
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.layers import Attention, merge_heads, split_heads
 
+FUSED_SLOTS = 256
+"""From so many slots on the writer's softmax is left to torch's fused attention, in float32 and wider.
+
+Measured on a CPU (docs/results/cpu-logits-and-writer.md): 1 to 3 % slower at less than half of the memory, and a tenth
+for 1,024 slots and 4,096 tokens. With fewer slots the wider keys and values cost more than they save. In bf16 it is a
+quarter slower, and a slot's weight on itself would be rounded to 8 bits at every write.
+"""
+
 
 class MemoryReader(nn.Module):
     """Multi-head attention of every token over every slot (the paper's section 1, "Read")."""
@@ -110,8 +118,14 @@ class MemoryWriter(nn.Module):
 
     Slot i attends to itself and to every token, to no other slot. What it keeps of itself is the raw slot, not a
     projection, so a weight of 1.0 on itself is an exact copy. There is no gate, residual or output projection.
-    The softmax is written out: each slot has one private column (itself) beside the tokens' columns, K*(S+1) logits.
+    Each slot has one private column (itself) beside the tokens' columns, K*(S+1) logits: `weights` writes the softmax
+    out, which is the reference and what is looked at; of many slots `attended` never has all logits.
+
+    Attributes:
+        fused: Whether it does; None: from `FUSED_SLOTS` on.
     """
+
+    fused: bool | None = None
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
@@ -128,9 +142,7 @@ class MemoryWriter(nn.Module):
 
     def weights(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """Attention of every slot on [itself ; every token], [B, H, K, 1 + S], rows summing to 1, of the heads here."""
-        slots_BKD = memory_BKD * self.slot_scale
-        q_BHKE = split_heads(self.query(slots_BKD), self.num_heads) * self.logit_scale
-        own_BHK1 = (q_BHKE * split_heads(self.key(slots_BKD), self.num_heads)).sum(-1, keepdim=True)
+        q_BHKE, own_BHK1 = self._queries(memory_BKD)
         tokens_BHKS = q_BHKE @ split_heads(self.key(x_BSD), self.num_heads).transpose(-1, -2)
         if mask_BS is not None:
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
@@ -145,16 +157,63 @@ class MemoryWriter(nn.Module):
             mask_BS: True at valid tokens; None when all are.
         """
         memory_BKD = self.heads.enter(memory_BKD)
+        if self._fuses(memory_BKD):
+            return self._joined(*self.attended(memory_BKD, x_BSD, mask_BS), memory_BKD)
         return self.mixed(self.weights(memory_BKD, x_BSD, mask_BS), memory_BKD, x_BSD)
+
+    def attended(
+        self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A slot's weight on itself, [B, h, K, 1], and what it takes from the tokens, [B, h, K, E], of the heads here.
+
+        By one call of torch's attention, whose softmax over a block of keys at a time has all its gradients. The slot
+        itself becomes one key more. It has a 1 in a column of its own, where a query has its logit on itself and tokens
+        have 0; its value is 1 in that column and 0 in those of the tokens, so that its weight comes out there.
+        """
+        q_BHKE, own_BHK1 = self._queries(memory_BKD)
+        size = q_BHKE.shape[-1]
+        more = 8 - size % 8  # a column, and what GPUs need for aligned rows
+        k_BHLM = _with_own_key(split_heads(self.key(x_BSD), self.num_heads), more)
+        v_BHLM = _with_own_key(self._values(x_BSD), more)
+        q_BHKM = torch.cat([q_BHKE, own_BHK1, q_BHKE.new_zeros(*q_BHKE.shape[:-1], more - 1)], dim=-1)
+        mask = None if mask_BS is None else F.pad(mask_BS, (0, 1), value=True)[:, None, None, :]
+        out_BHKM = F.scaled_dot_product_attention(q_BHKM, k_BHLM, v_BHLM, attn_mask=mask, scale=1.0)
+        return out_BHKM[..., size : size + 1], out_BHKM[..., :size]
+
+    def _fuses(self, memory_BKD: torch.Tensor) -> bool:
+        if self.fused is not None:
+            return self.fused
+        narrow = torch.is_autocast_enabled(memory_BKD.device.type) or self.key.weight.element_size() < 4
+        return memory_BKD.shape[1] >= FUSED_SLOTS and not narrow
+
+    def _queries(self, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slots' queries, [B, h, K, E], scaled, and their logits on themselves, [B, h, K, 1]."""
+        slots_BKD = memory_BKD * self.slot_scale
+        q_BHKE = split_heads(self.query(slots_BKD), self.num_heads) * self.logit_scale
+        return q_BHKE, (q_BHKE * split_heads(self.key(slots_BKD), self.num_heads)).sum(-1, keepdim=True)
+
+    def _values(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """The tokens' values, [B, h, S, E]."""
+        return split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
 
     def mixed(self, a_BHKL: torch.Tensor, memory_BKD: torch.Tensor, x_BSD: torch.Tensor) -> Written:
         """The written memory before forgetting, from the attention of the heads here, [B, h, K, 1 + S]."""
-        kept_BHKE = a_BHKL[..., :1] * split_heads(self.heads.own(memory_BKD), self.num_heads)
-        v_BHSE = split_heads(self.value(x_BSD) * self.value_scale, self.num_heads)
-        written_BHKE = kept_BHKE + a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE
+        v_BHSE = self._values(x_BSD)
+        return self._joined(a_BHKL[..., :1], a_BHKL[..., 1:].to(v_BHSE.dtype) @ v_BHSE, memory_BKD)
+
+    def _joined(self, own_BHK1: torch.Tensor, taken_BHKE: torch.Tensor, memory_BKD: torch.Tensor) -> Written:
+        """What all heads write, from the weights of slots on themselves and what they take, of the heads here."""
+        written_BHKE = own_BHK1 * split_heads(self.heads.own(memory_BKD), self.num_heads) + taken_BHKE
         if not self.tells_shares:
             return Written(self.heads.join(merge_heads(written_BHKE)))
         # The share of a head is one column more of it, so that all are joined at once.
-        with_share = torch.cat([written_BHKE, 1 - a_BHKL[..., :1].to(written_BHKE.dtype)], dim=-1)
+        with_share = torch.cat([written_BHKE, 1 - own_BHK1.to(written_BHKE.dtype)], dim=-1)
         joined_BKHE = self.heads.join(merge_heads(with_share)).unflatten(-1, (-1, with_share.shape[-1]))
         return Written(joined_BKHE[..., :-1].flatten(-2), joined_BKHE[..., -1])
+
+
+def _with_own_key(x_BHSE: torch.Tensor, more: int) -> torch.Tensor:
+    """Keys or values of tokens with that of the slot itself behind them, [B, h, S + 1, E + more]."""
+    padded = F.pad(x_BHSE, (0, more, 0, 1))
+    padded.detach()[..., -1, x_BHSE.shape[-1]] = 1  # a constant: the gradient of the padding knows nothing of it
+    return padded

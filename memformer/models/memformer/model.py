@@ -5,8 +5,6 @@ Shapes: B lanes, S tokens a segment, K slots, D width, V vocabulary. One segment
 `advance` computes the next memory only (encoder and writer), `forward` also decodes and scores the targets.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -16,7 +14,7 @@ from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
 from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
-from memformer.models.scoring import all_logits, token_losses
+from memformer.models.scoring import Head, scored_targets
 from memformer.replay.segment import Segment
 
 SLOT_BIAS = "forget.bias"
@@ -137,13 +135,10 @@ class Memformer(nn.Module):
             self.forget = built(BiasedMemoryNormalisation(config))
         self.decoder = nn.ModuleList(built(DecoderLayer(config)) for _ in range(config.num_decoder_layers))
         self.decoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Head(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight
         built(self.head)
-        # Replaced where the vocabulary is spread over several processes, which then have a part of the logits each.
-        self.token_losses: Callable[[torch.Tensor, Segment], torch.Tensor] = token_losses
-        self.whole_logits: Callable[[torch.Tensor], torch.Tensor] = all_logits
         initialise(self, config, construction)
 
     @property
@@ -205,21 +200,21 @@ class Memformer(nn.Module):
         return self.write(memory_BKD, x_BSD, mask_BS)
 
     def decode(self, segment: Segment, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """Logits [B, S, V] of the segment's targets, teacher-forced: input start, x_0 .. x_{S-2}."""
+        """What the head reads for the segment's targets, [B, S, D], teacher-forced: input start, x_0 .. x_{S-2}."""
         y_BSD = self.embedding(computation.inputs(segment, self.start_token_id))
         y_BSD = computation.respond(self.decoder, y_BSD, context_BSD, mask_BS, self.config)
-        return self.head(self.decoder_norm(y_BSD))
+        return self.decoder_norm(y_BSD)
 
     def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        logits_BSV = self.whole_logits(self.decode(segment, x_BSD, mask_BS))
+        logits_BSV = self.head.score.whole(self.head(self.decode(segment, x_BSD, mask_BS)))
         return logits_BSV, self.write(memory_BKD, x_BSD, mask_BS)
 
     def losses(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`token_losses` of the segment, [B, S], and the next memory [B, K, D]."""
+        """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, D]."""
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        losses_BS = self.token_losses(self.decode(segment, x_BSD, mask_BS), segment)
+        losses_BS = self.head(self.decode(segment, x_BSD, mask_BS), scored_targets(segment))
         return losses_BS, self.write(memory_BKD, x_BSD, mask_BS)
 
     def forward(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

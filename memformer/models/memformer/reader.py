@@ -68,7 +68,7 @@ class MemformerReader(SegmentReader):
             y_RnD = y_RnD + layer.self_attention.attend(h, own, rotary, places.mask, places.causal)
             keys, values = self._contexts[i]
             y_RnD = layer.attend_context_and_feed(y_RnD, (self._of(keys, rows), self._of(values, rows)), mask, rotary)
-        logits_RV: torch.Tensor = model.whole_logits(model.head(model.decoder_norm(places.last(y_RnD))))
+        logits_RV: torch.Tensor = model.head.score.whole(model.head(model.decoder_norm(places.last(y_RnD))))
         return logits_RV
 
     def _context_mask(self, rows: list[int]) -> torch.Tensor | None:

@@ -13,6 +13,7 @@ from torch import nn
 from memformer.models.memformer import computation
 from memformer.models.memformer.memory import MemoryWriter
 from memformer.models.memformer.model import SLOT_BIAS, Memformer
+from memformer.models.scoring import scored_targets
 from memformer.replay.segment import Segment
 
 
@@ -33,7 +34,7 @@ class MemformerStage(nn.Module):
 
     def __init__(self, whole: Memformer, encoder: range, decoder: range) -> None:
         super().__init__()
-        self.config, self.start_token_id, self.token_losses = whole.config, whole.start_token_id, whole.token_losses
+        self.config, self.start_token_id = whole.config, whole.start_token_id
         self.first = 0 in encoder
         self.writes = self.config.num_encoder_layers - 1 in encoder
         self.scores = self.config.num_decoder_layers - 1 in decoder
@@ -126,12 +127,12 @@ class MemformerStage(nn.Module):
             y_BSD: What the stage before made of the decoder's input; None on the first decoder stage.
 
         Returns:
-            The stream for the next stage [B, S, D]; on the last stage the losses [B, S] (`token_losses`).
+            The stream for the next stage [B, S, D]; on the last stage the losses [B, S] (`scoring.token_losses`).
         """
         _, mask_BS = computation.context(segment, self.start_token_id)
         y_BSD = self.embedding(computation.inputs(segment, self.start_token_id)) if y_BSD is None else y_BSD
         y_BSD = computation.respond(self.decoder, y_BSD, context_BSD, mask_BS, self.config)
-        return (self.token_losses(self.head(self.decoder_norm(y_BSD)), segment) if self.scores else y_BSD,)
+        return (self.head(self.decoder_norm(y_BSD), scored_targets(segment)) if self.scores else y_BSD,)
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """`encode_part`, `decode_part` or `begin`, in a tuple: an engine knows one forward."""

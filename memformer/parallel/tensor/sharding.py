@@ -88,10 +88,6 @@ def shard_model(model: Any, axis: Axis) -> None:
         if tied is not None:
             head.weight = tied.weight
         _spread(head, Role.HEAD, axis)
-        vocabulary = slice_of(head.weight)
-        if vocabulary is not None:
-            score = ParallelScore(vocabulary.shape[0], axis)
-            model.token_losses, model.whole_logits = score.losses, score.whole
 
 
 class SlicedConstruction(Construction):
@@ -154,6 +150,10 @@ def _spread(module: Any, role: Role, axis: Axis) -> None:
             _slice(module, "weight", 0, axis)
             if module.bias is not None:
                 _slice(module, "bias", 0, axis)
+            if role is Role.HEAD:
+                part = slice_of(module.weight)
+                assert part is not None
+                module.score = ParallelScore(part.shape[0], axis)
         case Role.ROWS:
             if isinstance(getattr(module, "inputs", None), Inputs):
                 module.inputs = ParallelInputs(axis)

@@ -14,10 +14,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from memformer.models.scoring import IGNORE, scored_targets
+from memformer.models.scoring import IGNORE, Score
 from memformer.parallel.tensor.collectives import from_ranks
 from memformer.processes.topology import Axis
-from memformer.replay.segment import Segment
 
 
 def part_of(total: int, axis: Axis) -> tuple[int, int]:
@@ -65,8 +64,8 @@ class _CrossEntropy(torch.autograd.Function):
         return out, None, None, None
 
 
-class ParallelScore:
-    """`token_losses` and whole logits from this process's part of the logits.
+class ParallelScore(Score):
+    """Scoring, and whole logits, from this process's part of the logits.
 
     Args:
         vocab_size: V.
@@ -77,20 +76,26 @@ class ParallelScore:
         self.vocab_size, self.axis = vocab_size, axis
         self.first, self.stop = part_of(vocab_size, axis)
 
-    def losses(self, logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
-        """`memformer.models.scoring.token_losses` of logits [B, S, stop - first]."""
-        if logits_BSV.dtype in (torch.bfloat16, torch.float16):
-            logits_BSV = logits_BSV.float()
-        targets_BS = scored_targets(segment)
-        flat: torch.Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            logits_BSV.flatten(0, 1), targets_BS.flatten(), self.first, self.axis
+    def most(self, ids: int) -> int:
+        """The parts may be one id apart."""
+        return -(-self.vocab_size // self.axis.size)
+
+    def losses(self, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """`Score.losses` of logits [N, stop - first]."""
+        losses_N: torch.Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            logits_NV, targets_N, self.first, self.axis
         )
-        return flat.view_as(targets_BS)
+        return losses_N
+
+    def joined(self, normalisers_N: torch.Tensor, scores_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Score.joined`; three numbers a token are sent, as for `losses`."""
+        largest = self.axis.max(normalisers_N.clone())
+        sums, scores = self.axis.sum(torch.stack([(normalisers_N - largest).exp(), scores_N]))
+        return sums.log() + largest, scores
 
     def whole(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits [..., stop - first] -> [..., V], for generation; without gradient."""
-        widest = -(-self.vocab_size // self.axis.size)
-        padded = F.pad(logits.detach(), (0, widest - logits.shape[-1]))
+        padded = F.pad(logits.detach(), (0, self.most(logits.shape[-1]) - logits.shape[-1]))
         parts = [torch.empty_like(padded) for _ in range(self.axis.size)]
         dist.all_gather(parts, padded.contiguous(), group=self.axis.group)
         sizes = [part_of(self.vocab_size, Axis(rank, self.axis.size)) for rank in range(self.axis.size)]

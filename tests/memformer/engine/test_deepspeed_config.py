@@ -1,14 +1,18 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """DeepSpeed's JSON as generated from a run's configuration."""
 
+import importlib
 import json
 from typing import Any
 
 import pytest
+from torch import nn
 
 from data_pipeline import UserError
 from memformer.config.schema import parse_config
 from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
+from memformer.models.scoring import Head
+from memformer.parallel.tensor.modules import RowParallelLinear
 
 
 def generated(stage: int = 1, precision: str = "fp32", **sections: Any) -> dict[str, Any]:
@@ -32,10 +36,12 @@ def test_clipping_is_ours_at_stage_0() -> None:
 
 def test_bf16_is_autocast() -> None:
     assert "torch_autocast" not in generated()
-    assert generated(precision="bf16")["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    made = generated(precision="bf16")["torch_autocast"]
     assert "bf16" not in generated(precision="bf16")
-    spread = generated(precision="bf16", parallel={"tensor": 2})["torch_autocast"]["lower_precision_safe_modules"]
-    assert "torch.nn.Linear" in spread and len(spread) == 2
+    assert made["enabled"] is True and made["dtype"] == "bfloat16"
+    names = (name.rpartition(".") for name in made["lower_precision_safe_modules"])
+    classes = [getattr(importlib.import_module(module), own) for module, _, own in names]
+    assert classes == [nn.Linear, Head, RowParallelLinear]
 
 
 def test_own_keys_go_over_the_generated_ones_and_leave_the_rest() -> None:

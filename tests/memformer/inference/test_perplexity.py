@@ -11,7 +11,7 @@ import torch
 from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, ShardStore
 from memformer import Memformer, MemformerConfig
 from memformer.inference.perplexity import BUCKETS, evaluate
-from memformer.models.memformer import token_losses
+from memformer.models.scoring import token_losses
 from memformer.replay import Segment
 from memformer.run.stop_requests import StepAbandoned
 from tests.books import small_dataset

@@ -15,7 +15,7 @@ from memformer.engine.precision import AUTOCAST
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.flops import segment_flops
 from memformer.planning import make_plan
-from memformer.planning.segment_trace import WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
+from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.replay import Carry, ReplayBuffer, Segment, memory_replay_backward
 from tests.memformer.examples import ragged_rollout
 from tests.memformer.models.backbone.examples import SIZES, START, VOCABULARY
@@ -29,9 +29,15 @@ MEMORIES = {
 
 
 def config_of(kind: str, memory: str) -> BackboneConfig:
-    sizes = SIZES[kind] | {"n_layer" if kind == "gpt2" else "num_hidden_layers": 4}
+    """A backbone that lacks the last id of the data, the start token."""
+    sizes = SIZES[kind] | {"n_layer" if kind == "gpt2" else "num_hidden_layers": 4, "vocab_size": START}
     return BackboneConfig(
-        backbone=sizes, memory=MEMORIES[memory], vocab_size=VOCABULARY, start_token_id=START, overlap=3
+        backbone=sizes,
+        memory=MEMORIES[memory],
+        vocab_size=VOCABULARY,
+        start_token_id=START,
+        bos_token_id=0,
+        overlap=3,
     )
 
 
@@ -64,6 +70,7 @@ def test_activations_of_a_segment(kind: str, memory: str, precision: str, recomp
     how, counts = Execution(LANES, LENGTH, 1, precision, recompute), config.layer_counts()
     traces = trace_parts(config, how)
     kept, peak = measured_bytes(config, precision, recompute)
+    assert traces.of(counts).saved[LOGITS] == 4 * LANES * LENGTH * START
     if not recompute:
         assert sum(traces.of(counts).saved.values()) == kept == peak
         return

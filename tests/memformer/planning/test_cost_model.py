@@ -13,17 +13,19 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.activations import SavedActivations
+from benchmarks.activations import LiveTensors, SavedActivations
 from data_pipeline import UserError
 from memformer import Memformer, MemformerConfig
 from memformer.config.schema import Config, parse_config
 from memformer.engine.precision import AUTOCAST
+from memformer.models import scoring
 from memformer.models.registry import family_of
-from memformer.models.sizes import count_parameters
+from memformer.models.scoring import Head
+from memformer.models.sizes import count_parameters, hardware_flops_per_token
 from memformer.planning import make_plan
 from memformer.planning.devices import DEVICES
 from memformer.planning.search import search
-from memformer.planning.segment_trace import WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
+from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.replay import Segment
 
 LANES, LENGTH = 3, 32
@@ -168,3 +170,43 @@ def test_what_cannot_be_planned_is_refused(world: int, device: str, parallel: di
     config = config_of(parallel=parallel)
     with pytest.raises(UserError, match=words):
         make_plan(config, config.model, 1, world, device)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_that_are_never_whole(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd keeps, to the byte; what exists of the logits while the head scores and goes back, within 10 %.
+
+    That is all that exists at most, less what is no logit: the gradient of the weight, the weight in 16 bits, the
+    head's input and its gradient; but for numbers a token.
+    """
+    tokens, ids, width = LANES * LENGTH, 301, 64
+    monkeypatch.setattr(scoring, "CHUNK_BYTES", 4 * 48 * ids)
+    traces = trace_parts(MODEL, Execution(LANES, LENGTH, 1, precision))
+    saved = traces.of({"num_encoder_layers": 3, "num_decoder_layers": 4}).saved
+    assert saved[LOGITS] == 0
+    copy = 2 * ids * width * (precision == "bf16")  # is made again in the backward, and not kept until then
+    assert sum(saved.values()) - copy == measured_bytes(MODEL, precision, recompute=False)[0]
+
+    head, dtype = Head(width, ids, bias=False), AUTOCAST.get(precision)
+    x, targets = torch.randn(LANES, LENGTH, width, requires_grad=True), torch.randint(0, ids, (LANES, LENGTH))
+    with LiveTensors() as live:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            losses = head(x, targets)
+        losses.sum().backward()
+    rest = 4 * ids * width + copy + tokens * width * 4
+    assert traces.chunk_bytes == pytest.approx(live.meter.peak_bytes - rest, rel=0.1)
+
+
+def test_a_plan_counts_a_chunk_of_logits_and_the_heads_product_once_more() -> None:
+    """512 tokens of 200,000 ids, 410 MB: two chunks. Two lanes, which are traced, have 64 tokens, as the head has
+    inputs: its weight is not taken for logits."""
+    plans = []
+    for ids in (100_000, 200_000):
+        model = dataclasses.replace(MODEL, vocab_size=ids, start_token_id=0)
+        config = config_of(precision="bf16", model=model.to_dict())
+        plans.append((model, make_plan(config, model, 1, 1, "h100")))
+    assert [plan.device_memory["logits"] for _, plan in plans] == [2 * 4 * 512 * 100_000, 6 * 256 * 200_000]
+    again = [
+        plan.flops - plan.tokens * hardware_flops_per_token(model, LENGTH, 4, "mrbp", "none") for model, plan in plans
+    ]
+    assert again == [0, plans[1][1].tokens * 2 * 64 * 200_000]

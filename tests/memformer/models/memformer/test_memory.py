@@ -12,7 +12,13 @@ from memformer import Memformer, MemformerConfig
 from memformer.models.configuration import FORGETTING, Forgetting
 from memformer.models.memformer.computation import observe
 from memformer.models.memformer.layers import split_heads
-from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter, Written
+from memformer.models.memformer.memory import (
+    FUSED_SLOTS,
+    BiasedMemoryNormalisation,
+    MemoryReader,
+    MemoryWriter,
+    Written,
+)
 from tests.memformer.examples import full_segment, random_memory, small_config, small_model
 
 LANES, LENGTH = 3, 7
@@ -249,3 +255,65 @@ def test_without_our_initial_values_and_forgetting_slots_collapse() -> None:
     torch.nn.init.normal_(model.writer.query.weight, std=0.25)  # independent of the key, as other linear weights
     memory = random_walk(model, 20, 8)
     assert (memory @ memory.transpose(1, 2)).min().item() > 0.7
+
+
+def written_with(fused: bool, forgetting: Forgetting, dtype: torch.dtype, heads: int) -> dict[str, torch.Tensor]:
+    """The next memory of ragged lanes, one of them without any token, and the gradients of all that made it."""
+    config = small_config(num_memory_slots=11, memory_forgetting=forgetting, writer_heads=heads)
+    torch.manual_seed(3)
+    writer, forget = MemoryWriter(config).to(dtype), BiasedMemoryNormalisation(config).to(dtype)
+    torch.nn.init.normal_(forget.bias)
+    writer.fused = fused
+    memory = torch.nn.functional.normalize(torch.randn(LANES, 11, 16, dtype=dtype), dim=-1).requires_grad_()
+    x, weights = torch.randn(LANES, LENGTH, 16, dtype=dtype, requires_grad=True), torch.randn(11, 16, dtype=dtype)
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [2], [0]])
+    following = forget(writer(memory, x, mask))
+    (following * weights).sum().backward()
+    found = {"following": following, "memory": memory.grad, "x": x.grad}
+    for name, parameter in (*writer.named_parameters(), *forget.named_parameters()):
+        if parameter.grad is not None:
+            found[name] = parameter.grad
+    return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("forgetting", FORGETTING)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_fused_softmax_is_the_written_out_one(
+    forgetting: Forgetting, dtype: torch.dtype, tolerance: float, heads: int
+) -> None:
+    """Float32 as the order of its sums allows; with masks, and where the share that is overwritten is asked for."""
+    fused, plain = (written_with(each, forgetting, dtype, heads) for each in (True, False))
+    assert fused.keys() == plain.keys() and len(plain) >= 6
+    assert not torch.equal(fused["memory"], plain["memory"]), "one path was taken twice"
+    for name, expected in plain.items():
+        error = (fused[name] - expected).abs().max() / expected.abs().max()
+        assert error < tolerance, (name, float(error))
+    assert fused["x"][2].eq(0).all() and fused["x"][1, 2:].eq(0).all()
+
+
+def test_a_slot_that_sees_no_token_is_kept_to_the_last_bit_by_the_fused_softmax() -> None:
+    writer, memory = writer_of(memory_forgetting="written"), torch.nn.functional.normalize(tokens_of(5), dim=-1)
+    writer.fused = True
+    written = writer(memory, tokens_of(), torch.zeros(LANES, LENGTH, dtype=torch.bool))
+    assert torch.equal(written.memory_BKD, memory)
+    assert written.overwritten_BKH is not None and written.overwritten_BKH.eq(0).all()
+
+
+def test_the_softmax_is_fused_from_so_many_slots_on_in_float32() -> None:
+    class Asked(MemoryWriter):
+        def attended(self, *arguments: Any) -> Any:
+            asked.append(True)
+            return super().attended(*arguments)
+
+    for slots, autocast, dtype, expected in (
+        (FUSED_SLOTS, False, torch.float32, True),
+        (FUSED_SLOTS - 1, False, torch.float32, False),
+        (FUSED_SLOTS, True, torch.float32, False),
+        (FUSED_SLOTS, False, torch.bfloat16, False),
+    ):
+        asked: list[bool] = []
+        writer, memory = Asked(small_config(num_memory_slots=slots)).to(dtype), torch.randn(1, slots, 16, dtype=dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            writer(memory, torch.randn(1, 3, 16, dtype=dtype), None)
+        assert asked == [True] * expected, (slots, autocast, dtype)

@@ -16,8 +16,8 @@ import torch
 
 from memformer import Memformer, MemformerConfig
 from memformer.engine.parallelize import compile_layers
-from memformer.models.memformer import token_losses
 from memformer.models.memformer.layers import Attention, Rotary
+from memformer.models.scoring import token_losses
 from memformer.replay import Segment
 from tests.memformer.examples import SMALL, START, full_segment, random_memory, random_tokens, small_config, small_model
 
