@@ -109,10 +109,12 @@ class BlendStore:
     Args:
         blend: The data sets.
         stores: One for each.
+        dtype: What all of them give; None: tokens, each in the type of its data set.
     """
 
-    def __init__(self, blend: Blend, stores: Sequence[Store]) -> None:
+    def __init__(self, blend: Blend, stores: Sequence[Store], dtype: np.dtype[Any] | None = None) -> None:
         self._blend, self._stores = blend, tuple(stores)
+        self._dtypes = [part.token_dtype if dtype is None else dtype for part in blend.parts]
         self.look_ahead = max(store.look_ahead for store in self._stores)
 
     def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
@@ -141,7 +143,7 @@ class BlendStore:
                 raise DamagedDocument(str(error), document) from None
 
     def _read_runs(self, part: int, own: NDArray[np.int64], tokens: NDArray[Any]) -> None:
-        dtype = self._blend.parts[part].token_dtype
+        dtype = self._dtypes[part]
         if dtype == tokens.dtype:
             self._stores[part].read_runs(own, tokens)
             return
