@@ -23,7 +23,7 @@ from data_pipeline.tokenizer import Tokenizer
 
 
 class Blend:
-    """Data sets with one tokenizer, and their weights.
+    """Data sets with one tokenizer, and their weights: shares, which have nothing to do with loss weights.
 
     Args:
         parts: The data sets, in an order that stays the same for the whole run.
@@ -92,6 +92,16 @@ class Blend:
     def num_tokens(self) -> int:
         """Tokens of all parts."""
         return int(self.lengths.sum())
+
+    @property
+    def has_loss_weights(self) -> bool:
+        """Whether tokens of any part count differently in the loss."""
+        return any(part.has_loss_weights for part in self.parts)
+
+    @property
+    def counted_tokens(self) -> float:
+        """Sum of the loss weights of all parts' tokens; a part without them counts whole."""
+        return sum(part.counted_tokens for part in self.parts)
 
     def name(self, document: int) -> str:
         """The document's name for people."""

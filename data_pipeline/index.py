@@ -137,10 +137,15 @@ class DocumentIndex:
         return weights
 
     @property
+    def has_loss_weights(self) -> bool:
+        """Whether tokens count differently in the loss."""
+        return self.manifest.loss_weights
+
+    @property
     def counted_tokens(self) -> float:
         """Sum of the tokens' loss weights; their number where the data set has none."""
-        if not self.manifest.loss_weights:
-            return float(self.num_tokens)
+        if not self.has_loss_weights:
+            return self.num_tokens
         return int(self._weight_columns["weight_sum"].sum()) / ONE
 
     @property
