@@ -2,7 +2,8 @@
 """Perplexity of a model on a data set, with the memory carried and with it reset at every segment.
 
 Both figures see the previous segment; the second shows what the memory adds beyond it. By position: targets from the
-given token of their document on. Memory use does not depend on the length of the documents.
+given token of their document on. Where the data set has loss weights, a target counts by its weight. Memory use does
+not depend on the length of the documents.
 """
 
 import argparse
@@ -82,8 +83,13 @@ def run(arguments: argparse.Namespace) -> None:
             model, stream, model.device, max_segments=arguments.max_segments, from_token=arguments.from_token
         )
     result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
-    # None where the text is not known: adopted tokens whose tokenizer was not at hand.
-    bytes_per_token = int(index.byte_lengths.sum()) / max(1, index.num_tokens)
+    if result["with_memory"]["loss"] is None:
+        raise UserError(
+            f"--data {index.location}: of the {result['with_memory']['tokens']:,} tokens that were read none counts by "
+            "its loss weight: raise --max-segments, or name other data"
+        )
+    # None where the text is not known: adopted tokens whose tokenizer was not at hand, and what loss weights pick out.
+    bytes_per_token = 0 if index.has_loss_weights else int(index.byte_lengths.sum()) / max(1, index.num_tokens)
     for report in result.values():
         report["bits_per_byte"] = report["loss"] / math.log(2) / bytes_per_token if bytes_per_token else None
     show(result)
@@ -94,13 +100,20 @@ def run(arguments: argparse.Namespace) -> None:
 def show(result: dict[str, Any]) -> None:
     """The table for people."""
     with_memory, reset = result["with_memory"], result["memory_reset"]
-    print(f"{'position':>22}  {'tokens':>10}  {'with memory':>11}  {'memory reset':>12}   (perplexity)")
+    weighted = "counted_tokens" in with_memory
+    count, form = ("counted_tokens", ",.1f") if weighted else ("tokens", ",")
+    print(
+        f"{'position':>22}  {'counted' if weighted else 'tokens':>10}  {'with memory':>11}  {'memory reset':>12}   "
+        "(perplexity)"
+    )
     for ours, theirs in zip(with_memory["by_position"], reset["by_position"], strict=True):
         place = f"{ours['from']:,}..{ours['to'] - 1:,}"
-        print(f"{place:>22}  {ours['tokens']:>10,}  {ours['perplexity']:>11.4f}  {theirs['perplexity']:>12.4f}")
+        print(f"{place:>22}  {ours[count]:>10{form}}  {ours['perplexity']:>11.4f}  {theirs['perplexity']:>12.4f}")
     print(
-        f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
+        f"{'all':>22}  {with_memory[count]:>10{form}}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
     )
+    if weighted:
+        print(f"{'':>22}  by the data's loss weights, of {with_memory['tokens']:,} tokens that were read")
     if with_memory["bits_per_byte"] is not None:
         print(
             f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}"

@@ -192,6 +192,10 @@ class Backbone(nn.Module):
         return self.head(self.norm(found.scored), scored_targets(segment)), found.memory
 
     def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores a segment: the sum of the valid targets' losses in nats, their number, the next memory [B, K, C]."""
+        """Scores a segment.
+
+        Returns:
+            The sum of the valid targets' losses in nats, times their weights; their number; the next memory [B, K, C].
+        """
         losses_BS, memory_BKC = self.losses(segment, memory_BKC)
-        return losses_BS.sum(), segment.target_length.sum(), memory_BKC
+        return segment.weighted(losses_BS).sum(), segment.target_length.sum(), memory_BKC
