@@ -54,8 +54,8 @@ SINGLE = [
         lanes_per_micro_batch=2,
         clipping=0.05,
     ),
-    Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment"),
-    Case(1, data=1, tensor=4, clipping=0.05, **CHECKPOINTING["partitioned"]),
+    Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3),
+    Case(1, data=1, tensor=4, clipping=0.05, overlap=3, **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
 PIPELINES = [
@@ -71,9 +71,9 @@ PIPELINES = [
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
     Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written"),
-    Case(1, data=1, pipeline=4),
+    Case(1, data=1, pipeline=4, overlap=3),
     Case(0, data=2, pipeline=2, mode="full"),
-    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05),
+    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
 CASES = GRID + SINGLE + PIPELINES
@@ -93,7 +93,7 @@ def trained() -> dict[Case, list[dict[str, Any]]]:
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written")]
-COUNTED += [Case(0, data=1, pipeline=2)]
+COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 
 

@@ -1,15 +1,16 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`MemformerReader`: reads tokens one after another at constant memory, for generation.
 
-The state is the memory, the context's keys and values, and the keys and values of the segment being written: at most
-2 S tokens. When the segment is full it becomes the context, and the memory takes in the one before it, exactly as in
-training.
+The state is the memory, the context's keys and values, and the keys and values of the segment being written, with the
+overlap in front of it: at most 2 S + w tokens. When the segment is full it becomes the context, and the memory takes in
+the one before it, exactly as in training.
 
 Shapes: B documents, S tokens a segment, K slots, D width, V vocabulary.
 """
 
 import torch
 
+from memformer.models import overlap
 from memformer.models.memformer.layers import Rotary
 from memformer.models.memformer.model import DecoderLayer, Memformer
 from memformer.replay import Segment
@@ -55,13 +56,16 @@ class MemformerReader:
         self._mask = None if mask_BS is None else mask_BS[:, None, None, :]
         rows = self._rotary.rows(0, length)
         self._context = [layer.context_keys_values(x_BSD, rows) for layer in self._layers]
+        before, _ = overlap.before(segment, 0 if reset else model.config.overlap, model.start_token_id)
         self._tokens = torch.zeros_like(self._tokens)
         self._count = 0
-        start = torch.full((self.batch_size, 1), model.start_token_id, device=self.device)
-        self._logits = self._decode(start, 0)
+        self._logits = self._decode(before, 1 - before.shape[1])
 
     def _decode(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
-        """Runs decoder inputs [B, n] from `position` of the segment on; logits [B, V] after the last of them."""
+        """Runs decoder inputs [B, n] from `position` of the segment on; logits [B, V] after the last of them.
+
+        Position 0 is that of the last token in front of the segment; the overlap begins below it.
+        """
         model, count = self.model, tokens.shape[1]
         rotary = self._rotary.rows(self.segment_length + position, self.segment_length + position + count)
         y_BSD = model.embedding(tokens)
@@ -74,8 +78,8 @@ class MemformerReader:
             self._own[i] = (keys, values)
             mask = None
             if count > 1:
-                rows = torch.arange(position, position + count, device=self.device)[:, None]
-                mask = torch.arange(keys.shape[2], device=self.device) <= rows
+                own = torch.arange(keys.shape[2], device=self.device)
+                mask = own <= own[-count:, None]
             y_BSD = y_BSD + layer.self_attention.attend(h, (keys, values), rotary, mask)
             y_BSD = layer.attend_context_and_feed(y_BSD, self._context[i], self._mask, rotary)
         return model.whole_logits(model.head(model.decoder_norm(y_BSD[:, -1])))

@@ -15,16 +15,18 @@ from memformer.replay import Carry, Rollout
 LENGTH = 8
 
 
-@pytest.fixture(scope="module", params=[5, 0], ids=["memory", "no-memory"])
+@pytest.fixture(scope="module", params=[(5, 0), (0, 0), (5, 3), (0, LENGTH)], ids=str)
 def model(request: pytest.FixtureRequest) -> Memformer:
     torch.manual_seed(0)
+    slots, overlap = request.param
     config = MemformerConfig(
         num_encoder_layers=2,
         num_decoder_layers=3,
         d_model=32,
         num_heads=4,
         d_ff=64,
-        num_memory_slots=request.param,
+        num_memory_slots=slots,
+        overlap=overlap,
         vocab_size=41,
         start_token_id=40,
         segment_length=LENGTH,
@@ -83,7 +85,7 @@ def test_state_does_not_grow(model: Memformer) -> None:
     for _ in range(10 * LENGTH):
         reader.read(torch.zeros(1, 1, dtype=torch.int64))
         sizes.append(kept(reader))
-    assert max(sizes[LENGTH:]) == max(sizes[:LENGTH])
+    assert max(sizes[2 * LENGTH :]) == max(sizes[: 2 * LENGTH])
 
 
 def test_seed_decides_the_draws(model: Memformer) -> None:
