@@ -159,7 +159,7 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            *page_head("Peers on books", values),
+            *page_head(f"Peers on books, {sizes['steps']} steps", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
             f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "

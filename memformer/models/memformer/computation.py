@@ -99,9 +99,7 @@ def observe(
     return Write(weights_BHKL, retained_BHK, forget(written).to(memory_BKD.dtype))
 
 
-def inputs(
-    segment: Segment, start_token_id: int, config: MemformerConfig
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def inputs(segment: Segment, start_token_id: int, config: MemformerConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What the decoder reads, int64 [B, N]: the overlap or the start token, x_0 .. x_{S-2}.
 
     And which of them a query sees, bool [B, 1, N, N]; None: those up to its own place.

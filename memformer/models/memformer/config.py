@@ -21,6 +21,7 @@ class MemformerConfig(ModelConfig):
 
     family: ClassVar[str] = "memformer"
     stacks: ClassVar[tuple[str, ...]] = ("num_encoder_layers", "num_decoder_layers")
+    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"overlap"}
 
     num_encoder_layers: int = 4
     """Encoder layers N; each reads the memory."""
@@ -53,7 +54,8 @@ class MemformerConfig(ModelConfig):
     overlap: int = 0
     """Last tokens w of the previous segment that stand in front of the decoder's input, at most a segment: it reads
     them itself, beside what the encoder made of them. 0: the start token stands there in every segment, as the paper
-    has it. 1 puts the last token in its place, for nothing more; more cost the decoder w - 1 tokens a segment."""
+    has it. 1 puts the last token in its place, for nothing more; more cost the decoder w - 1 tokens a segment. No
+    weights belong to it: a run or an export may go on with another overlap."""
     rotary_base: float = 10000.0
     """Base of the rotary positions. The paper's V1 adds relative-position terms, which fused attention kernels
     do not take; rotary positions are relative too."""

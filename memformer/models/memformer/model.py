@@ -211,9 +211,7 @@ class Memformer(nn.Module):
     def decode(self, segment: Segment, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
         """Logits [B, S, V] of the segment's targets, teacher-forced (`computation.inputs`)."""
         tokens_BN, seen = computation.inputs(segment, self.start_token_id, self.config)
-        y_BND = computation.respond(
-            self.decoder, self.embedding(tokens_BN), seen, context_BSD, mask_BS, self.config
-        )
+        y_BND = computation.respond(self.decoder, self.embedding(tokens_BN), seen, context_BSD, mask_BS, self.config)
         return self.head(self.decoder_norm(y_BND[:, -segment.target.shape[1] :]))
 
     def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

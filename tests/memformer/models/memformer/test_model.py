@@ -278,9 +278,7 @@ def test_the_decoder_begins_with_the_end_of_the_segment_before(overlap: int) -> 
     """Its rows written out lane by lane: a whole context, a short one, one of nothing, and a document's first."""
     segment = full_segment(4, LENGTH)
     known = torch.tensor([LENGTH, 3, 0, LENGTH])
-    segment = segment._replace(
-        context_length=known, reset=torch.tensor([False, False, False, True]), ragged=True
-    )
+    segment = segment._replace(context_length=known, reset=torch.tensor([False, False, False, True]), ragged=True)
     tokens, seen = computation.inputs(segment, START, small_config(overlap=overlap))
     assert tokens.shape == (4, small_config(overlap=overlap).decoder_length(LENGTH))
     for lane, length in enumerate([LENGTH, 3, 0, 0]):
