@@ -243,8 +243,8 @@ def test_formulas_of_the_messages(found: list[dict[str, Any]]) -> None:
     assert counted["stream_gradient"] == [2 * t, 4 * b * t * s * d]
     assert counted["shared_weight"] == counted["shared_gradient"] == [1, 4 * 51 * d]
     assert "context" not in counted
-    # The decoder on both stages, its input two tokens longer than a segment.
-    assert found[0]["messages"][2][0]["stream"] == [1, 4 * b * (s + COUNTED[2].overlap - 1) * d]
+    # The decoder on both stages, its input two tokens longer than a segment; two micro-batches.
+    assert found[0]["messages"][2][0]["stream"] == [2, 4 * b * (s + COUNTED[2].overlap - 1) * d]
 
 
 def test_a_step_is_skipped_by_all_stages(found: list[dict[str, Any]]) -> None:
