@@ -275,22 +275,17 @@ def test_advance_is_forward_without_the_decoder(slots: int) -> None:
 
 @pytest.mark.parametrize("overlap", [0, 1, 4, LENGTH, 2 * LENGTH])
 def test_the_decoder_begins_with_the_end_of_the_segment_before(overlap: int) -> None:
-    """Its rows written out lane by lane: a whole context, a short one, one of nothing, and a document's first."""
-    segment = full_segment(4, LENGTH)
-    known = torch.tensor([LENGTH, 3, 0, LENGTH])
-    segment = segment._replace(context_length=known, reset=torch.tensor([False, False, False, True]), ragged=True)
-    tokens, seen = computation.inputs(segment, START, small_config(overlap=overlap))
-    assert tokens.shape == (4, small_config(overlap=overlap).decoder_length(LENGTH))
-    for lane, length in enumerate([LENGTH, 3, 0, 0]):
-        context = segment.context[lane, max(0, length - overlap) : length] if overlap else segment.context[lane, :0]
-        row = [*(context.tolist() or [START]), *segment.target[lane, :-1].tolist()]
-        assert tokens[lane, -len(row) :].tolist() == row
-        if seen is not None:
-            unseen = tokens.shape[1] - len(row)
-            last = torch.arange(tokens.shape[1]) >= unseen
-            assert torch.equal(seen[lane, 0, -1], last)
-            assert torch.equal(seen[lane, 0, unseen:, unseen:], torch.ones(len(row), len(row)).tril().bool())
+    """Behind it the targets but the last; a mask only where a lane may know less of it than another."""
+    config, segment = small_config(overlap=overlap), full_segment(LANES, LENGTH)
+    tokens, seen = computation.inputs(segment, START, config)
+    front = segment.context[:, -overlap:] if overlap else torch.full((LANES, 1), START)
+    assert seen is None and torch.equal(tokens, torch.cat([front, segment.target[:, :-1]], 1))
+    assert tokens.shape[1] == config.decoder_length(LENGTH)
+    tokens, seen = computation.inputs(segment._replace(ragged=True, reset=torch.ones(LANES).bool()), START, config)
+    assert (tokens[:, config.prefix_length(LENGTH) - 1] == START).all()
     assert (seen is None) == (overlap <= 1)
+    if seen is not None:
+        assert torch.equal(seen[0, 0, -1], torch.arange(tokens.shape[1]) >= config.prefix_length(LENGTH) - 1)
 
 
 def test_the_decoder_reads_the_overlap_itself() -> None:
@@ -307,12 +302,8 @@ def test_the_decoder_reads_the_overlap_itself() -> None:
         assert reached.min() > 1e-6 if i >= LENGTH - 3 else reached.max() == 0
 
 
-def test_an_overlap_of_nothing_is_the_model_without() -> None:
-    """The default: files of before the setting mean what they meant."""
+def test_files_of_before_the_overlap_mean_what_they_meant() -> None:
     assert MemformerConfig.from_dict({}).overlap == 0
-    segment = full_segment(LANES, LENGTH)
-    tokens, seen = computation.inputs(segment, START, SMALL)
-    assert seen is None and torch.equal(tokens[:, 1:], segment.target[:, :-1]) and (tokens[:, 0] == START).all()
 
 
 def test_without_slots_there_is_no_memory() -> None:
