@@ -65,6 +65,7 @@ class Case:
     memory_read_norm: bool = False
     memory_forgetting: Forgetting = "paper"
     overlap: int = 0
+    block: str = "paper"
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
@@ -101,7 +102,15 @@ class Case:
 
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
-    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "memory_forgetting", "overlap", "num_memory_slots")
+    of_model = (
+        "dropout",
+        "tie_embeddings",
+        "memory_read_norm",
+        "memory_forgetting",
+        "overlap",
+        "block",
+        "num_memory_slots",
+    )
     model = {name: getattr(case, name) for name in of_model}
     checkpointing = (
         "mode",

@@ -43,7 +43,7 @@ GRID = [
 SINGLE = [
     Case(1, data=1, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
     Case(2, data=2, tensor=2, dropout=0.2),
-    Case(0, data=1, tensor=2, precision="bf16", **CHECKPOINTING["partitioned"]),
+    Case(0, data=1, tensor=2, precision="bf16", block="modern", **CHECKPOINTING["partitioned"]),
     Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written"),
     Case(
         2,
@@ -55,7 +55,7 @@ SINGLE = [
         clipping=0.05,
     ),
     Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3),
-    Case(1, data=1, tensor=4, clipping=0.05, overlap=3, **CHECKPOINTING["partitioned"]),
+    Case(1, data=1, tensor=4, clipping=0.05, overlap=3, block="modern", **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
 PIPELINES = [
@@ -73,7 +73,7 @@ PIPELINES = [
     Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written"),
     Case(1, data=1, pipeline=4, overlap=3),
     Case(0, data=2, pipeline=2, mode="full"),
-    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8),
+    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
 CASES = GRID + SINGLE + PIPELINES

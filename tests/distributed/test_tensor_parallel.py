@@ -38,6 +38,7 @@ CONFIGS = {
         tie_embeddings=False,
         memory_forgetting="written",
         overlap=3,
+        block="modern",
     ),
 }
 

@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from memformer.models.configuration import MOST_LAYERS, Forgetting, ModelConfig, forgetting_of, require
 
@@ -33,6 +33,10 @@ class MemformerConfig(ModelConfig):
     """Attention heads of every layer; must divide d_model into heads of even size (rotary positions)."""
     d_ff: int = 2048
     """Hidden width of the feed-forward blocks."""
+    block: Literal["paper", "modern"] = "paper"
+    """What layers are made of. paper: feed-forward blocks with GELU, attention by plain products.
+    modern: SwiGLU, whose third matrix makes two thirds of d_ff as many parameters (Shazeer, 2020), and queries and keys
+    divided by their root mean square (Henry et al., 2020) in all attention but the memory writer's."""
     num_memory_slots: int = 32
     """Slots K of the memory; 0 trains without memory (the encoder still sees the previous segment)."""
     memory_temperature: float = 0.25
@@ -82,6 +86,7 @@ class MemformerConfig(ModelConfig):
         for name in self.stacks:
             require(getattr(self, name) <= MOST_LAYERS, name, getattr(self, name), f"set it to at most {MOST_LAYERS}")
         object.__setattr__(self, "memory_forgetting", forgetting_of(self.memory_forgetting, "memory_forgetting"))
+        require(self.block in ("paper", "modern"), "block", self.block, "choose paper or modern")
         require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
         require(self.overlap >= 0, "overlap", self.overlap, "set it to 0 or more")
         require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")

@@ -49,13 +49,14 @@ def segment_flops(config: MemformerConfig, segment_length: int) -> SegmentFlops:
     n = config.decoder_length(s)
     self_attention = 8 * s * d * d + 4 * s * s * d
     reader = 4 * s * d * d + 4 * k * d * d + 4 * s * k * d if k else 0
-    feed_forward = 4 * s * d * f
+    maps = 3 if config.block == "modern" else 2  # of a feed-forward block
+    feed_forward = 2 * maps * s * d * f
     return SegmentFlops(
         encoder=config.num_encoder_layers * (self_attention + reader + feed_forward),
         writer=4 * k * d * d + 4 * s * d * d + 4 * k * s * d if k else 0,
         # Self-attention of N tokens; N queries and S keys of the context; feed-forward.
         decoder=config.num_decoder_layers
-        * (8 * n * d * d + 4 * n * n * d + 4 * (n + s) * d * d + 4 * n * s * d + 4 * n * d * f),
+        * (8 * n * d * d + 4 * n * n * d + 4 * (n + s) * d * d + 4 * n * s * d + 2 * maps * n * d * f),
         head=2 * s * d * _vocabulary(config),
     )
 

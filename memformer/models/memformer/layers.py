@@ -53,13 +53,14 @@ def merge_heads(x_BHSE: torch.Tensor) -> torch.Tensor:
 class Attention(nn.Module):
     """Multi-head attention through `torch.nn.functional.scaled_dot_product_attention`.
 
+    In modern blocks each head's queries and keys are divided by their root mean square: no logit exceeds sqrt(E).
     Keys and values have a method of their own, so that generation can keep them.
     """
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.num_heads = config.num_heads
+        self.num_heads, self.normalised = config.num_heads, config.block == "modern"
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -67,9 +68,13 @@ class Attention(nn.Module):
 
     def keys_values(self, y_BLD: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (rotated where positions are given) and values of y, each [B, H, L, E]."""
-        k_BHLE = split_heads(self.key(y_BLD), self.num_heads)
+        k_BHLE = self._heads(self.key(y_BLD))
         v_BHLE = split_heads(self.value(y_BLD), self.num_heads)
         return (k_BHLE if rotary is None else rotary.rotate(k_BHLE)), v_BHLE
+
+    def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        x_BHSE = split_heads(x_BSD, self.num_heads)
+        return F.rms_norm(x_BHSE, x_BHSE.shape[-1:]).to(x_BHSE.dtype) if self.normalised else x_BHSE
 
     def attend(
         self,
@@ -91,7 +96,7 @@ class Attention(nn.Module):
         Returns:
             [B, S, D].
         """
-        q_BHSE = split_heads(self.query(x_BSD), self.num_heads)
+        q_BHSE = self._heads(self.query(x_BSD))
         if rotary is not None:
             q_BHSE = rotary.rotate(q_BHSE)
         k_BHLE, v_BHLE = keys_values
@@ -100,13 +105,17 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D -> d_ff -> D with GELU."""
+    """D -> d_ff -> D with GELU; in modern blocks with SwiGLU, `up` times SiLU of `gate`."""
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gate: nn.Linear | None = None
+        if config.block == "modern":
+            self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]."""
-        return self.down(F.gelu(self.up(x_BSD)))
+        up_BSF = self.up(x_BSD)
+        return self.down(F.gelu(up_BSF) if self.gate is None else F.silu(self.gate(x_BSD)) * up_BSF)

@@ -4,7 +4,7 @@
 | part | sliced by | sums of [B, S, D] (forward + backward) |
 |---|---|---|
 | attention, reader, attention to the context | heads: query, key, value rows, output columns | 1 + 1 |
-| feed-forward | hidden width: up rows, down columns | 1 + 1 |
+| feed-forward | hidden width: up and gate rows, down columns | 1 + 1 |
 | memory writer | its heads: query, key, value rows | a gather of [B, K, D] + 1 of [B, K, D] |
 | embedding, head, loss | vocabulary | 1 + 1, and 3 numbers a token |
 | norms, slot bias | not at all: replicated, with equal gradients | |
@@ -56,5 +56,5 @@ def _own_roles(part: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
             yield part, Role.JOINED_HEADS
             yield from ((linear, Role.COLUMNS) for linear in (part.query, part.key, part.value))
         case FeedForward():
-            yield part.up, Role.COLUMNS
+            yield from ((linear, Role.COLUMNS) for linear in (part.up, part.gate) if linear is not None)
             yield part.down, Role.ROWS

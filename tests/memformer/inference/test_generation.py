@@ -15,10 +15,10 @@ from memformer.replay import Carry, Rollout
 LENGTH = 8
 
 
-@pytest.fixture(scope="module", params=[(5, 0), (5, 3), (0, LENGTH)], ids=str)
+@pytest.fixture(scope="module", params=[(5, 0, "paper"), (5, 3, "modern"), (0, LENGTH, "paper")], ids=str)
 def model(request: pytest.FixtureRequest) -> Memformer:
     torch.manual_seed(0)
-    slots, overlap = request.param
+    slots, overlap, block = request.param
     config = MemformerConfig(
         num_encoder_layers=2,
         num_decoder_layers=3,
@@ -27,6 +27,7 @@ def model(request: pytest.FixtureRequest) -> Memformer:
         d_ff=64,
         num_memory_slots=slots,
         overlap=overlap,
+        block=block,
         vocab_size=41,
         start_token_id=40,
         segment_length=LENGTH,

@@ -17,7 +17,7 @@ import torch
 from memformer import Memformer, MemformerConfig
 from memformer.engine.parallelize import compile_layers
 from memformer.models.memformer import computation, token_losses
-from memformer.models.memformer.layers import Attention, Rotary
+from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 from memformer.replay import Segment
 from tests.memformer.examples import SMALL, START, full_segment, random_memory, random_tokens, small_config, small_model
 
@@ -29,6 +29,7 @@ LANES, LENGTH = 3, 8
     [
         ({"num_encoder_layers": 0}, "num_encoder_layers is 0: set it to 1 or more"),
         ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
+        ({"block": "new"}, "block is new: choose paper or modern"),
         ({"num_memory_slots": -1}, "num_memory_slots is -1: set it to 0 or more"),
         ({"memory_temperature": 0.0}, "memory_temperature is 0.0: set it above 0"),
         ({"dropout": 1.0}, "dropout is 1.0: set it to at least 0 and below 1"),
@@ -302,8 +303,34 @@ def test_the_decoder_reads_the_overlap_itself() -> None:
         assert reached.min() > 1e-6 if i >= LENGTH - 3 else reached.max() == 0
 
 
-def test_files_of_before_the_overlap_mean_what_they_meant() -> None:
-    assert MemformerConfig.from_dict({}).overlap == 0
+def test_older_files_keep_their_meaning() -> None:
+    read = MemformerConfig.from_dict({})
+    assert (read.overlap, read.block) == (0, "paper")
+
+
+def test_modern_feed_forward_is_swiglu() -> None:
+    block = FeedForward(small_config(block="modern")).double()
+    assert block.gate is not None
+    x = random_memory(small_model(), LANES)
+    gate, up, down = (linear.weight for linear in (block.gate, block.up, block.down))
+    expected = ((x @ gate.T) * torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
+
+
+def test_modern_attention_looks_at_directions_alone() -> None:
+    """Queries and keys of any length give the same, which plain attention does not; float64, 1e-6 by its epsilon."""
+    for block, same in (("modern", True), ("paper", False)):
+        torch.manual_seed(0)
+        attention = Attention(small_config(block=block)).double()
+        x = random_memory(small_model(), LANES)
+        before = attention.attend(x, attention.keys_values(x, None))
+        with torch.no_grad():
+            attention.query.weight.mul_(7)
+            attention.key.weight.mul_(0.3)
+        after = attention.attend(x, attention.keys_values(x, None))
+        assert torch.allclose(after, before, rtol=0, atol=1e-6) == same
+        keys = attention.keys_values(x, None)[0]
+        assert torch.allclose(keys.square().mean(-1), torch.ones(()).double(), atol=1e-6) == same
 
 
 def test_without_slots_there_is_no_memory() -> None:
