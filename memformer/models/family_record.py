@@ -24,7 +24,8 @@ class Role(enum.Enum):
     ATTENTION = "attention"
     """Its `num_heads` becomes each process's own; its linear maps have roles of their own."""
     COLUMNS = "columns"
-    """`nn.Linear` from replicated to sliced: each process has some rows of the weight."""
+    """`nn.Linear` from replicated to sliced: each process has some rows of the weight. Or gains of what it gives, of
+    which each has those of its slice."""
     ROWS = "rows"
     """`nn.Linear` from sliced to replicated: each process has some columns, and the parts add up."""
     BEFORE = "before"

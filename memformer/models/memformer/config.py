@@ -35,8 +35,9 @@ class MemformerConfig(ModelConfig):
     """Hidden width of the feed-forward blocks."""
     block: Literal["paper", "modern"] = "paper"
     """What layers are made of. paper: feed-forward blocks with GELU, attention by plain products.
-    modern: SwiGLU, whose third matrix makes two thirds of d_ff as many parameters (Shazeer, 2020), and queries and keys
-    divided by their root mean square (Henry et al., 2020) in all attention but the memory writer's."""
+    modern: SwiGLU, whose third matrix makes two thirds of d_ff as many parameters (Shazeer, 2020), and each
+    head's queries and keys divided by their root mean square, with a learned gain, in all attention but the memory
+    writer's (after Henry et al., 2020)."""
     num_memory_slots: int = 32
     """Slots K of the memory; 0 trains without memory (the encoder still sees the previous segment)."""
     memory_temperature: float = 0.25

@@ -50,31 +50,51 @@ def merge_heads(x_BHSE: torch.Tensor) -> torch.Tensor:
     return x_BHSE.transpose(1, 2).flatten(2)
 
 
+class HeadNorm(nn.Module):
+    """Divides each head's queries, or keys, by their root mean square and multiplies them by a gain.
+
+    The gain [D] has the place of a linear map's bias: where heads are spread over processes it is cut with them.
+    """
+
+    bias: None = None
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.epsilon = config.norm_epsilon
+        self.weight = nn.Parameter(torch.ones(config.d_model))
+
+    def forward(self, x_BHSE: torch.Tensor) -> torch.Tensor:
+        """[B, H, S, E] -> [B, H, S, E]; keeps the dtype."""
+        head_size = x_BHSE.shape[-1]
+        gain_H1E = self.weight.unflatten(0, (-1, 1, head_size))
+        return (F.rms_norm(x_BHSE, (head_size,), eps=self.epsilon) * gain_H1E).to(x_BHSE.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention through `torch.nn.functional.scaled_dot_product_attention`.
 
-    In modern blocks each head's queries and keys are divided by their root mean square: no logit exceeds sqrt(E).
-    Keys and values have a method of their own, so that generation can keep them.
+    In modern blocks queries and keys are normalised (`HeadNorm`). Keys and values have a method of their own, so that
+    generation can keep them.
     """
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
         width = config.d_model
-        self.num_heads, self.normalised = config.num_heads, config.block == "modern"
+        self.num_heads = config.num_heads
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        modern = config.block == "modern"
+        self.query_norm, self.key_norm = (HeadNorm(config) if modern else None for _ in range(2))
 
     def keys_values(self, y_BLD: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (rotated where positions are given) and values of y, each [B, H, L, E]."""
-        k_BHLE = self._heads(self.key(y_BLD))
+        k_BHLE = split_heads(self.key(y_BLD), self.num_heads)
+        if self.key_norm is not None:
+            k_BHLE = self.key_norm(k_BHLE)
         v_BHLE = split_heads(self.value(y_BLD), self.num_heads)
         return (k_BHLE if rotary is None else rotary.rotate(k_BHLE)), v_BHLE
-
-    def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        x_BHSE = split_heads(x_BSD, self.num_heads)
-        return F.rms_norm(x_BHSE, x_BHSE.shape[-1:]).to(x_BHSE.dtype) if self.normalised else x_BHSE
 
     def attend(
         self,
@@ -96,7 +116,9 @@ class Attention(nn.Module):
         Returns:
             [B, S, D].
         """
-        q_BHSE = self._heads(self.query(x_BSD))
+        q_BHSE = split_heads(self.query(x_BSD), self.num_heads)
+        if self.query_norm is not None:
+            q_BHSE = self.query_norm(q_BHSE)
         if rotary is not None:
             q_BHSE = rotary.rotate(q_BHSE)
         k_BHLE, v_BHLE = keys_values

@@ -17,7 +17,7 @@ import torch
 from memformer import Memformer, MemformerConfig
 from memformer.engine.parallelize import compile_layers
 from memformer.models.memformer import computation, token_losses
-from memformer.models.memformer.layers import Attention, FeedForward, Rotary
+from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Rotary
 from memformer.replay import Segment
 from tests.memformer.examples import SMALL, START, full_segment, random_memory, random_tokens, small_config, small_model
 
@@ -317,20 +317,27 @@ def test_modern_feed_forward_is_swiglu() -> None:
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
 
 
-def test_modern_attention_looks_at_directions_alone() -> None:
-    """Queries and keys of any length give the same, which plain attention does not; float64, 1e-6 by its epsilon."""
-    for block, same in (("modern", True), ("paper", False)):
+def test_modern_attention_looks_at_directions_and_gains() -> None:
+    """Queries and keys of any length give the same, which plain attention does not; float64, 1e-5 by the epsilon."""
+    for block in ("modern", "paper"):
         torch.manual_seed(0)
-        attention = Attention(small_config(block=block)).double()
+        attention = Attention(small_config(block=block, norm_epsilon=1e-9)).double()
         x = random_memory(small_model(), LANES)
         before = attention.attend(x, attention.keys_values(x, None))
         with torch.no_grad():
             attention.query.weight.mul_(7)
             attention.key.weight.mul_(0.3)
         after = attention.attend(x, attention.keys_values(x, None))
-        assert torch.allclose(after, before, rtol=0, atol=1e-6) == same
-        keys = attention.keys_values(x, None)[0]
-        assert torch.allclose(keys.square().mean(-1), torch.ones(()).double(), atol=1e-6) == same
+        assert torch.allclose(after, before, rtol=0, atol=1e-5) == (block == "modern")
+
+
+def test_a_gain_is_of_one_head_and_place() -> None:
+    norm, x = HeadNorm(SMALL).double(), torch.randn(2, 2, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(16))
+    expected = x / (x.square().mean(-1, keepdim=True) + SMALL.norm_epsilon).sqrt()
+    expected = expected * torch.arange(16).view(1, 2, 1, 8)
+    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
 
 
 def test_without_slots_there_is_no_memory() -> None:
