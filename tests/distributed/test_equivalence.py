@@ -44,7 +44,7 @@ SINGLE = [
     Case(1, data=1, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
     Case(2, data=2, tensor=2, dropout=0.2),
     Case(0, data=1, tensor=2, precision="bf16", block="modern", **CHECKPOINTING["partitioned"]),
-    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written"),
+    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written", block="modern"),
     Case(
         2,
         data=1,
@@ -92,7 +92,7 @@ def trained() -> dict[Case, list[dict[str, Any]]]:
 
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
-COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written")]
+COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 
