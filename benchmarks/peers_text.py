@@ -165,7 +165,7 @@ def page(values: dict[str, Any]) -> str:
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
             f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "
-            f"books; seeds {seeds_of(rows)} or the first of them. All parameters within 3 % of Memformer's; "
+            f"books; seeds {seeds_of(rows)}. All parameters within 3 % of Memformer's; "
             "its own variants keep its sizes, modern blocks two thirds of its hidden width.",
             "",
             markdown_table(columns, table),

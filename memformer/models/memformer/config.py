@@ -59,8 +59,8 @@ class MemformerConfig(ModelConfig):
     overlap: int = 0
     """Last tokens w of the previous segment that stand in front of the decoder's input, at most a segment: it reads
     them itself, beside what the encoder made of them. 0: the start token stands there in every segment, as the paper
-    has it. 1 puts the last token in its place, for nothing more; more cost the decoder w - 1 tokens a segment. No
-    weights belong to it: a run or an export may go on with another overlap."""
+    has it. 1 puts the last token in its place, for nothing more; more cost the decoder w - 1 tokens a segment; of 1, 8
+    and 32 with segments of 32, 8 was best. No weights belong to it: a run or an export may go on with another."""
     rotary_base: float = 10000.0
     """Base of the rotary positions. The paper's V1 adds relative-position terms, which fused attention kernels
     do not take; rotary positions are relative too."""
