@@ -10,8 +10,10 @@ Every model has the parameters of the Memformer to within 3 %, its layers (encod
 reads the same excerpts of books in the same order, byte by byte, S a segment, T segments an optimizer step, with one
 optimizer and schedule; each is trained at every one of `--learning-rates` and shown at the one of the lowest training
 loss. Memformer and RMT carry `--slots` vectors; Transformer-XL, the windowed and the Compressive
-Transformer see S bytes before the segment, the last S/4 compressed ones more; the LSTM its state. Gradients pass from
-segment to segment where the architecture is trained so: Memformer (by replay), RMT, LSTM (by BPTT).
+Transformer see S bytes before the segment, the last S/4 compressed ones more; the LSTM its state. The decoder of
+memformer-overlap begins with the last S/4 bytes of the segment before, that of memformer-overlap-segment with all of
+it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width. Gradients pass from segment
+to segment where the architecture is trained so: Memformer (by replay), RMT, LSTM (by BPTT).
 
 Perplexity a byte on books never trained on; operations of reading are counted; `carried` is what a document leaves in
 memory between two segments, in numbers (token ids left out).
@@ -45,7 +47,10 @@ from benchmarks.training import Recipe, train
 from memformer import MemformerConfig
 
 TEST_SEED = 1_000_000  # of the excerpts that are tested
-VARIANTS = ("memformer", "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:])
+MODERN = "memformer-overlap-modern"
+OVERLAPS = {"memformer-overlap": 4, "memformer-overlap-segment": 1, MODERN: 4}
+"""Variants whose decoder begins with the last S/n bytes of the segment before, and their n."""
+VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:])
 
 
 def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
@@ -56,9 +61,11 @@ def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
         options.decoder_layers,
         d_model=options.width,
         num_heads=options.heads,
-        d_ff=2 * options.width,
+        d_ff=round(2 * options.width * (2 / 3 if variant == MODERN else 1)),
+        block="modern" if variant == MODERN else "paper",
         num_memory_slots=0 if variant == "memformer-no-slots" else options.slots,
         memory_forgetting=variant != "memformer-no-forgetting",
+        overlap=options.segment_length // OVERLAPS[variant] if variant in OVERLAPS else 0,
         vocab_size=START + 1,
         start_token_id=START,
         segment_length=options.segment_length,
@@ -139,6 +146,7 @@ def page(values: dict[str, Any]) -> str:
                 variant,
                 f"{first['parameters']:,}",
                 statistics.fmean(each),
+                len(each),
                 spread(each),
                 f"{first['learning_rate']:g}",
                 f"{statistics.fmean(reset):.3f}" if reset else "",
@@ -148,17 +156,17 @@ def page(values: dict[str, Any]) -> str:
             )
         )
     columns = (
-        "model", "parameters", "perplexity", "spread", "learning rate", "memory reset", "MFLOPs a byte",
+        "model", "parameters", "perplexity", "seeds", "spread", "learning rate", "memory reset", "MFLOPs a byte",
         "carried numbers", "training (s of one core)",
     )  # fmt: skip
     return "\n".join(
         [
-            *page_head("Peers on books", values),
+            *page_head(f"Peers on books, {sizes['steps']} steps", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
             f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "
             f"books; seeds {seeds_of(rows)}. All parameters within 3 % of Memformer's; "
-            "its own variants keep its sizes.",
+            "its own variants keep its sizes, modern blocks two thirds of its hidden width.",
             "",
             markdown_table(columns, table),
             *(["", values["notes"]] if values["notes"] else []),

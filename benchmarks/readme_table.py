@@ -220,10 +220,12 @@ def peer_rows() -> list[list[str]]:
     path, values = newest("cpu-peers-text")
     found = best(values["rows"], "variant")
     others = {name: each for name, each in found.items() if not name.startswith("memformer")}
+    settings = {"memformer-overlap": "with `overlap`", "memformer-overlap-modern": "with modern blocks too"}
+    ours = [f"{words} {found[name]:.3f}" for name, words in settings.items() if name in found]
     return [
         [
             f"Books as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity",
-            f"{found['memformer']:.3f}",
+            "; ".join([f"{found['memformer']:.3f}", *ours]),
             f"without slots: {found['memformer-no-slots']:.3f}; "
             + "; ".join(f"{name}: {each:.3f}" for name, each in others.items()),
             link(path),

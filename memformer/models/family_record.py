@@ -24,7 +24,8 @@ class Role(enum.Enum):
     ATTENTION = "attention"
     """Its `num_heads` becomes each process's own; its linear maps have roles of their own."""
     COLUMNS = "columns"
-    """A linear map, `weight` and `bias`, from replicated to sliced: each process has some rows of the weight."""
+    """A linear map, `weight` and `bias`, from replicated to sliced: each process has some rows of the weight. Or gains
+    of what it gives, of which each has those of its slice."""
     ROWS = "rows"
     """`nn.Linear` from sliced to replicated: each process has some columns, and the parts add up. Or another map that
     has an attribute `inputs`, a `memformer.models.heads.Inputs`, which is replaced."""
@@ -84,6 +85,7 @@ class Stages:
         words: Where these numbers are set, for error messages.
         costs: (configuration, segment length) -> what the parts cost.
         width: Of a configuration: numbers a token in what one layer hands to the next.
+        decoder_length: (configuration, segment length) -> tokens of that between decoder layers.
         kind: Of a part of the model: "encoder" or "decoder" where it is such a layer, else None.
         cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage, a
             `protocol.Stage`. The model may have been left with these layers alone.
@@ -95,6 +97,7 @@ class Stages:
     words: str
     costs: Callable[[Any, int], PartFlops]
     width: Callable[[Any], int]
+    decoder_length: Callable[[Any, int], int]
     kind: Callable[[Any], str | None]
     cut: Callable[[Any, range, range], Any]
     home: Mapping[str, str]

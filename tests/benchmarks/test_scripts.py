@@ -95,13 +95,17 @@ def test_memory_tasks(tmp_path: Path) -> None:
 
 def test_peers_on_text(tmp_path: Path) -> None:
     words = (
-        "--variants memformer memformer-no-slots lstm --steps 2 --documents 2 --test-length 128 --lanes 2 "
-        "--length 256 --width 16 --encoder-layers 2 --decoder-layers 4 --learning-rates 1e-2 "
+        "--variants memformer memformer-no-slots memformer-overlap memformer-overlap-modern lstm --steps 2 "
+        "--documents 2 --test-length 128 --lanes 2 --length 256 --width 16 --encoder-layers 2 --decoder-layers 4 "
+        "--learning-rates 1e-2 "
         f"--out {tmp_path / 'result'}"
     )
     peers_text.main(words.split())
     values = json.loads((tmp_path / "result.json").read_text())
-    ours, without, lstm = values["rows"]
+    ours, without, overlapping, modern, lstm = values["rows"]
+    assert abs(modern["parameters"] - ours["parameters"]) <= 0.03 * ours["parameters"]
+    assert overlapping["parameters"] == ours["parameters"]
+    assert overlapping["flops_per_token"] > ours["flops_per_token"]
     assert abs(lstm["parameters"] - ours["parameters"]) <= 0.03 * ours["parameters"]
     assert ours["carried_numbers"] == 16 * 16
     assert without["carried_numbers"] == 0

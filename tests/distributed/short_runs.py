@@ -88,6 +88,8 @@ class Case:
     tie_embeddings: bool = True
     memory_read_norm: bool = False
     memory_forgetting: Forgetting = "paper"
+    overlap: int = 0
+    block: str = "paper"
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
@@ -127,7 +129,15 @@ class Case:
 
 def config_of(case: Case) -> Config:
     """The case as a run's configuration."""
-    of_model = ("dropout", "tie_embeddings", "memory_read_norm", "memory_forgetting", "num_memory_slots")
+    of_model = (
+        "dropout",
+        "tie_embeddings",
+        "memory_read_norm",
+        "memory_forgetting",
+        "overlap",
+        "block",
+        "num_memory_slots",
+    )
     model = MODEL.to_dict() | {name: getattr(case, name) for name in of_model}
     if case.backbone:
         model = {"family": "backbone"} | BACKBONES[case.backbone].to_dict()

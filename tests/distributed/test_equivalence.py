@@ -44,8 +44,17 @@ GRID = [
 SINGLE = [
     Case(1, data=1, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
     Case(2, data=2, tensor=2, dropout=0.2, chunked=True),
-    Case(0, data=1, tensor=2, precision="bf16", **CHECKPOINTING["partitioned"]),
-    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written", chunked=True),
+    Case(0, data=1, tensor=2, precision="bf16", block="modern", **CHECKPOINTING["partitioned"]),
+    Case(
+        3,
+        data=1,
+        tensor=2,
+        precision="bf16",
+        tie_embeddings=False,
+        memory_forgetting="written",
+        chunked=True,
+        block="modern",
+    ),
     Case(
         2,
         data=1,
@@ -55,9 +64,9 @@ SINGLE = [
         lanes_per_micro_batch=2,
         clipping=0.05,
     ),
-    Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment"),
+    Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3),
     Case(1, data=1, tensor=2, weighted=True),
-    Case(1, data=1, tensor=4, clipping=0.05, **CHECKPOINTING["partitioned"]),
+    Case(1, data=1, tensor=4, clipping=0.05, overlap=3, block="modern", **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
 PIPELINES = [
@@ -74,9 +83,9 @@ PIPELINES = [
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
     Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written"),
-    Case(1, data=1, pipeline=4),
+    Case(1, data=1, pipeline=4, overlap=3),
     Case(0, data=2, pipeline=2, mode="full"),
-    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05),
+    Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
 FROZEN = [Case(1, data=1, tensor=2, train="memory", mode="full")]
@@ -105,8 +114,8 @@ def trained() -> dict[Case, list[dict[str, Any]]]:
 
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
-COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written")]
-COUNTED += [Case(0, data=1, pipeline=2)]
+COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
+COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4]
 

@@ -48,7 +48,7 @@ DROPOUT = Case(0, data=1, pipeline=STAGES, pipeline_layers=(3, 1), dropout=0.3)
 COUNTED = [
     Case(1, data=1, pipeline=STAGES, growing=True),
     Case(0, data=1, pipeline=STAGES, pipeline_layers=(1, 3), lanes_per_micro_batch=3, tie_embeddings=False),
-    Case(1, data=1, pipeline=STAGES, pipeline_layers=(3, 1), segments=1),
+    Case(1, data=1, pipeline=STAGES, pipeline_layers=(3, 1), segments=1, overlap=3),
     Case(1, data=1, pipeline=STAGES, num_memory_slots=0),
 ]
 
@@ -175,7 +175,7 @@ def abandoned(world: World) -> list[torch.Tensor]:
     return found
 
 
-ANSWERING = [Case(1, data=1, pipeline=STAGES, pipeline_layers=layers) for layers in ((1, 3), (3, 1))]
+ANSWERING = [Case(1, data=1, pipeline=STAGES, pipeline_layers=layers, overlap=3) for layers in ((1, 3), (3, 1))]
 
 
 def segment_and_memory(model: MemoryModel, case: Case) -> tuple[Segment, torch.Tensor]:
@@ -243,6 +243,8 @@ def test_formulas_of_the_messages(found: list[dict[str, Any]]) -> None:
     assert counted["stream_gradient"] == [2 * t, 4 * b * t * s * d]
     assert counted["shared_weight"] == counted["shared_gradient"] == [1, 4 * 51 * d]
     assert "context" not in counted
+    # The decoder on both stages, its input two tokens longer than a segment; two micro-batches.
+    assert found[0]["messages"][2][0]["stream"] == [2, 4 * b * (s + COUNTED[2].overlap - 1) * d]
 
 
 def test_a_step_is_skipped_by_all_stages(found: list[dict[str, Any]]) -> None:

@@ -37,6 +37,8 @@ CONFIGS = {
         vocab_size=50,
         tie_embeddings=False,
         memory_forgetting="written",
+        overlap=3,
+        block="modern",
     ),
 }
 

@@ -201,12 +201,14 @@ def test_segments_of_another_length_and_dropout_are_carried_over(
     workshop: Path, run: RunDirectory, length: int
 ) -> None:
     """A document goes on at the token where it stood, with its memory and what fits of the segment before."""
-    changed = ["--data.segment_length", str(length), "--model.dropout", "0.3", "--data.num_lanes", "2"]
+    changed = ["--data.segment_length", str(length), "--model.dropout", "0.3", "--model.overlap", "6"]
+    changed += ["--data.num_lanes", "2"]
     for last, settings in (("8", changed), ("10", [*changed[:-1], "4"])):
         done = run_command("train", *words(workshop, run, "--training.max_steps", last, *settings))
         assert done.returncode == 0, done.stderr
     changes = [event["changes"] for event in events_of(run, "resume")]
     assert f"data.segment_length 32 -> {length}" in changes[0] and "model.dropout 0.1 -> 0.3" in changes[0]
+    assert "model.overlap 0 -> 6" in changes[0]
     assert not any("segment_length" in change for change in changes[1])
     assert_every_token_once(run)
     first = [row for row in audit_of(run) if row["step"] == STEPS + 1 and row["segment"] == 0]

@@ -19,9 +19,10 @@ from memformer.models.backbone.config import BackboneConfig
 from memformer.models.backbone.lora import adapted
 from memformer.models.backbone.memory import AddedMemory, LayerOutput, TokenMemory
 from memformer.models.backbone.parts import Parts
-from memformer.models.backbone.reading import causal_mask, positions, read, with_memory
+from memformer.models.backbone.reading import positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
+from memformer.models.overlap import causal_mask
 from memformer.models.scoring import scored_targets
 from memformer.models.segment_cache import SegmentCache
 from memformer.replay.segment import Segment

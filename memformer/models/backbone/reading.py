@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from memformer.models.overlap import before
 from memformer.replay.segment import Segment
 
 
@@ -41,20 +42,14 @@ def read(segment: Segment, overlap: int, bos: int, segment_bos: bool, start_toke
         segment_bos: Every segment begins with it; False: only a document.
         start_token_id: The data's id of it, in whose place the backbone is given its own.
     """
-    overlap = min(overlap, segment.context.shape[1])
-    known_B1 = segment.context_length.masked_fill(segment.reset, 0).clamp(max=overlap)[:, None]
-    prefix = max(1, overlap + segment_bos)
-    back = torch.arange(prefix - 1, -1, -1, device=segment.target.device)  # 0: the last token before the segment
-    places_BP = (segment.context_length[:, None] - 1 - back).clamp(min=0)
-    before_BP = segment.context.gather(1, places_BP).where(back < known_B1, bos)
+    before_BP, seen_BP = before(segment, overlap, bos, segment_bos)
     tokens_BN = torch.cat([before_BP, segment.target[:, :-1]], 1)
     if start_token_id != bos:
         tokens_BN = tokens_BN.masked_fill(tokens_BN == start_token_id, bos)
     if not (segment.ragged or segment.short):
         return Reading(tokens_BN, None, None)
-    begins_BP = (back == known_B1) & (segment_bos | (known_B1 == 0))
-    scored_BS = torch.arange(segment.target.shape[1], device=back.device) < segment.target_length[:, None]
-    return Reading(tokens_BN, torch.cat([(back < known_B1) | begins_BP, scored_BS[:, 1:]], 1), scored_BS)
+    scored_BS = torch.arange(segment.target.shape[1], device=seen_BP.device) < segment.target_length[:, None]
+    return Reading(tokens_BN, torch.cat([seen_BP, scored_BS[:, 1:]], 1), scored_BS)
 
 
 def with_memory(seen_BN: torch.Tensor | None, front: int, behind: int) -> torch.Tensor | None:
@@ -70,13 +65,3 @@ def positions(seen_BL: torch.Tensor | None, length: int, device: torch.device) -
     if seen_BL is None:
         return torch.arange(length, device=device)[None]
     return (seen_BL.cumsum(1) - 1).clamp(min=0)
-
-
-def causal_mask(seen_BL: torch.Tensor | None) -> torch.Tensor | None:
-    """Which key a query sees, bool [B, 1, L, L]: what is there and not after it, and itself; None: plain causal."""
-    if seen_BL is None:
-        return None
-    length = seen_BL.shape[1]
-    at = torch.arange(length, device=seen_BL.device)
-    before_LL, same_LL = at[:, None] >= at, at[:, None] == at
-    return ((before_LL & seen_BL[:, None, :]) | same_LL)[:, None]

@@ -13,6 +13,7 @@ from torch import nn
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.layers import Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryWriter
+from memformer.models.overlap import before, causal_mask
 from memformer.replay.segment import Segment
 
 
@@ -98,24 +99,38 @@ def observe(
     return Write(weights_BHKL, retained_BHK, forget(written).to(memory_BKD.dtype))
 
 
-def inputs(segment: Segment, start_token_id: int) -> torch.Tensor:
-    """What the decoder reads, int64 [B, S]: start, x_0 .. x_{S-2}."""
-    start = torch.full_like(segment.target[:, :1], start_token_id)
-    return torch.cat([start, segment.target[:, :-1]], dim=1)
+def inputs(segment: Segment, start_token_id: int, config: MemformerConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the decoder reads, int64 [B, N]: the overlap or the start token, x_0 .. x_{S-2}.
+
+    And which of them a query sees, bool [B, 1, N, N]; None: those up to its own place.
+    """
+    before_BP, seen_BP = before(segment, config.overlap, start_token_id)
+    targets_BS = segment.target[:, :-1]
+    tokens_BN = torch.cat([before_BP, targets_BS], dim=1)
+    # Where the context is whole so is the overlap, and the last token in front of the targets is always there.
+    if before_BP.shape[1] == 1 or not segment.ragged:
+        return tokens_BN, None
+    return tokens_BN, causal_mask(torch.cat([seen_BP, torch.ones_like(targets_BS, dtype=torch.bool)], dim=1))
 
 
 def respond(
     layers: Iterable[nn.Module],
-    y_BSD: torch.Tensor,
+    y_BND: torch.Tensor,
+    seen: torch.Tensor | None,
     context_BSD: torch.Tensor,
     mask_BS: torch.Tensor | None,
     config: MemformerConfig,
 ) -> torch.Tensor:
-    """Decoder layers, [B, S, D] -> [B, S, D], without the norm that follows the last."""
-    width, length = context_BSD.shape[1], y_BSD.shape[1]
-    rotary = Rotary.table(0, width + length, config, y_BSD.device)
-    context_rotary, rotary = rotary.rows(0, width), rotary.rows(width, width + length)
+    """Decoder layers, [B, N, D] -> [B, N, D], without the norm that follows the last; the last S are of the targets.
+
+    `seen` is that of `inputs`.
+    """
+    width, length = context_BSD.shape[1], y_BND.shape[1]
+    # The last token in front of the targets is at position S, whatever the overlap, which reaches back from there.
+    first = width + 1 - config.prefix_length(width)
+    rotary = Rotary.table(0, first + length, config, y_BND.device)
+    context_rotary, rotary = rotary.rows(0, width), rotary.rows(first, first + length)
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     for layer in layers:
-        y_BSD = layer(y_BSD, context_BSD, mask, context_rotary, rotary)
-    return y_BSD
+        y_BND = layer(y_BND, context_BSD, mask, context_rotary, rotary, seen)
+    return y_BND

@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from memformer.models.configuration import MOST_LAYERS, Forgetting, ModelConfig, forgetting_of, require
 
@@ -21,6 +21,7 @@ class MemformerConfig(ModelConfig):
 
     family: ClassVar[str] = "memformer"
     stacks: ClassVar[tuple[str, ...]] = ("num_encoder_layers", "num_decoder_layers")
+    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"overlap"}
 
     num_encoder_layers: int = 4
     """Encoder layers N; each reads the memory."""
@@ -32,6 +33,11 @@ class MemformerConfig(ModelConfig):
     """Attention heads of every layer; must divide d_model into heads of even size (rotary positions)."""
     d_ff: int = 2048
     """Hidden width of the feed-forward blocks."""
+    block: Literal["paper", "modern"] = "paper"
+    """What layers are made of. paper: feed-forward blocks with GELU, attention by plain products.
+    modern: SwiGLU, whose third matrix makes two thirds of d_ff as many parameters (Shazeer, 2020), and each
+    head's queries and keys divided by their root mean square, with a learned gain, in all attention but the memory
+    writer's (after Henry et al., 2020)."""
     num_memory_slots: int = 32
     """Slots K of the memory; 0 trains without memory (the encoder still sees the previous segment)."""
     memory_temperature: float = 0.25
@@ -50,6 +56,11 @@ class MemformerConfig(ModelConfig):
     memory_read_norm: bool = False
     """Layer-norm the slots before they are read. Not decidable from the paper; off, since slots already have
     unit length."""
+    overlap: int = 0
+    """Last tokens w of the previous segment that stand in front of the decoder's input, at most a segment: it reads
+    them itself, beside what the encoder made of them. 0: the start token stands there in every segment, as the paper
+    has it. 1 puts the last token in its place, for nothing more; more cost the decoder w - 1 tokens a segment; of 1, 8
+    and 32 with segments of 32, 8 was best. No weights belong to it: a run or an export may go on with another."""
     rotary_base: float = 10000.0
     """Base of the rotary positions. The paper's V1 adds relative-position terms, which fused attention kernels
     do not take; rotary positions are relative too."""
@@ -76,7 +87,9 @@ class MemformerConfig(ModelConfig):
         for name in self.stacks:
             require(getattr(self, name) <= MOST_LAYERS, name, getattr(self, name), f"set it to at most {MOST_LAYERS}")
         object.__setattr__(self, "memory_forgetting", forgetting_of(self.memory_forgetting, "memory_forgetting"))
+        require(self.block in ("paper", "modern"), "block", self.block, "choose paper or modern")
         require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
+        require(self.overlap >= 0, "overlap", self.overlap, "set it to 0 or more")
         require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to at least 0 and below 1")
         require(
@@ -112,6 +125,14 @@ class MemformerConfig(ModelConfig):
     def memory_shape(self) -> tuple[int, int]:
         """[K, D]: slots of the width of tokens."""
         return self.num_memory_slots, self.d_model
+
+    def prefix_length(self, segment_length: int) -> int:
+        """Tokens P in front of the targets in the decoder's input: the overlap, or the start token."""
+        return max(1, min(self.overlap, segment_length))
+
+    def decoder_length(self, segment_length: int) -> int:
+        """Tokens N of the decoder's input: those in front, and all targets but the last."""
+        return self.prefix_length(segment_length) + segment_length - 1
 
     def summary(self) -> str:
         """Layers, width and slots."""

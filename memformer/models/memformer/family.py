@@ -95,6 +95,7 @@ FAMILY = Family(
         words="model.num_encoder_layers + model.num_decoder_layers",
         costs=_costs,
         width=lambda config: int(config.d_model),
+        decoder_length=MemformerConfig.decoder_length,
         kind=_kind,
         cut=_cut,
         home={

@@ -50,10 +50,31 @@ def merge_heads(x_BHSE: torch.Tensor) -> torch.Tensor:
     return x_BHSE.transpose(1, 2).flatten(2)
 
 
+class HeadNorm(nn.Module):
+    """Divides each head's queries, or keys, by their root mean square and multiplies them by a gain.
+
+    The gain [D] has the place of a linear map's bias: where heads are spread over processes it is cut with them.
+    """
+
+    bias: None = None
+
+    def __init__(self, config: MemformerConfig) -> None:
+        super().__init__()
+        self.epsilon = config.norm_epsilon
+        self.weight = nn.Parameter(torch.ones(config.d_model))
+
+    def forward(self, x_BHSE: torch.Tensor) -> torch.Tensor:
+        """[B, H, S, E] -> [B, H, S, E]; keeps the dtype."""
+        head_size = x_BHSE.shape[-1]
+        gain_H1E = self.weight.unflatten(0, (-1, 1, head_size))
+        return (F.rms_norm(x_BHSE, (head_size,), eps=self.epsilon) * gain_H1E).to(x_BHSE.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention through `torch.nn.functional.scaled_dot_product_attention`.
 
-    Keys and values have a method of their own, so that generation can keep them.
+    In modern blocks queries and keys are normalised (`HeadNorm`). Keys and values have a method of their own, so that
+    generation can keep them.
     """
 
     def __init__(self, config: MemformerConfig) -> None:
@@ -64,10 +85,14 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
+        modern = config.block == "modern"
+        self.query_norm, self.key_norm = (HeadNorm(config) if modern else None for _ in range(2))
 
     def keys_values(self, y_BLD: torch.Tensor, rotary: Rotary | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (rotated where positions are given) and values of y, each [B, H, L, E]."""
         k_BHLE = split_heads(self.key(y_BLD), self.num_heads)
+        if self.key_norm is not None:
+            k_BHLE = self.key_norm(k_BHLE)
         v_BHLE = split_heads(self.value(y_BLD), self.num_heads)
         return (k_BHLE if rotary is None else rotary.rotate(k_BHLE)), v_BHLE
 
@@ -92,6 +117,8 @@ class Attention(nn.Module):
             [B, S, D].
         """
         q_BHSE = split_heads(self.query(x_BSD), self.num_heads)
+        if self.query_norm is not None:
+            q_BHSE = self.query_norm(q_BHSE)
         if rotary is not None:
             q_BHSE = rotary.rotate(q_BHSE)
         k_BHLE, v_BHLE = keys_values
@@ -100,13 +127,17 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """D -> d_ff -> D with GELU."""
+    """D -> d_ff -> D with GELU; in modern blocks with SwiGLU, `up` times SiLU of `gate`."""
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gate: nn.Linear | None = None
+        if config.block == "modern":
+            self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]."""
-        return self.down(F.gelu(self.up(x_BSD)))
+        up_BSF = self.up(x_BSD)
+        return self.down(F.gelu(up_BSF) if self.gate is None else F.silu(self.gate(x_BSD)) * up_BSF)

@@ -84,11 +84,15 @@ class DecoderLayer(nn.Module):
         mask: torch.Tensor | None,
         context_rotary: Rotary,
         rotary: Rotary,
+        seen: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, L], True at valid context tokens."""
+        """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, L], True at valid context tokens.
+
+        `seen` says which tokens of x a query sees, [B, 1, S, S]; None: those up to its own place.
+        """
         h = self.self_norm(x_BSD)
         keys_values = self.self_attention.keys_values(h, rotary)
-        x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, causal=True))
+        x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, seen, causal=seen is None))
         context = self.context_keys_values(context_BLD, context_rotary)
         return self.attend_context_and_feed(x_BSD, context, mask, rotary)
 
@@ -200,10 +204,10 @@ class Memformer(nn.Module):
         return self.write(memory_BKD, x_BSD, mask_BS)
 
     def decode(self, segment: Segment, context_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-        """What the head reads for the segment's targets, [B, S, D], teacher-forced: input start, x_0 .. x_{S-2}."""
-        y_BSD = self.embedding(computation.inputs(segment, self.start_token_id))
-        y_BSD = computation.respond(self.decoder, y_BSD, context_BSD, mask_BS, self.config)
-        return self.decoder_norm(y_BSD)
+        """What the head reads for the segment's targets, [B, S, D], teacher-forced (`computation.inputs`)."""
+        tokens_BN, seen = computation.inputs(segment, self.start_token_id, self.config)
+        y_BND = computation.respond(self.decoder, self.embedding(tokens_BN), seen, context_BSD, mask_BS, self.config)
+        return self.decoder_norm(y_BND[:, -segment.target.shape[1] :])
 
     def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""

@@ -2,17 +2,19 @@
 """`MemformerReader`: reads tokens one after another at constant memory, for generation.
 
 A segment is read by the encoder and the writer alone. When logits are asked for, the context's keys and values are
-computed for every decoder layer, once a segment, and the segment's own are kept beside them: at most 2 S tokens.
+computed for every decoder layer, once a segment, and the segment's own are kept beside them, with those of the overlap
+in front of it: at most 2 S + w tokens.
 
 Shapes: B documents, R of them that are decoded, n inputs at once, S tokens a segment, K slots, D width, V vocabulary.
 """
 
 import torch
 
+from memformer.models import overlap
 from memformer.models.memformer.layers import Rotary
 from memformer.models.memformer.model import DecoderLayer, Memformer
 from memformer.models.segment_cache import SegmentCache
-from memformer.models.segment_reader import SegmentReader
+from memformer.models.segment_reader import UNASKED, SegmentReader
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,7 +27,7 @@ class MemformerReader(SegmentReader):
         self._layers = [layer for layer in model.decoder if isinstance(layer, DecoderLayer)]
         self._rotary = Rotary.table(0, 2 * self.segment_length, model.config, self.device)
         self._contexts: list[KeysValues] = []
-        self._cache = SegmentCache(batch_size, self.segment_length)
+        self._cache = SegmentCache(batch_size, model.config.decoder_length(self.segment_length))
         self._next = self._memory  # where logits were asked for: the memory behind the segment
 
     def _written(self, rows: list[int]) -> torch.Tensor:
@@ -49,18 +51,24 @@ class MemformerReader(SegmentReader):
             kept[0][index], kept[1][index] = new
 
     def _decode(self, rows: list[int]) -> torch.Tensor:
-        """Runs the inputs start, x_0, x_1, .. that were not run yet, of all rows at once wherever they are."""
+        """Runs the inputs front, x_0, x_1, .. that were not run yet, of all rows at once wherever they are."""
         model, length = self.model, self.segment_length
         if begun := self._unasked(rows):
             self._encode(begun)
-        starts = [self._decoded[row] + 1 for row in rows]  # UNASKED is -1: the start token has place 0
-        counts = [self._counts[row] + 1 - start for row, start in zip(rows, starts, strict=True)]
-        places = self._cache.place(rows, starts, counts, self.device)
-        tokens_RS = self._of(self._tokens, rows)
-        start_R1 = tokens_RS.new_full((len(rows), 1), model.start_token_id)
-        inputs_RS = torch.cat([start_R1, tokens_RS[:, :-1]], 1)
-        y_RnD = model.embedding(inputs_RS.gather(1, places.at.expand(len(rows), -1)))
-        rotary = Rotary(*(each[length + places.at][:, None] for each in self._rotary))
+        # A row that begins a document has the start token alone in front of the segment, the others the overlap.
+        front_RP, _ = overlap.before(self._segment(rows), model.config.overlap, model.start_token_id)
+        prefix = front_RP.shape[1]
+        fronts = [prefix if self._known[row] else 1 for row in rows]
+        run = [(front, self._decoded[row], self._counts[row]) for front, row in zip(fronts, rows, strict=True)]
+        starts = [0 if decoded == UNASKED else front + decoded for front, decoded, _ in run]
+        lengths = [front + count - start for (front, _, count), start in zip(run, starts, strict=True)]
+        places = self._cache.place(rows, starts, lengths, self.device)
+        inputs_RN = torch.cat([front_RP, self._of(self._tokens, rows)[:, :-1]], 1)
+        shift_R1 = torch.tensor([prefix - front for front in fronts], device=self.device)[:, None]
+        at_Rn = (places.at + shift_R1).clamp(max=inputs_RN.shape[1] - 1)  # padding stands somewhere
+        y_RnD = model.embedding(inputs_RN.gather(1, at_Rn))
+        # The last token in front of the targets is at position S, as in training.
+        rotary = Rotary(*(each[length + 1 - prefix + at_Rn][:, None] for each in self._rotary))
         mask = self._context_mask(rows)
         for i, layer in enumerate(self._layers):
             h = layer.self_norm(y_RnD)

@@ -3,8 +3,8 @@
 
 | part | sliced by | sums of [B, S, D] (forward + backward) |
 |---|---|---|
-| attention, reader, attention to the context | heads: query, key, value rows, output columns | 1 + 1 |
-| feed-forward | hidden width: up rows, down columns | 1 + 1 |
+| attention, reader, attention to the context | heads: query, key, value rows, their gains, output columns | 1 + 1 |
+| feed-forward | hidden width: up and gate rows, down columns | 1 + 1 |
 | memory writer | its heads: query, key, value rows | a gather of [B, K, D] + 1 of [B, K, D] |
 | embedding, head, loss | vocabulary | 1 + 1, and 3 numbers a token |
 | norms, slot bias | not at all: replicated, with equal gradients | |
@@ -52,7 +52,8 @@ def own_roles(part: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
             yield from ((child, Role.BEFORE) for child in part.children() if isinstance(child, nn.LayerNorm))
         case Attention():
             yield part, Role.ATTENTION
-            yield from ((linear, Role.COLUMNS) for linear in (part.query, part.key, part.value))
+            columns = (part.query, part.key, part.value, part.query_norm, part.key_norm)
+            yield from ((each, Role.COLUMNS) for each in columns if each is not None)
             yield part.output, Role.ROWS
         case MemoryReader():
             yield part.norm, Role.BEFORE
@@ -60,5 +61,5 @@ def own_roles(part: nn.Module) -> Iterator[tuple[nn.Module, Role]]:
             yield part, Role.JOINED_HEADS
             yield from ((linear, Role.COLUMNS) for linear in (part.query, part.key, part.value))
         case FeedForward():
-            yield part.up, Role.COLUMNS
+            yield from ((linear, Role.COLUMNS) for linear in (part.up, part.gate) if linear is not None)
             yield part.down, Role.ROWS

@@ -117,22 +117,26 @@ class MemformerStage(nn.Module):
         return x_BSD, memory_BKD if next_reset_B is None else self.begin(next_reset_B, memory_BKD)
 
     def decode_part(
-        self, segment: Segment, context_BSD: torch.Tensor, y_BSD: torch.Tensor | None
+        self, segment: Segment, context_BSD: torch.Tensor, y_BND: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         """This stage's decoder layers.
 
         Args:
             segment: The segment.
             context_BSD: The encoder's output.
-            y_BSD: What the stage before made of the decoder's input; None on the first decoder stage.
+            y_BND: What the stage before made of the decoder's input; None on the first decoder stage.
 
         Returns:
-            The stream for the next stage [B, S, D]; on the last stage the losses [B, S] (`scoring.token_losses`).
+            The stream for the next stage [B, N, D]; on the last stage the losses [B, S] (`scoring.token_losses`).
         """
         _, mask_BS = computation.context(segment, self.start_token_id)
-        y_BSD = self.embedding(computation.inputs(segment, self.start_token_id)) if y_BSD is None else y_BSD
-        y_BSD = computation.respond(self.decoder, y_BSD, context_BSD, mask_BS, self.config)
-        return (self.head(self.decoder_norm(y_BSD), scored_targets(segment)) if self.scores else y_BSD,)
+        tokens_BN, seen = computation.inputs(segment, self.start_token_id, self.config)
+        y_BND = self.embedding(tokens_BN) if y_BND is None else y_BND
+        y_BND = computation.respond(self.decoder, y_BND, seen, context_BSD, mask_BS, self.config)
+        if not self.scores:
+            return (y_BND,)
+        y_BSD = self.decoder_norm(y_BND[:, -segment.target.shape[1] :])
+        return (self.head(y_BSD, scored_targets(segment)),)
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """`encode_part`, `decode_part` or `begin`, in a tuple: an engine knows one forward."""

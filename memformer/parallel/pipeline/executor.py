@@ -93,6 +93,7 @@ class RolloutExecutor:
         self._writes, self._last = model.number == layout.writer_stage, model.number == layout.stages - 1
         self._decodes = model.number >= layout.decoder_stage
         self._memory_shape, self._width, self._denominator = model.memory_shape, model.width, denominator
+        self._decoder_length = model.decoder_length
         self._seed_task, self._at_segment = seed_task, at_segment
         self._buffers = [make_buffer() for _ in groups]
         self._received: dict[Message, Transfer] = {}
@@ -140,8 +141,9 @@ class RolloutExecutor:
 
     def _shape(self, message: Message) -> tuple[int, int, int]:
         lanes, _, length = self._groups[message.task.micro_batch][0].tokens.shape
-        of_memory = message.kind in (tasks.MEMORY, tasks.MEMORY_GRADIENT)
-        return (lanes, *self._memory_shape) if of_memory else (lanes, length, self._width)
+        if message.kind in (tasks.MEMORY, tasks.MEMORY_GRADIENT):
+            return (lanes, *self._memory_shape)
+        return lanes, self._decoder_length(length) if message.decoded else length, self._width
 
     def _post(self, message: Message) -> None:
         self._received[message] = self._channels.receive(message.kind, self._shape(message), message.source)

@@ -4,6 +4,7 @@
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -36,7 +37,9 @@ class StagedModel:
     def __init__(self, stage: Stage, split: Split, number: int, channels: Channels) -> None:
         self.stage, self.split, self.number, self.channels = stage, split, number, channels
         self.config: ModelConfig = stage.config
-        self.memory_shape, self.width = self.config.memory_shape, stages_of(self.config).width(self.config)
+        stages = stages_of(self.config)
+        self.memory_shape, self.width = self.config.memory_shape, stages.width(self.config)
+        self.decoder_length = functools.partial(stages.decoder_length, self.config)
         self._encodes, self._decodes = len(split.encoder(number)) > 0, len(split.decoder(number)) > 0
         self._writes, self._last = number == split.writer_stage, number == split.stages - 1
 
@@ -163,7 +166,8 @@ class StagedModel:
 
     def _decode(self, segment: Segment, context: torch.Tensor | None, under_way: list[Transfer]) -> torch.Tensor:
         """The losses of a group of lanes on the last stage; elsewhere zeros, and the stream goes on."""
-        y = None if self.number == self.split.decoder_stage else self._receive(segment)
+        decoded = self.decoder_length(segment.target.shape[1])
+        y = None if self.number == self.split.decoder_stage else self._receive(segment, decoded)
         if context is None:
             context = self._receive(segment)
         (y,) = self.stage.decode_part(segment, context, y)
@@ -172,9 +176,10 @@ class StagedModel:
         under_way += [self.channels.send(EVALUATION, each, self.number + 1) for each in (y, context)]
         return segment.target.new_zeros(segment.target.shape, dtype=torch.float32)
 
-    def _receive(self, segment: Segment) -> torch.Tensor:
-        """What a layer hands to the next, [B, S, width], from the stage before."""
-        return self.channels.receive(EVALUATION, (*segment.target.shape, self.width), self.number - 1).wait()
+    def _receive(self, segment: Segment, length: int | None = None) -> torch.Tensor:
+        """What a layer hands to the next, [B, length or S, width], from the stage before."""
+        lanes, own = segment.target.shape
+        return self.channels.receive(EVALUATION, (lanes, length or own, self.width), self.number - 1).wait()
 
     def _from_writer(self, memory: torch.Tensor | None, lanes: int) -> torch.Tensor:
         """The writer's stage's memory on all stages, in the weights' dtype, [lanes, K, C]."""

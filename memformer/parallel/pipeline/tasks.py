@@ -41,8 +41,8 @@ class Message(NamedTuple):
 
     Attributes:
         kind: memory [B, K, D]; context, the encoder's output [B, S, D]; stream, what one layer hands to the next
-            [B, S, D]; or the gradient of one of these, of the same shape. B lanes of a micro-batch, K slots, S tokens
-            a segment, D width.
+            [B, S, D], in the decoder [B, N, D]; or the gradient of one of these, of the same shape. B lanes of a
+            micro-batch, K slots, S tokens a segment, N of the decoder's input, D width.
         task: Whose input it is.
         source: Stage that sends.
         target: Stage that receives.
@@ -52,6 +52,11 @@ class Message(NamedTuple):
     task: Task
     source: int
     target: int
+
+    @property
+    def decoded(self) -> bool:
+        """Whether it is a stream between decoder layers, or its gradient."""
+        return self.task.kind in (DECODE, DECODE_BACKWARD) and self.kind in (STREAM, STREAM_GRADIENT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,15 @@
 """The messages of a pipeline in one optimizer step, by kind: counted from the schedule, before anything runs.
 
 Per micro-batch of b lanes, and for each segment, in numbers of the weights' dtype (fp32 under autocast too); E encoder
-stages, w the last of them, d = 1 if the decoder begins on the stage after it and 0 if it begins on w, P decoder stages:
+stages, w the last of them, d = 1 if the decoder begins on the stage after it and 0 if it begins on w, P decoder stages,
+N tokens of the decoder's input:
 
 | kind | from -> to | messages a micro-batch | numbers |
 |---|---|---|---|
 | memory, memory_gradient | w -> each other encoder stage, and back | T (E - 1) | b K D |
-| stream | encoder stage -> next, pass 1 and pass 2; decoder stage -> next | (2T - 1)(E - 1) + T (P - 1) | b S D |
-| stream_gradient | the same backwards, pass 2 only | T (E - 1) + T (P - 1) | b S D |
+| stream | encoder stage -> next, pass 1 and pass 2 | (2T - 1)(E - 1) | b S D |
+| stream | decoder stage -> next | T (P - 1) | b N D |
+| stream_gradient | the same backwards, pass 2 only | T (E - 1), T (P - 1) | b S D, b N D |
 | context, context_gradient | w -> decoder if d; decoder stage -> next, and back | T (d + P - 1) | b S D |
 
 Without memory slots there is no pass 1: no memories, and T (E - 1) streams between encoder stages. Once a step, each
@@ -62,9 +64,11 @@ def sent_by_stage(
         entry[0] += 1
         entry[1] += numbers * number_bytes
 
-    (slots, channels), width = model.memory_shape, stages_of(model).width(model)
+    (slots, channels), stages = model.memory_shape, stages_of(model)
+    width, decoder_length = stages.width(model), stages.decoder_length(model, segment_length)
     for message in schedule.messages():
-        numbers = slots * channels if message.kind in (MEMORY, MEMORY_GRADIENT) else segment_length * width
+        length = decoder_length if message.decoded else segment_length
+        numbers = slots * channels if message.kind in (MEMORY, MEMORY_GRADIENT) else length * width
         count(message.source, message.kind, lanes[message.task.micro_batch] * numbers)
     for stage in sharing_stages(schedule.layout, tied=bool(model.tied())):
         count(stage, SHARED_GRADIENT, embedding)

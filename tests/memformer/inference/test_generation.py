@@ -15,16 +15,19 @@ from memformer.replay import Carry, Rollout
 LENGTH = 8
 
 
-@pytest.fixture(scope="module", params=[5, 0], ids=["memory", "no-memory"])
+@pytest.fixture(scope="module", params=[(5, 0, "paper"), (5, 3, "modern"), (0, LENGTH, "paper")], ids=str)
 def model(request: pytest.FixtureRequest) -> Memformer:
     torch.manual_seed(0)
+    slots, overlap, block = request.param
     config = MemformerConfig(
         num_encoder_layers=2,
         num_decoder_layers=3,
         d_model=32,
         num_heads=4,
         d_ff=64,
-        num_memory_slots=request.param,
+        num_memory_slots=slots,
+        overlap=overlap,
+        block=block,
         vocab_size=41,
         start_token_id=40,
         segment_length=LENGTH,

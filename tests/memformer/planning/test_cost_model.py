@@ -62,10 +62,10 @@ def measured_bytes(config: MemformerConfig, precision: str, recompute: bool) -> 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("slots", [8, 0])
-def test_activations_of_a_segment(precision: str, recompute: bool, slots: int) -> None:
+@pytest.mark.parametrize("changes", [{"overlap": 5, "block": "modern"}, {"num_memory_slots": 0}], ids=str)
+def test_activations_of_a_segment(precision: str, recompute: bool, changes: dict[str, Any]) -> None:
     """To the byte for what is kept after the forward; the peak of recomputation within 10 %."""
-    config = dataclasses.replace(MODEL, num_memory_slots=slots)
+    config = dataclasses.replace(MODEL, **changes)
     counts = {"num_encoder_layers": 3, "num_decoder_layers": 4}
     how = Execution(LANES, LENGTH, 1, precision, recompute)
     saved = trace_parts(config, how).of(counts).saved

@@ -98,6 +98,7 @@ def assert_same(replayed: tuple[RolloutResult, Gradients], reference: tuple[Roll
         {"memory_forgetting": "off"},
         {"memory_forgetting": "written"},
         {"memory_read_norm": True, "writer_heads": 1, "rotary_cross_attention": False},
+        {"overlap": 3, "block": "modern"},
     ],
     ids=lambda changes: "-".join(changes) or "default",
 )

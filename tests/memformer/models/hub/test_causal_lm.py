@@ -81,7 +81,8 @@ PROMPTS = [list(b"It was the best of times, it was the worst"), list(b"A tale")]
 
 def memformer() -> Memformer:
     torch.manual_seed(4)
-    model = Memformer(MemformerConfig(**TINY_MODEL, vocab_size=257, start_token_id=256, segment_length=LENGTH))
+    of_data = {"vocab_size": 257, "start_token_id": 256, "segment_length": LENGTH}
+    model = Memformer(MemformerConfig(**TINY_MODEL, **of_data, overlap=3, block="modern"))
     with torch.no_grad():
         for each in model.parameters():
             each.add_(0.3 * torch.randn_like(each))

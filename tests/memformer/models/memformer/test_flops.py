@@ -34,6 +34,9 @@ VARIANTS = {
     "read-norm": {"memory_read_norm": True},
     "one-writer-head": {"writer_heads": 1},
     "wide": {"d_ff": 200, "num_memory_slots": 17},
+    "overlap": {"overlap": 5},
+    "modern": {"overlap": 5, "block": "modern"},
+    "overlap-above-a-segment": {"overlap": 99},
 }
 LANES, LENGTH = 3, 24
 

@@ -16,7 +16,8 @@ import torch
 
 from memformer import Memformer, MemformerConfig
 from memformer.engine.parallelize import compile_layers
-from memformer.models.memformer.layers import Attention, Rotary
+from memformer.models.memformer import computation
+from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Rotary
 from memformer.models.scoring import token_losses
 from memformer.replay import Segment
 from tests.memformer.examples import SMALL, START, full_segment, random_memory, random_tokens, small_config, small_model
@@ -28,6 +29,8 @@ LANES, LENGTH = 3, 8
     ("changes", "message"),
     [
         ({"num_encoder_layers": 0}, "num_encoder_layers is 0: set it to 1 or more"),
+        ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
+        ({"block": "new"}, "block is new: choose paper or modern"),
         ({"num_memory_slots": -1}, "num_memory_slots is -1: set it to 0 or more"),
         ({"memory_temperature": 0.0}, "memory_temperature is 0.0: set it above 0"),
         ({"dropout": 1.0}, "dropout is 1.0: set it to at least 0 and below 1"),
@@ -114,11 +117,12 @@ def test_an_untrained_slot_keeps_about_half_of_itself() -> None:
     assert 0.3 < own.mean().item() < 0.8
 
 
-@pytest.mark.parametrize("slots", [3, 0])
-def test_targets_do_not_leak(slots: int) -> None:
+@pytest.mark.parametrize(("slots", "overlap"), [(3, 0), (0, 0), (3, 3)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_targets_do_not_leak(slots: int, overlap: int, ragged: bool) -> None:
     """Target i reaches no logits at positions <= i, and neither the encoder nor the memory at all."""
-    model = small_model(num_memory_slots=slots)
-    segment, memory = full_segment(LANES, LENGTH), random_memory(small_model(num_memory_slots=slots), LANES)
+    model = small_model(num_memory_slots=slots, overlap=overlap)
+    segment, memory = full_segment(LANES, LENGTH)._replace(ragged=ragged), random_memory(model, LANES)
     logits, next_memory = model.logits(segment, memory)
     for i in range(LENGTH):
         target = segment.target.clone()
@@ -155,11 +159,11 @@ def test_lanes_do_not_mix() -> None:
     torch.testing.assert_close(memory_alone, next_memory[1:2], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("slots", [3, 0])
-def test_a_lane_with_reset_forgets_what_was_before(slots: int) -> None:
+@pytest.mark.parametrize(("slots", "overlap"), [(3, 0), (0, 0), (3, 1), (3, 5), (3, LENGTH)])
+def test_a_lane_with_reset_forgets_what_was_before(slots: int, overlap: int) -> None:
     """It equals a lane that begins with the start token and the initial memory; its neighbours do not notice."""
-    model = small_model(num_memory_slots=slots)
-    segment, memory = full_segment(LANES, LENGTH), random_memory(small_model(num_memory_slots=slots), LANES)
+    model = small_model(num_memory_slots=slots, overlap=overlap)
+    segment, memory = full_segment(LANES, LENGTH), random_memory(model, LANES)
     undisturbed, undisturbed_memory = model.logits(segment, memory)
     reset = torch.tensor([False, True, False])
     begun = segment._replace(reset=reset, ragged=True)
@@ -175,7 +179,7 @@ def test_a_lane_with_reset_forgets_what_was_before(slots: int) -> None:
     torch.testing.assert_close(logits[1], expected[1], rtol=0, atol=1e-12)
     torch.testing.assert_close(next_memory[1], expected_memory[1], rtol=0, atol=1e-12)
 
-    elsewhere = random_memory(small_model(num_memory_slots=slots), LANES, seed=12)
+    elsewhere = random_memory(model, LANES, seed=12)
     again, _ = model.logits(begun._replace(context=random_tokens(LANES, LENGTH, seed=13)), elsewhere)
     assert torch.equal(again[1], logits[1])
 
@@ -187,10 +191,11 @@ def gradients(model: Memformer, segment: Segment, memory: torch.Tensor) -> dict[
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("overlap", [0, 3])
 @pytest.mark.parametrize("reset", [False, True])
-def test_an_idle_lane_does_nothing(reset: bool) -> None:
+def test_an_idle_lane_does_nothing(reset: bool, overlap: int) -> None:
     """No loss, no count, no gradient, whatever its tokens hold; its memory stays finite."""
-    model, segment = small_model(), full_segment(2, LENGTH)
+    model, segment = small_model(overlap=overlap), full_segment(2, LENGTH)
     memory = random_memory(model, 2)
     idle = torch.zeros(2, dtype=torch.int64)
     idle[0] = LENGTH
@@ -236,10 +241,11 @@ def test_a_short_target_equals_a_shorter_segment() -> None:
     torch.testing.assert_close(loss, losses[:, :5].sum(), rtol=1e-12, atol=0)
 
 
-def test_a_short_context_equals_a_shorter_segment() -> None:
+@pytest.mark.parametrize("overlap", [0, 3, 5])
+def test_a_short_context_equals_a_shorter_segment(overlap: int) -> None:
     """Memory and logits. Decoder positions count from the full width, so those of its attention to the context are
     left out here; positions come from a float32 table, hence the logits' tolerance."""
-    model = small_model(rotary_cross_attention=False)
+    model = small_model(rotary_cross_attention=False, overlap=overlap)
     segment, memory = full_segment(1, LENGTH), random_memory(model, 1)
     short = segment._replace(context_length=torch.tensor([5]), ragged=True)
     cut = segment._replace(context=segment.context[:, :5], context_length=torch.tensor([5]))
@@ -249,9 +255,10 @@ def test_a_short_context_equals_a_shorter_segment() -> None:
     torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-6)
 
 
-def test_a_mask_that_hides_nothing_changes_nothing() -> None:
+@pytest.mark.parametrize("overlap", [0, 3])
+def test_a_mask_that_hides_nothing_changes_nothing(overlap: int) -> None:
     """The kernel without a mask, which full segments take, and the one with a mask agree."""
-    model, segment = small_model(), full_segment(LANES, LENGTH)
+    model, segment = small_model(overlap=overlap), full_segment(LANES, LENGTH)
     memory = random_memory(model, LANES)
     masked = model.logits(segment._replace(ragged=True), memory)
     for got, expected in zip(masked, model.logits(segment, memory), strict=True):
@@ -260,9 +267,78 @@ def test_a_mask_that_hides_nothing_changes_nothing() -> None:
 
 @pytest.mark.parametrize("slots", [3, 0])
 def test_advance_is_forward_without_the_decoder(slots: int) -> None:
+    """Whatever the overlap, which is the decoder's alone."""
     model = small_model(num_memory_slots=slots)
-    segment, memory = full_segment(LANES, LENGTH), random_memory(small_model(num_memory_slots=slots), LANES)
+    segment, memory = full_segment(LANES, LENGTH), random_memory(model, LANES)
     assert torch.equal(model.advance(segment, memory), model(segment, memory)[2])
+    overlapping = small_model(num_memory_slots=slots, overlap=LENGTH)
+    assert torch.equal(overlapping.advance(segment, memory), model.advance(segment, memory))
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 4, LENGTH, 2 * LENGTH])
+def test_the_decoder_begins_with_the_end_of_the_segment_before(overlap: int) -> None:
+    """Behind it the targets but the last; a mask only where a lane may know less of it than another."""
+    config, segment = small_config(overlap=overlap), full_segment(LANES, LENGTH)
+    tokens, seen = computation.inputs(segment, START, config)
+    front = segment.context[:, -overlap:] if overlap else torch.full((LANES, 1), START)
+    assert seen is None and torch.equal(tokens, torch.cat([front, segment.target[:, :-1]], 1))
+    assert tokens.shape[1] == config.decoder_length(LENGTH)
+    tokens, seen = computation.inputs(segment._replace(ragged=True, reset=torch.ones(LANES).bool()), START, config)
+    assert (tokens[:, config.prefix_length(LENGTH) - 1] == START).all()
+    assert (seen is None) == (overlap <= 1)
+    if seen is not None:
+        assert torch.equal(seen[0, 0, -1], torch.arange(tokens.shape[1]) >= config.prefix_length(LENGTH) - 1)
+
+
+def test_the_decoder_reads_the_overlap_itself() -> None:
+    """With the encoder's output held fast, the overlap's tokens reach every logit, and no token before it does."""
+    model = small_model(overlap=3)
+    segment, memory = full_segment(LANES, LENGTH), random_memory(model, LANES)
+    x_BSD, mask_BS, _ = model.encode(segment, memory)
+    logits = model.decode(segment, x_BSD, mask_BS)
+    for i in range(LENGTH):
+        context = segment.context.clone()
+        context[:, i] = (context[:, i] + 1) % START
+        changed = model.decode(segment._replace(context=context), x_BSD, mask_BS)
+        reached = (changed - logits).abs().amax(-1)
+        assert reached.min() > 1e-6 if i >= LENGTH - 3 else reached.max() == 0
+
+
+def test_older_files_keep_their_meaning() -> None:
+    read = MemformerConfig.from_dict({})
+    assert (read.overlap, read.block) == (0, "paper")
+
+
+def test_modern_feed_forward_is_swiglu() -> None:
+    block = FeedForward(small_config(block="modern")).double()
+    assert block.gate is not None
+    x = random_memory(small_model(), LANES)
+    gate, up, down = (linear.weight for linear in (block.gate, block.up, block.down))
+    expected = ((x @ gate.T) * torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
+
+
+def test_modern_attention_looks_at_directions_and_gains() -> None:
+    """Queries and keys of any length give the same, which plain attention does not; float64, 1e-5 by the epsilon."""
+    for block in ("modern", "paper"):
+        torch.manual_seed(0)
+        attention = Attention(small_config(block=block, norm_epsilon=1e-9)).double()
+        x = random_memory(small_model(), LANES)
+        before = attention.attend(x, attention.keys_values(x, None))
+        with torch.no_grad():
+            attention.query.weight.mul_(7)
+            attention.key.weight.mul_(0.3)
+        after = attention.attend(x, attention.keys_values(x, None))
+        assert torch.allclose(after, before, rtol=0, atol=1e-5) == (block == "modern")
+
+
+def test_a_gain_is_of_one_head_and_place() -> None:
+    norm, x = HeadNorm(SMALL).double(), torch.randn(2, 2, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(16))
+    expected = x / (x.square().mean(-1, keepdim=True) + SMALL.norm_epsilon).sqrt()
+    expected = expected * torch.arange(16).view(1, 2, 1, 8)
+    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
 
 
 def test_without_slots_there_is_no_memory() -> None:

@@ -70,6 +70,7 @@ STAGES = Stages(
     words="model.readers + model.answerers",
     costs=lambda config, length: PartFlops(30 * length, 5 * length, 50 * length, 20 * length),
     width=lambda config: int(config.breadth),
+    decoder_length=lambda config, length: length + 2,
     kind=kind,
     cut=lambda model, encoder, decoder: model,
     home={"middle": "writer"},
@@ -103,6 +104,9 @@ def test_messages_have_the_familys_shapes(chain: ChainConfig) -> None:
     sent = sent_by_stage(schedule, chain, 4, [3], embedding=60, number_bytes=1)
     assert sent[1]["memory"] == [2, 2 * 3 * 2 * 7]
     assert sent[0]["stream"] == [3, 3 * 3 * 4 * 6]
+    schedule = replay_schedule(Split((2, 3, 3), 3), work, micro_batches=1)
+    assert sent_by_stage(schedule, chain, 4, [3], 60, 1)[1]["stream"] == [2, 2 * 3 * (4 + 2) * 6], "the decoder's"
+    schedule = replay_schedule(Split((2, 6), 3), work, micro_batches=1)
     assert sent[0]["shared_weight"] == [1, 60], "the decoder's copy; nothing is tied"
 
 
