@@ -26,9 +26,9 @@ TOKENS = torch.randint(0, START, (4, 41), generator=torch.Generator().manual_see
 SIZES = {"vocab_size": START + 1, "start_token_id": START, "segment_length": S}
 
 
-def memformer(slots: int) -> Any:
+def memformer(slots: int, **changes: Any) -> Any:
     torch.manual_seed(0)
-    sizes = MemformerConfig(2, 3, d_model=16, num_heads=2, d_ff=24, num_memory_slots=slots, **SIZES)
+    sizes = MemformerConfig(2, 3, d_model=16, num_heads=2, d_ff=24, num_memory_slots=slots, **SIZES, **changes)
     return Memformer(sizes).double().eval().requires_grad_(False)
 
 
@@ -45,6 +45,7 @@ def second() -> Any:
 MODELS: dict[str, Callable[[], Any]] = {
     "memformer": lambda: memformer(3),
     "memformer without memory": lambda: memformer(0),
+    "memformer with an overlap": lambda: memformer(3, overlap=3, block="modern"),
     "associative": lambda: backbone("llama", "associative"),
     "slots": lambda: backbone("gpt2", "slots half-way"),
     "tokens": lambda: backbone("gpt_neox", "tokens"),
