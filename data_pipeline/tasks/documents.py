@@ -78,7 +78,7 @@ def make_document(
 
     Args:
         task: What it tells and asks.
-        texts: What stands between the facts, of tasks whose filler is text.
+        texts: What stands between the facts, of tasks whose filler is text; None will do without filler.
         length: Tokens at most; 0: no filler at all.
         depth: See above; None: drawn uniformly.
         seed: Names the documents.
@@ -97,8 +97,15 @@ def make_document(
         depth = float(random.random())
     shares = np.sort(random.random(len(story.facts)))
     shares[:1] = 0  # the first fact stands at the depth
+    if length == 0:
+        return _written(story, "", depth, shares.tolist(), name)
     for _ in range(_DRAWS):
-        stream = texts.stream(random) if texts is not None and task.filler == "text" else repeated(task.filler)
+        if task.filler == "text":
+            if texts is None:
+                raise ValueError(f"{task.label} needs texts")
+            stream = texts.stream(random)
+        else:
+            stream = repeated(task.filler)
         document = _fitted(task, story, stream, length, depth, shares.tolist(), name, count)
         if solved(task, document) is not False:
             return document
@@ -131,8 +138,6 @@ def _fitted(
     """The story in as much filler as fits: characters are tried until tokens are as many as wanted."""
     best = _written(story, "", depth, shares, name)
     least = count(best.text)
-    if length == 0:
-        return best
     if least > length:
         raise UserError(
             f"{task.label}: a document needs {least:,} tokens, but --lengths has {length:,}: give more, or 0 for "

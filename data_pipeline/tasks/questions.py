@@ -88,12 +88,15 @@ def _read(path: Path) -> tuple[tuple[str, str, str], ...]:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError):
             raise UserError(f"task {path} line {number}: is not JSON: {_MEND}") from None
-        values = [record.get(key) for key in KEYS] if isinstance(record, dict) else [None]
-        texts = [value.strip() for value in values if isinstance(value, str)]
-        if len(texts) != len(KEYS) or not all(texts[1:]):
-            wrong = KEYS[len(texts)] if len(texts) < len(KEYS) else KEYS[1 + texts[1:].index("")]
+        values = [record.get(key) if isinstance(record, dict) else None for key in KEYS]
+        texts = [value.strip() if isinstance(value, str) else None for value in values]
+        wrong = next(
+            (key for key, text in zip(KEYS, texts, strict=True) if text is None or not (text or key == KEYS[0])), None
+        )
+        if wrong is not None:
             raise UserError(f'task {path} line {number}: needs a string under "{wrong}": {_MEND}')
-        records.append((texts[0], texts[1], texts[2]))
+        context, question, answer = (text or "" for text in texts)
+        records.append((context, question, answer))
     if not records:
         raise UserError(f"task {path}: holds no question: {_MEND}")
     return tuple(records)

@@ -174,7 +174,8 @@ class _Batch:
             for own, wanted in enumerate(places[lanes]):
                 if wanted:
                     at = torch.tensor(wanted, device=logits_BSV.device)
-                    logits = logits_BSV[own].index_select(0, at).float()
+                    logits = logits_BSV[own].index_select(0, at)
+                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                     right = part.target[own].index_select(0, at)
                     likely = logits.log_softmax(-1).gather(1, right[:, None])[:, 0]
                     # What `generate` never writes: the start token, which stands before every segment and never
