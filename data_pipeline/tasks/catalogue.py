@@ -15,10 +15,24 @@ from data_pipeline.tasks.needles import Needle, PassKey
 from data_pipeline.tasks.questions import OwnQuestions
 from data_pipeline.tasks.symbols import Copy, Recall, Variables
 from data_pipeline.tasks.task import Task
+from data_pipeline.tasks.words import CommonWords, FrequentWords
 
 TASKS: dict[str, type[Task]] = {
     kind.name: kind
-    for kind in (PassKey, Needle, Variables, Copy, Recall, WhereIs, WhereIsThing, WhereWasThing, Beside, Gave)
+    for kind in (
+        PassKey,
+        Needle,
+        Variables,
+        Copy,
+        Recall,
+        WhereIs,
+        WhereIsThing,
+        WhereWasThing,
+        Beside,
+        Gave,
+        CommonWords,
+        FrequentWords,
+    )
 }
 LONGEST = 10**9  # tokens
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")

@@ -9,7 +9,7 @@ is the longest of whole words that has no more. Everything follows from a seed a
 same however many others are made, and in whatever order.
 
 Every document is read again by its task's solver, which sees the text alone: where filler happens to hold a sentence
-of the task, so that the answer is another one, other filler is drawn.
+of the task, so that the answer is another one or none, other filler is drawn.
 """
 
 import dataclasses
@@ -97,18 +97,24 @@ def make_document(
         depth = float(random.random())
     shares = np.sort(random.random(len(story.facts)))
     shares[:1] = 0  # the first fact stands at the depth
+    if length == 0 and task.placed:
+        return _written(task, story, "", depth, shares.tolist(), name)
     if length == 0:
-        return _written(story, "", depth, shares.tolist(), name)
+        raise UserError(f"{task.label}: without filler there is nothing to count: leave 0 out of --lengths")
     for _ in range(_DRAWS):
         if task.filler == "text":
             if texts is None:
                 raise ValueError(f"{task.label} needs texts")
             stream = texts.stream(random)
         else:
-            stream = repeated(task.filler)
+            stream = task.stream(random) if task.filler == "words" else repeated(task.filler)
         document = _fitted(task, story, stream, length, depth, shares.tolist(), name, count)
         if solved(task, document) is not False:
             return document
+    if not task.placed:
+        raise UserError(
+            f"{task.label}: {length:,} tokens are too few for words to differ in number: give longer --lengths"
+        )
     raise UserError(
         f"{task.label}: the text between the facts holds sentences of the task itself: name another text with --text"
     )
@@ -136,7 +142,7 @@ def _fitted(
     count: Count,
 ) -> Document:
     """The story in as much filler as fits: characters are tried until tokens are as many as wanted."""
-    best = _written(story, "", depth, shares, name)
+    best = _written(task, story, "", depth, shares, name)
     least = count(best.text)
     if least > length:
         raise UserError(
@@ -151,7 +157,7 @@ def _fitted(
         else:
             share = (length - least) / (above[1] - least)
             characters = min(above[0] - 1, below + max(1, int((above[0] - below) * share)))
-        tried = _written(story, stream(characters), depth, shares, name)
+        tried = _written(task, story, stream(characters), depth, shares, name)
         tokens = count(tried.text)
         if tokens > length:
             above = (characters, tokens)
@@ -164,7 +170,7 @@ def _fitted(
     return best
 
 
-def _written(story: Story, filler: str, depth: float, shares: Sequence[float], name: str) -> Document:
+def _written(task: Task, story: Story, filler: str, depth: float, shares: Sequence[float], name: str) -> Document:
     """The document with this filler."""
     begin = last_blank(filler, round(depth * len(filler))) if depth < 1 else len(filler)
     pieces, at = [], 0
@@ -179,6 +185,7 @@ def _written(story: Story, filler: str, depth: float, shares: Sequence[float], n
     for question in story.questions:
         begins = len(text) + bool(text)
         text += " " * bool(text) + question.text
-        answers.append(Answer(begins, len(text), len(text) + 1 + len(question.answer)))
-        text += f" {question.answer}"
+        answer = question.answer or task.solve(text, question.text) or ""
+        answers.append(Answer(begins, len(text), len(text) + 1 + len(answer)))
+        text += f" {answer}"
     return Document(text, tuple(answers), depth, name)

@@ -7,7 +7,7 @@ one line (`needle:digits=1:keys=4`) gives both the tests of large models and tho
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,10 +26,13 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked, and the one right answer, which follows the question after a blank."""
+    """What is asked, and the one right answer, which follows the question after a blank.
+
+    None: the answer is what the task's solver finds in the whole document.
+    """
 
     text: str
-    answer: str
+    answer: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Task(ABC):
     Attributes:
         name: What `--tasks` calls it.
         summary: One line for people.
-        filler: What stands between the facts: `text`, an excerpt of the user's text, or sentences that are repeated.
+        filler: What stands between the facts: `text`, an excerpt of the user's text; `words`, the task's own `stream`;
+            or sentences that are repeated.
+        placed: Whether there are facts, which stand at a depth.
         solves: Whether `solve` finds every answer.
         most: How many different stories there are; None: any number.
     """
@@ -70,6 +75,7 @@ class Task(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     filler: ClassVar[str] = "text"
+    placed: ClassVar[bool] = True
     solves: ClassVar[bool] = True
     most: ClassVar[int | None] = None
 
@@ -104,6 +110,10 @@ class Task(ABC):
             random: Decides them.
             ordinal: Number of the document, from 0, for tasks that have a list of stories.
         """
+
+    def stream(self, random: Random) -> Callable[[int], str]:
+        """The task's own filler, where that is `words`: see `filler.Stream`."""
+        raise NotImplementedError
 
     @abstractmethod
     def solve(self, text: str, question: str) -> str | None:

@@ -46,9 +46,17 @@ class Grid:
         """Documents a cell: no more than a task has stories."""
         return self.documents if task.most is None else min(self.documents, task.most)
 
+    def cells_of(self, task: Task) -> list[tuple[int, float]]:
+        """Lengths and depths; one depth where nothing stands at one: without filler, or without facts."""
+        return [
+            (length, depth)
+            for length in self.lengths
+            for depth in (self.depths if task.placed and length else self.depths[:1])
+        ]
+
     def tokens_of(self, task: Task) -> int:
         """Tokens of all documents of a task, about."""
-        return self.documents_of(task) * len(self.depths) * sum(self.lengths)
+        return self.documents_of(task) * sum(length for length, _ in self.cells_of(task))
 
 
 Dump = Callable[[dict[str, Any]], None]
@@ -97,24 +105,21 @@ def evaluate_task(
         return len(tokenizer.encode(text))
 
     cells = []
-    for length in grid.lengths:
-        for place, depth in enumerate(grid.depths):
-            if length == 0 and place:
-                continue  # without filler, depth means nothing
-            documents, number = grid.documents_of(task), 0
-            score = _Cell(task, grid.seed)
-            while number < documents:  # as many at a time as are read side by side: that much text is held
-                batch = range(number, min(number + grid.lanes, documents))
-                made = [make_document(task, texts, length, depth, grid.seed, each, USE, count) for each in batch]
-                prompts = [prompt_of(each, tokenizer) for each in made]
-                found = answer_questions(model, prompts, grid.lanes, progress=progress)
-                for lane, document in enumerate(made):
-                    said = {mode: found[mode][lane] for mode in MODES}
-                    for record in score.add(document, prompts[lane], said, tokenizer):
-                        if dump:
-                            dump({"task": task.label, "length": length, "depth": depth, **record})
-                number = batch.stop
-            cells.append({"length": length, "depth": depth, "documents": documents, **score.report()})
+    for length, depth in grid.cells_of(task):
+        documents, number = grid.documents_of(task), 0
+        score = _Cell(task, grid.seed)
+        while number < documents:  # as many at a time as are read side by side: that much text is held
+            batch = range(number, min(number + grid.lanes, documents))
+            made = [make_document(task, texts, length, depth, grid.seed, each, USE, count) for each in batch]
+            prompts = [prompt_of(each, tokenizer) for each in made]
+            found = answer_questions(model, prompts, grid.lanes, progress=progress)
+            for lane, document in enumerate(made):
+                said = {mode: found[mode][lane] for mode in MODES}
+                for record in score.add(document, prompts[lane], said, tokenizer):
+                    if dump:
+                        dump({"task": task.label, "length": length, "depth": depth, **record})
+            number = batch.stop
+        cells.append({"length": length, "depth": depth, "documents": documents, **score.report()})
     return {"task": task.label, "chance": task.chance, "cells": cells}
 
 
