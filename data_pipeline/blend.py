@@ -23,7 +23,7 @@ from data_pipeline.tokenizer import Tokenizer
 
 
 class Blend:
-    """Data sets with one tokenizer, and their weights.
+    """Data sets with one tokenizer, and their weights: shares, which have nothing to do with loss weights.
 
     Args:
         parts: The data sets, in an order that stays the same for the whole run.
@@ -93,6 +93,16 @@ class Blend:
         """Tokens of all parts."""
         return int(self.lengths.sum())
 
+    @property
+    def has_loss_weights(self) -> bool:
+        """Whether tokens of any part count differently in the loss."""
+        return any(part.has_loss_weights for part in self.parts)
+
+    @property
+    def counted_tokens(self) -> float:
+        """Sum of the loss weights of all parts' tokens; a part without them counts whole."""
+        return sum(part.counted_tokens for part in self.parts)
+
     def name(self, document: int) -> str:
         """The document's name for people."""
         part = self.part_of(document)
@@ -109,10 +119,12 @@ class BlendStore:
     Args:
         blend: The data sets.
         stores: One for each.
+        dtype: What all of them give; None: tokens, each in the type of its data set.
     """
 
-    def __init__(self, blend: Blend, stores: Sequence[Store]) -> None:
+    def __init__(self, blend: Blend, stores: Sequence[Store], dtype: np.dtype[Any] | None = None) -> None:
         self._blend, self._stores = blend, tuple(stores)
+        self._dtypes = [part.token_dtype if dtype is None else dtype for part in blend.parts]
         self.look_ahead = max(store.look_ahead for store in self._stores)
 
     def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
@@ -141,7 +153,7 @@ class BlendStore:
                 raise DamagedDocument(str(error), document) from None
 
     def _read_runs(self, part: int, own: NDArray[np.int64], tokens: NDArray[Any]) -> None:
-        dtype = self._blend.parts[part].token_dtype
+        dtype = self._dtypes[part]
         if dtype == tokens.dtype:
             self._stores[part].read_runs(own, tokens)
             return

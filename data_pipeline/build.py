@@ -20,6 +20,7 @@ from typing import Any
 from data_pipeline.build_journal import MARKER, Journal, building
 from data_pipeline.dataset_writer import DatasetWriter
 from data_pipeline.errors import UserError
+from data_pipeline.loss_weights import WEIGHT_DTYPE, token_weights
 from data_pipeline.losses import Losses
 from data_pipeline.manifest import COLUMNS_FILE, MANIFEST_FILE, SPLITS, Manifest
 from data_pipeline.mds import MDS_INDEX
@@ -72,6 +73,7 @@ def build_dataset(
     bpe_training_megabytes: float = 256,
     text_key: str = "text",
     id_key: str | None = None,
+    loss_weights_key: str | None = None,
     on_bad_record: str = "stop",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -96,6 +98,9 @@ def build_dataset(
             is taken by content hash.
         text_key: Key, or column, that has the text of a record.
         id_key: Key, or column, that has its name for people; None: `id`, where there is one.
+        loss_weights_key: Key of a JSON record's loss weights, `[[start, end, weight], ...]`: ranges of the text's
+            characters, from 0, without their ends, in order, and weights from 0 to 1. What is in no range has weight 0;
+            a document without the key has weight 1 throughout. None: weights are not read, and the data set has none.
         on_bad_record: `stop` at a record that cannot be read, or `skip` such records: they are counted, and the count
             and the first places are in the report and in the manifest's settings.
         overwrite: Replace a data set at `out`; anything else there is still refused.
@@ -120,9 +125,13 @@ def build_dataset(
         "validation_fraction": float(validation_fraction),
         "bpe_training_megabytes": float(bpe_training_megabytes),
     }
-    keys = RecordKeys(printable(text_key), id_key and printable(id_key))
-    if keys != RecordKeys():
+    keys = RecordKeys(
+        printable(text_key), id_key and printable(id_key), loss_weights_key and printable(loss_weights_key)
+    )
+    if (keys.text, keys.id) != (RecordKeys.text, RecordKeys.id):
         settings |= {"text_key": keys.text, "id_key": keys.id}
+    if keys.loss_weights is not None:
+        settings["loss_weights_key"] = keys.loss_weights
     try:
         with building(target.resolve(), overwrite) as journal, received(survey, journal.directory, progress) as survey:
             if told:
@@ -153,6 +162,11 @@ def build_dataset(
             if written == 0:
                 left_out = f" and {bad.count} bad ones, the first in {bad.places[0]}" if bad.count else ""
                 raise UserError(f"the sources hold no text ({seen} empty documents{left_out}); nothing was built")
+            if keys.loss_weights is not None and not corpus.weighted:
+                raise UserError(
+                    f'--loss-weights-key is "{keys.loss_weights}", which no record has; name the key of the weights, '
+                    "or leave the option out"
+                )
             if scanned is not None and with_text != len(scanned.sizes):
                 raise UserError("the sources changed while they were read; build again when they are at rest")
             if bad.skip:
@@ -293,22 +307,28 @@ def _write(
         counts.saw(piece)
         return piece.ordinal > parts[piece.ordinal in validation].through
 
-    payload, text_bytes, documents = Payload(parts[0].dtype), 0, 0
+    payload, weights, text_bytes, documents = Payload(parts[0].dtype), Payload(WEIGHT_DTYPE), 0, 0
     for piece, size, tokens, lost in tokenized(filter(wanted, pieces(corpus, tokenizer)), tokenizer, workers):
         losses.saw(piece.name, piece.content, tokens, lost, piece.last)
         if losses.count:
             continue
         payload.append(tokens, size)
+        if parts[0].weighted:
+            try:
+                weights.append(token_weights(piece.content, tokens, piece.weights, tokenizer), size)
+            except ValueError as error:
+                raise UserError(f"document {piece.name}: {error}") from None
         text_bytes += size
         if not piece.last:
             continue
-        with payload:
+        with payload, weights:
             if payload.tokens:
-                parts[piece.ordinal in validation].add(piece.ordinal, piece.name, payload, piece.digest)
+                own = weights if parts[0].weighted else None
+                parts[piece.ordinal in validation].add(piece.ordinal, piece.name, payload, piece.digest, own)
                 documents += 1
                 if progress:
                     progress("writing", documents, text_bytes)
-        payload = Payload(parts[0].dtype)
+        payload, weights = Payload(parts[0].dtype), Payload(WEIGHT_DTYPE)
     losses.refuse()
     return counts.seen, counts.with_text
 

@@ -1,6 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`DocumentIndex`: which documents a data set holds and where their tokens lie, without touching the shards."""
 
+import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.document_order import Source
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings
+from data_pipeline.loss_weights import ONE, WEIGHT_DTYPE
 from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, MANIFEST_FILE, Manifest, fingerprint, load_columns
 from data_pipeline.tokenizer import TOKENIZER_FILE, Tokenizer
 from data_pipeline.tokenizer_choice import load_tokenizer
@@ -48,8 +51,8 @@ class DocumentIndex:
         self.byte_lengths: NDArray[np.int64] = columns["bytes"]
         self.checksums: NDArray[np.uint32] = columns["checksum"]
         self.chunk_checksums: NDArray[np.uint32] = columns["chunk_checksums"]
-        chunks = -(-self.lengths * self.token_dtype.itemsize // CHUNK_BYTES)
-        self.first_chunks: NDArray[np.int64] = np.concatenate([[0], np.cumsum(chunks)])
+        self.first_chunks = self._chunk_starts()
+        self._weight_columns = {name: column for name, column in columns.items() if name.startswith("weight_")}
         self._name_blob: NDArray[np.uint8] = columns["name_blob"]
         self._name_ends: NDArray[np.int64] = columns["name_ends"]
 
@@ -63,7 +66,7 @@ class DocumentIndex:
         """
         directory = Path(path)
         manifest = Manifest.load(directory)
-        columns = load_columns(directory, manifest.columns_sha256)
+        columns = load_columns(directory, manifest.columns_sha256, manifest.loss_weights)
         found = fingerprint(manifest.tokenizer_sha256, manifest.token_dtype, columns)
         if found != manifest.fingerprint:
             raise UserError(
@@ -71,7 +74,11 @@ class DocumentIndex:
                 f"{manifest.fingerprint}); restore both files or build the data set again"
             )
         index = cls(directory, manifest, columns)
-        if len(index.chunk_checksums) != index.first_chunks[-1]:
+        if any(
+            len(each.chunk_checksums) != each.first_chunks[-1] or len(each.offsets) != len(index)
+            for each in (index, index.loss_weights)
+            if each is not None
+        ):
             raise UserError(f"{directory / COLUMNS_FILE} is damaged (columns of unequal length); build it again")
         listed = (manifest.documents, manifest.tokens, manifest.text_bytes)
         shards = [shard.documents for shard in manifest.shards]
@@ -114,6 +121,34 @@ class DocumentIndex:
         return np.dtype(self.manifest.token_dtype)
 
     @property
+    def loss_weights(self) -> "DocumentIndex | None":
+        """The same documents with their loss weights in place of their tokens: what a store reads the weights by.
+
+        A "token" is then a weight in 1/32,768ths, uint16. None: the data set has no weights, all tokens count 1.
+        """
+        if not self.manifest.loss_weights:
+            return None
+        weights = copy.copy(self)
+        weights.manifest = replace(self.manifest, token_dtype=WEIGHT_DTYPE.str, loss_weights=False)
+        weights.offsets = self._weight_columns["weight_offset"]
+        weights.checksums = self._weight_columns["weight_checksum"]
+        weights.chunk_checksums = self._weight_columns["weight_chunk_checksums"]
+        weights.first_chunks = weights._chunk_starts()
+        return weights
+
+    @property
+    def has_loss_weights(self) -> bool:
+        """Whether tokens count differently in the loss."""
+        return self.manifest.loss_weights
+
+    @property
+    def counted_tokens(self) -> float:
+        """Sum of the tokens' loss weights; their number where the data set has none."""
+        if not self.has_loss_weights:
+            return self.num_tokens
+        return int(self._weight_columns["weight_sum"].sum()) / ONE
+
+    @property
     def vocab_size(self) -> int:
         """Number of token ids, the start token included."""
         return self.manifest.vocab_size
@@ -145,6 +180,10 @@ class DocumentIndex:
     def shard_location(self, shard: int) -> str:
         """The shard's name for people: where it comes from."""
         return f"{self.location}/{self.manifest.shards[shard].name}"
+
+    def _chunk_starts(self) -> NDArray[np.int64]:
+        chunks = -(-self.lengths * self.token_dtype.itemsize // CHUNK_BYTES)
+        return np.concatenate([[0], np.cumsum(chunks)])
 
     def padding_share(self, segment_length: int) -> float:
         """Share of segment positions that stay empty when every document is cut into segments, 0 to 1."""

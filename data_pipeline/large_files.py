@@ -49,7 +49,9 @@ def text_parts(stream: BinaryIO) -> Iterator[tuple[str, bool]]:
         position, block = position + len(block), following
 
 
-def parquet_rows(path: Path, shown: str, text_key: str, id_key: str | None) -> Iterator[tuple[int, str | None, Any]]:
+def parquet_rows(
+    path: Path, shown: str, text_key: str, id_key: str | None, weights_key: str | None = None
+) -> Iterator[tuple[int, str | None, Any]]:
     """(number, id if there is one, bytes of the text or None for null) of each row; a group of rows is in memory.
 
     Text comes as bytes, because Parquet itself does not hold its strings to be UTF-8, and files that older programs
@@ -60,9 +62,10 @@ def parquet_rows(path: Path, shown: str, text_key: str, id_key: str | None) -> I
         shown: Names it in errors.
         text_key: Column of the texts.
         id_key: Column of the ids; None: `id`, if there is one.
+        weights_key: Name of the loss weights, which are read from JSON alone.
 
     Raises:
-        UserError: pyarrow is not installed, the file is not Parquet, or has no such columns.
+        UserError: pyarrow is not installed, the file is not Parquet, has no such columns, or has one of loss weights.
     """
     try:
         import pyarrow
@@ -80,6 +83,11 @@ def parquet_rows(path: Path, shown: str, text_key: str, id_key: str | None) -> I
                     )
                 if names.count(key) > 1:
                     raise UserError(f'source {shown}: has {names.count(key)} columns "{key}"; rename one of them')
+            if weights_key in names:
+                raise UserError(
+                    f'source {shown}: its column "{weights_key}" cannot be read, only JSON lines have loss weights; '
+                    "write the rows as JSON lines, or leave the column out"
+                )
             id_key = id_key or ("id" if "id" in names and text_key != "id" else None)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list({text_key, id_key or text_key})):

@@ -6,7 +6,8 @@ columns in `documents.npz` tell where each document's tokens lie. Both are writt
 from shards, which may have been damaged since.
 
 Tokens have two kinds of CRC-32: one a document, which stands for the document in the fingerprint, and one a chunk of
-`CHUNK_BYTES` of a document, so that any part of a long document is verified without reading the whole.
+`CHUNK_BYTES` of a document, so that any part of a long document is verified without reading the whole. Loss weights
+have the same. A data set with them has a format version of its own, so that a program that knows of none refuses it.
 """
 
 import hashlib
@@ -28,10 +29,14 @@ from data_pipeline.errors import UserError
 MANIFEST_FILE = "manifest.json"
 COLUMNS_FILE = "documents.npz"
 FORMAT_VERSION = 2
+WEIGHTED_VERSION = 3  # of a data set with loss weights
 CHUNK_BYTES = 1 << 16  # tokens' bytes that share a checksum; a document's last chunk is shorter
 SPLITS = ("train", "validation")
 # Columns that have one number a document; their dtypes are part of the format.
 NUMBER_COLUMNS = {"shard": "<i4", "offset": "<i8", "tokens": "<i8", "bytes": "<i8", "checksum": "<u4"}
+# The same of loss weights; a sum is in 1/32,768ths.
+WEIGHT_COLUMNS = {"weight_offset": "<i8", "weight_checksum": "<u4", "weight_sum": "<i8"}
+_CHUNK_COLUMN, _WEIGHT_CHUNK_COLUMN = "chunk_checksums", "weight_chunk_checksums"
 Columns = Mapping[str, NDArray[Any]]
 _TOKEN_DTYPES = ("|u1", "<u1", "<u2", "<u4", "<u8")
 
@@ -53,8 +58,8 @@ class Manifest:
 
     `storage` is the format of the shards; `token_dtype` the numpy name of a stored token (`<u2` or `<u4`, of an adopted
     data set any unsigned type); `dropped_documents` counts those without a token; `settings` are those of the build
-    that shape its result; `fingerprint` identifies tokenizer and tokens, whatever the format of the shards;
-    `columns_sha256` the columns, and so the place of each document.
+    that shape its result; `fingerprint` identifies tokenizer, tokens and loss weights, whatever the format of the
+    shards; `columns_sha256` the columns, and so the place of each document; `loss_weights` tells whether there are any.
     """
 
     storage: str
@@ -70,10 +75,14 @@ class Manifest:
     settings: Mapping[str, Any]
     fingerprint: str
     columns_sha256: str
+    loss_weights: bool = False
 
     def save(self, directory: Path) -> None:
         """Writes `manifest.json` into a data set's directory, whole or not at all."""
-        content = {"format": "memformer-dataset", "format_version": FORMAT_VERSION, **asdict(self)}
+        version = WEIGHTED_VERSION if self.loss_weights else FORMAT_VERSION
+        content = {"format": "memformer-dataset", "format_version": version, **asdict(self)}
+        if not self.loss_weights:
+            del content["loss_weights"]
         temporary = directory / f".{MANIFEST_FILE}.new"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -112,14 +121,17 @@ class Manifest:
         if not isinstance(content, dict) or content.pop("format", None) != "memformer-dataset":
             raise UserError(f"{file} is not the manifest of a data set made by `memformer data build`")
         version = content.pop("format_version", None)
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, WEIGHTED_VERSION):
             raise UserError(
-                f"{file}: format version {version}, but this program reads version {FORMAT_VERSION}; "
-                "use the program that built it, or build the data set again"
+                f"{file}: format version {version}, but this program reads versions {FORMAT_VERSION} and "
+                f"{WEIGHTED_VERSION}; use the program that built it, or build the data set again"
             )
         try:
             shards = tuple(_checked(ShardInfo(**shard)) for shard in content.pop("shards"))
-            return _checked(cls(shards=shards, **content))
+            manifest = _checked(cls(shards=shards, **content))
+            if manifest.loss_weights != (version == WEIGHTED_VERSION):
+                raise TypeError(f"loss_weights is {manifest.loss_weights} at format version {version}")
+            return manifest
         except (KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged ({error}); restore the file or build the data set again") from None
 
@@ -127,24 +139,39 @@ class Manifest:
 Part = TypeVar("Part", Manifest, ShardInfo)
 
 
-def save_columns(directory: Path, numbers: Columns, chunk_checksums: NDArray[np.uint32], names: Sequence[str]) -> str:
+def number_columns(weighted: bool) -> dict[str, str]:
+    """The columns that have one number a document, of a data set with or without loss weights, and their dtypes."""
+    return NUMBER_COLUMNS | (WEIGHT_COLUMNS if weighted else {})
+
+
+def save_columns(
+    directory: Path,
+    numbers: Columns,
+    chunk_checksums: NDArray[np.uint32],
+    names: Sequence[str],
+    weight_chunk_checksums: NDArray[np.uint32] | None = None,
+) -> str:
     """Writes `documents.npz`: the number columns `[documents]`, the chunks' checksums, and the names without pickle.
 
-    Names are one blob of UTF-8 and the end of each in it. Returns the file's SHA-256.
+    Names are one blob of UTF-8 and the end of each in it. `weight_chunk_checksums` are those of the loss weights, where
+    there are any. Returns the file's SHA-256.
     """
     columns: dict[str, NDArray[Any]] = {key: numbers[key].astype(dtype) for key, dtype in NUMBER_COLUMNS.items()}
     encoded = [name.encode("utf-8") for name in names]
-    columns["chunk_checksums"] = chunk_checksums.astype("<u4")
+    columns[_CHUNK_COLUMN] = chunk_checksums.astype("<u4")
     columns["name_blob"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
     columns["name_ends"] = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+    if weight_chunk_checksums is not None:
+        columns |= {key: numbers[key].astype(dtype) for key, dtype in WEIGHT_COLUMNS.items()}
+        columns[_WEIGHT_CHUNK_COLUMN] = weight_chunk_checksums.astype("<u4")
     content = io.BytesIO()
     np.savez(content, **columns)  # type: ignore[arg-type]  # a column is not `allow_pickle`
     (directory / COLUMNS_FILE).write_bytes(content.getbuffer())
     return hashlib.sha256(content.getbuffer()).hexdigest()
 
 
-def load_columns(directory: Path, sha256: str) -> dict[str, NDArray[Any]]:
-    """Reads the columns of `documents.npz`.
+def load_columns(directory: Path, sha256: str, weighted: bool) -> dict[str, NDArray[Any]]:
+    """Reads the columns of `documents.npz`, with those of the loss weights if it is `weighted`.
 
     Raises:
         UserError: The file is missing, does not have this SHA-256, or has other columns.
@@ -159,7 +186,8 @@ def load_columns(directory: Path, sha256: str) -> dict[str, NDArray[Any]]:
                 f"{sha256[:16]}); restore both files or build the data set again"
             )
         with np.load(io.BytesIO(content), allow_pickle=False) as columns:
-            return {name: columns[name] for name in (*NUMBER_COLUMNS, "chunk_checksums", "name_blob", "name_ends")}
+            chunks = [_CHUNK_COLUMN, *([_WEIGHT_CHUNK_COLUMN] if weighted else [])]
+            return {name: columns[name] for name in (*number_columns(weighted), *chunks, "name_blob", "name_ends")}
     except FileNotFoundError:
         raise UserError(f"{file} is missing; restore the file or build the data set again") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -167,13 +195,15 @@ def load_columns(directory: Path, sha256: str) -> dict[str, NDArray[Any]]:
 
 
 def fingerprint(tokenizer_sha256: str, token_dtype: str, columns: Columns) -> str:
-    """32 hexadecimal digits that change with any token, the order of the documents, or the meaning of an id.
+    """32 hexadecimal digits that change with any token or loss weight, the documents' order, or the meaning of an id.
 
     Shards do not enter: a run may stop on one storage format and resume on another.
     """
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer_sha256} {token_dtype}".encode())
-    for key in ("tokens", "checksum"):
-        digest.update(np.ascontiguousarray(columns[key], dtype=NUMBER_COLUMNS[key]).tobytes())
+    weighted = "weight_checksum" in columns
+    version = WEIGHTED_VERSION if weighted else FORMAT_VERSION
+    digest = hashlib.sha256(f"{version} {tokenizer_sha256} {token_dtype}".encode())
+    for key in ("tokens", "checksum", *(["weight_checksum"] if weighted else [])):
+        digest.update(np.ascontiguousarray(columns[key], dtype=number_columns(weighted)[key]).tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -9,8 +9,9 @@ from data_pipeline.blend import Blend, BlendStore
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings, is_address
 from data_pipeline.index import DocumentIndex
+from data_pipeline.loss_weights import WEIGHT_DTYPE
 from data_pipeline.manifest import MANIFEST_FILE
-from data_pipeline.store import ShardStore, Store
+from data_pipeline.store import FullWeights, ShardStore, Store
 
 
 def open_data(data: str | Path | Sequence[tuple[str, float]], far: FarSettings | None = None) -> DocumentIndex | Blend:
@@ -44,6 +45,17 @@ def open_store(index: DocumentIndex | Blend) -> Store:
     from data_pipeline.remote import open_far_store
 
     return open_far_store(index)
+
+
+def open_weight_store(index: DocumentIndex | Blend) -> Store | None:
+    """The store that reads the loss weights, uint16 in 1/32,768ths; None where no data set has any."""
+    if isinstance(index, Blend):
+        stores = [open_weight_store(part) for part in index.parts]
+        if all(store is None for store in stores):
+            return None
+        return BlendStore(index, [store or FullWeights() for store in stores], WEIGHT_DTYPE)
+    weights = index.loss_weights
+    return None if weights is None else open_store(weights)
 
 
 def holds_data(name: str | Path, far: FarSettings) -> bool:

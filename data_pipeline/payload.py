@@ -1,5 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The tokens of one document on their way into a shard: counted and summed as they come, on disk if many."""
+"""A column of one document, its tokens or their loss weights, on its way into a shard: counted and summed as it comes.
+
+What is large lies on disk.
+"""
 
 import shutil
 import tempfile
@@ -11,21 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.manifest import CHUNK_BYTES
-from data_pipeline.tokenizer import TokenIds
 
 _IN_MEMORY_BYTES = 32 << 20
 
 
 class Payload:
-    """Collects a document's tokens as they are stored.
+    """Collects one number a token, as they are stored.
 
     Args:
-        dtype: Little-endian unsigned integer of a stored token.
+        dtype: Little-endian unsigned integer of a stored number.
 
     Attributes:
         tokens: Tokens so far.
-        size: Their bytes.
+        size: Bytes of their numbers.
         text_bytes: Bytes of the text they stand for.
+        total: Sum of their numbers.
         checksum: CRC-32 of the bytes.
     """
 
@@ -34,11 +37,11 @@ class Payload:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115  # `close` closes it
         self._chunks: list[int] = []
         self._chunk_checksum = 0
-        self.tokens = self.size = self.text_bytes = self.checksum = 0
+        self.tokens = self.size = self.text_bytes = self.total = self.checksum = 0
 
-    def append(self, tokens: TokenIds, text_bytes: int) -> None:
-        """Adds the next tokens, which stand for `text_bytes` bytes of text."""
-        block = memoryview(tokens.astype(self._dtype, copy=False).tobytes())
+    def append(self, numbers: NDArray[np.unsignedinteger[Any]], text_bytes: int) -> None:
+        """Adds the numbers of the next tokens, which stand for `text_bytes` bytes of text."""
+        block = memoryview(numbers.astype(self._dtype, copy=False).tobytes())
         self._file.write(block)
         self.checksum = zlib.crc32(block, self.checksum)
         at = 0
@@ -50,7 +53,8 @@ class Payload:
             if self.size % CHUNK_BYTES == 0:
                 self._chunks.append(self._chunk_checksum)
                 self._chunk_checksum = 0
-        self.tokens += len(tokens)
+        self.tokens += len(numbers)
+        self.total += int(numbers.sum(dtype=np.int64))
         self.text_bytes += text_bytes
 
     def chunk_checksums(self) -> NDArray[np.uint32]:

@@ -63,9 +63,12 @@ class SegmentBatch(Reading):
 
     Attributes:
         tokens: int32 `[B, T, S]`, the target tokens: `lengths` of them in each segment, then 0.
+        loss_weights: float32 `[B, T, S]`, how much each target counts in the loss, 0 to 1 in multiples of 1/32,768, and
+            0 beyond the lengths; None where no data set has weights: every target counts 1.
     """
 
     tokens: NDArray[np.int32]
+    loss_weights: NDArray[np.float32] | None = None
 
 
 def lanes_of(rank: int, world_size: int, num_lanes: int) -> slice:

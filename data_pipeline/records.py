@@ -20,6 +20,7 @@ from data_pipeline.large_files import (
     parquet_rows,
     text_parts,
 )
+from data_pipeline.loss_weights import WeightedRange, parse_ranges
 from data_pipeline.packed import damage_errors, open_unpacked, packing_of
 from data_pipeline.sources import SourceFile, printable
 
@@ -37,22 +38,26 @@ class RecordKeys:
     Attributes:
         text: Key of the text.
         id: Key of the document's name for people; None: `id`, in records that have one.
+        loss_weights: Key of the text's loss weights, in JSON's records that have it; None: they are not read.
     """
 
     text: str = "text"
     id: str | None = None
+    loss_weights: str | None = None
 
 
 @dataclass(frozen=True)
 class Part:
     """A document, or a part of a long one: parts of a document follow each other, and the last says so.
 
-    `name` is for people (relative path, or `id`) and not always unique; `content` is text, or raw bytes of an image.
+    `name` is for people (relative path, or `id`) and not always unique; `content` is text, or raw bytes of an image;
+    `weights` are the loss weights of a whole document, None where it has none.
     """
 
     name: str
     content: str | bytes
     last: bool = True
+    weights: tuple[WeightedRange, ...] | None = None
 
 
 class BadRecords:
@@ -94,11 +99,13 @@ class Corpus:
 
     Attributes:
         bad: What the reading under way, or the last one, has left out.
+        weighted: Documents with loss weights in it.
     """
 
     def __init__(self, files: Sequence[SourceFile], keys: RecordKeys | None = None, skip_bad: bool = False) -> None:
         self.files = files
         self.bad = BadRecords(skip_bad)
+        self.weighted = 0
         self._keys = keys or RecordKeys()
 
     def parts(self) -> Iterator[Part]:
@@ -109,9 +116,12 @@ class Corpus:
                 place.
         """
         self.bad = BadRecords(self.bad.skip)
+        self.weighted = 0
         for file in self.files:
             try:
-                yield from _documents(file, self._keys, self.bad)
+                for part in _documents(file, self._keys, self.bad):
+                    self.weighted += part.weights is not None
+                    yield part
             except damage_errors() as error:
                 packing = packing_of(file.path) or "source"
                 if "too much memory" in str(error):
@@ -154,7 +164,7 @@ def _text(file: SourceFile, bad: BadRecords) -> Iterator[Part]:
 
 
 def _rows(file: SourceFile, keys: RecordKeys, bad: BadRecords) -> Iterator[Part]:
-    for number, name, content in parquet_rows(file.path, file.shown, keys.text, keys.id):
+    for number, name, content in parquet_rows(file.path, file.shown, keys.text, keys.id, keys.loss_weights):
         place = f" row {number}"
         if content is None:
             bad.found(file, place, f'needs a string in the column "{keys.text}", not null')
@@ -244,7 +254,14 @@ def _record(
             bad.found(file, place, f'needs a name under "{keys.id}"{_instead(record, keys.id, "--id-key")}')
             return
         name = default_name
-    yield Part(printable(str(name)), text)
+    weights = None
+    if keys.loss_weights is not None and record.get(keys.loss_weights) is not None:
+        try:
+            weights = parse_ranges(record[keys.loss_weights], len(text))
+        except ValueError as error:
+            bad.found(file, place, f'"{keys.loss_weights}" {error}')
+            return
+    yield Part(printable(str(name)), text, weights=weights)
 
 
 def _instead(record: Any, key: str, option: str) -> str:

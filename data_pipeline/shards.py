@@ -23,23 +23,24 @@ from data_pipeline.payload import Payload
 
 TAR_BLOCK = 512  # member data in a tar file begins and ends at multiples of this many bytes
 # The columns of our MDS shards, in the order in which the format sorts them: by name.
-_MDS_COLUMNS = {"column_encodings": ["str", "bytes"], "column_names": ["name", "tokens"], "column_sizes": [None, None]}
+_MDS_COLUMNS = {"loss_weights": "bytes", "name": "str", "tokens": "bytes"}
 
 
-Finished = Callable[[ShardInfo, list[int]], None]
-"""Called with a shard that is complete and on disk, and the byte offset of each of its documents' first token."""
+Finished = Callable[[ShardInfo, list[int], list[int]], None]
+"""Called with a shard that is complete and on disk, and the byte offset of each of its documents' first token and first
+loss weight (none without loss weights)."""
 
 
 class ShardWriter(Protocol):
     """Writes documents in order, cutting shards by size.
 
     Made from the directory, the shards that an earlier, killed build finished there, the largest size of a shard in
-    bytes, and a `Finished`. A shard is closed before the document that would make it larger, and a document larger
-    than this gets a shard of its own.
+    bytes, a `Finished`, and whether documents have loss weights. A shard is closed before the document that would make
+    it larger, and a document larger than this gets a shard of its own.
     """
 
-    def add(self, number: int, name: str, payload: Payload) -> None:
-        """Appends document `number`."""
+    def add(self, number: int, name: str, payload: Payload, weights: Payload | None = None) -> None:
+        """Appends document `number`, its tokens and, where documents have them, their loss weights."""
 
     def close(self) -> None:
         """Finishes the last shard, and what the format keeps beside the shards."""
@@ -48,29 +49,37 @@ class ShardWriter(Protocol):
 class WebDatasetWriter:
     """Uncompressed tar shards that `webdataset` reads: `KEY.json` (name, tokens, bytes, crc32) and `KEY.tokens`.
 
-    The bytes of a shard depend on its documents alone: time stamps and owners are zero, and every header has 512
-    bytes. See `ShardWriter` for the arguments.
+    Loss weights are a member `KEY.loss_weights`, and their `loss_weights_crc32` is in the JSON. The bytes of a shard
+    depend on its documents alone: time stamps and owners are zero, and every header has 512 bytes. See `ShardWriter`
+    for the arguments.
     """
 
-    def __init__(self, directory: Path, shards: list[ShardInfo], shard_bytes: int, finished: Finished) -> None:
+    def __init__(
+        self, directory: Path, shards: list[ShardInfo], shard_bytes: int, finished: Finished, weighted: bool = False
+    ) -> None:
         self._directory = directory
         self._shards = len(shards)
         self._shard_bytes = shard_bytes
         self._finished = finished
         self._file: _HashedFile | None = None
 
-    def add(self, number: int, name: str, payload: Payload) -> None:
+    def add(self, number: int, name: str, payload: Payload, weights: Payload | None = None) -> None:
         """Appends a document; begins a new shard where it would not fit."""
         record = {"name": name, "tokens": payload.tokens, "bytes": payload.text_bytes, "crc32": payload.checksum}
+        if weights is not None:
+            record["loss_weights_crc32"] = weights.checksum
         header = json.dumps(record, ensure_ascii=False).encode("utf-8")
         size = 2 * TAR_BLOCK + _padded(len(header)) + _padded(payload.size)
+        if weights is not None:
+            size += TAR_BLOCK + _padded(weights.size)
         if self._file is not None and self._tar.offset + size > self._shard_bytes:
             self._finish()
         if self._file is None:
             self._start()
         self._member(f"{number:09d}.json", len(header), io.BytesIO(header))
-        self._member(f"{number:09d}.tokens", payload.size, payload.open())
-        self._offsets.append(self._tar.offset - _padded(payload.size))
+        self._offsets.append(self._member(f"{number:09d}.tokens", payload.size, payload.open()))
+        if weights is not None:
+            self._weight_offsets.append(self._member(f"{number:09d}.loss_weights", weights.size, weights.open()))
         self._tokens += payload.tokens
 
     def close(self) -> None:
@@ -78,10 +87,12 @@ class WebDatasetWriter:
         if self._file is not None:
             self._finish()
 
-    def _member(self, name: str, size: int, content: IO[bytes]) -> None:
+    def _member(self, name: str, size: int, content: IO[bytes]) -> int:
+        """Adds a member; the byte offset of its content."""
         member = tarfile.TarInfo(name)
         member.size, member.mode = size, 0o444
         self._tar.addfile(member, content)
+        return self._tar.offset - _padded(size)
 
     def _start(self) -> None:
         self._name = f"shard-{self._shards:06d}.tar"
@@ -89,6 +100,7 @@ class WebDatasetWriter:
         # GNU rather than PAX: no extended headers, and members of more than 8 GiB.
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # type: ignore[arg-type]
         self._offsets: list[int] = []
+        self._weight_offsets: list[int] = []
         self._tokens = 0
 
     def _finish(self) -> None:
@@ -97,34 +109,48 @@ class WebDatasetWriter:
         size, sha256 = self._file.close()
         self._file = None
         self._shards += 1
-        self._finished(ShardInfo(self._name, size, sha256, len(self._offsets), self._tokens), self._offsets)
+        info = ShardInfo(self._name, size, sha256, len(self._offsets), self._tokens)
+        self._finished(info, self._offsets, self._weight_offsets)
 
 
 class MDSWriter:
     """MosaicML MDS shards, version 2, that `streaming` reads: columns `name` (str) and `tokens` (bytes).
 
-    A shard is the number of samples, their places, a JSON configuration, then the samples; places come first, so the
-    samples wait in a file of their own until the shard is full. See `ShardWriter` for the arguments.
+    Loss weights are a column `loss_weights` (bytes). A shard is the number of samples, their places, a JSON
+    configuration, then the samples; places come first, so the samples wait in a file of their own until the shard is
+    full. See `ShardWriter` for the arguments.
     """
 
-    def __init__(self, directory: Path, shards: list[ShardInfo], shard_bytes: int, finished: Finished) -> None:
+    def __init__(
+        self, directory: Path, shards: list[ShardInfo], shard_bytes: int, finished: Finished, weighted: bool = False
+    ) -> None:
         self._directory = directory
         self._shards = list(shards)
         self._shard_bytes = min(shard_bytes, MDS_LARGEST)
         self._finished = finished
-        configuration = {"compression": None, "format": "mds", "hashes": ["sha256"], "version": 2, **_MDS_COLUMNS}
-        self._configuration = {**configuration, "size_limit": self._shard_bytes}
+        columns = {name: encoding for name, encoding in _MDS_COLUMNS.items() if weighted or name != "loss_weights"}
+        self._configuration = {
+            "column_encodings": list(columns.values()),
+            "column_names": list(columns),
+            "column_sizes": [None] * len(columns),
+            "compression": None,
+            "format": "mds",
+            "hashes": ["sha256"],
+            "size_limit": self._shard_bytes,
+            "version": 2,
+        }
         self._preamble = json.dumps(self._configuration, sort_keys=True).encode("utf-8")
         self._samples: IO[bytes] | None = None
-        # Both count from the first sample: the header before it grows with each document.
+        # All count from the first sample: the header before it grows with each document.
         self._ends: list[int] = []
         self._offsets: list[int] = []
+        self._weight_offsets: list[int] = []
 
-    def add(self, number: int, name: str, payload: Payload) -> None:
+    def add(self, number: int, name: str, payload: Payload, weights: Payload | None = None) -> None:
         """Appends a document; begins a new shard where it would not fit."""
         encoded = name.encode("utf-8")
-        head = np.array([len(encoded), payload.size], "<u4").tobytes() + encoded
-        size = len(head) + payload.size
+        sizes = [*([] if weights is None else [weights.size]), len(encoded), payload.size]
+        size = 4 * len(sizes) + sum(sizes)
         if self._header_size(1) + size > MDS_LARGEST:
             raise OSError(None, f"document {name} has {payload.size:,} bytes of tokens, and MDS shards end below 4 GiB")
         if self._ends and self._header_size(len(self._ends) + 1) + self._ends[-1] + size > self._shard_bytes:
@@ -133,10 +159,14 @@ class MDSWriter:
             self._samples = self._temporary.open("w+b")
             self._tokens = 0
         begin = self._ends[-1] if self._ends else 0
-        self._samples.write(head)
+        self._samples.write(np.array(sizes, "<u4").tobytes())
+        if weights is not None:
+            weights.copy_to(self._samples)
+            self._weight_offsets.append(begin + 4 * len(sizes))
+        self._samples.write(encoded)
         payload.copy_to(self._samples)
         self._ends.append(begin + size)
-        self._offsets.append(begin + len(head))
+        self._offsets.append(begin + size - payload.size)
         self._tokens += payload.tokens
 
     def close(self) -> None:
@@ -175,12 +205,12 @@ class MDSWriter:
         self._temporary.unlink()
         size, sha256 = file.close()
         self._shards.append(ShardInfo(name, size, sha256, len(self._ends), self._tokens))
-        offsets = [header + offset for offset in self._offsets]
-        self._samples, self._ends, self._offsets = None, [], []
-        self._finished(self._shards[-1], offsets)
+        offsets, weight_offsets = ([header + at for at in column] for column in (self._offsets, self._weight_offsets))
+        self._samples, self._ends, self._offsets, self._weight_offsets = None, [], [], []
+        self._finished(self._shards[-1], offsets, weight_offsets)
 
 
-WRITERS: dict[str, Callable[[Path, list[ShardInfo], int, Finished], ShardWriter]] = {
+WRITERS: dict[str, Callable[[Path, list[ShardInfo], int, Finished, bool], ShardWriter]] = {
     "webdataset": WebDatasetWriter,
     "mds": MDSWriter,
 }

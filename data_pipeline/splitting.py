@@ -50,7 +50,7 @@ def numbered_parts(corpus: Corpus) -> Iterator[tuple[int, Part]]:
 
 
 def summed_parts(corpus: Corpus) -> Iterator[tuple[int, Part, str]]:
-    """`numbered_parts`, a document's last one with a digest of the names and texts of all documents up to it.
+    """`numbered_parts`, a document's last one with a digest of names, texts and loss weights of all documents up to it.
 
     So a later build knows whether the sources still begin with the documents that an earlier one has written.
     """
@@ -58,6 +58,8 @@ def summed_parts(corpus: Corpus) -> Iterator[tuple[int, Part, str]]:
     for ordinal, part in numbered_parts(corpus):
         if ordinal >= 0:
             digest.update(part.content if isinstance(part.content, bytes) else part.content.encode("utf-8"))
+            if part.weights is not None:
+                digest.update(b"\xfe" + repr(part.weights).encode())
             if part.last:
                 digest.update(b"\xff" + part.name.encode("utf-8") + b"\xff")  # a byte that is in no UTF-8
         yield ordinal, part, digest.hexdigest() if part.last else ""

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from data_pipeline import open_files
 from data_pipeline.errors import DamagedDocument, UserError
 from data_pipeline.index import DocumentIndex
+from data_pipeline.loss_weights import ONE, WEIGHT_DTYPE
 from data_pipeline.manifest import CHUNK_BYTES
 
 
 class Store(Protocol):
-    """Where a stream gets its tokens from.
+    """Where a stream gets its tokens from, or their loss weights (`DocumentIndex.loss_weights`).
 
     Runs are rows of int64 `[runs, 4]`: document, first token, tokens (1 or more), place of the first in the output.
     """
@@ -46,6 +47,27 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Lets go of files and threads."""
+
+
+class FullWeights:
+    """The loss weights of a data set that has none, beside others that have: 1 for every token. See `Store`."""
+
+    look_ahead = 0
+
+    def prepare(self, step: int, runs: NDArray[np.int64]) -> None:
+        """Nothing."""
+
+    def read(self, document: int, start: int, length: int) -> NDArray[Any]:
+        """See `Store.read`."""
+        return np.full(length, ONE, WEIGHT_DTYPE)
+
+    def read_runs(self, runs: NDArray[np.int64], tokens: NDArray[Any]) -> None:
+        """See `Store.read_runs`."""
+        for _, _, count, place in runs.tolist():
+            tokens[place : place + count] = ONE
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class ShardStore:

@@ -2,14 +2,16 @@
 """`SegmentStream`: the batches of one rank, read ahead in a thread, resumable after any batch.
 
 Data flow: `LanePlan` decides a stretch of rollouts for all lanes → this rank's block of lanes is cut out → a `Store`
-reads the stretch's tokens → one `SegmentBatch` a rollout. Beside every batch that waits in the queue waits the plan's
-state after it, so that `state_dict` speaks of the last batch that was delivered, however far the thread has read ahead.
+reads the stretch's tokens, and another their loss weights, where there are any → one `SegmentBatch` a rollout. Beside
+every batch that waits in the queue waits the plan's state after it, so that `state_dict` speaks of the last batch that
+was delivered, however far the thread has read ahead.
 
 Damage is found by the rank that reads it. With `on_damage="skip"` every batch is delivered only after all ranks have
 told each other what they found in theirs; if anybody found something, all of them skip those documents, go back to the
 state before the batch and plan it anew. So nothing of a damaged chunk is delivered, and the plan stays equal.
 """
 
+import itertools
 import queue
 import threading
 import weakref
@@ -26,7 +28,8 @@ from numpy.typing import NDArray
 from data_pipeline.blend import Blend
 from data_pipeline.errors import DamagedDocument
 from data_pipeline.index import DocumentIndex
-from data_pipeline.opening import open_data, open_store
+from data_pipeline.loss_weights import ONE, WEIGHT_DTYPE
+from data_pipeline.opening import open_data, open_store, open_weight_store
 from data_pipeline.plan import LanePlan
 from data_pipeline.reading import SegmentBatch
 from data_pipeline.store import Store
@@ -66,7 +69,7 @@ class SegmentStream:
         self.settings = StreamSettings(**fields) if settings is None else replace(settings, **fields)
         self.index = data if isinstance(data, DocumentIndex | Blend) else open_data(data)
         self._plan = self.settings.plan(self.index)
-        self._store = store or open_store(self.index)
+        self._store, self._weights = store or open_store(self.index), open_weight_store(self.index)
         self._delivered = self._plan.state
         self._reader: _Reader | None = None
         self._ended: BaseException | None = None
@@ -148,7 +151,8 @@ class SegmentStream:
     def close(self) -> None:
         """Ends the reading thread and closes the shards; no more batches come until a state is loaded."""
         self._stop(StopIteration())
-        self._store.close()
+        for store, _ in self._columns():
+            store.close()
 
     def __enter__(self) -> "SegmentStream":
         return self
@@ -158,11 +162,16 @@ class SegmentStream:
     ) -> None:
         self.close()
 
+    def _columns(self) -> list[tuple[Store, np.dtype[Any]]]:
+        """What is read of each token, and how it is stored: its id and, where there are any, its loss weight."""
+        ids = self._store, self.index.token_dtype
+        return [ids] if self._weights is None else [ids, (self._weights, WEIGHT_DTYPE)]
+
     def _next_item(self) -> "_Item":
         if self._ended is not None:
             raise self._ended
         if self._reader is None:
-            self._reader = _Reader(self._plan, self._store, self.index.token_dtype, self.settings)
+            self._reader = _Reader(self._plan, self._columns(), self.settings)
             self._end_reader = weakref.finalize(self, self._reader.close)
         item = self._reader.next()
         if isinstance(item, BaseException):
@@ -196,9 +205,10 @@ class _Item:
 class _Reader:
     """Makes batches, in a thread when it may read ahead. Knows nothing of the stream, so the stream can be dropped."""
 
-    def __init__(self, plan: LanePlan, store: Store, dtype: np.dtype[Any], settings: StreamSettings) -> None:
+    def __init__(self, plan: LanePlan, columns: list[tuple[Store, np.dtype[Any]]], settings: StreamSettings) -> None:
         self._plan = plan
-        self._store = store
+        self._stores = [store for store, _ in columns]
+        self._look_ahead = max(store.look_ahead for store in self._stores)
         self._lanes = lanes = settings.lanes
         self._segments, self._segment_length = settings.segments, settings.segment_length
         self._collects_damage = settings.on_damage == "skip"
@@ -210,7 +220,7 @@ class _Reader:
         # As stored; kept from stretch to stretch, since new memory costs more than what is written into it.
         room = max(self._most(segments) * segments for _, segments in self._segments.starts)
         shape = (lanes.stop - lanes.start, room, settings.segment_length)
-        self._stored = np.empty(shape, dtype)
+        self._stored = [np.empty(shape, dtype) for _, dtype in columns]
         self._stop = threading.Event()
         self._queue: queue.Queue[_Item | BaseException] = queue.Queue(max(1, settings.prefetch))
         self._thread: threading.Thread | None = None
@@ -266,7 +276,7 @@ class _Reader:
 
     def _plan_ahead(self) -> bool:
         """Whether there is a stretch to read; those after it are planned as far as the store looks ahead."""
-        while not self._ends and sum(map(len, self._planned)) <= self._store.look_ahead:
+        while not self._ends and sum(map(len, self._planned)) <= self._look_ahead:
             done = self._plan.state.step
             segments, left = self._segments.at(done), self._segments.until_change(done)
             most = self._most(segments)
@@ -275,7 +285,8 @@ class _Reader:
                 self._ends = True
                 break
             stretch = whole.block(self._lanes)
-            self._store.prepare(stretch.step, stretch.runs)
+            for store in self._stores:
+                store.prepare(stretch.step, stretch.runs)
             self._planned.append(stretch)
         return bool(self._planned)
 
@@ -285,31 +296,34 @@ class _Reader:
         return 1 if self._one_by_one else max(1, min(_STRETCH_ROLLOUTS, _STRETCH_TOKENS // lane_tokens))
 
     def _read(self, stretch: Stretch) -> None:
-        """Puts a stretch's tokens, and zeros behind the ends of documents, where `_batch` takes them from."""
-        stored = self._room(stretch)
+        """Puts a stretch's columns, and zeros behind the ends of documents, where `_batch` takes them from."""
         lengths = stretch.columns["lengths"]
         num_segments = lengths.shape[2]
-        for rollout, lane, segment in np.argwhere(lengths < stored.shape[2]).tolist():
-            stored[lane, rollout * num_segments + segment, lengths[rollout, lane, segment] :] = 0
-        if len(stretch.runs):
-            self._store.read_runs(stretch.runs, stored.reshape(-1))
+        short = np.argwhere(lengths < self._segment_length).tolist()
+        for store, stored in zip(self._stores, self._rooms(stretch), strict=True):
+            for rollout, lane, segment in short:
+                stored[lane, rollout * num_segments + segment, lengths[rollout, lane, segment] :] = 0
+            if len(stretch.runs):
+                store.read_runs(stretch.runs, stored.reshape(-1))
 
     def _batch(self, stretch: Stretch, number: int) -> SegmentBatch:
         num_segments = stretch.columns["lengths"].shape[2]
         segments = slice(number * num_segments, (number + 1) * num_segments)
-        tokens = self._room(stretch)[:, segments].astype(np.int32)
-        return SegmentBatch(**stretch.fields(number), tokens=tokens)
+        tokens, *weights = (room[:, segments] for room in self._rooms(stretch))
+        loss_weights = weights[0].astype(np.float32) / np.float32(ONE) if weights else None
+        return SegmentBatch(**stretch.fields(number), tokens=tokens.astype(np.int32), loss_weights=loss_weights)
 
-    def _room(self, stretch: Stretch) -> NDArray[Any]:
-        """The tokens of a stretch as stored, `[lanes, segments, S]`."""
-        lanes, _, size = self._stored.shape
-        return self._stored.reshape(-1)[: lanes * stretch.lane_tokens].reshape(lanes, -1, size)
+    def _rooms(self, stretch: Stretch) -> list[NDArray[Any]]:
+        """The columns of a stretch as stored, `[lanes, segments, S]` each."""
+        lanes, _, size = self._stored[0].shape
+        count = lanes * stretch.lane_tokens
+        return [stored.reshape(-1)[:count].reshape(lanes, -1, size) for stored in self._stored]
 
     def _damage_in(self, runs: NDArray[np.int64]) -> Damage:
         damage: dict[int, str] = {}
-        for document, start, length, _ in runs.tolist():
+        for (document, start, length, _), store in itertools.product(runs.tolist(), self._stores):
             try:
-                self._store.read(document, start, length)
+                store.read(document, start, length)
             except DamagedDocument as error:
                 damage[document] = str(error)
         return damage

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from data_pipeline.errors import UserError
+from data_pipeline.loss_weights import WeightedRange
 from data_pipeline.records import Corpus
 from data_pipeline.splitting import numbered_parts, summed_parts
 from data_pipeline.tokenizer import ByteTokenizer, TokenIds, Tokenizer
@@ -21,7 +22,8 @@ _IN_FLIGHT_CHARACTERS = 64 << 20  # text waiting for the tokenizer or for the wr
 class Piece(NamedTuple):
     """Text that is tokenized by itself: a whole document, or a part of one that ends where tokens end.
 
-    `digest` of a document's last piece stands for all documents up to it (`summed_parts`).
+    `digest` of a document's last piece stands for all documents up to it (`summed_parts`). A document with loss weights
+    is one piece.
     """
 
     ordinal: int
@@ -29,6 +31,7 @@ class Piece(NamedTuple):
     content: str | bytes
     last: bool
     digest: str
+    weights: tuple[WeightedRange, ...] | None = None
 
 
 def pieces(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Piece]:
@@ -55,7 +58,7 @@ def pieces(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Piece]:
         size = len(waiting[0])
         searched = 0 if part.last else size
         if cut or part.last:
-            yield Piece(ordinal, part.name, text[:cut], part.last, digest)
+            yield Piece(ordinal, part.name, text[:cut], part.last, digest, part.weights)
 
 
 def tokenized(

@@ -108,10 +108,12 @@ def _verify_file(index: DocumentIndex, shard: int, path: Path) -> list[Fault]:
     problem = (
         f"has {size} bytes, not {info.size_bytes}" if size != info.size_bytes else "does not have its SHA-256 checksum"
     )
-    return [Fault(info.name, None, problem), *_bad_documents(index, shard, path)]
+    parts = [("", index), *([] if index.loss_weights is None else [("loss weights of ", index.loss_weights)])]
+    bad = (fault for what, part in parts for fault in _bad_documents(part, shard, path, what))
+    return [Fault(info.name, None, problem), *bad]
 
 
-def _bad_documents(index: DocumentIndex, shard: int, path: Path) -> list[Fault]:
+def _bad_documents(index: DocumentIndex, shard: int, path: Path, what: str) -> list[Fault]:
     faults, name = [], index.manifest.shards[shard].name
     with path.open("rb") as file:
         for document in np.flatnonzero(index.shards == shard).tolist():
@@ -127,5 +129,5 @@ def _bad_documents(index: DocumentIndex, shard: int, path: Path) -> list[Fault]:
                 problem = "does not have its checksum"
             else:
                 continue
-            faults.append(Fault(name, document, f"document {document} ({index.name(document)}) {problem}"))
+            faults.append(Fault(name, document, f"{what}document {document} ({index.name(document)}) {problem}"))
     return faults

@@ -25,6 +25,8 @@ def _save(event: Event) -> str:
 
 def _evaluation(event: Event) -> str:
     names = {"with_memory": "with memory", "memory_reset": "with it reset at every segment"}
+    if event.get("with_memory", {}).get("counted_tokens") == 0:
+        return f"step {event['step']} held-out perplexity: none, no token that was read counts"
     scores = [f"{_number(event[mode]['perplexity'])} {words}" for mode, words in names.items() if mode in event]
     return f"step {event['step']} held-out perplexity: {', '.join(scores)}"
 

@@ -119,6 +119,14 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help="key or column of the documents' names (default: id, in records that have one)",
     )
     add(
+        "--loss-weights-key",
+        metavar="KEY",
+        default=argparse.SUPPRESS,
+        help="key of JSON records that tells what of their text counts in the loss: [[start, end, weight], ...], "
+        "ranges of characters and weights from 0 to 1, 0 outside of them; all of a document without it counts "
+        "(default: no weights are read, whatever records have)",
+    )
+    add(
         "--on-bad-record",
         choices=ON_BAD_RECORD,
         default="stop",
@@ -213,6 +221,7 @@ def _build(arguments: argparse.Namespace) -> int:
             bpe_training_megabytes=arguments.bpe_training_megabytes,
             text_key=arguments.text_key,
             id_key=arguments.id_key if "id_key" in arguments else None,
+            loss_weights_key=arguments.loss_weights_key if "loss_weights_key" in arguments else None,
             on_bad_record=arguments.on_bad_record,
             overwrite=arguments.overwrite,
             progress=count,
@@ -325,6 +334,7 @@ def _facts(index: DocumentIndex, segment_length: int) -> dict[str, Any]:
     ]
     return {
         **_counts(manifest),
+        **({"counted_tokens": index.counted_tokens} if manifest.loss_weights else {}),
         "format": manifest.storage,
         "tokenizer": str(manifest.settings.get("tokenizer", "unknown")),
         "vocab_size": manifest.vocab_size,
@@ -349,6 +359,9 @@ def _print_facts(path: str, facts: dict[str, Any]) -> None:
         "padding": f"{facts['padding_share']:.2%} of the positions at {facts['segment_length']} tokens a segment",
         "lengths": f"{facts['shortest']:,} to {facts['longest']:,} tokens, median {facts['median']:,.0f}",
     }
+    if "counted_tokens" in facts:
+        share = facts["counted_tokens"] / facts["tokens"]
+        rows["counted"] = f"{facts['counted_tokens']:,.1f} tokens by their loss weights ({share:.2%})"
     if facts["bad_records"]:
         rows["left out"] = f"{facts['bad_records']:,} records that could not be read (the first in the manifest)"
     print(path)

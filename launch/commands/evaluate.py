@@ -3,7 +3,8 @@
 share of right answers to questions about what a document told once.
 
 Both figures see the previous segment; the second shows what the memory adds beyond it. By position: targets from the
-given token of their document on. Memory use does not depend on the length of the documents.
+given token of their document on. Where the data set has loss weights, a target counts by its weight. Memory use does
+not depend on the length of the documents.
 """
 
 import argparse
@@ -78,8 +79,13 @@ def run(arguments: argparse.Namespace) -> None:
     ) as stream:
         scores = evaluate(model, stream, model.device, max_segments=arguments.max_segments)
     result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
-    # None where the text is not known: adopted tokens whose tokenizer was not at hand.
-    bytes_per_token = int(index.byte_lengths.sum()) / max(1, index.num_tokens)
+    if result["with_memory"]["loss"] is None:
+        raise UserError(
+            f"--data {index.location}: of the {result['with_memory']['tokens']:,} tokens that were read none counts by "
+            "its loss weight: raise --max-segments, or name other data"
+        )
+    # None where the text is not known: adopted tokens whose tokenizer was not at hand, and what loss weights pick out.
+    bytes_per_token = 0 if index.has_loss_weights else int(index.byte_lengths.sum()) / max(1, index.num_tokens)
     for report in result.values():
         report["bits_per_byte"] = report["loss"] / math.log(2) / bytes_per_token if bytes_per_token else None
     show(result)
@@ -97,6 +103,8 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
     )
+    if "counted_tokens" in with_memory:
+        print(f"{'by loss weights':>22}  {with_memory['counted_tokens']:>10,.1f}  of these tokens count")
     if with_memory["bits_per_byte"] is not None:
         print(
             f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}"

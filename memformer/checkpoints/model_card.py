@@ -32,12 +32,12 @@ def model_card(checkpoint: Path, model: ModelConfig, state: dict[str, Any], resu
         "skipped steps": f"{state['skipped_steps']:,}",
     }
     trained = jsonl.last(run.metrics, lambda row: row.get("step") == state["step"])
-    if trained:
+    if trained and trained["loss"] is not None:
         rows["training loss at this step"] = f"{trained['loss']:.4f} nats a token"
     scored = jsonl.last(
         run.events, lambda row: row.get("event") == "evaluation" and row.get("step", math.inf) <= state["step"]
     )
-    if scored:
+    if scored and scored["with_memory"]["perplexity"] is not None:
         with_memory, without = scored["with_memory"], scored["memory_reset"]
         rows[f"held-out perplexity (step {scored['step']:,})"] = (
             f"{with_memory['perplexity']:.4f} with memory, {without['perplexity']:.4f} with it reset at every segment "

@@ -8,7 +8,7 @@ What makes it exact at every ZeRO stage (DeepSpeed 0.19.8):
   and 2 the segments then need nothing of DeepSpeed, and it is left out of them.
 * Stage 3 never clears its gradient partitions, nor any stage those it offloads: a parameter without a gradient in a
   rollout would be given the previous step's again. They are zeroed before each rollout.
-* Gradients are averaged over the replicas, so the loss is divided by (valid targets of all lanes / replicas).
+* Gradients are averaged over the replicas, so the loss is divided by (targets that count, of all lanes / replicas).
 """
 
 import abc
@@ -119,13 +119,13 @@ class Engine(abc.ABC):
         """The model, to be asked for memories and losses without gradients."""
 
     @abc.abstractmethod
-    def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
+    def rollout_backward(self, rollout: Rollout, carry: Carry, counted_tokens: float, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.
 
         Args:
             rollout: The lanes of this process's replica.
             carry: Their state before it.
-            valid_tokens: Valid targets of all lanes of all replicas (known from the data).
+            counted_tokens: Valid targets of all lanes of all replicas, or the sum of their weights (`counted_tokens`).
             seed: Seed of the rollout's random numbers; each replica, group of lanes and segment has its own stream.
         """
 
@@ -252,9 +252,12 @@ class Engine(abc.ABC):
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         return norm if mesh.replica.size == 1 else mesh.replica.sum(norm.square()).sqrt()
 
-    def _denominator(self, valid_tokens: int) -> float:
-        """What a replica's losses are divided by, so that the average over the replicas is the mean of all targets."""
-        return max(1, valid_tokens) / self.world.mesh.data.size
+    def _denominator(self, counted_tokens: float) -> float:
+        """What a replica's losses are divided by, so that the average over the replicas is the mean of all targets.
+
+        Where no target counts all losses are 0, and so is what they are divided into.
+        """
+        return (counted_tokens or 1) / self.world.mesh.data.size
 
     @property
     def _coalesced(self) -> bool:

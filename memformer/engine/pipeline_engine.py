@@ -81,13 +81,13 @@ class PipelineReplayEngine(Engine):
         """Back-propagates a scalar into this stage's gradients, which accumulate until the rollout's end."""
         self._back_propagate(objective, boundary=False)
 
-    def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
+    def rollout_backward(self, rollout: Rollout, carry: Carry, counted_tokens: float, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients over all stages and reduces them over the replicas.
 
         Args:
             rollout: This replica's lanes.
             carry: Their state before it.
-            valid_tokens: Valid targets of all lanes of all replicas (known from the data).
+            counted_tokens: Valid targets of all lanes of all replicas, or the sum of their weights (`counted_tokens`).
             seed: Seed of the rollout's random numbers; each replica, group of lanes, segment and stage has its own.
         """
         from memformer.parallel.pipeline.deepspeed_schedule import StageSchedule
@@ -106,7 +106,7 @@ class PipelineReplayEngine(Engine):
                 schedule,
                 StageSchedule(schedule, model.number),
                 [(group.rollout, group.carry) for group in groups],
-                self._denominator(valid_tokens),
+                self._denominator(counted_tokens),
                 seed_task,
                 self.at_segment,
                 functools.partial(replay_buffer, self.config, self.world),

@@ -43,13 +43,13 @@ class ReplayEngine(Engine):
         with self.autocast():
             return self.model(segment, memory)
 
-    def rollout_backward(self, rollout: Rollout, carry: Carry, valid_tokens: int, seed: int) -> RolloutResult:
+    def rollout_backward(self, rollout: Rollout, carry: Carry, counted_tokens: float, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.
 
         Args:
             rollout: This process's lanes.
             carry: Their state before it.
-            valid_tokens: Valid targets of all lanes of all processes (known from the data).
+            counted_tokens: Valid targets of all lanes of all processes, or the sum of their weights (`counted_tokens`).
             seed: Seed of the rollout's random numbers; each replica and group of lanes gets its own stream.
         """
         algorithm = memory_replay_backward if self.config.training.replay == "mrbp" else bptt_backward
@@ -65,7 +65,7 @@ class ReplayEngine(Engine):
                         group.rollout,
                         group.carry,
                         functools.partial(self._backward, rollout.num_segments, group.stop == lanes),
-                        denominator=self._denominator(valid_tokens),
+                        denominator=self._denominator(counted_tokens),
                         seed=group.seed,
                         buffer=buffer,
                     )

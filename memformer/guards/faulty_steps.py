@@ -18,7 +18,7 @@ from memformer.replay.random_state import segment_seeds
 
 @torch.no_grad()
 def lane_losses(engine: Engine, rollout: Rollout, carry: Carry, seed: int) -> torch.Tensor:
-    """Mean loss of each lane in each segment, [B, T] in nats a token (0 where a lane is idle), by computing it again.
+    """Mean loss of each lane in each segment, [B, T] in nats a token (0 where nothing counts), by computing it again.
 
     Lanes are taken in the groups of the training step, with its random numbers. After a step that was left out the
     losses are therefore those of the step, to rounding, dropout included, whatever the topology; after one that was
@@ -32,7 +32,9 @@ def lane_losses(engine: Engine, rollout: Rollout, carry: Carry, seed: int) -> to
         with segment_seeds(own.seed, memory.device) as seed_stream:
             for t in range(rollout.num_segments):
                 each_BS, memory = engine.token_losses(own, t, memory, seed_stream)
-                losses.append(each_BS.sum(1) / own.rollout.lengths[:, t].clamp(min=1))
+                segment = own.rollout.segment(t, own.carry)
+                counted_B = segment.counted
+                losses.append(segment.weighted(each_BS).sum(1) / torch.where(counted_B > 0, counted_B, 1))
         parts.append(torch.stack(losses, dim=1))
     return torch.cat(parts).float()
 

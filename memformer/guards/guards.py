@@ -49,7 +49,8 @@ class Findings:
     Attributes:
         lanes: The carries: those after the step, with memories mended where it went wrong.
         progress: The run, with its skips, rollbacks and recent losses counted.
-        spike_score: How many standard deviations the loss lies above the last ones; None for a step left out.
+        spike_score: How many standard deviations the loss lies above the last ones; None for a step without a loss, or
+            left out.
     """
 
     lanes: LaneStates
@@ -137,7 +138,7 @@ class Guards:
             )
         return Findings(dataclasses.replace(lanes, carry=carry), progress)
 
-    def _is_overflow(self, lanes: LaneStates, loss: float, loss_scale: float) -> bool:
+    def _is_overflow(self, lanes: LaneStates, loss: float | None, loss_scale: float) -> bool:
         """Whether a skipped step needs no more than a smaller loss scale (fp16).
 
         So it is if the loss and all memories are finite, which no scale has touched, and the scale can still shrink:
@@ -147,11 +148,13 @@ class Guards:
         if loss_scale <= self._engine.config.loss_scale.minimum:
             return False
         memory_is_bad = group.all_max(int(not lanes.carry.memory.isfinite().all()))
-        return math.isfinite(loss) and not memory_is_bad
+        return (loss is None or math.isfinite(loss)) and not memory_is_bad
 
     def _scored(self, step: Step, figures: StepFigures, lanes: LaneStates, progress: checkpoint.Progress) -> Findings:
-        """A step that was applied: gives its loss a score, and acts if it is a spike."""
+        """A step that was applied: gives its loss a score, if it has one, and acts if it is a spike."""
         settings, loss = self._settings, figures.loss
+        if loss is None:
+            return Findings(lanes, progress)
         score = spike_score(progress.recent_losses, loss, settings.spike_window)
         if settings.spike_threshold and score > settings.spike_threshold:
             losses = lane_losses(self._engine, step.rollout, step.before, step.seed)

@@ -29,7 +29,8 @@ class Cell(Protocol):
         """The next memory [B, K, D], without decoding."""
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(sum of the valid targets' losses, their number, next memory [B, K, D])."""
+        """(sum of the valid targets' losses, each times its weight (`Segment.weighted`); their number; next memory
+        [B, K, D])."""
 
 
 Backward = Callable[[torch.Tensor, int], Any]
@@ -41,7 +42,7 @@ class RolloutResult:
     """What a rollout leaves behind, apart from the gradients.
 
     Attributes:
-        segment_losses: Sum of the valid targets' losses in nats of each segment, [T], detached.
+        segment_losses: Sum of the valid targets' losses in nats, times their weights, of each segment, [T], detached.
         segment_tokens: Valid targets of each segment, int64 [T].
         memory_gradient_norms: L2 norm of the objective's gradient with respect to the memory before segments
             1 .. T-1 (the rollout's first memory is where truncation cuts), [T-1]. Scaled where `backward` scales.
@@ -101,8 +102,8 @@ def memory_replay_backward(
         carry: The lanes' state before the rollout; no gradient flows into it.
         backward: Called once a segment with a scalar, e.g. a DeepSpeed engine's backward. The scalar's value is the
             segment's part of the objective; its graph also carries the memory's gradient.
-        denominator: The rollout's count of valid targets over all lanes of all ranks, divided by the factor by
-            which gradients are averaged afterwards (the number of data-parallel ranks).
+        denominator: The rollout's count of valid targets (of targets with weights, the weights' sum) over all lanes of
+            all ranks, divided by the factor by which gradients are averaged afterwards (the data-parallel ranks).
         seed: Seed of the rollout's random numbers; None draws one.
         buffer: Where memories are kept between the passes, and which of them; None keeps all on the device.
 

@@ -48,6 +48,7 @@ class Rollout:
         resets: A document begins with this segment, bool [B, T].
         full: Per segment, whether every lane has S valid targets (host knowledge, T entries).
         starting: Per segment, whether any lane starts a document (host knowledge, T entries).
+        loss_weights: How much each target counts in the loss, float32 [B, T, S], 0 beyond the length; None: 1 each.
     """
 
     tokens: torch.Tensor
@@ -55,17 +56,24 @@ class Rollout:
     resets: torch.Tensor
     full: tuple[bool, ...]
     starting: tuple[bool, ...]
+    loss_weights: torch.Tensor | None = None
 
     @classmethod
     def of(
-        cls, tokens: torch.Tensor, lengths: torch.Tensor, resets: torch.Tensor, device: torch.device | str = "cpu"
+        cls,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        resets: torch.Tensor,
+        device: torch.device | str = "cpu",
+        loss_weights: torch.Tensor | None = None,
     ) -> "Rollout":
-        """A rollout on `device` from host tensors of any integer type (tokens, lengths) and bool (resets)."""
+        """A rollout on `device` from host tensors: of any integer type (tokens, lengths), bool (resets), float32."""
         full = tuple((lengths == tokens.shape[2]).all(dim=0).tolist())
         starting = tuple(resets.any(dim=0).tolist())
         moved = (each.to(device, non_blocking=True) for each in (tokens, lengths, resets))
         on_tokens, on_lengths, on_resets = moved
-        return cls(on_tokens.long(), on_lengths.long(), on_resets, full, starting)
+        weights = None if loss_weights is None else loss_weights.to(device, non_blocking=True)
+        return cls(on_tokens.long(), on_lengths.long(), on_resets, full, starting, weights)
 
     @property
     def num_segments(self) -> int:
@@ -75,7 +83,11 @@ class Rollout:
     def lanes(self, start: int, stop: int) -> "Rollout":
         """The lanes start .. stop-1 alone."""
         return dataclasses.replace(
-            self, tokens=self.tokens[start:stop], lengths=self.lengths[start:stop], resets=self.resets[start:stop]
+            self,
+            tokens=self.tokens[start:stop],
+            lengths=self.lengths[start:stop],
+            resets=self.resets[start:stop],
+            loss_weights=None if self.loss_weights is None else self.loss_weights[start:stop],
         )
 
     def segment(self, index: int, carry: Carry) -> Segment:
@@ -92,6 +104,7 @@ class Rollout:
             self.resets[:, index],
             ragged or self.starting[index],
             not self.full[index],
+            None if self.loss_weights is None else self.loss_weights[:, index],
         )
 
     def carry(self, memory: torch.Tensor) -> Carry:

@@ -21,6 +21,7 @@ class Segment(NamedTuple):
         ragged: Whether any lane's context is masked (shorter than S, or a reset). Known on the host from the data,
             so that full segments take the attention kernels that need no mask, without asking the device.
         short: Whether any lane has fewer than S targets, known in the same way; for models that read the targets too.
+        loss_weights: How much each target counts in the loss, float32 [B, S], 0 beyond the length; None: 1 each.
     """
 
     context: torch.Tensor
@@ -30,8 +31,19 @@ class Segment(NamedTuple):
     reset: torch.Tensor
     ragged: bool = True
     short: bool = True
+    loss_weights: torch.Tensor | None = None
 
     def lanes(self, start: int, stop: int) -> "Segment":
         """The lanes start .. stop-1 alone."""
-        context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:-2])
-        return Segment(context, context_length, target, target_length, reset, self.ragged, self.short)
+        context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:5])
+        weights = None if self.loss_weights is None else self.loss_weights[start:stop]
+        return Segment(context, context_length, target, target_length, reset, self.ragged, self.short, weights)
+
+    def weighted(self, losses_BS: torch.Tensor) -> torch.Tensor:
+        """Each target's loss times its weight, [B, S]: what a cell sums."""
+        return losses_BS if self.loss_weights is None else losses_BS * self.loss_weights
+
+    @property
+    def counted(self) -> torch.Tensor:
+        """Sum of each lane's weights, float64 [B]; without weights the number of its targets, int64 [B]."""
+        return self.target_length if self.loss_weights is None else self.loss_weights.sum(1, dtype=torch.float64)

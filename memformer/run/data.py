@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from data_pipeline import (
     Blend,
     DocumentIndex,
@@ -50,7 +52,7 @@ class TrainingData:
         """Finds and opens the data sets of `data.path` and `data.eval_path`.
 
         Raises:
-            UserError: A data set is missing or damaged, or the two have different tokenizers.
+            UserError: A data set is missing or damaged, the two have different tokenizers, or nothing is to be learned.
         """
         far = far_settings(config)
         named = config.path if isinstance(config.path, list) else [(config.path, 1.0)]
@@ -58,6 +60,11 @@ class TrainingData:
         split = {path: not holds_data(path, far) and holds_data(beneath(path, "train"), far) for path, _ in sources}
         parts = [(beneath(path, "train") if split[path] else path, weight) for path, weight in sources]
         train = open_data(parts[0][0] if len(parts) == 1 else parts, far)
+        if not train.counted_tokens:
+            raise UserError(
+                f"data.path: no token of {train.location} counts in the loss, all its loss weights are 0: name other "
+                "data, or build it without --loss-weights-key"
+            )
         if config.eval_path:
             held_out_paths = [config.eval_path]
         else:
@@ -196,9 +203,23 @@ def rollout_of(batch: SegmentBatch, device: "torch.device") -> "Rollout":
 
     from memformer.replay import Rollout
 
-    return Rollout.of(
-        torch.from_numpy(batch.tokens), torch.from_numpy(batch.lengths), torch.from_numpy(batch.resets), device
-    )
+    tokens, lengths, resets = (torch.from_numpy(each) for each in (batch.tokens, batch.lengths, batch.resets))
+    weights = None if batch.loss_weights is None else torch.from_numpy(batch.loss_weights)
+    return Rollout.of(tokens, lengths, resets, device, weights)
+
+
+def counted_tokens(batch: SegmentBatch, world: "World") -> float:
+    """What the loss of a rollout is divided by: the number of its targets of all lanes, or the sum of their weights.
+
+    The number is known from the plan. Of weights each replica has read its own lanes' alone, so that all processes call
+    this together; they are multiples of 1/32,768, so that the sum is exact whatever the topology.
+    """
+    if batch.loss_weights is None:
+        return batch.valid_tokens
+    import torch
+
+    own = torch.tensor(batch.loss_weights.sum(dtype=np.float64), device=world.device)
+    return float(world.mesh.data.sum(own))
 
 
 class Audit:

@@ -34,12 +34,12 @@ class StepFigures:
     """What was measured of one optimizer step.
 
     Attributes:
-        loss: Mean over the valid targets of all lanes, nats.
+        loss: Mean over the valid targets of all lanes, by their weights, nats; None where no target counts.
         grad_norm: Global L2 norm of the gradient before clipping; inf or nan where it was not finite.
         applied: False when the step was left out because the gradient was not finite.
         loss_scale: What the objective was multiplied by; None unless the precision is fp16.
         learning_rate: Of this step.
-        tokens: Valid targets of this step, of all lanes.
+        tokens: Valid targets of this step, of all lanes, whether they count or not.
         epochs: How often the training data has been read so far.
         replay_buffer_bytes: Largest size of the replay buffer on this process.
         memory_gradient_norms: L2 norm of the loss's gradient with respect to the memory before segments 1 .. T-1.
@@ -49,9 +49,10 @@ class StepFigures:
         peak_memory_bytes: `peak_memory_bytes` after it.
         num_segments: T of the step.
         memory_learning_rate: Of the memory's parameters; None where they have none of their own.
+        counted_tokens: Sum of the targets' weights; None where the data has none.
     """
 
-    loss: float
+    loss: float | None
     grad_norm: float
     applied: bool
     loss_scale: float | None
@@ -66,6 +67,7 @@ class StepFigures:
     peak_memory_bytes: int
     num_segments: int = 1
     memory_learning_rate: float | None = None
+    counted_tokens: float | None = None
 
     def line(
         self,
@@ -79,7 +81,7 @@ class StepFigures:
 
         Args:
             step: Its number.
-            tokens: Valid targets trained on so far.
+            tokens: Valid targets read so far.
             skipped_steps: Steps left out so far, this one among them.
             utilisation: mfu and hfu, 0 to 1.
             spike_score: How unusual the loss is; None for a step that was left out.
@@ -87,7 +89,7 @@ class StepFigures:
         line: dict[str, Any] = {
             "step": step,
             "loss": self.loss,
-            "perplexity": perplexity(self.loss),
+            "perplexity": None if self.loss is None else perplexity(self.loss),
             "tokens": tokens,
             "num_segments": self.num_segments,
             "epochs": self.epochs,
@@ -97,6 +99,8 @@ class StepFigures:
             "replay_buffer_bytes": self.replay_buffer_bytes,
             "memory_gradient_norms": self.memory_gradient_norms,
         }
+        if self.counted_tokens is not None:
+            line["counted_tokens"] = self.counted_tokens
         if self.memory_learning_rate is not None:
             line["memory_learning_rate"] = self.memory_learning_rate
         if self.loss_scale is not None:
@@ -179,8 +183,11 @@ def log_line(metrics: dict[str, Any], max_steps: int, seconds_per_step: float) -
     width = len(str(max_steps))
     remaining = int((max_steps - metrics["step"]) * seconds_per_step)
     mfu = "n/a" if metrics["mfu"] is None else f"{100 * metrics['mfu']:.1f}%"
+    loss, ppl = (
+        ("none", "none") if metrics["loss"] is None else (f"{metrics['loss']:.4f}", f"{metrics['perplexity']:.2f}")
+    )
     return (
-        f"step {metrics['step']:>{width}}/{max_steps} | loss {metrics['loss']:7.4f} | ppl {metrics['perplexity']:9.2f} "
+        f"step {metrics['step']:>{width}}/{max_steps} | loss {loss:>7} | ppl {ppl:>9} "
         f"| lr {metrics['learning_rate']:.2e} | grad {metrics['grad_norm']:8.3f} "
         f"| epoch {metrics['epochs']:7.3f} | {metrics['tokens_per_second']:9,.0f} tok/s | mfu {mfu:>5} "
         f"| mem {metrics['peak_memory_bytes'] / 2**30:6.2f} GiB | eta {remaining // 3600}:{remaining // 60 % 60:02d}:"

@@ -116,6 +116,9 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
         f"{train.num_tokens:,}",
         in_all / train.num_tokens,
     )
+    if train.has_loss_weights:
+        share = 100 * train.counted_tokens / train.num_tokens
+        LOG.info("loss: of %.4g %% of these tokens, by the weights in the data; tokens and speed are of all", share)
     LOG.info(
         "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
         world.size,

@@ -10,7 +10,7 @@ from memformer.engine.optimizer import learning_rate
 from memformer.guards.guards import Guards, Step
 from memformer.guards.watchdog import Watchdog
 from memformer.replay.random_state import mix_seed
-from memformer.run.data import Audit, TrainingData, rollout_of
+from memformer.run.data import Audit, TrainingData, counted_tokens, rollout_of
 from memformer.run.metrics import MetricsWriter
 from memformer.run.stop_requests import StepAbandoned, StopRequests
 from memformer.training.callbacks import Callback, Callbacks, TrainingState
@@ -73,8 +73,9 @@ class TrainingLoop:
             before = state.lanes.before(batch.carry_from)
             step = Step(batch, rollout_of(batch, state.world.device), before, mix_seed(config.seed, number))
             points.before_rollout(state)
+            counted = counted_tokens(batch, state.world)
             try:
-                result = engine.rollout_backward(step.rollout, before, batch.valid_tokens, step.seed)
+                result = engine.rollout_backward(step.rollout, before, counted, step.seed)
             except StepAbandoned:
                 return self.stop()
             points.before_optimizer_step(state)
@@ -82,7 +83,7 @@ class TrainingLoop:
             report = engine.step(rate)
             state.stepped(batch, result.carry, stream)
             points.after_step(state)
-            figures = self.meter.measure(result, report, rate, batch.valid_tokens, clock, (step.rollout, before))
+            figures = self.meter.measure(result, report, rate, step, counted, clock)
             found = self.guards.look_at(step, figures, state.lanes, state.progress)
             state.lanes, state.progress = found.lanes, found.progress
             points.after_metrics(state, self.meter.line(figures, found))

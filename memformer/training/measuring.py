@@ -7,9 +7,9 @@ import time
 import torch
 
 from memformer.engine.base import StepReport
-from memformer.guards.guards import Findings
+from memformer.guards.guards import Findings, Step
 from memformer.inference.diagnostics import memory_diagnostics
-from memformer.replay import Carry, Rollout, RolloutResult
+from memformer.replay import RolloutResult
 from memformer.run.metrics import StepFigures, peak_memory_bytes
 from memformer.training.callbacks import TrainingState
 from memformer.training.description import Costs
@@ -50,9 +50,9 @@ class Meter:
         result: RolloutResult,
         report: StepReport,
         learning_rate: float,
-        tokens: int,
+        step: Step,
+        counted: float,
         clock: StepClock,
-        read: tuple[Rollout, Carry],
     ) -> StepFigures:
         """Measures the step that is done; called by all processes together.
 
@@ -62,23 +62,21 @@ class Meter:
             result: What its rollout left.
             report: What its optimizer step did.
             learning_rate: Of this step.
-            tokens: Valid targets of all lanes.
+            step: What it was made of; the memory's diagnostics read its first segment again.
+            counted: `counted_tokens` of its batch.
             clock: Of the step.
-            read: The rollout and the lanes' state before it, whose first segment the memory's diagnostics read again.
         """
-        state = self._state
+        state, tokens, number = self._state, step.batch.valid_tokens, self._state.progress.step
         data, engine, optimizer = state.world.mesh.data, state.engine, state.config.optimizer
         local = torch.cat([result.segment_losses.double().sum()[None], result.memory_gradient_norms.double().square()])
         loss_sum, *squares = data.sum(local).tolist()
-        interval, step = state.config.training.diagnostics_interval, state.progress.step
-        look = interval and (step == 1 or step % interval == 0)
+        interval = state.config.training.diagnostics_interval
         memory = None
-        if look:
-            rollout, before = read
-            again = (rollout.segment(0, before), before.memory)
+        if interval and (number == 1 or number % interval == 0):
+            again = (step.rollout.segment(0, step.before), step.before.memory)
             memory = memory_diagnostics(engine.model, state.lanes.carry, data.sum, again, engine.autocast())
         return StepFigures(
-            loss=loss_sum / max(1, tokens),
+            loss=loss_sum / counted if counted else None,
             grad_norm=report.grad_norm,
             applied=report.applied,
             loss_scale=report.loss_scale,
@@ -88,6 +86,7 @@ class Meter:
                 None if optimizer.memory_learning_rate is None else learning_rate * optimizer.memory_factor
             ),
             tokens=tokens,
+            counted_tokens=None if step.batch.loss_weights is None else counted,
             # What has been read of this data set: after a change of data at a resume, less than the run's tokens.
             epochs=int(state.progress.data["tokens"]) / self._data_tokens,
             replay_buffer_bytes=engine.replay_buffer_bytes,

@@ -73,12 +73,24 @@ class Reports(Callback):
             step,
             {mode: {"loss": r["loss"], "perplexity": r["perplexity"]} for mode, r in reports.items()},
         )
+        with_memory, reset = reports["with_memory"], reports["memory_reset"]
+        counted = with_memory.get("counted_tokens", with_memory["tokens"])
+        if not counted:
+            LOG.warning(
+                "step %d held-out: none of the %d tokens that were read counts by its loss weight, so that there is no "
+                "perplexity: raise training.eval_segments, or name other documents as data.eval_path",
+                step,
+                with_memory["tokens"],
+            )
+            return
+        weighted = f", {counted:g} by their loss weights" if "counted_tokens" in with_memory else ""
         LOG.info(
-            "step %d held-out: perplexity %.4f with memory, %.4f with it reset at every segment (%d tokens)",
+            "step %d held-out: perplexity %.4f with memory, %.4f with it reset at every segment (%d tokens%s)",
             step,
-            reports["with_memory"]["perplexity"],
-            reports["memory_reset"]["perplexity"],
-            reports["with_memory"]["tokens"],
+            with_memory["perplexity"],
+            reset["perplexity"],
+            with_memory["tokens"],
+            weighted,
         )
 
     def after_save(self, state: TrainingState, report: SaveReport) -> None:

@@ -109,13 +109,13 @@ def test_shards_keep_to_their_size_except_for_one_large_document(dataset: Path) 
 def test_wide_tokens_are_stored_as_uint32(tmp_path: Path) -> None:
     tokens = np.array([1, 70_000, 3], np.uint32)
     for writer_class in WRITERS.values():
-        finished: list[tuple[ShardInfo, list[int]]] = []
-        writer = writer_class(tmp_path, [], 10**6, lambda *shard, to=finished: to.append(shard))
+        finished: list[tuple[ShardInfo, list[int], list[int]]] = []
+        writer = writer_class(tmp_path, [], 10**6, lambda *shard, to=finished: to.append(shard), False)
         with Payload(np.dtype("<u4")) as payload:
             payload.append(tokens, 9)
             writer.add(0, "wide", payload)
         writer.close()
-        ((shard, (offset,)),) = finished
+        ((shard, (offset,), _),) = finished
         content = (tmp_path / shard.name).read_bytes()
         assert np.array_equal(np.frombuffer(content, "<u4", 3, offset), tokens)
 

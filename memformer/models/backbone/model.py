@@ -182,6 +182,10 @@ class Backbone(nn.Module):
         return token_losses(logits_BSV, segment), memory_BKC
 
     def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores a segment: the sum of the valid targets' losses in nats, their number, the next memory [B, K, C]."""
+        """Scores a segment.
+
+        Returns:
+            The sum of the valid targets' losses in nats, times their weights; their number; the next memory [B, K, C].
+        """
         losses_BS, memory_BKC = self.losses(segment, memory_BKC)
-        return losses_BS.sum(), segment.target_length.sum(), memory_BKC
+        return segment.weighted(losses_BS).sum(), segment.target_length.sum(), memory_BKC

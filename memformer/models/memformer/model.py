@@ -230,8 +230,8 @@ class Memformer(nn.Module):
             memory_BKD: The lanes' memory before the context is read; ignored in lanes that start a document.
 
         Returns:
-            The sum of the valid targets' negative log-likelihoods in nats (float32 or wider, scalar); the number
-            of valid targets (int64, scalar); the next memory [B, K, D].
+            The sum of the valid targets' negative log-likelihoods in nats, times their weights (float32 or wider,
+            scalar); the number of valid targets (int64, scalar); the next memory [B, K, D].
         """
         losses_BS, memory_BKD = self.losses(segment, memory_BKD)
-        return losses_BS.sum(), segment.target_length.sum(), memory_BKD
+        return segment.weighted(losses_BS).sum(), segment.target_length.sum(), memory_BKD

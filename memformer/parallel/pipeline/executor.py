@@ -249,10 +249,10 @@ class RolloutExecutor:
             inputs[tasks.STREAM] = incoming[tasks.STREAM]
         inputs = {kind: tensor.detach().requires_grad_() for kind, tensor in inputs.items()}
         self._seed_task(i, t, True)
-        context, stream = inputs[tasks.CONTEXT], inputs.get(tasks.STREAM)
-        outputs = self._engine.forward("decode", self._segment(i, t), context, stream)
+        context, stream, segment = inputs[tasks.CONTEXT], inputs.get(tasks.STREAM), self._segment(i, t)
+        outputs = self._engine.forward("decode", segment, context, stream)
         if self._last:
-            loss = outputs[0].sum()
+            loss = segment.weighted(outputs[0]).sum()
             self.segment_losses[t] += loss.detach()
             outputs = (loss / self._denominator,)
         self._graphs[tasks.DECODE, i, t] = inputs, outputs

@@ -85,9 +85,9 @@ class StagedModel:
         return self._from_writer(after, len(after))
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(sum of the valid targets' losses, their number, next memory [B, K, C]), without a graph."""
+        """(sum of the valid targets' losses times their weights, their number, next memory [B, K, C]), no graph."""
         losses, memory = self.losses(segment, memory)
-        return losses.sum(), segment.target_length.sum(), memory
+        return segment.weighted(losses).sum(), segment.target_length.sum(), memory
 
     @torch.no_grad()
     def losses(

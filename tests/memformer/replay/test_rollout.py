@@ -21,12 +21,13 @@ def example() -> tuple[Rollout, Carry]:
     resets[2, 2] = True
     memory = torch.randn(LANES, 2, 3, generator=torch.Generator().manual_seed(0))
     before = torch.tensor([LENGTH, LENGTH, LENGTH, 1])
-    return Rollout.of(tokens, lengths, resets), Carry(memory, -tokens[:, 0], before, ragged=True)
+    rollout = Rollout.of(tokens, lengths, resets, loss_weights=tokens / 64)
+    return rollout, Carry(memory, -tokens[:, 0], before, ragged=True)
 
 
 def same(ours: Segment, theirs: Segment) -> bool:
-    tensors = zip(ours[:-2], theirs[:-2], strict=True)
-    return ours[-2:] == theirs[-2:] and all(torch.equal(a, b) for a, b in tensors)
+    pairs = zip(ours, theirs, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 @pytest.mark.parametrize("index", range(SEGMENTS))
@@ -36,6 +37,7 @@ def test_a_part_of_the_lanes_reads_what_it_reads_among_all(index: int) -> None:
     part = rollout.lanes(1, 3).segment(index, carry.lanes(1, 3))
     assert same(part, whole)
     assert part.target.tolist() == rollout.tokens[1:3, index].tolist()
+    assert part.loss_weights is not None and torch.equal(part.loss_weights, part.target / 64)
 
 
 def test_a_part_of_a_carry_is_of_the_same_lanes() -> None:
