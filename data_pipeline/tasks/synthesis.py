@@ -2,7 +2,7 @@
 """Data sets of tasks, to train on: documents as records of JSON lines, handed to the ordinary build.
 
 A record is `{"text": ..., "id": ..., "loss_weights": [[start, end, 1.0], ...]}`; the ranges, in characters, are the
-answers with the blank before each. Documents of a seed are never those that `memformer evaluate` asks with the same.
+answers with the blank before each, so that these alone count in the loss. Documents of a seed are never those that `memformer evaluate` asks with the same.
 """
 
 import json
@@ -21,6 +21,7 @@ from data_pipeline.tokenizer_choice import make_tokenizer, training_vocab_size
 USE = "synthesise"
 """Names the draws of training documents."""
 RECORDS = "documents.jsonl"
+WEIGHTS_KEY = "loss_weights"
 
 
 def documents_of(
@@ -53,7 +54,7 @@ def documents_of(
 def record_of(document: Document) -> dict[str, Any]:
     """A document as a record of a source, its answers marked."""
     ranges = [[answer.start, answer.end, 1.0] for answer in document.answers]
-    return {"text": document.text, "id": document.name, "loss_weights": ranges}
+    return {"text": document.text, "id": document.name, WEIGHTS_KEY: ranges}
 
 
 def synthesise(
@@ -103,6 +104,6 @@ def synthesise(
                     file.write(json.dumps(record_of(document), ensure_ascii=False) + "\n")
                     if progress:
                         progress(number)
-            return build_dataset([source], target, tokenizer=tokenizer, **build)
+            return build_dataset([source], target, tokenizer=tokenizer, loss_weights_key=WEIGHTS_KEY, **build)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}", exit_code=1) from error

@@ -31,6 +31,8 @@ def test_a_data_set_holds_the_documents(tmp_path: Path, capsys: pytest.CaptureFi
     with contextlib.closing(ShardStore(index)) as store:
         stored = [store.read(document, 0, int(index.lengths[document])) for document in range(12)]
     assert [bytes(tokens.astype("uint8")).decode() for tokens in stored] == [each.text for each in made]
+    answers = sum(place.end - place.start for each in made for place in each.answers)
+    assert index.counted_tokens == answers, "answers alone count"
     assert Counter(each.name.rpartition("-any-")[0] for each in made) == {
         f"{task}-{length}": 3 for task in ("needle:digits=1", "passkey") for length in (150, 200)
     }
