@@ -2,7 +2,8 @@
 """Data sets of tasks, to train on: documents as records of JSON lines, handed to the ordinary build.
 
 A record is `{"text": ..., "id": ..., "loss_weights": [[start, end, 1.0], ...]}`; the ranges, in characters, are the
-answers with the blank before each, so that these alone count in the loss. Documents of a seed are never those that `memformer evaluate` asks with the same.
+answers with the blank before each, so that these alone count in the loss. Documents of a seed are never those that
+`memformer evaluate` asks with the same.
 """
 
 import json

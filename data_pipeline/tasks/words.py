@@ -12,6 +12,7 @@ from collections import Counter
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.tasks.filler import Stream, last_blank
 from data_pipeline.tasks.task import Question, Random, Story, Task, number, one
@@ -39,10 +40,10 @@ class FrequentWords(Task):
         """Words are made up: all rows of different ones are equally likely."""
         return 1 / math.perm(_POSSIBLE, self.words)
 
-    def shares(self) -> np.ndarray:
-        """The share of each word of the vocabulary in the text, [vocabulary]."""
-        shares = np.arange(1, self.vocabulary + 1, dtype=np.float64) ** -2
-        return shares / shares.sum()
+    def weights(self) -> NDArray[np.float64]:
+        """How often each word of the vocabulary comes beside the others, [vocabulary]."""
+        ranks: NDArray[np.float64] = np.arange(1.0, self.vocabulary + 1)
+        return ranks**-2
 
     def story(self, random: Random, ordinal: int) -> Story:
         """One question, about all of the text."""
@@ -54,9 +55,9 @@ class FrequentWords(Task):
         return f"Which {self.words} words are the most frequent, the most frequent first?"
 
     def stream(self, random: Random) -> Stream:
-        """Words of a vocabulary of its own, drawn by their shares."""
-        vocabulary = _made_up(random, self.vocabulary)
-        seed, shares = int(random.integers(1 << 62)), self.shares()
+        """Words of a vocabulary of its own, drawn by their weights."""
+        vocabulary, weights = _made_up(random, self.vocabulary), self.weights()
+        seed, shares = int(random.integers(1 << 62)), weights / weights.sum()
 
         def first(characters: int) -> str:
             count = characters // _LETTERS + 1
@@ -99,10 +100,9 @@ class CommonWords(FrequentWords):
         """All sets of words are equally likely."""
         return 1 / math.comb(_POSSIBLE, self.words)
 
-    def shares(self) -> np.ndarray:
+    def weights(self) -> NDArray[np.float64]:
         """Ten for each word that is asked for, one for each of the others, [vocabulary]."""
-        shares = np.where(np.arange(self.vocabulary) < self.words, 10.0, 1.0)
-        return shares / shares.sum()
+        return np.where(np.arange(self.vocabulary) < self.words, 10.0, 1.0)
 
     def _question(self) -> str:
         if self.words == 1:

@@ -12,7 +12,7 @@ from launch.progress import Progress
 from launch.reports import json_lines, write_report
 
 UNSET = argparse.SUPPRESS
-DEFAULTS = {"lengths": "1k,4k,16k", "depths": "0,0.25,0.5,0.75,1", "documents": 32, "seed": 0}
+LENGTHS, DEPTHS, DOCUMENTS = "1k,4k,16k", "0,0.25,0.5,0.75,1", 32
 OWN = ("lengths", "depths", "documents", "seed", "text", "out", "no_pictures", "dump")
 """Options that mean nothing without --tasks."""
 
@@ -26,15 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lengths",
         metavar="N,...",
         default=UNSET,
-        help="tokens of a document, as 500, 4k, 1M (default: 1k,4k,16k); 0: no filler",
+        help=f"tokens of a document, as 500, 4k, 1M (default: {LENGTHS}); 0: no filler",
     )
     add(
         "--depths",
         metavar="X,...",
         default=UNSET,
-        help="share of a document before its first fact (default: 0,0.25,0.5,0.75,1)",
+        help=f"share of a document before its first fact (default: {DEPTHS})",
     )
-    add("--documents", metavar="N", type=int, default=UNSET, help="documents of each length and depth (default: 32)")
+    add(
+        "--documents", metavar="N", type=int, default=UNSET, help=f"documents a length and depth (default: {DOCUMENTS})"
+    )
     add("--seed", metavar="N", type=int, default=UNSET, help="names the documents (default: 0)")
     add(
         "--text",
@@ -71,13 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
     from launch.models import check_model, open_model
     from memformer.inference.drawing import available
 
-    given = {name: getattr(arguments, name, default) for name, default in DEFAULTS.items()}
     tasks = parse_tasks(arguments.tasks)
-    lengths, depths = parse_lengths(given["lengths"]), parse_depths(given["depths"])
-    if given["documents"] < 1:
-        raise UserError(f"--documents is {given['documents']}: give 1 or more")
-    if given["seed"] < 0:
-        raise UserError(f"--seed is {given['seed']}: give 0 or more")
+    lengths = parse_lengths(getattr(arguments, "lengths", LENGTHS))
+    depths = parse_depths(getattr(arguments, "depths", DEPTHS))
+    documents, seed = getattr(arguments, "documents", DOCUMENTS), getattr(arguments, "seed", 0)
+    if documents < 1:
+        raise UserError(f"--documents is {documents}: give 1 or more")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}: give 0 or more")
     out = Path(arguments.out) if "out" in arguments else None
     pictures = out is not None and "no_pictures" not in arguments
     if pictures and not available():
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = open_model(arguments)
     from memformer.inference.task_report import Grid, evaluate_task, heat_map, table, timed
 
-    grid = Grid(lengths, depths, given["documents"], given["seed"], arguments.lanes)
+    grid = Grid(lengths, depths, documents, seed, arguments.lanes)
     began, read, results = time.perf_counter(), 0, []
     total = sum(grid.tokens_of(task) for task in tasks)
     dumped = json_lines(Path(arguments.dump), "--dump") if "dump" in arguments else nullcontext()
