@@ -50,6 +50,7 @@ class BuildReport:
         sources: What was read as what, and what was left out.
         bad_records: Records left out because they cannot be read.
         bad_record_places: The first of them: file, line and what is wrong.
+        unread_weights: Records that have loss weights under the usual key, which were not asked for.
     """
 
     manifests: dict[Path, Manifest]
@@ -59,6 +60,7 @@ class BuildReport:
     sources: Survey
     bad_records: int
     bad_record_places: tuple[str, ...]
+    unread_weights: int
 
 
 def build_dataset(
@@ -175,7 +177,8 @@ def build_dataset(
             manifests = {target / (part.split or ""): part.finish(seen - written, settings) for part in parts}
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}", exit_code=1) from error
-    return BuildReport(manifests, chosen.vocab_size, seen - written, resumed, survey, bad.count, tuple(bad.places))
+    places, unread = tuple(bad.places), corpus.unread_weights
+    return BuildReport(manifests, chosen.vocab_size, seen - written, resumed, survey, bad.count, places, unread)
 
 
 def _check_settings(

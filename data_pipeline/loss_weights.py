@@ -16,6 +16,8 @@ from data_pipeline.tokenizer import TokenIds, Tokenizer
 ONE = 1 << 15
 """What a weight of 1 is stored as."""
 WEIGHT_DTYPE = np.dtype("<u2")
+USUAL_KEY = "loss_weights"
+"""Where records usually have them, for people who forget to ask."""
 _SHOWN_CHARACTERS = 60
 
 

@@ -20,7 +20,7 @@ from data_pipeline.large_files import (
     parquet_rows,
     text_parts,
 )
-from data_pipeline.loss_weights import WeightedRange, parse_ranges
+from data_pipeline.loss_weights import USUAL_KEY, WeightedRange, parse_ranges
 from data_pipeline.packed import damage_errors, open_unpacked, packing_of
 from data_pipeline.sources import SourceFile, printable
 
@@ -51,13 +51,15 @@ class Part:
     """A document, or a part of a long one: parts of a document follow each other, and the last says so.
 
     `name` is for people (relative path, or `id`) and not always unique; `content` is text, or raw bytes of an image;
-    `weights` are the loss weights of a whole document, None where it has none.
+    `weights` are the loss weights of a whole document, None where it has none; `unread_weights`: it seems to have some,
+    and they were not asked for.
     """
 
     name: str
     content: str | bytes
     last: bool = True
     weights: tuple[WeightedRange, ...] | None = None
+    unread_weights: bool = False
 
 
 class BadRecords:
@@ -100,12 +102,13 @@ class Corpus:
     Attributes:
         bad: What the reading under way, or the last one, has left out.
         weighted: Documents with loss weights in it.
+        unread_weights: Documents in it that seem to have some, which were not asked for.
     """
 
     def __init__(self, files: Sequence[SourceFile], keys: RecordKeys | None = None, skip_bad: bool = False) -> None:
         self.files = files
         self.bad = BadRecords(skip_bad)
-        self.weighted = 0
+        self.weighted = self.unread_weights = 0
         self._keys = keys or RecordKeys()
 
     def parts(self) -> Iterator[Part]:
@@ -116,11 +119,12 @@ class Corpus:
                 place.
         """
         self.bad = BadRecords(self.bad.skip)
-        self.weighted = 0
+        self.weighted = self.unread_weights = 0
         for file in self.files:
             try:
                 for part in _documents(file, self._keys, self.bad):
                     self.weighted += part.weights is not None
+                    self.unread_weights += part.unread_weights
                     yield part
             except damage_errors() as error:
                 packing = packing_of(file.path) or "source"
@@ -261,7 +265,8 @@ def _record(
         except ValueError as error:
             bad.found(file, place, f'"{keys.loss_weights}" {error}')
             return
-    yield Part(printable(str(name)), text, weights=weights)
+    unread = keys.loss_weights is None and record.get(USUAL_KEY) is not None
+    yield Part(printable(str(name)), text, weights=weights, unread_weights=unread)
 
 
 def _instead(record: Any, key: str, option: str) -> str:

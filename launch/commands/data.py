@@ -28,6 +28,7 @@ from data_pipeline.addresses import beneath, location
 from data_pipeline.build import ON_BAD_RECORD
 from data_pipeline.document_order import Order
 from data_pipeline.far import is_address
+from data_pipeline.loss_weights import USUAL_KEY
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.opening import holds_data
 from data_pipeline.segment_schedule import SegmentSchedule
@@ -234,6 +235,11 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"{report.dropped_documents:,} documents without text were left out")
     if report.bad_records:
         print(_bad_records(report.bad_records, report.bad_record_places))
+    if report.unread_weights:
+        print(
+            f'{report.unread_weights:,} record(s) have "{USUAL_KEY}", which was not read: all their tokens count '
+            f"in the loss (--loss-weights-key {USUAL_KEY} reads it)"
+        )
     wanted = arguments.tokenizer.partition("train-bpe:")[2]
     if wanted and int(wanted) != report.vocab_size:
         print(f"the text gave {report.vocab_size:,} ids of the {int(wanted):,} asked for")

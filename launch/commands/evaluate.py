@@ -96,15 +96,20 @@ def run(arguments: argparse.Namespace) -> None:
 def show(result: dict[str, Any]) -> None:
     """The table for people."""
     with_memory, reset = result["with_memory"], result["memory_reset"]
-    print(f"{'position':>22}  {'tokens':>10}  {'with memory':>11}  {'memory reset':>12}   (perplexity)")
+    weighted = "counted_tokens" in with_memory
+    count, form = ("counted_tokens", ",.1f") if weighted else ("tokens", ",")
+    print(
+        f"{'position':>22}  {'counted' if weighted else 'tokens':>10}  {'with memory':>11}  {'memory reset':>12}   "
+        "(perplexity)"
+    )
     for ours, theirs in zip(with_memory["by_position"], reset["by_position"], strict=True):
         place = f"{ours['from']:,}..{ours['to'] - 1:,}"
-        print(f"{place:>22}  {ours['tokens']:>10,}  {ours['perplexity']:>11.4f}  {theirs['perplexity']:>12.4f}")
+        print(f"{place:>22}  {ours[count]:>10{form}}  {ours['perplexity']:>11.4f}  {theirs['perplexity']:>12.4f}")
     print(
-        f"{'all':>22}  {with_memory['tokens']:>10,}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
+        f"{'all':>22}  {with_memory[count]:>10{form}}  {with_memory['perplexity']:>11.4f}  {reset['perplexity']:>12.4f}"
     )
-    if "counted_tokens" in with_memory:
-        print(f"{'by loss weights':>22}  {with_memory['counted_tokens']:>10,.1f}  of these tokens count")
+    if weighted:
+        print(f"{'':>22}  by the data's loss weights, of {with_memory['tokens']:,} tokens that were read")
     if with_memory["bits_per_byte"] is not None:
         print(
             f"{'bits per byte':>22}  {'':>10}  {with_memory['bits_per_byte']:>11.4f}  {reset['bits_per_byte']:>12.4f}"

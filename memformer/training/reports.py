@@ -83,7 +83,7 @@ class Reports(Callback):
                 with_memory["tokens"],
             )
             return
-        weighted = f", {counted:g} by their loss weights" if "counted_tokens" in with_memory else ""
+        weighted = f", {counted:,.1f} by their loss weights" if "counted_tokens" in with_memory else ""
         LOG.info(
             "step %d held-out: perplexity %.4f with memory, %.4f with it reset at every segment (%d tokens%s)",
             step,

@@ -5,7 +5,8 @@
     streaming_library.py write IN.npz DIR       samples in columns of several kinds through MDSWriter
 
 It is a process of its own: the library wants torchvision and transformers, which only its examples use, and the empty
-modules that stand in for them must not be seen by other tests. The npz files hold `tokens` and `ends`.
+modules that stand in for them must not be seen by other tests. The npz files hold `tokens` and `ends`; what was read
+has `names` and `loss_weights` too (empty where there are none).
 """
 
 import importlib
@@ -38,7 +39,9 @@ def read(directory: str, out: str) -> None:
     dataset = import_streaming().StreamingDataset(local=directory, shuffle=False, batch_size=1, validate_hash="sha256")
     tokens = [np.frombuffer(dataset[i]["tokens"], "<u2") for i in range(dataset.num_samples)]
     names = [dataset[i]["name"] for i in range(dataset.num_samples)]
-    np.savez(out, tokens=np.concatenate(tokens), ends=np.cumsum([len(each) for each in tokens]), names=names)
+    weights = [np.frombuffer(dataset[i].get("loss_weights", b""), "<u2") for i in range(dataset.num_samples)]
+    columns = {"tokens": np.concatenate(tokens), "loss_weights": np.concatenate(weights), "names": names}
+    np.savez(out, ends=np.cumsum([len(each) for each in tokens]), **columns)
 
 
 def write(source: str, directory: str) -> None:

@@ -2,6 +2,7 @@
 """Loss weights from ranges of characters to a column of tokens: each token its own, in both formats, stopped or not."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from data_pipeline.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.test_build import files_of
 from tests.data_pipeline.test_hf_tokenizer import HARD, KINDS, write
+from tests.data_pipeline.test_stores import library
 
 QUESTION = "Zoë read 书 slowly. Who read? "
 RECORDS: list[dict[str, Any]] = [
@@ -159,6 +161,15 @@ def test_both_formats_store_each_token_s_weight_under_one_fingerprint(
     samples = [sample for each in read_mds_index(mds.path) for sample in each.samples()]
     assert [np.frombuffer(sample["loss_weights"][1], "<u2").tolist() for sample in samples] == expected
     assert [sample["name"][1].decode() for sample in samples] == [each["id"] for each in RECORDS]
+
+
+def test_streaming_itself_reads_the_weights(tmp_path: Path, records: Path) -> None:
+    mds = build(tmp_path, "mds", format="mds")
+    library("read", mds.path, tmp_path / "read.npz")
+    with np.load(tmp_path / "read.npz") as found:
+        assert found["loss_weights"].tolist() == list(itertools.chain.from_iterable(stored_weights(mds)))
+        assert found["names"].tolist() == [each["id"] for each in RECORDS]
+        assert found["ends"].tolist() == mds.lengths.cumsum().tolist()
 
 
 def test_the_fingerprint_stands_for_the_weights_and_a_program_without_them_refuses(

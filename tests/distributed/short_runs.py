@@ -74,6 +74,7 @@ class Case:
     pipeline_layers: tuple[int, ...] | None = None
     segments_in_flight: int | None = None
     num_memory_slots: int = MODEL.num_memory_slots
+    weighted: bool = False
 
     @property
     def world_size(self) -> int:
@@ -151,8 +152,11 @@ def config_of(case: Case) -> Config:
     )
 
 
-def rollout_of(step: int, segments: int = SEGMENTS) -> Rollout:
-    """Step `step`'s global rollout: ragged, with a reset in the middle and a lane that goes idle."""
+def rollout_of(step: int, segments: int = SEGMENTS, weighted: bool = False) -> Rollout:
+    """Step `step`'s global rollout: ragged, with a reset in the middle and a lane that goes idle.
+
+    With `weighted`, targets have loss weights; in step 0 nothing of the second half of the lanes counts.
+    """
     generator = torch.Generator().manual_seed(100 + step)
     tokens = torch.randint(0, 49, (LANES, segments, LENGTH), generator=generator)
     lengths = torch.full((LANES, segments), LENGTH)
@@ -161,7 +165,18 @@ def rollout_of(step: int, segments: int = SEGMENTS) -> Rollout:
     lengths[3, segments - 1] = 0
     if step == 0:
         resets[:, 0] = True
-    return Rollout.of(tokens, lengths, resets)
+    if not weighted:
+        return Rollout.of(tokens, lengths, resets)
+    weights = torch.randint(0, 5, tokens.shape, generator=generator) / 4
+    weights[torch.arange(LENGTH) >= lengths[..., None]] = 0
+    if step == 0:
+        weights[LANES // 2 :] = 0
+    return Rollout.of(tokens, lengths, resets, loss_weights=weights)
+
+
+def counted_of(rollout: Rollout) -> float:
+    """What the loss of a rollout is divided by."""
+    return float((rollout.lengths if rollout.loss_weights is None else rollout.loss_weights).sum())
 
 
 def model_of(case: Case) -> Memformer:
@@ -196,9 +211,9 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     carries = [Carry.empty(model.initial_memory(own), LENGTH) for _ in range(case.data)]
     losses = []
     for step in range(case.steps):
-        rollout = rollout_of(step, case.segments_of(step))
+        rollout = rollout_of(step, case.segments_of(step), case.weighted)
         optimizer.zero_grad()
-        count = int(rollout.lengths.sum())
+        count = counted_of(rollout)
         total = 0.0
         for replica, carry in enumerate(carries):
             lanes = rollout.lanes(replica * own, (replica + 1) * own)
@@ -227,8 +242,8 @@ def train(world: World, case: Case) -> dict[str, Any]:
     carry = Carry.empty(engine.initial_memory(lanes), LENGTH)
     losses, norms = [], []
     for step in range(case.steps):
-        rollout = rollout_of(step, case.segments_of(step))
-        count = int(rollout.lengths.sum())
+        rollout = rollout_of(step, case.segments_of(step), case.weighted)
+        count = counted_of(rollout)
         LOG.messages.clear()
         with counted() as calls:
             result = engine.rollout_backward(rollout.lanes(start, start + lanes), carry, count, seed=step)

@@ -5,8 +5,9 @@ The grid is tensor 2 x data {1, 2} x ZeRO {0, 1, 2, 3} x activation checkpointin
 partitioned+cpu}. Of its 32 points every second one is run, so that each pair of settings occurs (on CPUs, where
 partitioned+cpu differs from partitioned only in DeepSpeed's bookkeeping). Then come settings that meet tensor
 parallelism in one place each: dropout, bf16, untied embeddings, a norm on the memory, lanes in groups, gathers by
-segment, four processes a layer, and the reference algorithm with partitioned layers. tests/distributed/test_zero.py has
-data 2 without tensor parallelism. What is left out: the grid at tensor 4, which would only repeat.
+segment, four processes a layer, loss weights, and the reference algorithm with partitioned layers.
+tests/distributed/test_zero.py has data 2 without tensor parallelism. What is left out: the grid at tensor 4, which
+would only repeat.
 
 Pipelines come with ZeRO {0, 1}, activation checkpointing {none, full}, micro-batches {1, 2, 4} and segments {1, 3},
 thinned; with stages that end in the encoder, between encoder and decoder, and in the decoder; and with tensor
@@ -55,6 +56,7 @@ SINGLE = [
         clipping=0.05,
     ),
     Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment"),
+    Case(1, data=1, tensor=2, weighted=True),
     Case(1, data=1, tensor=4, clipping=0.05, **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
@@ -66,6 +68,7 @@ PIPELINES = [
     Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05),
     Case(0, data=1, pipeline=2, pipeline_layers=(1, 3), lanes_per_micro_batch=3, clipping=0.05, tie_embeddings=False),
     Case(1, data=1, pipeline=2, num_memory_slots=0),
+    Case(1, data=1, pipeline=2, weighted=True),
     Case(0, "bf16", data=1, pipeline=2),
     Case(1, "bf16", data=1, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),

@@ -48,6 +48,7 @@ CASES += [Case(3, offload="parameters"), Case(3, offload="parameters", zero3_gat
 CASES += [Case(3, zero3_gather="segment"), Case(2, replay="bptt"), Case(3, replay="bptt")]
 CASES += [Case(stage, memory_interval=2, segments=6) for stage in (0, 1, 2)]
 CASES += [Case(3, memory_interval=2, segments=6, zero3_gather="segment", dropout=0.2)]
+CASES += [Case(stage, weighted=True, lanes_per_micro_batch=1 if stage == 1 else None) for stage in (0, 1, 3)]
 FROZEN = [Case(stage, precision, train="memory") for stage in range(3) for precision in ("fp32", "bf16")]
 FROZEN += [Case(3, "bf16", train="memory"), Case(3, train="memory", mode="full", memory_learning_rate=3e-3)]
 RATES = [Case(stage, memory_learning_rate=4e-3) for stage in (0, 2)]

@@ -88,6 +88,23 @@ def test_build_names_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert DocumentIndex.load(tmp_path / "set").name(0) == "first"
 
 
+def test_inspect_tells_what_counts_in_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "who? me", "answer": [[5, 7, 0.5]]}\n')
+    words = ["data", "build", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "set"), "--loss-weights-key"]
+    assert main([*words, "loss_weights"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and '--loss-weights-key is "loss_weights", which no record has; name the key' in error
+    assert main([*words, "answer"]) == 0
+    assert "not read" not in capsys.readouterr().out
+    assert main(["data", "inspect", str(tmp_path / "set"), "--verify", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["counted_tokens"] == 1.0 and json.loads(said.out)["verified"]
+    assert "counted    1.0 tokens by their loss weights (14.29%)" in said.err
+    (tmp_path / "b.jsonl").write_text('{"text": "who? me", "loss_weights": [[5, 7, 1]]}\n')
+    assert main(["data", "build", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "plain")]) == 0
+    assert '1 record(s) have "loss_weights", which was not read: all their tokens count' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_that_a_terminal_cannot_show_are_spelled_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_pipeline import load_tokenizer
+from data_pipeline import build_dataset, load_tokenizer
 from data_pipeline.adopt import adopt
 from launch.cli import main
 from memformer import Memformer, MemformerConfig
@@ -53,6 +53,23 @@ def evaluate(capsys: pytest.CaptureFixture[str], model: Path, data: object, cach
     assert main(["evaluate", str(model), "--data", str(data), *words]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return found
+
+
+def test_targets_count_by_the_weights_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{"text": "what counts is behind: " * 3 + "this", "loss_weights": [[69, 73, 0.5]]}, {"text": "x" * 40}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key="loss_weights")
+    model = export(tmp_path / "model", tmp_path / "set")
+    words = ["evaluate", str(model), "--data", str(tmp_path / "set"), "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)["with_memory"]
+    assert (found["tokens"], found["counted_tokens"], found["bits_per_byte"]) == (113, 42.0, None)
+    assert [row["counted_tokens"] for row in found["by_position"]] == [32.0, 8.0, 2.0]
+    assert "   counted  with memory" in said.err and "by the data's loss weights, of 113 tokens that were" in said.err
+    assert main([*words, "--lanes", "1", "--max-segments", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "of the 32 tokens that were read none counts by its loss weight: raise" in error
 
 
 def test_a_data_set_at_an_address_is_scored_like_a_near_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from memformer.guards.faulty_steps import lane_losses
 from memformer.processes.group import World
 from memformer.replay.random_state import mix_seed
 from tests.distributed.processes import run_distributed
-from tests.distributed.short_runs import LANES, Case, engine_of, rollout_of
+from tests.distributed.short_runs import LANES, Case, counted_of, engine_of, rollout_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -24,6 +24,7 @@ CASES = {
     "two replicas": Case(1, dropout=0.3, lanes_per_micro_batch=1),
     "spread parameters": Case(3, dropout=0.3, lanes_per_micro_batch=1),
     "slices": Case(1, data=1, tensor=2, dropout=0.3, lanes_per_micro_batch=2),
+    "loss weights": Case(1, dropout=0.3, lanes_per_micro_batch=1, weighted=True),
     "stages": Case(1, data=1, pipeline=2, dropout=0.3),
     "stages, one lane each": Case(1, data=1, pipeline=2, dropout=0.3, lanes_per_micro_batch=1),
 }
@@ -38,15 +39,16 @@ def both(world: World, cases: list[Case]) -> list[dict[str, Any]]:
         engine.model.train()
         lanes = LANES // case.data
         start = engine.world.mesh.data.rank * lanes
-        whole, carry = rollout_of(0, case.segments), engine.empty_carry(lanes)
+        whole, carry = rollout_of(int(case.weighted), case.segments, case.weighted), engine.empty_carry(lanes)
         rollout = whole.lanes(start, start + lanes)
-        result = engine.rollout_backward(rollout, carry, int(whole.lengths.sum()), seed=11)
+        result = engine.rollout_backward(rollout, carry, counted_of(whole), seed=11)
+        counted = rollout.lengths if rollout.loss_weights is None else rollout.loss_weights.sum(2)
         losses = {
             "step": result.segment_losses.double(),
-            "again": (lane_losses(engine, rollout, carry, 11) * rollout.lengths).double().sum(0),
-            "other": (lane_losses(engine, rollout, carry, mix_seed(11, 0)) * rollout.lengths).double().sum(0),
+            "again": (lane_losses(engine, rollout, carry, 11) * counted).double().sum(0),
+            "other": (lane_losses(engine, rollout, carry, mix_seed(11, 0)) * counted).double().sum(0),
         }
-        found.append({name: (sums / rollout.lengths.sum(0)).tolist() for name, sums in losses.items()})
+        found.append({name: (sums / counted.sum(0)).tolist() for name, sums in losses.items()})
         engine.close()
     return found
 

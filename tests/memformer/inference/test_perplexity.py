@@ -1,20 +1,23 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Evaluation against a plain loop over whole documents, one at a time."""
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, ShardStore
+from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream, ShardStore, build_dataset
 from memformer import Memformer, MemformerConfig
 from memformer.inference.perplexity import BUCKETS, evaluate
 from memformer.models.memformer import token_losses
 from memformer.replay import Segment
 from memformer.run.stop_requests import StepAbandoned
-from tests.books import small_dataset
+from tests.books import book_text, small_dataset
 
 LENGTH = 32
 
@@ -81,6 +84,38 @@ def test_equals_reading_each_document_alone(index: DocumentIndex, model: Memform
         assert torch.equal(scores[mode].tokens, expected[1])
         assert scores[mode].report()["tokens"] == index.num_tokens
     assert not torch.equal(scores["with_memory"].losses, scores["memory_reset"].losses)
+
+
+def test_targets_count_by_their_weights(model: Memformer, tmp_path: Path) -> None:
+    """Against the single losses of each document; positions where nothing counts are left out."""
+    ranges = [[[40, 50, 1], [50, 60, 0.25]], [[0, 3, 0.5]], []]
+    records = [{"text": book_text(150 - 20 * n), "loss_weights": each} for n, each in enumerate(ranges)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key="loss_weights")
+    index = DocumentIndex.load(tmp_path / "set")
+    store = ShardStore(index)
+    shape: dict[str, Any] = {"segment_length": LENGTH, "num_segments": 1, "epochs": 1}
+    with SegmentStream(index, num_lanes=2, **shape) as stream:
+        scores = evaluate(model, stream, torch.device("cpu"))
+    for mode, carried in (("with_memory", True), ("memory_reset", False)):
+        expected = np.zeros((2, 2))  # loss and weight of the first two positions; none counts in those behind
+        for document, each in enumerate(ranges):
+            ids = np.array(store.read(document, 0, int(index.lengths[document])), dtype=np.int64)
+            losses = by_hand(model, torch.from_numpy(ids), carried)
+            sizes = [len(index.tokenizer.decode(ids[: at + 1].tolist())) for at in range(len(ids))]
+            for place, loss in enumerate(losses):
+                weight = sum(w for start, end, w in each if start <= sizes[place] - 1 < end)
+                expected[:, place // LENGTH if weight else 0] += weight * loss, weight
+        report = scores[mode].report()
+        (loss, counted), (first, second) = expected.sum(1), report["by_position"]
+        assert report["loss"] == pytest.approx(loss / counted, rel=1e-10)
+        assert (report["counted_tokens"], report["tokens"]) == (counted, index.num_tokens)
+        assert [first["loss"], second["loss"]] == pytest.approx(expected[0] / expected[1], rel=1e-10)
+        assert first["counted_tokens"] + second["counted_tokens"] == counted == index.counted_tokens
+    with SegmentStream(index, num_lanes=1, order="sequential", **shape) as stream:
+        nothing = evaluate(model, stream, torch.device("cpu"), max_segments=1)["with_memory"].report()
+    assert (nothing["loss"], nothing["perplexity"], nothing["counted_tokens"]) == (None, None, 0)
+    assert nothing["tokens"] == LENGTH and nothing["by_position"] == []
 
 
 def test_report_names_positions(index: DocumentIndex, model: Memformer) -> None:

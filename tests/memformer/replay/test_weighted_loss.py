@@ -20,7 +20,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "memformer": lambda: small_model(),
     "no memory": lambda: small_model(num_memory_slots=0),
     "backbone": lambda: backbone.make(backbone.config_of("llama", "associative"), moved=0.1),
-    "backbone, bos": lambda: backbone.make(backbone.config_of("gpt2", "slots", bos=3), moved=0.1),
+    "backbone, bos": lambda: backbone.make(backbone.config_of("gpt2", "slots", bos_token_id=5), moved=0.1),
 }
 
 
@@ -64,7 +64,7 @@ def test_it_is_the_mean_of_single_losses_by_their_weights(name: str) -> None:
             for place in range(int(rollout.lengths[lane, t])):
                 weight = float(rollout.loss_weights[lane, t, place])
                 total, counted = total + weight * losses[lane, place], counted + weight
-        segments.append(float(total - before))
+        segments.append(float((total - before).detach()))
     model.zero_grad()
     (total / counted).backward()
     expected = gradients(model)

@@ -59,6 +59,22 @@ def test_fields_that_only_some_steps_have() -> None:
     assert dataclasses.replace(FIGURES, memory={}).line(1, 1, 0, UNKNOWN, None)["memory"] == {}, "a model without slots"
 
 
+def test_a_step_of_data_with_loss_weights_says_how_much_counted_and_may_have_no_loss(tmp_path: Path) -> None:
+    """Speed and tokens are of all that was read."""
+    run = RunDirectory(tmp_path)
+    steps = [
+        dataclasses.replace(FIGURES, counted_tokens=12.5),
+        dataclasses.replace(FIGURES, loss=None, counted_tokens=0.0),
+    ]
+    with MetricsWriter(run, enabled=True, tensorboard=True, first_step=1) as writer:
+        for number, figures in enumerate(steps, start=1):
+            writer.step(figures.line(number, 100, 0, UNKNOWN, None))
+    first, second = map(json.loads, run.metrics.read_text().splitlines())
+    assert (first["loss"], first["counted_tokens"], first["tokens_per_second"]) == (math.log(8), 12.5, 50.0)
+    assert (second["loss"], second["perplexity"], second["counted_tokens"]) == (None, None, 0.0)
+    assert "loss    none | ppl      none |" in log_line(second, 100, 2.0)
+
+
 def test_a_loss_that_is_no_number_is_null_in_the_file(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     bad = dataclasses.replace(FIGURES, loss=math.nan, grad_norm=math.inf, applied=False)

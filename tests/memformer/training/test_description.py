@@ -1,12 +1,14 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a run says at its start: numbers that follow from its settings, and what may not be meant, with the mend."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from data_pipeline import UserError, build_dataset
 from memformer.config.schema import parse_config
 from memformer.processes.group import World
 from memformer.processes.topology import Mesh
@@ -48,6 +50,20 @@ def test_a_run_that_is_meant_so_warns_of_nothing(said: Any) -> None:
 def test_without_a_section_model_the_default_is_named(said: Any) -> None:
     _, warnings = said()
     assert len(warnings) == 1 and "no section model" in warnings[0] and "--model.d_model 128" in warnings[0]
+
+
+def test_data_with_loss_weights_says_what_counts_and_is_refused_where_nothing_does(said: Any, tmp_path: Path) -> None:
+    def built(name: str, ranges: list[list[float]]) -> dict[str, Any]:
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "memory " * 40, "loss_weights": ranges}))
+        build_dataset([tmp_path / f"{name}.jsonl"], tmp_path / name, loss_weights_key="loss_weights")
+        return {"path": str(tmp_path / name), "num_lanes": 2, "segment_length": 32, "num_segments": 2}
+
+    text, warnings = said(model=TINY_MODEL, data=built("part", [[0, 70, 1]]), training={"eval_interval": 0})
+    assert not warnings and "loss: of 25 % of these tokens, by the weights in the data; tokens and speed" in text
+    with pytest.raises(
+        UserError, match=r"data\.path: no token of .*none counts in the loss, all its loss weights are 0"
+    ):
+        said(model=TINY_MODEL, data=built("none", []))
 
 
 def test_less_text_than_a_step_reads_is_named(said: Any, data: Path) -> None:
