@@ -2,6 +2,7 @@
 """A report's directory, and files that appear when they are whole: for the commands that write JSON and pictures."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,19 @@ from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def check_out(out: Path) -> None:
+    """Refuses what cannot become a report's directory, before the work for it is done.
+
+    Raises:
+        UserError: It is a file, or lies where nothing may be made.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file: name a directory")
+    above = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: cannot be made in {above}: choose another directory")
 
 
 def write_report(out: Path, name: str, report: dict[str, Any], figures: "dict[str, Figure]") -> list[str]:

@@ -2,13 +2,13 @@
 """What stands between the facts of a document: excerpts of texts, or sentences that are repeated; whole words."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.records import Corpus
 from data_pipeline.sources import find_files
-from data_pipeline.tasks.task import Random
+from data_pipeline.tasks.task import Random, Task
 
 BOOKS = Path(__file__).resolve().parents[2] / "corpora" / "books"
 Stream = Callable[[int], str]
@@ -43,6 +43,15 @@ class Texts:
         start = int(random.integers(len(self.text)))
         blank = _BLANK.search(self.text, start)
         return _endless(self.text, blank.end() if blank else 0)
+
+
+def texts_for(tasks: Iterable[Task], lengths: Iterable[int], sources: Sequence[str | Path]) -> Texts | None:
+    """The texts that documents of these tasks and lengths need; None: they need none.
+
+    Raises:
+        UserError: See `Texts`.
+    """
+    return Texts(sources) if any(task.filler == "text" for task in tasks) and any(lengths) else None
 
 
 def repeated(sentences: str) -> Stream:

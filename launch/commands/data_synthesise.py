@@ -9,7 +9,7 @@ from data_pipeline.build import BuildReport
 from data_pipeline.errors import UserError
 from data_pipeline.shards import WRITERS
 from data_pipeline.tasks.catalogue import described, parse_depths, parse_lengths, parse_tasks
-from data_pipeline.tasks.filler import Texts
+from data_pipeline.tasks.filler import texts_for
 from data_pipeline.tasks.synthesis import synthesise
 from launch.progress import Progress
 
@@ -75,8 +75,7 @@ def run(arguments: argparse.Namespace) -> BuildReport:
         raise UserError(f"--documents is {arguments.documents}: give 1 or more")
     if arguments.seed < 0:
         raise UserError(f"--seed is {arguments.seed}: give 0 or more")
-    wanted = any(task.filler == "text" for task in tasks) and any(lengths)
-    texts = Texts(getattr(arguments, "text", ())) if wanted else None
+    texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     settings: dict[str, Any] = {
         name: getattr(arguments, name)
         for name in ("tokenizer", "format", "shard_megabytes", "validation_fraction", "overwrite")

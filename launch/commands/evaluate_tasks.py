@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from launch.answers import answer
 from launch.progress import Progress
-from launch.reports import json_lines, write_report
+from launch.reports import check_out, json_lines, write_report
 
 UNSET = argparse.SUPPRESS
 LENGTHS, DEPTHS, DOCUMENTS = "1k,4k,16k", "0,0.25,0.5,0.75,1", 32
@@ -69,7 +69,8 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Asks, prints a table a task, writes the files."""
-    from data_pipeline.tasks import Texts, parse_depths, parse_lengths, parse_tasks
+    from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
+    from data_pipeline.tasks.filler import texts_for
     from launch.models import check_model, open_model
     from memformer.inference.drawing import available
 
@@ -85,12 +86,10 @@ def run(arguments: argparse.Namespace) -> None:
     pictures = out is not None and "no_pictures" not in arguments
     if pictures and not available():
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file: name a directory")
+    if out is not None:
+        check_out(out)
     check_model(Path(arguments.model))
-    texts = (
-        Texts(getattr(arguments, "text", ())) if any(task.filler == "text" for task in tasks) and any(lengths) else None
-    )
+    texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)
     from memformer.inference.task_report import Grid, evaluate_task, heat_map, table, timed
 

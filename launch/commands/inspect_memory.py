@@ -17,7 +17,7 @@ from typing import Any
 
 from launch.answers import answer
 from launch.progress import Progress
-from launch.reports import write_report
+from launch.reports import check_out, write_report
 
 CHARACTERS = 1 << 20  # of the text read at once
 
@@ -48,8 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
     path, out = Path(arguments.text_file), Path(arguments.out)
     check_model(Path(arguments.model))
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file: name a directory")
+    check_out(out)
     if not path.is_file():
         if path.exists() and not path.is_dir():
             raise UserError(f"--text-file {path}: is a pipe or a device, and is read twice: write it to a file")

@@ -70,6 +70,7 @@ def test_tasks_are_asked_and_everything_is_written(
         (["--tasks", "copy", "--lengths", "9"], "copy: a document needs 38 tokens, but --lengths has 9"),
         (["--tasks", "copy", "--max-segments", "3"], "--max-segments is for a data set"),
         (["--tasks", "copy", "--out", "{here}/file"], "/file: is a file: name a directory"),
+        (["--tasks", "copy", "--out", "{here}/file/deep"], "/file/deep: cannot be made in {here}/file: choose another"),
         (["--tasks", "copy", "--lengths", "0", "--dump", "{here}/no/file"], "--dump {here}/no/file: cannot be written"),
         (["--data", "set", "--lengths", "9"], "--lengths is for tasks: give --tasks, or leave it out"),
         (["--data", "set", "--no-pictures"], "--no-pictures is for tasks"),
