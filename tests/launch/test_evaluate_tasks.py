@@ -5,17 +5,22 @@ Covers: launch/commands/evaluate_tasks.py, launch/reports.py
 """
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from data_pipeline import UserError
+from data_pipeline.tasks import parse_lengths, parse_tasks
 from data_pipeline.tokenizer_choice import make_tokenizer
-from launch.cli import main
+from launch.cli import command, main
 from launch.commands.evaluate_tasks import picture_name
 from launch.reports import json_lines, write_report
+from memformer.config.schema import load_config
 from memformer.inference import drawing
 from memformer.inference.drawing import available
+from tests import ROOT
 from tests.launch.test_evaluate_command import export
 
 
@@ -104,6 +109,20 @@ def test_help_names_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     assert "  needle     people's codes told in a text" in capsys.readouterr().out
+
+
+def test_the_page_s_commands_hold() -> None:
+    """From nothing to a heat map: options, tasks, lengths and the configuration with its settings."""
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^memformer .*$", page, re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["data", "launch", "export", "evaluate"]
+    for line in lines:
+        name, *words = shlex.split(line)[1:]
+        arguments = command(name)[1].parse_args(words)
+        if hasattr(arguments, "config"):
+            load_config(ROOT / arguments.config, arguments.overrides)
+        if getattr(arguments, "tasks", None):
+            assert parse_tasks(arguments.tasks) and parse_lengths(arguments.lengths)
 
 
 def test_a_picture_has_a_name_that_a_file_may_have() -> None:
