@@ -20,10 +20,10 @@ from memformer.run import exit_codes
 
 # subcommand -> (module, one-line summary shown by `memformer --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "data": ("launch.commands.data", "build, inspect and trace data sets of long documents"),
+    "data": ("launch.commands.data", "build, synthesise, adopt, inspect and trace data sets of long documents"),
     "train": ("launch.commands.train", "train a Memformer, or a memory for a pretrained model, from a YAML file"),
     "plan": ("launch.commands.plan", "memory, traffic and time of a run, before a GPU is asked for"),
-    "evaluate": ("launch.commands.evaluate", "perplexity of a model on a data set, with memory and without"),
+    "evaluate": ("launch.commands.evaluate", "perplexity on a data set, or tasks by length; with memory and without"),
     "generate": ("launch.commands.generate", "continue a text at constant memory"),
     "inspect-memory": (
         "launch.commands.inspect_memory",

@@ -6,14 +6,14 @@ Filler is an excerpt of a book from a random place. No book holds a sentence of 
 
 import functools
 import gzip
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.tasks.documents import Question, Story
+from data_pipeline.tasks.filler import BOOKS
+from data_pipeline.tasks.task import NAMES as PEOPLE
 
-BOOKS = Path(__file__).resolve().parents[2] / "corpora" / "books"
-NAMES = ("Anna", "Carl", "Dora", "Emil", "Fern", "Hugo", "Iris", "Joan")
+NAMES = PEOPLE[:8]
 THINGS = ("apple", "book", "coin", "key", "lamp", "ring")
 BYTES, START = 256, 256
 

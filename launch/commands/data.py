@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Builds, adopts, inspects and traces data sets of long documents."""
+"""Builds, synthesises, adopts, inspects and traces data sets of long documents."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline import (
     Blend,
+    BuildReport,
     DocumentIndex,
     StreamSettings,
     UserError,
@@ -37,7 +38,7 @@ from data_pipeline.stream_settings import LONGEST_SEGMENT
 from data_pipeline.verify import Fault, check_sizes, verify_dataset
 from launch.addresses import add_far_arguments, far_settings
 from launch.answers import answer
-from launch.commands import data_adopt
+from launch.commands import data_adopt, data_synthesise
 from launch.progress import Progress
 
 _MOST_DEFAULT_WORKERS = 8
@@ -46,8 +47,8 @@ _BAR_WIDTH = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the subcommands build, adopt, inspect and trace."""
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="build|adopt|inspect|trace")
+    """Declares the subcommands build, synthesise, adopt, inspect and trace."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="build|synthesise|adopt|inspect|trace")
 
     def command(name: str, summary: str, run_command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(
@@ -57,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return added
 
     _add_build_arguments(command("build", "Turns text into token shards, complete or not at all.", _build))
+    synthesising = command("synthesise", data_synthesise.SUMMARY, _synthesise)
+    data_synthesise.add_arguments(synthesising)
+    _add_json(synthesising)
     adopting = command("adopt", data_adopt.SUMMARY, _adopt)
     data_adopt.add_arguments(adopting)
     _add_json(adopting)
@@ -224,11 +228,7 @@ def _build(arguments: argparse.Namespace) -> int:
             progress=count,
             told=tell,
         )
-    for path, manifest in report.manifests.items():
-        print(
-            f"{path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of "
-            f"text, {len(manifest.shards)} shards"
-        )
+    _print_written(report)
     if report.resumed_documents:
         print(f"went on from an unfinished build, which had written {report.resumed_documents:,} documents")
     if report.dropped_documents:
@@ -252,9 +252,27 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _print_written(report: BuildReport) -> None:
+    for path, manifest in report.manifests.items():
+        print(
+            f"{path}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.text_bytes:,} bytes of "
+            f"text, {len(manifest.shards)} shards"
+        )
+
+
 def _bad_records(count: int, places: Sequence[str]) -> str:
     more = f"; and {count - len(places):,} more" if count > len(places) else ""
     return f"{count:,} bad record{'s' * (count != 1)} left out: {'; '.join(places)}{more}"
+
+
+def _synthesise(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    report = data_synthesise.run(arguments)
+    _print_written(report)
+    if arguments.json:
+        result = _summary(Path(arguments.out), {path: _counts(found) for path, found in report.manifests.items()})
+        answer(result | {"vocab_size": report.vocab_size, "seconds": round(time.monotonic() - began, 3)})
+    return 0
 
 
 def _adopt(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Perplexity of a model on a data set, with the memory carried and with it reset at every segment.
+"""What a model is worth, with the memory carried and with it reset at every segment: perplexity on a data set, or the
+share of right answers to questions about what a document told once.
 
 Both figures see the previous segment; the second shows what the memory adds beyond it. By position: targets from the
 given token of their document on. Where the data set has loss weights, a target counts by its weight. Memory use does
@@ -12,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from launch.answers import answer
+from launch.commands import evaluate_tasks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --data and how much of it."""
+    """MODEL, and --data with how much of it, or --tasks."""
     from launch.addresses import add_far_arguments
     from launch.models import add_model_arguments
 
     add_model_arguments(parser)
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", help="data set, or its address; with splits, its validation/ is used"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="DIR", help="data set, or its address; with splits, its validation/ is used")
+    what.add_argument(
+        "--tasks",
+        metavar="NAME,...",
+        help="tasks with their settings, such as needle:digits=3:keys=4,passkey; see below",
     )
     parser.add_argument("--lanes", type=int, default=8, metavar="B", help="documents read side by side")
     parser.add_argument("--max-segments", type=int, metavar="N", help="segments a lane at most (default: all)")
@@ -34,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_far_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
+    evaluate_tasks.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Scores the data set and prints a table."""
+    """Scores the data set or asks the tasks, and prints a table."""
     from data_pipeline import DocumentIndex, SegmentStream, UserError, open_data
     from data_pipeline.addresses import beneath
     from data_pipeline.opening import holds_data
@@ -49,6 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     if arguments.from_token < 0:
         raise UserError(f"--from-token is {arguments.from_token}: give 0 or more")
+    if arguments.tasks is not None:
+        if arguments.max_segments is not None:
+            raise UserError("--max-segments is for a data set: give --lengths, or leave it out")
+        if arguments.from_token:
+            raise UserError("--from-token is for a data set: tasks score their answers alone, leave it out")
+        return evaluate_tasks.run(arguments)
+    evaluate_tasks.check(arguments)
     check_model(Path(arguments.model))
     far, data = far_settings(arguments), arguments.data
     if not holds_data(data, far) and holds_data(beneath(data, "validation"), far):

@@ -10,9 +10,6 @@ the text's length nor on the number of segments. How far it is stands on stderr.
 
 import argparse
 import gzip
-import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 from launch.answers import answer
 from launch.progress import Progress
+from launch.reports import check_out, write_report
 
 CHARACTERS = 1 << 20  # of the text read at once
 
@@ -50,8 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
     path, out = Path(arguments.text_file), Path(arguments.out)
     check_model(Path(arguments.model))
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file: name a directory")
+    check_out(out)
     if not path.is_file():
         if path.exists() and not path.is_dir():
             raise UserError(f"--text-file {path}: is a pipe or a device, and is read twice: write it to a file")
@@ -61,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         progress.say("opening the model")
         report = inspected(arguments, progress)
         progress.say("drawing")
-        files = write(out, report, {} if arguments.no_pictures else pictures(report))
+        files = write_report(out, "memory.json", report, {} if arguments.no_pictures else pictures(report))
     show(report)
     print(f"\n{out}: {', '.join(files)}")
     if arguments.json:
@@ -140,29 +137,6 @@ def token_pieces(path: Path, tokenizer: Any) -> Iterator[Any]:
         raise UserError(f"--text-file {path}: cannot be read as UTF-8 text ({error}): give it as UTF-8") from None
     if text:
         yield tokenizer.encode(text)
-
-
-def write(out: Path, report: dict[str, Any], figures: dict[str, Any]) -> list[str]:
-    """Writes everything beside the place first, then moves it there; returns the files' names."""
-    from data_pipeline import UserError
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out, prefix=".inspect-"))
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another directory") from None
-    try:
-        for name, figure in figures.items():
-            figure.savefig(scratch / f"{name}.png")
-        (scratch / "memory.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
-        names = sorted(file.name for file in scratch.iterdir())
-        for name in names:
-            (scratch / name).replace(out / name)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): make room", exit_code=1) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return names
 
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:

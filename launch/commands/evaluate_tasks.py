@@ -1,0 +1,129 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`memformer evaluate MODEL --tasks NAME,...`: shares of right answers by length and depth of a document."""
+
+import argparse
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from launch.answers import answer
+from launch.progress import Progress
+from launch.reports import check_out, json_lines, write_report
+
+UNSET = argparse.SUPPRESS
+LENGTHS, DEPTHS, DOCUMENTS = "1k,4k,16k", "0,0.25,0.5,0.75,1", 32
+OWN = ("lengths", "depths", "documents", "seed", "text", "out", "no_pictures", "dump")
+"""Options that mean nothing without --tasks."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is asked, in which documents, and where the report goes."""
+    from data_pipeline.tasks.catalogue import described
+
+    add = parser.add_argument_group("tasks").add_argument
+    add(
+        "--lengths",
+        metavar="N,...",
+        default=UNSET,
+        help=f"tokens of a document, as 500, 4k, 1M (default: {LENGTHS}); 0: no filler",
+    )
+    add(
+        "--depths",
+        metavar="X,...",
+        default=UNSET,
+        help=f"share of a document before its first fact (default: {DEPTHS})",
+    )
+    add(
+        "--documents", metavar="N", type=int, default=UNSET, help=f"documents a length and depth (default: {DOCUMENTS})"
+    )
+    add("--seed", metavar="N", type=int, default=UNSET, help="names the documents (default: 0)")
+    add(
+        "--text",
+        metavar="SOURCE",
+        nargs="+",
+        default=UNSET,
+        help="texts that facts are hidden in, of the kinds that `data build` takes (default: the books of the project)",
+    )
+    add("--out", metavar="DIR", default=UNSET, help="directory for tasks.json and a heat map (PNG) of each task")
+    add("--no-pictures", action="store_true", default=UNSET, help="tasks.json alone (pictures need matplotlib)")
+    add(
+        "--dump",
+        metavar="FILE",
+        default=UNSET,
+        help="write every prompt, question, answer and what was said, a JSON line each",
+    )
+    parser.epilog = f"tasks and their settings (NAME:SETTING=VALUE:..., a comma between tasks):\n{described()}"
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuses options of tasks where none are asked.
+
+    Raises:
+        UserError: One is given.
+    """
+    given = next((name for name in OWN if name in arguments), None)
+    if given is not None:
+        raise UserError(f"--{given.replace('_', '-')} is for tasks: give --tasks, or leave it out")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Asks, prints a table a task, writes the files."""
+    from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
+    from data_pipeline.tasks.filler import texts_for
+    from launch.models import check_model, open_model
+    from memformer.inference.drawing import available
+
+    tasks = parse_tasks(arguments.tasks)
+    lengths = parse_lengths(getattr(arguments, "lengths", LENGTHS))
+    depths = parse_depths(getattr(arguments, "depths", DEPTHS))
+    documents, seed = getattr(arguments, "documents", DOCUMENTS), getattr(arguments, "seed", 0)
+    if documents < 1:
+        raise UserError(f"--documents is {documents}: give 1 or more")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}: give 0 or more")
+    out = Path(arguments.out) if "out" in arguments else None
+    pictures = out is not None and "no_pictures" not in arguments
+    if pictures and not available():
+        raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
+    if out is not None:
+        check_out(out)
+    check_model(Path(arguments.model))
+    texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
+    model, tokenizer = open_model(arguments)
+    from memformer.inference.task_report import Grid, evaluate_task, heat_map, table, timed
+
+    grid = Grid(lengths, depths, documents, seed, arguments.lanes)
+    began, read, results = time.perf_counter(), 0, []
+    total = sum(grid.tokens_of(task) for task in tasks)
+    dumped = json_lines(Path(arguments.dump), "--dump") if "dump" in arguments else nullcontext()
+    with Progress() as progress, dumped as dump:
+
+        def count(tokens: int) -> None:
+            nonlocal read
+            read += tokens
+            progress.count("reading", read, max(total, read), "tokens")
+
+        for task in tasks:
+            result = evaluate_task(model, tokenizer, task, texts, grid, progress=count, dump=dump)
+            results.append(result)
+            progress.end()
+            print("\n".join([*table(result), ""]), flush=True)
+    print(timed(began, read))
+    report = {
+        "model_path": str(arguments.model),
+        "segment_length": model.config.segment_length,
+        "text": [str(source) for source in getattr(arguments, "text", ())] or "books",
+        "seed": grid.seed,
+        "tasks": results,
+    }
+    if out is not None:
+        figures = {picture_name(result["task"]): heat_map(result) for result in results} if pictures else {}
+        print(f"{out}: {', '.join(write_report(out, 'tasks.json', report, figures))}")
+    if arguments.json:
+        answer(report | {"seconds": round(time.perf_counter() - began, 3)})
+
+
+def picture_name(task: str) -> str:
+    """A task's label as the name of a file."""
+    return "".join(letter if letter.isalnum() or letter in "-_=." else "-" for letter in task).strip("-.")
