@@ -18,9 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from launch.quickstart import found_far
 from memformer.run import jsonl
 
-SHOWN = ("seconds", "steps", "tokens", "first_loss", "last_loss", "perplexity_with_memory", "perplexity_memory_reset")
+SHOWN = (
+    "seconds", "steps", "tokens", "first_loss", "last_loss", "perplexity_with_memory", "perplexity_memory_reset",
+    "needles_with_memory", "needles_memory_reset",
+)  # fmt: skip
 
 
 def measure(steps: int | None) -> dict[str, Any]:
@@ -28,13 +32,15 @@ def measure(steps: int | None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory) / "run"
-        command = [sys.executable, "-m", "launch.quickstart", "--data", f"{directory}/books", "--run-dir", str(run)]
+        places = ("--data", f"{directory}/books", "--needles", f"{directory}/needles", "--run-dir", str(run))
+        command = [sys.executable, "-m", "launch.quickstart", *places]
         started = time.perf_counter()
         subprocess.run([*command, *(["--steps", str(steps)] if steps else [])], cwd=ROOT, check=True)
         seconds = time.perf_counter() - started
         metrics = jsonl.records(run / "metrics.jsonl")
         evaluation = json.loads((run / "evaluation.json").read_text())
         events = jsonl.records(run / "events.jsonl")
+        tasks = json.loads(Path(f"{run}-memory", "tasks", "tasks.json").read_text())
         return {
             **provenance(device),
             "processes": next(event["processes"] for event in events if event["event"] == "start"),
@@ -46,6 +52,8 @@ def measure(steps: int | None) -> dict[str, Any]:
             "held_out_tokens": evaluation["with_memory"]["tokens"],
             "perplexity_with_memory": evaluation["with_memory"]["perplexity"],
             "perplexity_memory_reset": evaluation["memory_reset"]["perplexity"],
+            "needles_with_memory": found_far(tasks, "with_memory"),
+            "needles_memory_reset": found_far(tasks, "memory_reset"),
             "memory": next(row["memory"] for row in reversed(metrics) if "memory" in row),
             "sample": (run / "sample.txt").read_text(),
         }
@@ -53,7 +61,8 @@ def measure(steps: int | None) -> dict[str, Any]:
 
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
-    table = markdown_table(["figure", "value"], [[name, values[name]] for name in SHOWN])
+    # Files of before the demonstration have no needles.
+    table = markdown_table(["figure", "value"], [[name, values[name]] for name in SHOWN if name in values])
     about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
     return f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n"
 

@@ -10,6 +10,16 @@ import pytest
 from launch import quickstart
 from launch.cli import command
 
+TASKS = {
+    "tasks": [
+        {
+            "cells": [
+                {"length": length, "questions": 8, "with_memory": {"right": right}, "memory_reset": {"right": 1}}
+                for length, right in ((160, 8), (1600, 8), (1600, 4))
+            ]
+        }
+    ]
+}
 EVALUATION = {"with_memory": {"perplexity": 3.5}, "memory_reset": {"perplexity": 4.25}}
 
 
@@ -23,13 +33,18 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         parser.parse_args(list(words[1:]))
         given.append(list(words))
         if words[0] == "data":
-            manifest = Path(words[words.index("--out") + 1]) / "train" / "manifest.json"
+            made = Path(words[words.index("--out") + 1])
+            manifest = (made / "train" if words[1] == "build" else made) / "manifest.json"
             manifest.parent.mkdir(parents=True)
             manifest.touch()
         elif words[0] == "launch":
             run = Path(words[words.index("--run_dir") + 1])
             (run / "model").mkdir(parents=True, exist_ok=True)
             (run / "metrics.jsonl").write_text('{"loss": 5.5}\n{"loss": 1.25}\n')
+        elif "--tasks" in words:
+            out = Path(words[words.index("--out") + 1])
+            out.mkdir(exist_ok=True)
+            (out / "tasks.json").write_text(json.dumps(TASKS))
         elif words[0] == "evaluate":
             return "a table\n" + json.dumps(EVALUATION) + "\n"
         return "once upon a time" if words[0] == "generate" else ""
@@ -37,7 +52,9 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(quickstart, "memformer", memformer)
     monkeypatch.setattr(quickstart, "visible_gpus", lambda: 6)
     monkeypatch.setattr(
-        sys, "argv", ["quickstart", "--data", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run")]
+        sys,
+        "argv",
+        ["quickstart", *(f"--{name}={tmp_path / name}" for name in ("data", "needles")), f"--run-dir={tmp_path}/run"],
     )
     return given
 
@@ -46,7 +63,10 @@ def test_the_commands_and_what_they_leave(
     given: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert quickstart.main() == 0
-    assert [words[0] for words in given] == ["data", "launch", "export", "evaluate", "generate"]
+    assert [words[0] for words in given] == [
+        *("data", "launch", "export", "evaluate", "generate"),
+        *("data", "launch", "export", "evaluate"),
+    ]
     assert sum(word.endswith(".txt.gz") for word in given[0]) > 10
     assert given[1][given[1].index("--nproc") + 1] == "4", "the largest power of two among 6 GPUs"
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == EVALUATION
@@ -54,6 +74,7 @@ def test_the_commands_and_what_they_leave(
     said = capsys.readouterr().out
     assert "loss 5.50 -> 1.25" in said
     assert "3.5000 with memory, 4.2500 with it reset" in said
+    assert "in 1,600 bytes 75% right with memory, 12% with it reset" in said
 
 
 def test_repeated_it_keeps_the_data_and_exports_anew(
@@ -65,8 +86,9 @@ def test_repeated_it_keeps_the_data_and_exports_anew(
     old.touch()
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "7"])
     quickstart.main()
-    assert [words[0] for words in given[5:]] == ["launch", "export", "evaluate", "generate"]
-    assert given[5][-2:] == ["--training.max_steps", "7"]
+    again = ["launch", "export", "evaluate", "generate", "launch", "export", "evaluate"]
+    assert [words[0] for words in given[9:]] == again
+    assert given[9][-2:] == given[13][-2:] == ["--training.max_steps", "7"]
     assert not old.exists()
 
 
