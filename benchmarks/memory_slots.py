@@ -42,7 +42,7 @@ def trained(directory: Path, steps: int | None) -> Path:
         f"{directory}/books",
         "--run-dir",
         f"{directory}/run",
-        "--no-needles",
+        "--no-passkeys",
     ]
     subprocess.run([*command, *(["--steps", str(steps)] if steps else [])], cwd=ROOT, check=True)
     return directory / "run" / "model"

@@ -23,7 +23,7 @@ from memformer.run import jsonl
 
 SHOWN = (
     "seconds", "steps", "tokens", "first_loss", "last_loss", "perplexity_with_memory", "perplexity_memory_reset",
-    "needles_with_memory", "needles_memory_reset",
+    "passkeys_with_memory", "passkeys_memory_reset",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def measure(steps: int | None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory) / "run"
-        places = ("--data", f"{directory}/books", "--needles", f"{directory}/needles", "--run-dir", str(run))
+        places = ("--data", f"{directory}/books", "--passkeys", f"{directory}/passkeys", "--run-dir", str(run))
         command = [sys.executable, "-m", "launch.quickstart", *places]
         started = time.perf_counter()
         subprocess.run([*command, *(["--steps", str(steps)] if steps else [])], cwd=ROOT, check=True)
@@ -52,8 +52,8 @@ def measure(steps: int | None) -> dict[str, Any]:
             "held_out_tokens": evaluation["with_memory"]["tokens"],
             "perplexity_with_memory": evaluation["with_memory"]["perplexity"],
             "perplexity_memory_reset": evaluation["memory_reset"]["perplexity"],
-            "needles_with_memory": found_far(tasks, "with_memory"),
-            "needles_memory_reset": found_far(tasks, "memory_reset"),
+            "passkeys_with_memory": found_far(tasks, "with_memory"),
+            "passkeys_memory_reset": found_far(tasks, "memory_reset"),
             "memory": next(row["memory"] for row in reversed(metrics) if "memory" in row),
             "sample": (run / "sample.txt").read_text(),
         }
@@ -61,7 +61,7 @@ def measure(steps: int | None) -> dict[str, Any]:
 
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
-    # Files of before the demonstration have no needles.
+    # Files of before the demonstration have none.
     table = markdown_table(["figure", "value"], [[name, values[name]] for name in SHOWN if name in values])
     about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
     return f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n"

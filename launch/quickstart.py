@@ -25,10 +25,10 @@ from memformer.run import jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "train" / "quickstart.yaml"
-NEEDLE_CONFIG = ROOT / "configs" / "train" / "quickstart-memory.yaml"
-NEEDLE = "needle:digits=1"
+PASSKEY_CONFIG = ROOT / "configs" / "train" / "quickstart-memory.yaml"
+PASSKEY = "passkey:digits=1"
 LENGTHS = (160, 1600)
-"""Bytes of a document that the needle is asked for in: the longest of training, and ten times that."""
+"""Bytes of a document that the digit is asked for in: the longest of training, and ten times that."""
 PROMPT = "It is a truth universally acknowledged, that "
 
 
@@ -37,8 +37,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/books"), help="data set, built if it is not there")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"), help="run directory")
-    parser.add_argument("--needles", type=Path, default=Path("data/needle"), help="data set of the demonstration")
-    parser.add_argument("--no-needles", action="store_true", help="leave the demonstration out")
+    parser.add_argument("--passkeys", type=Path, default=Path("data/passkey"), help="data set of the demonstration")
+    parser.add_argument("--no-passkeys", action="store_true", help="leave the demonstration out")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: what the configurations say)")
     arguments = parser.parse_args()
     started = time.perf_counter()
@@ -55,8 +55,8 @@ def main() -> int:
     sample = memformer("generate", str(model), "--prompt", PROMPT, "--max-new-tokens", "400")
     (arguments.run_dir / "sample.txt").write_text(PROMPT + sample)
     kept = {}
-    if not arguments.no_needles:
-        kept = demonstrate(Path(f"{arguments.run_dir}-memory"), arguments.needles, arguments.steps)
+    if not arguments.no_passkeys:
+        kept = demonstrate(Path(f"{arguments.run_dir}-memory"), arguments.passkeys, arguments.steps)
     report(arguments.run_dir, arguments.data, kept, time.perf_counter() - started)
     return 0
 
@@ -80,22 +80,13 @@ def demonstrate(run: Path, data: Path, steps: int | None) -> dict[str, str]:
     say("what the memory is for: documents that tell a digit once and ask for it")
     if not (data / "manifest.json").exists():
         lengths = f"0,96,128,{LENGTHS[0]}"
-        memformer("data", "synthesise", NEEDLE, "--lengths", lengths, "--documents", "12000", "--out", str(data))
-    model = trained(NEEDLE_CONFIG, run, data, steps)
+        memformer("data", "synthesise", PASSKEY, "--lengths", lengths, "--documents", "12000", "--out", str(data))
+    model = trained(PASSKEY_CONFIG, run, data, steps)
     say(f"the digit asked for in documents of {LENGTHS[0]} and {LENGTHS[1]:,} bytes, by its place in them")
     out = run / "tasks"
-    words = [
-        "--lengths",
-        ",".join(map(str, LENGTHS)),
-        "--depths",
-        "0,0.25,0.5,0.75",
-        "--documents",
-        "64",
-        "--lanes",
-        "64",
-    ]
+    asked = f"{LENGTHS[0]},{LENGTHS[1]} --depths 0,0.25,0.5,0.75 --documents 64 --lanes 64".split()
     pictures = [] if available() else ["--no-pictures"]
-    memformer("evaluate", str(model), "--tasks", NEEDLE, *words, "--out", str(out), *pictures)
+    memformer("evaluate", str(model), "--tasks", PASSKEY, "--lengths", *asked, "--out", str(out), *pictures)
     tasks = json.loads((out / "tasks.json").read_text())
     kept, reset = (found_far(tasks, mode) for mode in ("with_memory", "memory_reset"))
     told = f"in {LENGTHS[1]:,} bytes {kept:.0%} right with memory, {reset:.0%} with it reset, chance 10%"

@@ -54,7 +54,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(
         sys,
         "argv",
-        ["quickstart", *(f"--{name}={tmp_path / name}" for name in ("data", "needles")), f"--run-dir={tmp_path}/run"],
+        ["quickstart", *(f"--{name}={tmp_path / name}" for name in ("data", "passkeys")), f"--run-dir={tmp_path}/run"],
     )
     return given
 
