@@ -170,7 +170,7 @@ def make_reader(row: Row, scale: Scale, seed: int) -> Reader:
         vocab_size=scale.levels + 1,
         start_token_id=scale.levels,
         segment_length=scale.segment_length,
-        **dict(row.changes),
+        **{"memory_forgetting": "paper", **dict(row.changes)},
     )
     return MemformerReader(config)
 

@@ -188,7 +188,7 @@ def test_forgetting_adds_the_bias_and_normalises(forgetting: Forgetting) -> None
 
 
 def test_nothing_written_decays_to_the_initial_memory() -> None:
-    model = small_model()
+    model = small_model(memory_forgetting="paper")
     memory = random_memory(model, LANES)
     for _ in range(200):
         memory = model.forget(Written(memory))
