@@ -17,7 +17,6 @@ held from token to token, after so many segments.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, write_results
+from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, tell
 from benchmarks.inference import storage_bytes
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.parts import language_model
@@ -168,11 +167,7 @@ def main() -> None:
     rows = [row for memory in MEMORIES for row in measure(memory, length, segments, repetitions)]
     rows += plain(length, segments, repetitions)
     values = {**provenance(torch.device("cpu")), "segment_length": length, "rows": rows}
-    print(page(values))
-    if arguments.out:
-        write_results(arguments.out, values, page(values))
-    if arguments.json:
-        print(json.dumps(values))
+    tell(values, page(values), arguments)
 
 
 if __name__ == "__main__":

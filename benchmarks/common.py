@@ -166,6 +166,15 @@ def page_head(title: str, values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def tell(values: Mapping[str, Any], page: str, options: argparse.Namespace) -> None:
+    """Prints a page, writes it where `--out` says, and ends with one JSON object where `--json` is given."""
+    print(page)
+    if options.out:
+        write_results(options.out, values, page)
+    if options.json:
+        print(json.dumps(values))
+
+
 def write_results(stem: Path, values: Mapping[str, Any], page: str) -> None:
     """Writes STEM.json and, made from the same values, STEM.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)

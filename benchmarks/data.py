@@ -46,7 +46,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from benchmarks.common import ROOT, markdown_table, provenance, tell
 from benchmarks.data_peers import (
     flat_batches,
     flat_slices,
@@ -371,11 +371,7 @@ def main() -> None:
         "resuming": resume_times(),
         "training": training,
     }
-    print(page(values))
-    if arguments.out:
-        write_results(arguments.out, values, page(values))
-    if arguments.json:
-        print(json.dumps(values))
+    tell(values, page(values), arguments)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks.common import (
     markdown_table,
     page_head,
     provenance,
-    write_results,
+    tell,
 )
 from memformer.models.memformer import MemformerConfig
 from memformer.models.memformer.memory import MemoryWriter
@@ -214,11 +214,7 @@ def main() -> None:
     values["notes"] |= dict(each.split("=", 1) for each in arguments.note)
     for part in arguments.parts:
         values["parts"][part] = list(PARTS[part](measuring, arguments.quick))
-    print(page(values))
-    if arguments.out:
-        write_results(arguments.out, values, page(values))
-    if arguments.json:
-        print(json.dumps(values))
+    tell(values, page(values), arguments)
 
 
 if __name__ == "__main__":

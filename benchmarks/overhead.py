@@ -12,7 +12,6 @@ of ours over the median of bare.
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, markdown_table, provenance, synchronize, write_results
+from benchmarks.common import ROOT, markdown_table, provenance, synchronize, tell
 from data_pipeline import build_dataset
 from memformer import Memformer
 from memformer.config.schema import Config, load_config
@@ -156,11 +155,7 @@ def main() -> None:
     rows = [measure(stage, width, arguments.steps, arguments.warm_up) for width, stage in cases]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     values = {**provenance(device), "rows": rows, "aim": 1.05}
-    print(page(values))
-    if arguments.out:
-        write_results(arguments.out, values, page(values))
-    if arguments.json:
-        print(json.dumps(values))
+    tell(values, page(values), arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from benchmarks.common import ROOT, markdown_table, provenance, tell
 from launch.quickstart import found_far
 from memformer.run import jsonl
 
@@ -78,11 +78,7 @@ def main() -> None:
     if arguments.quick:
         arguments.steps = 20
     values = measure(arguments.steps)
-    print(page(values))
-    if arguments.out:
-        write_results(arguments.out, values, page(values))
-    if arguments.json:
-        print(json.dumps(values))
+    tell(values, page(values), arguments)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ Times are processor time of one thread; ratios are of medians of turns that alte
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -41,7 +40,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, write_results
+from benchmarks.common import interleaved_seconds, markdown_table, page_head, provenance, tell
 from benchmarks.inference import MemformerReading, MemformerWriting, PeerWriting, storage_bytes
 from benchmarks.peers.cached_decoder import CachedDecoder, HiddenStateReader, KeyValueReader
 from memformer import Memformer, MemformerConfig
@@ -364,11 +363,7 @@ def main(words: Sequence[str] | None = None) -> None:
         values["prices"] = prices(large, lengths, options.repetitions)
         values["document"] = document(small, options.tokens, options.answer, options.rounds, options.blocks)
         values["generating"] = generating(large, batches, options.repetitions)
-    print(page(values))
-    if options.out:
-        write_results(options.out, values, page(values))
-    if options.json:
-        print(json.dumps(values))
+    tell(values, page(values), options)
 
 
 if __name__ == "__main__":
