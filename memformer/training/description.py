@@ -142,6 +142,14 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
             f"{train.num_tokens:,}",
             f"{tokens:,}",
         )
+    elif len(train) < data.num_lanes:
+        LOG.warning(
+            "%s holds %s documents, fewer than the %s lanes: lanes begin the same document together, and a step reads "
+            "the same tokens several times; give more documents, cut long ones into several, or lower data.num_lanes",
+            train.location,
+            f"{len(train):,}",
+            f"{data.num_lanes:,}",
+        )
     if documents.held_out is None and config.training.eval_interval:
         LOG.warning(
             "there are no held-out documents, so that nothing is evaluated: build the data set with "

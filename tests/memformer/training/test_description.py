@@ -56,7 +56,7 @@ def test_data_with_loss_weights_says_what_counts_and_is_refused_where_nothing_do
     def built(name: str, ranges: list[list[float]]) -> dict[str, Any]:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "memory " * 40, "loss_weights": ranges}))
         build_dataset([tmp_path / f"{name}.jsonl"], tmp_path / name, loss_weights_key="loss_weights")
-        return {"path": str(tmp_path / name), "num_lanes": 2, "segment_length": 32, "num_segments": 2}
+        return {"path": str(tmp_path / name), "num_lanes": 1, "segment_length": 32, "num_segments": 2}
 
     text, warnings = said(model=TINY_MODEL, data=built("part", [[0, 70, 1]]), training={"eval_interval": 0})
     assert not warnings and "loss: of 25 % of these tokens, by the weights in the data; tokens and speed" in text
@@ -72,6 +72,18 @@ def test_less_text_than_a_step_reads_is_named(said: Any, data: Path) -> None:
     assert (
         len(warnings) == 1 and "fewer than the 131,072 of one step" in warnings[0] and "give more text" in warnings[0]
     )
+
+
+def test_fewer_documents_than_lanes_are_named(said: Any, tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.txt").write_text("memory " * 400)
+    build_dataset([tmp_path], tmp_path / "books")
+    values = {"path": str(tmp_path / "books"), "segment_length": 32, "num_segments": 2}
+    quiet = {"model": TINY_MODEL, "training": {"eval_interval": 0}}
+    _, warnings = said(data={**values, "num_lanes": 4}, **quiet)
+    assert len(warnings) == 1 and "holds 3 documents, fewer than the 4 lanes" in warnings[0]
+    assert "data.num_lanes" in warnings[0]
+    assert not said(data={**values, "num_lanes": 3}, **quiet)[1]
 
 
 def test_no_held_out_documents_are_named_unless_none_are_wanted(said: Any, data: Path) -> None:
