@@ -78,9 +78,9 @@ def load_state(path: Path, model: MemoryModel) -> ReadingState:
     Raises:
         UserError: It cannot be read, is no such file, is damaged, or was read with another model; one line.
     """
-    if not path.is_file():  # a pipe would be read for ever
-        raise UserError(f"{path}: is no file: give one that --save-state has written")
     try:
+        if not path.is_file():  # a pipe would be read for ever
+            raise UserError(f"{path}: is no file: give one that --save-state has written")
         content = path.read_bytes()
         tensors = load(content)
     except OSError as error:

@@ -78,7 +78,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         path: The file.
         content: Bytes, or text that is written as UTF-8.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _beside(path)
     try:
         with temporary.open("xb") as file:  # not mkstemp's, which only its owner may read
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -91,15 +91,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def refuse_taken(path: Path) -> None:
-    """Refuses a place for a new file where there is something, or where no file can be.
+    """Refuses a place for a new file where there is something, or where `write_atomically` could make none.
 
     Raises:
         UserError: So it is.
     """
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise UserError(f"{path}: exists: choose another file, or remove it")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"{path}: there is no directory {path.parent}: make it, or choose another file")
+    try:
+        _beside(path).lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, here or with what is put to it until it is written whole
+        raise UserError(f"{path}: cannot be written ({error.strerror}): choose another file") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {path.parent} cannot be written: mend its permissions, or choose another file")
+
+
+def _beside(path: Path) -> Path:
+    """Where a file is written before it is renamed."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def json_ready(value: Any) -> Any:

@@ -152,6 +152,7 @@ def test_files_of_other_kinds_are_refused(model: Memformer, tmp_path: Path) -> N
         ("torch", "is no state of a reader, or a part of one"),
         *((name, "is no state of a reader: give a file that --save-state") for name in ("plain", "text", "deep")),
         *((name, "is no file: give one that --save-state") for name in ("folder", "pipe", "nothing")),
+        ("n" * 300, r"cannot be read \(File name too long\)"),
     ):
         with pytest.raises(UserError, match=f"{tmp_path / name}: {words}"):
             load_state(tmp_path / name, model)

@@ -57,6 +57,8 @@ def test_a_directory_without_permission_is_refused_at_once(tmp_path: Path) -> No
     try:
         with pytest.raises(UserError, match=r"cannot be made: .* cannot be written: mend its permissions"):
             RunDirectory(tmp_path / "a/run").refuse_unwritable()
+        with pytest.raises(UserError, match=r"cannot be written: mend its permissions"):
+            refuse_taken(tmp_path / "new")
     finally:
         tmp_path.chmod(0o755)
 
@@ -71,6 +73,10 @@ def test_a_new_file_takes_nothings_place(tmp_path: Path) -> None:
     refuse_taken(tmp_path / "new")
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name, words in (("file", "exists"), ("link", "exists"), (".", "exists"), ("none/new", "there is no directory")):
+    long = "File name too long"  # 250: with what `write_atomically` puts to it
+    for name, words in (
+        *(("file", "exists"), ("link", "exists"), (".", "exists"), ("none/new", "there is no directory")),
+        *(("n" * 250, long), ("n" * 300, long), ("n" * 300 + "/new", "there is no directory")),
+    ):
         with pytest.raises(UserError, match=words):
             refuse_taken(tmp_path / name)
