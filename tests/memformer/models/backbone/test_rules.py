@@ -40,8 +40,10 @@ def test_slots_are_written_as_the_paper_says(forgetting: Forgetting) -> None:
     kind = SlotMemory(config, 0.1, Construction()).double()
     x, memory = inputs()
     mask = torch.arange(4) < torch.tensor([[4], [2]])  # of the last four of the five
-    written = kind.after(config.num_layers - 1, LayerOutput(x, memory, slice(1, 5), mask))
-    assert kind.after(0, LayerOutput(x, memory, slice(1, 5), mask)) is None and written is not None
+    output = LayerOutput(x, memory, slice(1, 5), mask)
+    written = kind.after((config.num_layers + 1) // 2 - 1, output)  # half-way up, and nowhere else
+    elsewhere = [kind.after(layer, output) for layer in range(config.num_layers)]
+    assert written is not None and sum(each is not None for each in elsewhere) == 1
     to_query, to_key, to_value = (getattr(kind.writer.write, name).weight for name in ("query", "key", "value"))
     start, x = kind.start.rows, normed(x)[:, 1:]
     for lane in range(LANES):
