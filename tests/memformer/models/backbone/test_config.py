@@ -7,13 +7,13 @@ Covers: memformer/models/backbone/family.py
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from data_pipeline import UserError
 from memformer.config.schema import parse_config
-from memformer.models.backbone.config import BackboneConfig
+from memformer.models.backbone.config import BackboneConfig, MemoryConfig
 from memformer.models.registry import family, family_of_architecture
 from tests.memformer.models.backbone.examples import SIZES, config_of
 
@@ -92,3 +92,12 @@ def test_what_is_no_number_in_a_config_json_is_refused(name: str, value: object)
     config = dataclasses.replace(plain, backbone={**plain.backbone, name: value})
     with pytest.raises(ValueError, match=re.escape(f"{name} is {value}: give a whole number")):
         config.completed(31, 30, 16)
+
+
+@pytest.mark.parametrize(("written", "depth"), [("half", 2), (None, 3), (1, 1)])
+def test_slots_are_written_half_way_up_unless_told_otherwise(written: Literal["half"] | int | None, depth: int) -> None:
+    """Of three layers; null, which older files have, is all of them, and goes through a file unchanged."""
+    config = dataclasses.replace(config_of(), memory=MemoryConfig("slots", write_layer=written))
+    assert (config.num_layers, config.memory_depth) == (3, depth)
+    assert BackboneConfig.from_dict(config.to_dict()).memory.write_layer == written
+    assert MemoryConfig("slots").write_layer == "half"
