@@ -22,6 +22,7 @@ from tests.workshop import make_workshop
 LINES: dict[tuple[str, ...], str] = {
     ("data", "build"): "text --out {root}/again --overwrite",
     ("data", "adopt"): "mds --tokenizer bytes",
+    ("data", "synthesise"): "recall:pairs=2 --lengths 0,200 --documents 4 --out {root}/recall",
     ("data", "inspect"): "data --verify",
     ("plan",): "config.yaml --gpus-per-node 1",
     ("evaluate",): "model --data data --max-segments 2",
