@@ -8,6 +8,7 @@ The sentences are our own; people, places and things are few, so that a small mo
 import dataclasses
 import itertools
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from data_pipeline.tasks.task import NAMES, Question, Random, Story, Task, number, one, some
@@ -151,7 +152,7 @@ class WhereIsThing(Task):
 
     def guess(self, random: Random, question: str) -> str:
         """Any place but the one that is named."""
-        return f"{one(random, [place for place in PLACES if place not in question])}."
+        return _unnamed(random, PLACES, question)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Beside(Task):
 
     def guess(self, random: Random, question: str) -> str:
         """Any place but the one that is named."""
-        return f"{one(random, [place for place in PLACES if place not in question])}."
+        return _unnamed(random, PLACES, question)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +273,12 @@ class Gave(Task):
         """Any person but the one that is named, or any thing."""
         if question.startswith("What"):
             return f"{one(random, THINGS)}."
-        return f"{one(random, [who for who in PEOPLE if who not in question])}."
+        return _unnamed(random, PEOPLE, question)
+
+
+def _unnamed(random: Random, among: Sequence[str], question: str) -> str:
+    """One of these that the question does not name, as an answer."""
+    return f"{one(random, [each for each in among if each not in question])}."
 
 
 def _opposite(way: str) -> str:

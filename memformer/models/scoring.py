@@ -53,7 +53,7 @@ def count_chunks(tokens: int, ids: int, size: int = 4, chunk_bytes: int | None =
         size: Bytes of a logit where its loss is taken.
         chunk_bytes: Bytes of logits that are whole at most; None: `CHUNK_BYTES`.
     """
-    return min(tokens, max(1, -(-tokens * ids * size // (chunk_bytes or CHUNK_BYTES))))
+    return max(1, min(tokens, -(-tokens * ids * size // (chunk_bytes or CHUNK_BYTES))))
 
 
 class Score:
