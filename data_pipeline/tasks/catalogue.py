@@ -117,7 +117,7 @@ def parse_depths(words: str) -> list[float]:
 
 def described() -> str:
     """The tasks and their settings with defaults and ranges, for `--help`."""
-    lines = []
+    lines = ["tasks and their settings (NAME:SETTING=VALUE:..., a comma between tasks):"]
     for kind in TASKS.values():
         lines.append(f"  {kind.name:<10} {kind.summary}")
         for each in dataclasses.fields(kind):

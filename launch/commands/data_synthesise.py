@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the text held out, in whole documents, as of data build",
     )
     add("--overwrite", action="store_true", help="replace a data set in DIR when the new one is complete")
-    parser.epilog = f"tasks and their settings (NAME:SETTING=VALUE:..., a comma between tasks):\n{described()}"
+    parser.epilog = described()
 
 
 def run(arguments: argparse.Namespace) -> BuildReport:

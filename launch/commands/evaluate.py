@@ -15,6 +15,8 @@ from typing import Any
 from launch.answers import answer
 from launch.commands import evaluate_tasks
 
+Parser = evaluate_tasks.Parser
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, and --data with how much of it, or --tasks."""

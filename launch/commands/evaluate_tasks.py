@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launch.answers import answer
+from launch.cli import OneLineParser
 from launch.progress import Progress
 from launch.reports import check_out, json_lines, write_report
 
@@ -17,10 +18,19 @@ OWN = ("lengths", "depths", "documents", "seed", "text", "out", "no_pictures", "
 """Options that mean nothing without --tasks."""
 
 
+class Parser(OneLineParser):
+    """A parser whose help ends with the tasks."""
+
+    def format_help(self) -> str:
+        """Describes the tasks, for those alone who ask: to load them takes a moment."""
+        from data_pipeline.tasks.catalogue import described
+
+        self.epilog = described()
+        return super().format_help()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is asked, in which documents, and where the report goes."""
-    from data_pipeline.tasks.catalogue import described
-
     add = parser.add_argument_group("tasks").add_argument
     add(
         "--lengths",
@@ -53,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=UNSET,
         help="write every prompt, question, answer and what was said, a JSON line each",
     )
-    parser.epilog = f"tasks and their settings (NAME:SETTING=VALUE:..., a comma between tasks):\n{described()}"
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -146,6 +146,22 @@ def test_targets_count_by_their_weights(model: Memformer, tmp_path: Path) -> Non
     assert nothing["tokens"] == LENGTH and nothing["by_position"] == []
 
 
+def test_of_the_last_part_the_weights_count_alone(model: Memformer, tmp_path: Path) -> None:
+    """Weights of what comes before it are left out of the loss and of what it is divided by."""
+    record = {"text": "x" * 100, "loss_weights": [[0, 50, 1], [50, 60, 0.25]]}  # bytes: a character is a token
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key="loss_weights")
+    index = DocumentIndex.load(tmp_path / "set")
+    tokens = torch.from_numpy(np.array(ShardStore(index).read(0, 0, 100), dtype=np.int64))
+    with SegmentStream(index, num_lanes=1, segment_length=LENGTH, num_segments=2, epochs=1) as stream:
+        scores = evaluate(model, stream, torch.device("cpu"), from_token=45)
+    for mode, carried in (("with_memory", True), ("memory_reset", False)):
+        losses = by_hand(model, tokens, carried)
+        report = scores[mode].report()
+        assert (report["counted_tokens"], report["tokens"]) == (5 + 10 / 4, 100 - 45)
+        assert report["loss"] == pytest.approx((sum(losses[45:50]) + sum(losses[50:60]) / 4) / 7.5, rel=1e-10)
+
+
 def test_report_names_positions(index: DocumentIndex, model: Memformer) -> None:
     with SegmentStream(index, num_lanes=2, segment_length=LENGTH, num_segments=1, epochs=1) as stream:
         report = evaluate(model, stream, torch.device("cpu"), max_segments=8)["with_memory"].report()
