@@ -29,8 +29,8 @@ class Board:
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         now = time.time()
-        # The name that TensorBoard looks for, and takes the order of several files from.
-        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{int(now % 1 * 1e6)}"
+        # The name that TensorBoard looks for, and takes the order of several files from: as text, hence the zeros.
+        name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{int(now % 1 * 1e6):06d}"
         self._file = Appender(folder / name, lines=False)
         self._buffer = io.BytesIO()
         self._records = RecordWriter(self._buffer)

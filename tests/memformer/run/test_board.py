@@ -2,6 +2,7 @@
 """TensorBoard's files, read by TensorBoard itself."""
 
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ def test_numbers_and_pictures_are_read_by_tensorboard(tmp_path: Path) -> None:
     assert struct.unpack(">II", picture.encoded_image_string[16:24]) == (150, 100), "as the PNG says"
 
 
-def test_a_later_life_takes_back_what_it_trains_again(tmp_path: Path) -> None:
+def test_a_later_life_takes_back_what_it_trains_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.09)
     first = Board(tmp_path, first_step=1)
     for step in range(1, 6):
         first.add_scalars(step, {"loss": 1.0})
     first.close()
+    # The same second still, and one digit more of microseconds: the order of the files' names has to hold.
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.11)
     second = Board(tmp_path, first_step=4)
     second.add_scalars(4, {"loss": 2.0})
     second.close()
