@@ -7,6 +7,9 @@
 The model knows nothing of any of it.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,7 +53,7 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     import deepspeed
 
     optimizer = make_optimizer(module, config.optimizer, optimizer_device)
-    with telling_unfit_values(config):
+    with telling_unfit_values(config), _local_rank_of(world.device):
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -63,6 +66,23 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     if config.parallel.zero_stage:
         engine.optimizer.torch_autocast_gradscaler = None
     return engine
+
+
+@contextlib.contextmanager
+def _local_rank_of(device: torch.device) -> Iterator[None]:
+    """Inside, DeepSpeed takes the device of this process.
+
+    It takes the GPU with the number LOCAL_RANK. Where each task of a Slurm job sees its own GPU alone
+    (`--gpus-per-task`), that is number 0 on every local rank.
+    """
+    before = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before
 
 
 def compile_layers(model: MemoryModel) -> None:
