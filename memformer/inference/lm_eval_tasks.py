@@ -1,11 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Tasks of EleutherAI's lm-evaluation-harness: found, loaded and asked of a model, with nothing run or fetched unasked.
 
-A task is a YAML file, and three things in it are more than data. `!function` names Python code. A template of Jinja can
-reach all of Python. A metric that the harness does not know is looked for by Hugging Face's `evaluate`, which fetches
-code and runs it. Unless the files are trusted, the first is refused, templates are rendered in Jinja's sandbox, and
-`evaluate` cannot be imported. The harness's own tasks, which were installed with it, may run their own code; their data
-come from the Hugging Face hub.
+What files of tasks may do is in lm_eval_files.py. The harness's own tasks, which were installed with it, may run their
+own code; their data come from the Hugging Face hub.
 """
 
 import contextlib
@@ -23,30 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from data_pipeline import UserError
+from memformer.inference.lm_eval_files import EVALUATE, SUFFIXES, check_files, unknown_metric
 
 MISSING = "--lm-eval needs EleutherAI's lm-evaluation-harness: pip install 'memformer-train[lm-eval]'"
-FORMATS = ("csv", "json", "parquet", "text")
-"""Builders of data sets that read files which are here, and nothing else."""
-CODE, TRUST = "!function", "give --lm-eval-trust if you trust whoever wrote it"
-EVALUATE = f"where it is of Hugging Face's evaluate, which fetches code and runs it, {TRUST}"
-FETCHED = "give --lm-eval-download to have it fetched"
 BOOTSTRAPS = 1000  # of the standard error of a metric that is no mean
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples", "configs")
-_SUFFIXES = (".yaml", ".yml")
-
-
-class _Function(str):
-    """What stands behind `!function`."""
-
-
-class _TaskLoader(yaml.SafeLoader):
-    """Reads a task's YAML without running anything."""
-
-
-_TaskLoader.add_constructor(CODE, lambda loader, node: _Function(node.value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +55,25 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path], *, trust: bool, do
         UserError: The harness is missing; there is no such task; a file is damaged, wants to run code or to fetch data
             that it may not; its data cannot be read.
     """
-    files = {name: Path(name) for name in names if name.endswith(_SUFFIXES)}
+    files = {name: Path(name) for name in names if name.endswith(SUFFIXES)}
     for name, place, there, what in (
         *(("--lm-eval", file, file.is_file(), "file") for file in files.values()),
         *(("--lm-eval-path", folder, folder.is_dir(), "directory") for folder in folders),
     ):
         if not there:
             raise UserError(f"{name} {place}: there is no such {what}: give a YAML file of a task, or its directory")
-    inside = (file for folder in folders for suffix in _SUFFIXES for file in sorted(folder.rglob(f"*{suffix}")))
-    for file in (*files.values(), *inside):
-        _check_file(file, trust, download, set())
     manager_of = _harness()
+    inside = (file for folder in folders for suffix in SUFFIXES for file in sorted(folder.rglob(f"*{suffix}")))
+    check_files((*files.values(), *inside), trust=trust, download=download)
     with _contained(trust):
-        manager = manager_of(include_path=[str(folder) for folder in folders], include_defaults=download)
-        for name in names:
-            if name not in files and name not in manager.task_index:
-                raise UserError(_unknown(name, manager.all_tasks, download))
+        places = [str(folder) for folder in folders]
+        manager = manager_of(include_path=places, include_defaults=False)
+        unknown = [name for name in names if name not in files and name not in manager.task_index]
+        if download and (unknown or manager.all_groups):  # there are 14,000: half a minute of reading
+            manager = manager_of(include_path=places, include_defaults=True)
+            unknown = [name for name in unknown if name not in manager.task_index]
+        if unknown:
+            raise UserError(_unknown(unknown[0], manager.all_tasks, download))
         random.seed(0)  # some tasks shuffle: as the harness's own command has it
         np.random.seed(1234)
         try:
@@ -100,14 +83,10 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path], *, trust: bool, do
     for name, task in tasks["tasks"].items():
         task.set_fewshot_seed(seed=1234)
         if getattr(task, "UNSAFE_CODE", False) and not trust:
-            raise UserError(
-                f"--lm-eval {name}: runs what the model writes: {TRUST.replace('whoever wrote it', 'that')}"
-            )
+            raise UserError(f"--lm-eval {name}: runs code that the model writes: give --lm-eval-trust to let it")
         for metric, computed in getattr(task, "_metric_fn_list", {}).items():
             if computed is None and task.config.process_results is None:
-                raise UserError(
-                    f"--lm-eval {name}: has the metric {metric!r}, which the harness does not know: {EVALUATE}"
-                )
+                raise UserError(f"--lm-eval {name}: {unknown_metric(metric, trust)}")
     return LoadedTasks(tasks, trust)
 
 
@@ -201,7 +180,7 @@ def _contained(trust: bool) -> Iterator[None]:
     from lm_eval import utils
 
     with contextlib.ExitStack() as undo:
-        for name in ("lm_eval", "huggingface_hub"):
+        for name in ("lm_eval", "datasets", "huggingface_hub"):
             logger = logging.getLogger(name)
             undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
@@ -230,55 +209,6 @@ def _changed(values: Any, name: str, value: Any) -> Iterator[None]:
             del values[name]
         else:
             values[name] = before
-
-
-def _check_file(file: Path, trust: bool, download: bool, seen: set[Path]) -> None:
-    """Refuses a task's file that is damaged, and what it may not do; and those that it includes.
-
-    Raises:
-        UserError: See `load_tasks`.
-    """
-    if file.resolve() in seen:
-        return
-    seen.add(file.resolve())
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_TaskLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: is not YAML ({getattr(error, 'problem', None) or error}): mend it") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    if not isinstance(content, dict):
-        return  # no task: the harness leaves it out
-    for value in _values(content):
-        if not trust and (isinstance(value, _Function) or (isinstance(value, dict) and "use_prompt" in value)):
-            what = f"{CODE} {value}" if isinstance(value, _Function) else "use_prompt"
-            raise UserError(f"{file}: runs Python code ({what}): {TRUST}")
-        if not download and isinstance(value, dict):
-            _check_local(file, value)
-    includes = content.get("include", [])
-    for include in includes if isinstance(includes, list) else [includes]:
-        _check_file(file.parent / str(include), trust, download, seen)
-
-
-def _check_local(file: Path, settings: dict[Any, Any]) -> None:
-    """Refuses data that are not files here."""
-    source = settings.get("dataset_path")
-    if source is not None and source not in FORMATS:
-        raise UserError(
-            f"{file}: dataset_path is {source!r}, and files that are here are read by {', '.join(FORMATS)}: {FETCHED}"
-        )
-    for place in _values(settings.get("dataset_kwargs")):
-        if isinstance(place, str) and "://" in place:
-            raise UserError(f"{file}: the data are at {place}: {FETCHED}")
-
-
-def _values(content: Any) -> Iterator[Any]:
-    """All that a document of YAML holds, itself first."""
-    yield content
-    for each in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        yield from _values(each)
 
 
 def _unknown(name: str, known: Sequence[str], download: bool) -> str:
