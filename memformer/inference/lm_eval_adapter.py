@@ -6,8 +6,9 @@ carried, so its length has no limit and nothing of it is left out. The start tok
 empty context is the start token alone. No other token is put in, and none ends a text: `until` does.
 
 Context and continuation are tokenized together, as training has them, and a token that holds a byte of the continuation
-counts to it (`tasks.tokenized`). So blanks at the context's end go to the continuation, where the harness's own models
-put them too.
+counts to it (`tasks.tokenized`). Blanks and line ends at the context's end count to the continuation, as the harness's
+own models have it, so that figures can be compared with theirs. What differs: where the last letters of the context and
+the first of the continuation are one token, that one is scored too; theirs lose it.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from data_pipeline import Tokenizer, UserError
 from memformer.inference.generation import Written, draw, read_texts, reader_of
 from memformer.inference.perplexity import MODES
-from memformer.inference.tasks import Said, answer_questions, tokenized
+from memformer.inference.tasks import Prompt, Said, answer_questions, tokenized
 from memformer.inference.threads import worthwhile_threads
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel
@@ -81,6 +82,16 @@ class Generation:
         return cls(tuple(filter(None, until)), most, temperature if drawn else 0.0, top_k or None, top_p)
 
 
+def prompt_of_pair(context: str, continuation: str, tokenizer: Tokenizer) -> Prompt:
+    """A context and its continuation as tokens: see above.
+
+    Raises:
+        UserError: See `tasks.tokenized`.
+    """
+    text = context + continuation
+    return tokenized(text, [(len(context.rstrip()), len(text))], tokenizer)
+
+
 class MemoryLM(LM):  # type: ignore[misc]  # the harness has no types
     """Answers requests, as many side by side as there are lanes; what is answered changes with these by rounding alone.
 
@@ -126,7 +137,7 @@ class MemoryLM(LM):  # type: ignore[misc]  # the harness has no types
         """What is said to each continuation; what is empty is certain."""
         found = [Said(True, 0.0, ())] * len(asked)
         prompts = {
-            number: tokenized(context + text, [(len(context), len(context) + len(text))], self.tokenizer)
+            number: prompt_of_pair(context, text, self.tokenizer)
             for number, (context, text) in enumerate(asked)
             if text
         }

@@ -178,6 +178,7 @@ def _contained(trust: bool) -> Iterator[None]:
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
+    from lm_eval.api import task
 
     with contextlib.ExitStack() as undo:
         for name in ("lm_eval", "datasets", "huggingface_hub"):
@@ -189,6 +190,7 @@ def _contained(trust: bool) -> Iterator[None]:
             datasets.disable_progress_bars()
         # Its bootstrap forks as many processes as there are cores, out of one that computes in threads.
         undo.enter_context(_changed(os.environ, "DISABLE_MULTIPROC", "1"))
+        undo.enter_context(_changed(vars(task), "tqdm", lambda documents, **_: documents))
         if not trust:
             undo.enter_context(_changed(sys.modules, "evaluate", None))
             sandbox = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)

@@ -179,7 +179,8 @@ class _Batch:
         short, begins = bool((sizes < width).any()), before is None
         reset = torch.full_like(lengths, begins, dtype=torch.bool)
         if before is None:
-            return Segment(torch.zeros_like(target), torch.zeros_like(lengths), target, lengths, reset, True, short)
+            context = target.new_zeros(len(target), self.length)
+            return Segment(context, torch.zeros_like(lengths), target, lengths, reset, True, short)
         return Segment(before.target, before.target_length, target, lengths, reset, before.short, short)
 
     def _advanced(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
