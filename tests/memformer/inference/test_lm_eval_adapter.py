@@ -65,6 +65,7 @@ def test_likelihoods_are_those_of_the_teacher_forced_model(name: str) -> None:
     pairs = [(context, text) for context in (LONG, "", "ab", LONG[:33]) for text in (" fox", "dog.", " a")]
     pairs += [(context, written(model, context, 5)) for context in (LONG, "", "hello,")]
     pairs = [pairs[number] for number in (7, 3, 0, 12, 14, 5, 1, 9, 2, 13, 4, 6, 8, 10, 11)]
+    pairs.append(("z" + LONG[1:], " fox"))  # another beginning, and the same segments from then on
     expected = [
         scored(model, Prompt(TOKENIZER.encode(context + text), ((len(context), len(context + text)),)), False)[0]
         for context, text in pairs
