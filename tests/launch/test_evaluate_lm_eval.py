@@ -21,6 +21,7 @@ from data_pipeline.tokenizer_choice import make_tokenizer
 from launch.cli import main
 from memformer import load_model
 from memformer.inference.tasks import Prompt
+from tests import ROOT
 from tests.launch.test_evaluate_command import export
 from tests.memformer.inference.test_tasks import scored
 from tests.memformer.models.backbone.examples import config_of, make
@@ -325,3 +326,17 @@ def test_without_the_harness_there_is_one_line(
     assert main(["evaluate", str(models["memformer"]), "--lm-eval", "choice"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "pip install 'memformer-train[lm-eval]'" in error
+
+
+def test_the_page_s_example_runs(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("tasks").mkdir()
+    for kind, name in (("yaml", "capitals.yaml"), ("json", "capitals.jsonl")):
+        (block,) = re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        Path("tasks", name).write_text(block)
+    (line,) = re.findall(r"^    memformer evaluate \S+ (--lm-eval capitals .*)$", page, re.MULTILINE)
+    assert main(["evaluate", str(models["memformer"]), *line.split(), "--json", *DEVICE]) == 0
+    assert json.loads(capsys.readouterr().out)["n-samples"] == {"capitals": {"original": 1, "effective": 1}}
