@@ -136,26 +136,23 @@ class MemoryLM(LM):  # type: ignore[misc]  # the harness has no types
     def _said(self, stage: str, asked: list[tuple[str, str]]) -> list[Said]:
         """What is said to each continuation; what is empty is certain."""
         found = [Said(True, 0.0, ())] * len(asked)
-        prompts = {
-            number: prompt_of_pair(context, text, self.tokenizer)
-            for number, (context, text) in enumerate(asked)
-            if text
-        }
         # Long ones first: what does not fit into memory is known at once. Those of one context beside each other.
-        order = sorted(prompts, key=lambda number: (-len(asked[number][0]), asked[number][0], -len(asked[number][1])))
-        done, total = 0, sum(len(prompt.tokens) for prompt in prompts.values())
-
-        def count(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            if self.progress:
-                self.progress(f"reading {stage}", min(done, total), total, "tokens")
-
-        ordered = [prompts[number] for number in order]
-        answers = answer_questions(self.model, ordered, self.lanes, progress=count, modes=CARRIED)[CARRIED[0]]
-        for number, (said,) in zip(order, answers, strict=True):
-            found[number] = said
+        order = sorted(
+            (number for number, (_, text) in enumerate(asked) if text),
+            key=lambda number: (-len(asked[number][0]), asked[number][0], -len(asked[number][1])),
+        )
+        for first in range(0, len(order), self.lanes):  # as many tokens are held as are read side by side
+            batch = order[first : first + self.lanes]
+            prompts = [prompt_of_pair(*asked[number], self.tokenizer) for number in batch]
+            said = answer_questions(self.model, prompts, self.lanes, modes=CARRIED)[CARRIED[0]]
+            for number, (each,) in zip(batch, said, strict=True):
+                found[number] = each
+            self._tell(f"reading {stage}", first + len(batch), len(order))
         return found
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self.progress:
+            self.progress(stage, done, total, "requests")
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """What the model writes behind each context, up to the first text of `until`.
@@ -163,7 +160,7 @@ class MemoryLM(LM):  # type: ignore[misc]  # the harness has no types
         Raises:
             UserError: See `Generation.of`.
         """
-        contexts = [tuple(self.tokenizer.encode(request.args[0]).tolist()) for request in requests]
+        contexts = [request.args[0] for request in requests]
         wanted = [Generation.of(request.args[1]) for request in requests]
         kinds = {kind: number for number, kind in enumerate(dict.fromkeys(wanted))}
         order = sorted(range(len(wanted)), key=lambda one: (kinds[wanted[one]], -len(contexts[one]), contexts[one]))
@@ -176,16 +173,15 @@ class MemoryLM(LM):  # type: ignore[misc]  # the harness has no types
             for one, text in zip(batch, texts, strict=True):
                 found[one] = text
             done += len(batch)
-            if self.progress:
-                self.progress("writing", done, len(order), "texts")
+            self._tell("writing", done, len(order))
         return found
 
-    def _continued(self, contexts: list[tuple[int, ...]], kind: Generation, seed: int) -> list[str]:
+    def _continued(self, contexts: list[str], kind: Generation, seed: int) -> list[str]:
         """Continuations of contexts side by side; one that is there several times is read once."""
         distinct = list(dict.fromkeys(contexts))
         with evaluation_mode(self.model), worthwhile_threads(self.model, self.model.config.reading_length(None)):
             reader = reader_of(self.model, len(distinct))
-            read_texts(reader, distinct)
+            read_texts(reader, [self.tokenizer.encode(context).tolist() for context in distinct])
             if len(distinct) < len(contexts):
                 state = reader.state.rows([distinct.index(context) for context in contexts])
                 reader = reader_of(self.model, len(contexts))

@@ -21,6 +21,8 @@ SUFFIXES = (".yaml", ".yml")
 FORMATS = ("csv", "json", "parquet", "text")
 """Readers of data sets that read files which are here, and nothing else."""
 FUNCTION = "!function"
+OUTWARD = {"use_prompt": "reads files and code of others", "cache_dir": "says where files are written"}
+"""Settings that reach further than data: what each does."""
 TRUST = "give --lm-eval-trust if you trust whoever wrote it"
 EVALUATE = f"where it is of Hugging Face's evaluate, which fetches code and runs it, {TRUST}"
 FETCHED = "give --lm-eval-download to have it fetched"
@@ -63,8 +65,9 @@ def check_files(files: Iterable[Path], *, trust: bool, download: bool) -> None:
         if functions and not trust:
             raise UserError(f"{file}: runs Python code ({FUNCTION} {functions[0]}): {TRUST}")
         for settings in mappings:
-            if "use_prompt" in settings and not trust:
-                raise UserError(f"{file}: use_prompt reads files and code of others: {TRUST}")
+            for name, what in OUTWARD.items():
+                if name in settings and not trust:
+                    raise UserError(f"{file}: {name} {what}: {TRUST}")
             _check_metric(file, settings.get("metric"), trust)
             if not download:
                 _check_local(file, settings)

@@ -65,7 +65,7 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path], *, trust: bool, do
     manager_of = _harness()
     inside = (file for folder in folders for suffix in SUFFIXES for file in sorted(folder.rglob(f"*{suffix}")))
     check_files((*files.values(), *inside), trust=trust, download=download)
-    with _contained(trust):
+    with _contained(trust), _silent():
         places = [str(folder) for folder in folders]
         manager = manager_of(include_path=places, include_defaults=False)
         unknown = [name for name in names if name not in files and name not in manager.task_index]
@@ -173,12 +173,28 @@ def _harness() -> Any:
 
 @contextlib.contextmanager
 def _contained(trust: bool) -> Iterator[None]:
-    """Inside the block the harness says nothing but errors, forks nothing, and runs no code of untrusted files."""
-    import datasets
+    """Inside the block the harness shows no bars, forks nothing, and runs no code of untrusted files."""
     from jinja2 import BaseLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
     from lm_eval.api import task
+
+    with contextlib.ExitStack() as undo:
+        # Its bootstrap forks as many processes as there are cores, out of one that computes in threads.
+        undo.enter_context(_changed(os.environ, "DISABLE_MULTIPROC", "1"))
+        undo.enter_context(_changed(vars(task), "tqdm", lambda documents, **_: documents))
+        if not trust:
+            undo.enter_context(_changed(sys.modules, "evaluate", None))
+            sandbox = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+            sandbox.filters.update(utils.env.filters)
+            undo.enter_context(_changed(vars(utils), "env", sandbox))
+        yield
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Inside the block libraries log nothing and show no bars: what goes wrong is said in one line, by who finds it."""
+    import datasets
 
     with contextlib.ExitStack() as undo:
         for name in ("lm_eval", "datasets", "huggingface_hub"):
@@ -188,14 +204,6 @@ def _contained(trust: bool) -> Iterator[None]:
         if not datasets.are_progress_bars_disabled():
             undo.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
-        # Its bootstrap forks as many processes as there are cores, out of one that computes in threads.
-        undo.enter_context(_changed(os.environ, "DISABLE_MULTIPROC", "1"))
-        undo.enter_context(_changed(vars(task), "tqdm", lambda documents, **_: documents))
-        if not trust:
-            undo.enter_context(_changed(sys.modules, "evaluate", None))
-            sandbox = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
-            sandbox.filters.update(utils.env.filters)
-            undo.enter_context(_changed(vars(utils), "env", sandbox))
         yield
 
 

@@ -250,6 +250,11 @@ WRITE: dict[str, Any] = {"output_type": "generate_until", "doc_to_text": "questi
         ({**CHOICE, "dataset_kwargs": {"data_files": "/none.jsonl"}}, 1, "FileNotFoundError: Unable to find '/none"),
         ({**CHOICE, "metric_list": ["accuracy"]}, 2, "does not know the metric 'accuracy': where it is of Hugging"),
         ({**CHOICE, "use_prompt": "promptsource:x"}, 2, "use_prompt reads files and code of others: give --lm-eval-tr"),
+        (
+            {**CHOICE, "dataset_kwargs": {"cache_dir": "/"}},
+            2,
+            "cache_dir says where files are written: give --lm-eval-tr",
+        ),
         ({**CHOICE, "unsafe_code": True}, 2, "runs code that the model writes: give --lm-eval-trust to let it"),
         ({**CHOICE, "include": "none.yaml"}, 2, "none.yaml: cannot be read (No such file or directory): mend what"),
         ({**WRITE, "generation_kwargs": {"num_beams": 3}}, 2, "generation_kwargs has num_beams: 3, which is not built"),
