@@ -15,7 +15,7 @@ from launch.reports import check_out, json_lines, write_report
 UNSET = argparse.SUPPRESS
 LENGTHS, DEPTHS, DOCUMENTS = "1k,4k,16k", "0,0.25,0.5,0.75,1", 32
 OWN = ("lengths", "depths", "documents", "seed", "text", "out", "no_pictures", "dump")
-"""Options that mean nothing without --tasks."""
+"""Options that mean something with --tasks."""
 
 
 class Parser(OneLineParser):
@@ -55,7 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=UNSET,
         help="texts that facts are hidden in, of the kinds that `data build` takes (default: the books of the project)",
     )
-    add("--out", metavar="DIR", default=UNSET, help="directory for tasks.json and a heat map (PNG) of each task")
+    add(
+        "--out",
+        metavar="DIR",
+        default=UNSET,
+        help="directory for tasks.json and a heat map (PNG) of each task, or lm_eval.json",
+    )
     add("--no-pictures", action="store_true", default=UNSET, help="tasks.json alone (pictures need matplotlib)")
     add(
         "--dump",
@@ -63,17 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=UNSET,
         help="write every prompt, question, answer and what was said, a JSON line each",
     )
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Refuses options of tasks where none are asked.
-
-    Raises:
-        UserError: One is given.
-    """
-    given = next((name for name in OWN if name in arguments), None)
-    if given is not None:
-        raise UserError(f"--{given.replace('_', '-')} is for tasks: give --tasks, or leave it out")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 
 A document is read as in training, segment by segment: what lies before the segments with answers by `advance` alone, at
 the price of what the memory depends on; those by all layers. Memory use does not depend on the length of documents.
+What documents that are read side by side have in common at their beginnings is read once (the choices of one question).
 
 Scoring is teacher-forced: the right answer's tokens are put in one after another. An answer counts as right if each of
 them was the most likely one, start token aside, which is so exactly if greedy generation would have written it; so no
@@ -58,21 +59,36 @@ class Said:
 
 
 def prompt_of(document: Document, tokenizer: Tokenizer) -> Prompt:
-    """Tokenizes a document as a whole, as training has it.
+    """Tokenizes a document of a task: see `tokenized`."""
+    return tokenized(document.text, [(answer.start, answer.end) for answer in document.answers], tokenizer)
+
+
+def tokenized(text: str, answers: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> Prompt:
+    """Tokenizes a text as a whole, as training has it.
 
     An answer's tokens are those that hold a byte of it: one that the question's end shares counts to the answer.
+
+    Args:
+        text: Not empty.
+        answers: First character of each answer, which is not empty, and the one behind its last, in order.
+        tokenizer: The model's.
+
+    Raises:
+        UserError: The tokenizer does not give an answer's text back, so that nobody knows which tokens are its own.
     """
-    tokens = tokenizer.encode(document.text)
+    tokens = tokenizer.encode(text)
     ends = np.cumsum(tokenizer.token_byte_lengths[tokens], dtype=np.int64)
-    ends -= ends[-1] - tokenizer.text_bytes(tokens)  # a blank that some tokenizers put before a document
-    answers, characters, place = [], 0, 0
-    for answer in document.answers:
-        place += len(document.text[characters : answer.start].encode("utf-8"))
-        length = len(document.text[answer.start : answer.end].encode("utf-8"))
-        first, last = np.searchsorted(ends, [place, place + length - 1], side="right")
-        answers.append((int(first), int(last) + 1))
-        characters, place = answer.end, place + length
-    return Prompt(tokens, tuple(answers))
+    ends -= ends[-1] - len(text.encode("utf-8"))  # a blank that some tokenizers put before a document, or take away
+    found, characters, place = [], 0, 0
+    for start, end in answers:
+        place += len(text[characters:start].encode("utf-8"))
+        wanted = text[start:end].encode("utf-8")
+        first, last = np.searchsorted(ends, [place, place + len(wanted) - 1], side="right")
+        if wanted.strip() not in b"".join(tokenizer.token_bytes(int(token)) for token in tokens[first : last + 1]):
+            raise UserError(f"the model's tokenizer does not give {text[start:end]!r} back: ask with other words")
+        found.append((int(first), int(last) + 1))
+        characters, place = end, place + len(wanted)
+    return Prompt(tokens, tuple(found))
 
 
 @torch.no_grad()
@@ -82,8 +98,9 @@ def answer_questions(
     lanes: int = 8,
     segment_length: int | None = None,
     progress: Callable[[int], None] | None = None,
+    modes: Sequence[str] = MODES,
 ) -> dict[str, list[tuple[Said, ...]]]:
-    """What a model says to the questions of documents, in both modes.
+    """What a model says to the questions of documents.
 
     Args:
         model: A model of any family; put into evaluation mode for the time.
@@ -91,9 +108,10 @@ def answer_questions(
         lanes: Documents B read side by side at most; changes the result by rounding alone.
         segment_length: S; None: the length the model was trained with.
         progress: Told after each segment how many tokens it had, all lanes together.
+        modes: Of `with_memory` and `memory_reset`, those that are asked for.
 
     Returns:
-        By mode (`with_memory`, `memory_reset`), for each prompt what was said to each of its questions.
+        By mode, for each prompt what was said to each of its questions.
 
     Raises:
         UserError: Nothing names a segment length, or models of this family have no `logits(segment, memory)`.
@@ -103,10 +121,10 @@ def answer_questions(
         raise UserError("config.json names no segment_length: export the model again")
     if not callable(getattr(model, "logits", None)):
         raise UserError(f"tasks are not built for family {model.config.family}: its models have no logits of a segment")
-    found: dict[str, list[tuple[Said, ...]]] = {mode: [] for mode in MODES}
+    found: dict[str, list[tuple[Said, ...]]] = {mode: [] for mode in modes}
     with evaluation_mode(model), worthwhile_threads(model, length):
         for first in range(0, len(prompts), lanes):
-            batch = _Batch(model, prompts[first : first + lanes], length)
+            batch = _Batch(model, prompts[first : first + lanes], length, modes)
             for mode, said in batch.read(progress).items():
                 found[mode] += said
     return found
@@ -115,26 +133,29 @@ def answer_questions(
 class _Batch:
     """Documents that are read side by side."""
 
-    def __init__(self, model: MemoryModel, prompts: Sequence[Prompt], length: int) -> None:
+    def __init__(self, model: MemoryModel, prompts: Sequence[Prompt], length: int, modes: Sequence[str]) -> None:
         self.model, self.prompts, self.length = model, prompts, length
         self.logits: Any = model.logits  # type: ignore[attr-defined]
         self.sizes = np.array([len(prompt.tokens) for prompt in prompts])
+        self.end = max((answer[1] for prompt in prompts for answer in prompt.answers), default=0)
         self.initial = model.initial_memory(len(prompts)).clone()
-        self.said: dict[str, list[list[tuple[int, float]]]] = {mode: [[] for _ in prompts] for mode in MODES}
+        self.first_alike = [0] * len(prompts)  # of each, the first one with the same tokens so far: none yet
+        self.said: dict[str, list[list[tuple[int, float]]]] = {mode: [[] for _ in prompts] for mode in modes}
 
     def read(self, progress: Callable[[int], None] | None) -> dict[str, list[tuple[Said, ...]]]:
         """Reads up to the last answer."""
-        ends = [answer[1] for prompt in self.prompts for answer in prompt.answers]
         memory = self.initial
         segment: Segment | None = None
-        for start in range(0, max(ends, default=0), self.length):
+        for start in range(0, self.end, self.length):
             segment = self._segment(start, segment)
             spans = [self._answers(prompt, start) for prompt in self.prompts]
-            if any(spans):
-                self._ask("memory_reset", segment, self.initial, spans)
-                memory = self._ask("with_memory", segment, memory, spans)
+            if not any(spans):
+                memory = self._advanced(segment, memory)
             else:
-                memory = self.model.advance(segment, memory)
+                if "memory_reset" in self.said:
+                    self._ask("memory_reset", segment, self.initial, spans)
+                if "with_memory" in self.said:
+                    memory = self._ask("with_memory", segment, memory, spans)
             if progress:
                 progress(int(np.clip(self.sizes - start, 0, self.length).sum()))
         return {
@@ -143,18 +164,35 @@ class _Batch:
         }
 
     def _segment(self, start: int, before: Segment | None) -> Segment:
-        """The segment of every document that begins with this token, int64 [B, S]."""
-        tokens = np.zeros((len(self.prompts), self.length), dtype=np.int64)
+        """The segment of every document that begins with this token, int64 [B, S]; the last ends with its answers."""
+        width = self.length
+        if self.model.config.segment_length is not None:  # else an overlap might be a share of the width
+            width = min(width, self.end - start)
+        tokens = np.zeros((len(self.prompts), width), dtype=np.int64)
+        alike: dict[tuple[int, bytes], int] = {}
         for lane, prompt in enumerate(self.prompts):
-            part = prompt.tokens[start : start + self.length]
+            part = prompt.tokens[start : start + width]
             tokens[lane, : len(part)] = part
-        sizes = np.clip(self.sizes - start, 0, self.length)
+            self.first_alike[lane] = alike.setdefault((self.first_alike[lane], part.tobytes()), lane)
+        sizes = np.clip(self.sizes - start, 0, width)
         target, lengths = (torch.from_numpy(each).to(self.model.device) for each in (tokens, sizes))
-        short, begins = bool((sizes < self.length).any()), before is None
+        short, begins = bool((sizes < width).any()), before is None
         reset = torch.full_like(lengths, begins, dtype=torch.bool)
         if before is None:
-            return Segment(torch.zeros_like(target), torch.zeros_like(lengths), target, lengths, reset, True, short)
+            context = target.new_zeros(len(target), self.length)
+            return Segment(context, torch.zeros_like(lengths), target, lengths, reset, True, short)
         return Segment(before.target, before.target_length, target, lengths, reset, before.short, short)
+
+    def _advanced(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
+        """The next memory; of documents that are alike so far, one is read."""
+        if "with_memory" not in self.said:
+            return memory
+        rows = sorted(set(self.first_alike))
+        if len(rows) == len(self.prompts):
+            return self.model.advance(segment, memory)
+        index = torch.tensor(rows, device=memory.device)
+        following = self.model.advance(segment.rows(index), memory[index])
+        return following[torch.tensor([rows.index(row) for row in self.first_alike], device=memory.device)]
 
     def _answers(self, prompt: Prompt, start: int) -> list[int]:
         """Places in the segment that hold tokens of answers."""

@@ -80,7 +80,7 @@ def test_tasks_are_asked_and_everything_is_written(
         (["--data", "set", "--lengths", "9"], "--lengths is for tasks: give --tasks, or leave it out"),
         (["--data", "set", "--no-pictures"], "--no-pictures is for tasks"),
         (["--data", "set", "--tasks", "copy"], "not allowed with argument"),
-        ([], "one of the arguments --data --tasks is required"),
+        ([], "one of the arguments --data --tasks --lm-eval is required"),
     ],
 )
 def test_a_mistake_is_one_line(
