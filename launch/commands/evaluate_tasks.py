@@ -3,8 +3,9 @@
 
 import argparse
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from launch.answers import answer
@@ -12,9 +13,12 @@ from launch.cli import OneLineParser
 from launch.progress import Progress
 from launch.reports import check_out, json_lines, write_report
 
+if TYPE_CHECKING:
+    from memformer.inference.task_answers import Answers
+
 UNSET = argparse.SUPPRESS
 LENGTHS, DEPTHS, DOCUMENTS = "1k,4k,16k", "0,0.25,0.5,0.75,1", 32
-OWN = ("lengths", "depths", "documents", "seed", "text", "out", "no_pictures", "dump")
+OWN = ("lengths", "depths", "documents", "seed", "text", "processes", "out", "no_pictures", "dump")
 """Options that mean nothing without --tasks."""
 
 
@@ -55,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=UNSET,
         help="texts that facts are hidden in, of the kinds that `data build` takes (default: the books of the project)",
     )
+    add(
+        "--processes",
+        metavar="N",
+        type=int,
+        default=UNSET,
+        help="processes that share the documents, each with a copy of the model; GPUs in turn (default: 1)",
+    )
     add("--out", metavar="DIR", default=UNSET, help="directory for tasks.json and a heat map (PNG) of each task")
     add("--no-pictures", action="store_true", default=UNSET, help="tasks.json alone (pictures need matplotlib)")
     add(
@@ -87,8 +98,10 @@ def run(arguments: argparse.Namespace) -> None:
     lengths = parse_lengths(getattr(arguments, "lengths", LENGTHS))
     depths = parse_depths(getattr(arguments, "depths", DEPTHS))
     documents, seed = getattr(arguments, "documents", DOCUMENTS), getattr(arguments, "seed", 0)
-    if documents < 1:
-        raise UserError(f"--documents is {documents}: give 1 or more")
+    processes = getattr(arguments, "processes", 1)
+    for name, value in (("documents", documents), ("processes", processes)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}: give 1 or more")
     if seed < 0:
         raise UserError(f"--seed is {seed}: give 0 or more")
     out = Path(arguments.out) if "out" in arguments else None
@@ -100,7 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_model(Path(arguments.model))
     texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)
-    from memformer.inference.task_report import Grid, evaluate_task, heat_map, table, timed
+    from memformer.inference.task_answers import OneProcess, SeveralProcesses, context_of
+    from memformer.inference.task_report import Grid, heat_map, report_of, table, timed
 
     grid = Grid(lengths, depths, documents, seed, arguments.lanes)
     began, read, results = time.perf_counter(), 0, []
@@ -113,11 +127,18 @@ def run(arguments: argparse.Namespace) -> None:
             read += tokens
             progress.count("reading", read, max(total, read), "tokens")
 
-        for task in tasks:
-            result = evaluate_task(model, tokenizer, task, texts, grid, progress=count, dump=dump)
-            results.append(result)
-            progress.end()
-            print("\n".join([*table(result), ""]), flush=True)
+        answering: AbstractContextManager[Answers]
+        if processes == 1:
+            answering = nullcontext(OneProcess(model, count))
+        else:
+            dtype, context = next(weight.dtype for _, weight in model.named_parameters()), context_of(model)
+            answering = SeveralProcesses(Path(arguments.model), processes, model.device, dtype, context, count)
+        with answering as answers:
+            for task in tasks:
+                result = report_of(answers, tokenizer, task, texts, grid, dump)
+                results.append(result)
+                progress.end()
+                print("\n".join([*table(result), ""]), flush=True)
     print(timed(began, read))
     report = {
         "model_path": str(arguments.model),
