@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dump",
         metavar="FILE",
         default=UNSET,
-        help="write every prompt, question, answer and what was said, a JSON line each",
+        help="write every prompt, question, answer and what was said (without blanks and line ends around it), a JSON "
+        "line each",
     )
 
 
