@@ -5,11 +5,11 @@
     python benchmarks/task_evaluation.py --quick --json          about a minute: few steps, one task
     python benchmarks/task_evaluation.py --seeds 0 1 2 --out benchmarks/results/DATE-cpu-task-evaluation
 
-For each task, model and seed: `memformer data synthesise`, `train`, `export` and `evaluate --tasks`, each in a process of
-its own, as a user would type them. The models are the quick start's Memformer and a tiny Llama from scratch with an
+For each task, model and seed: `memformer data synthesise`, `train`, `export` and `evaluate --tasks`, each in a process
+of its own, as a user would type them. The models are the quick start's Memformer and a tiny Llama from scratch with an
 associative memory. Beside them a plain Transformer of as many parameters, which is trained on the same documents, read
-whole, and asked with the last 160 tokens in view: it must be right inside its window and guess beyond. A case that is in
-OUT.json is not measured again.
+whole, and asked with the last 160 tokens in view: it must be right inside its window and guess beyond. A case that is
+in OUT.json is not measured again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of
-from benchmarks.common import ROOT, markdown_table, page_head
+from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.backbone import TINY
 from benchmarks.peers.reader import parameters
 from benchmarks.peers.window import WindowModel, WindowReader
@@ -90,17 +90,22 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     return [row]
 
 
-def ours(options: argparse.Namespace, case: Case, data: Path) -> Row:
-    """A model of this project, by its commands."""
-    run, changes = data.parent / "run", SETTINGS[case["model"]]
-    settings = yaml.safe_load(PASSKEY_CONFIG.read_text(encoding="utf-8"))
+def settings_of(model: str, seed: int, steps: int | None, data: Path) -> dict[str, Any]:
+    """A run's configuration: the quick start's with this model's changes."""
+    settings: dict[str, Any] = yaml.safe_load(PASSKEY_CONFIG.read_text(encoding="utf-8"))
+    changes = SETTINGS[model]
     settings["model"] = changes.get("model", settings["model"])
     for section in ("training", "optimizer"):
         settings[section] |= changes.get(section, {})
-    settings["data"]["path"], settings["run_dir"], settings["seed"] = str(data), str(run), case["seed"]
-    settings["training"]["max_steps"] = options.steps or settings["training"]["max_steps"]
-    settings["tensorboard"], settings["checkpoint"] = False, {"interval": 100_000}
-    config = data.parent / "config.yaml"
+    settings["training"]["max_steps"] = steps or settings["training"]["max_steps"]
+    settings["data"]["path"], settings["run_dir"] = str(data), str(data.parent / "run")
+    return settings | {"seed": seed, "tensorboard": False, "checkpoint": {"interval": 100_000}}
+
+
+def ours(options: argparse.Namespace, case: Case, data: Path) -> Row:
+    """A model of this project, by its commands."""
+    settings = settings_of(case["model"], case["seed"], options.steps, data)
+    config, run = data.parent / "config.yaml", data.parent / "run"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     memformer("train", str(config))
     memformer("export", str(run), "--out", str(run / "model"))
@@ -132,9 +137,7 @@ def plain(options: argparse.Namespace, case: Case, data: Path) -> Row:
     model = WindowModel(config, PLAIN_LAYERS, WINDOW)
     reader = WindowReader(model)
     steps = options.steps or PLAIN.steps
-    with SegmentStream(
-        data, num_lanes=PLAIN_LANES, segment_length=WINDOW, num_segments=1, seed=case["seed"]
-    ) as stream:
+    with SegmentStream(data, num_lanes=PLAIN_LANES, segment_length=WINDOW, num_segments=1, seed=case["seed"]) as stream:
         history = train(reader, rollouts(stream), Recipe(steps, PLAIN.learning_rate, PLAIN.schedule), print)
     grid = Grid(
         parse_lengths(options.lengths), parse_depths(options.depths), options.documents, lanes=options.documents

@@ -341,15 +341,14 @@ def _writing(root: Path, chosen: Tokenizer) -> Iterator[None]:
         UserError: Another tokenizer lies there, or the directory cannot be written.
     """
     beside = root / TOKENIZER_FILE
-    there = beside.read_bytes() if beside.is_file() else None
-    if there is not None and hashlib.sha256(there).hexdigest() != chosen.sha256:
+    new = [name for name in (COLUMNS_FILE, TOKENIZER_FILE) if not (root / name).exists()]
+    if beside.is_file() and hashlib.sha256(beside.read_bytes()).hexdigest() != chosen.sha256:
         raise UserError(f"{beside} is another file than the data set needs there; name a directory to make with --out")
     try:
         yield
     except BaseException as error:
-        for name in (COLUMNS_FILE, TOKENIZER_FILE):
-            if name != TOKENIZER_FILE or there is None:
-                (root / name).unlink(missing_ok=True)
+        for name in new:
+            (root / name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise UserError(
                 f"{error.filename or root}: {error.strerror or error}; where {root} cannot be written, name a "

@@ -124,6 +124,9 @@ class SeveralProcesses:
         waiting, numbers, turn = iter(batches), iter(range(1 << 62)), 0
         idle, busy, done = deque(self._connections), dict[Any, int](), dict[int, Answered]()
         while True:
+            while turn in done:
+                yield done.pop(turn)
+                turn += 1
             while idle and len(busy) + len(done) < _AHEAD * len(self._connections):
                 prompts = next(waiting, None)
                 if prompts is None:
@@ -131,9 +134,6 @@ class SeveralProcesses:
                 connection = idle.popleft()
                 self._send(connection, prompts)
                 busy[connection] = next(numbers)
-            while turn in done:
-                yield done.pop(turn)
-                turn += 1
             if not busy:
                 return
             for connection in wait(list(busy)):
@@ -186,9 +186,7 @@ def device_of(device: torch.device, number: int, gpus: int) -> torch.device:
     return device
 
 
-def _answer(
-    connection: Connection, path: Path, device: torch.device, dtype: torch.dtype, threads: int | None
-) -> None:
+def _answer(connection: Connection, path: Path, device: torch.device, dtype: torch.dtype, threads: int | None) -> None:
     """The life of a process: batches in, answers out, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is told to all; the one that was started ends the others
     try:

@@ -249,7 +249,7 @@ def table(result: dict[str, Any]) -> list[str]:
         depth = f"{cell['depth']:.2f}" if cell["length"] else ""
         lines.append(f"{length:>10}  {depth:>5}  {cell['questions']:>5}{shares}  {cell['guess']:>5.2f}")
     if any(cell[mode] is None for cell in result["cells"] for mode in modes):
-        lines.append(f"without memory: the language model alone reads {context:,} tokens at once, and no longer document")
+        lines.append(f"without memory: the language model alone, which reads {context:,} tokens at once and no more")
     return lines
 
 

@@ -2,7 +2,8 @@
 """What the system asks of a model, whichever it is.
 
 A **cell** (`memformer.replay.Cell`) can be trained by memory replay. A `MemoryModel` is a cell that can also be
-optimized, checkpointed, evaluated and exported; a `Standalone` one also does without its memory. A `Reader` reads a document token by token, to continue it.
+optimized, checkpointed, evaluated and exported; a `Standalone` one also does without its memory. A `Reader` reads a
+document token by token, to continue it.
 
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
 """

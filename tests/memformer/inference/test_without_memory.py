@@ -134,7 +134,7 @@ def test_the_report_has_it_where_the_document_fits(memory: str) -> None:
     lines = table(result)
     assert lines[1].split()[-5:-1] == ["memory", "reset", "without", "memory"]
     assert "longer than 100" in lines[3] and "longer than 100" not in lines[2]
-    assert lines[-1].startswith("without memory: the language model alone reads 100 tokens at once")
+    assert lines[-1] == "without memory: the language model alone, which reads 100 tokens at once and no more"
     if drawing.available():
         panels = heat_map(result).axes
         assert [axes.get_title(loc="left") or axes.get_title() for axes in panels[:3]][2] == "the language model alone"
