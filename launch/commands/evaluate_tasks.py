@@ -14,6 +14,8 @@ from launch.progress import Progress
 from launch.reports import check_out, json_lines, write_report
 
 if TYPE_CHECKING:
+    import torch
+
     from memformer.inference.task_answers import Answers
 
 UNSET = argparse.SUPPRESS
@@ -114,7 +116,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_model(Path(arguments.model))
     texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)
-    from memformer.inference.task_answers import OneProcess, SeveralProcesses, context_of
+    import torch
+
+    from memformer.inference.task_answers import OneProcess, SeveralProcesses
     from memformer.inference.task_report import Grid, heat_map, report_of, table, timed
 
     grid = Grid(lengths, depths, documents, seed, arguments.lanes)
@@ -128,12 +132,10 @@ def run(arguments: argparse.Namespace) -> None:
             read += tokens
             progress.count("reading", read, max(total, read), "tokens")
 
-        answering: AbstractContextManager[Answers]
-        if processes == 1:
-            answering = nullcontext(OneProcess(model, count))
-        else:
-            dtype, context = next(weight.dtype for _, weight in model.named_parameters()), context_of(model)
-            answering = SeveralProcesses(Path(arguments.model), processes, model.device, dtype, context, count)
+        answering: AbstractContextManager[Answers] = nullcontext(OneProcess(model, count))
+        if processes > 1:
+            devices = devices_of(arguments.device, model.device, processes, torch.cuda.device_count())
+            answering = SeveralProcesses(Path(arguments.model), model, devices, count)
         with answering as answers:
             for task in tasks:
                 result = report_of(answers, tokenizer, task, texts, grid, dump)
@@ -153,6 +155,22 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{out}: {', '.join(write_report(out, 'tasks.json', report, figures))}")
     if arguments.json:
         answer(report | {"seconds": round(time.perf_counter() - began, 3)})
+
+
+def devices_of(said: str, device: "torch.device", processes: int, gpus: int) -> "list[torch.device]":
+    """Where each process computes: on all GPUs in turn, unless one is named.
+
+    Args:
+        said: The value of --device.
+        device: What it stands for.
+        processes: How many.
+        gpus: That are here.
+    """
+    import torch
+
+    if device.type != "cuda" or ":" in said:
+        return [device] * processes
+    return [torch.device("cuda", number % gpus) for number in range(processes)]
 
 
 def picture_name(task: str) -> str:

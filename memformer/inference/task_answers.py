@@ -72,30 +72,24 @@ class SeveralProcesses:
     """Answers with a model in each of several processes; a context, at whose end they are gone.
 
     Args:
-        path: The exported model, which has been opened here once, so that what is wrong with it has been said.
-        processes: How many.
-        device: Where they compute; of several GPUs (`cuda`) each in turn.
-        dtype: Of the weights.
-        context: See `Answers`.
+        path: The exported model.
+        model: The same, opened here, so that what is wrong with it has been said. They open it with its type of
+            weights.
+        devices: Where each of them computes.
         progress: Told how many tokens any of them has read.
     """
 
     def __init__(
-        self,
-        path: Path,
-        processes: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        context: int | None,
-        progress: Progress | None = None,
+        self, path: Path, model: MemoryModel, devices: Sequence[torch.device], progress: Progress | None = None
     ) -> None:
-        self.context, self.progress = context, progress
+        self.context, self.progress = context_of(model), progress
+        dtype = next(weight.dtype for _, weight in model.named_parameters())
         spawn = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads, nor CUDA
-        threads = max(1, torch.get_num_threads() // processes) if "OMP_NUM_THREADS" not in os.environ else None
+        threads = max(1, torch.get_num_threads() // len(devices)) if "OMP_NUM_THREADS" not in os.environ else None
         self._processes, self._connections = [], list[Connection]()
-        for number in range(processes):
+        for device in devices:
             mine, theirs = spawn.Pipe()
-            arguments = (theirs, path, device_of(device, number, torch.cuda.device_count()), dtype, threads)
+            arguments = (theirs, path, device, dtype, threads)
             process = spawn.Process(target=_answer, args=arguments, daemon=True)
             process.start()
             theirs.close()  # so that the end of the process is the end of the connection
@@ -122,7 +116,7 @@ class SeveralProcesses:
             UserError: A process has ended, or failed.
         """
         waiting, numbers, turn = iter(batches), iter(range(1 << 62)), 0
-        idle, busy, done = deque(self._connections), dict[Any, int](), dict[int, Answered]()
+        idle, busy, done = deque[Any](self._connections), dict[Any, int](), dict[int, Answered]()
         while True:
             while turn in done:
                 yield done.pop(turn)
@@ -136,11 +130,11 @@ class SeveralProcesses:
                 busy[connection] = next(numbers)
             if not busy:
                 return
-            for connection in wait(list(busy)):
-                found = self._receive(connection)
+            for ready in wait(list(busy)):
+                found = self._receive(ready)
                 if found is not None:
-                    done[busy.pop(connection)] = found
-                    idle.append(connection)  # type: ignore[arg-type]
+                    done[busy.pop(ready)] = found
+                    idle.append(ready)
 
     def _send(self, connection: Connection, prompts: Sequence[Prompt]) -> None:
         try:
@@ -177,13 +171,6 @@ class SeveralProcesses:
             "or --lanes",
             exit_code=1,
         )
-
-
-def device_of(device: torch.device, number: int, gpus: int) -> torch.device:
-    """Where process `number` computes: on the GPUs in turn, if none of them is named."""
-    if device.type == "cuda" and device.index is None and gpus:
-        return torch.device("cuda", number % gpus)
-    return device
 
 
 def _answer(connection: Connection, path: Path, device: torch.device, dtype: torch.dtype, threads: int | None) -> None:

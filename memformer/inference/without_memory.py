@@ -46,7 +46,7 @@ def answer_without_memory(model: MemoryModel, prompts: Sequence[Prompt]) -> list
                 places = [place for first, last in prompt.answers for place in range(first, last)]
                 at_P, part = torch.tensor(places, device=model.device), max(1, MOST_LOGITS // model.config.vocab_size)
                 logits = model.without_memory(tokens, at_P, part)
-                for some_PV, at in zip(logits, at_P.split(part), strict=True):
+                for some_PV, at in zip(logits, torch.split(at_P, part), strict=True):
                     said += best_and_likely(some_PV, tokens[at], model.config)
             found.append(told(prompt, said))
     return found

@@ -15,10 +15,12 @@ import torch
 
 from data_pipeline import UserError
 from data_pipeline.tokenizer_choice import make_tokenizer
-from memformer.inference.task_answers import OneProcess, SeveralProcesses, device_of
+from memformer.inference.task_answers import OneProcess, SeveralProcesses
 from memformer.inference.tasks import Prompt
 from memformer.models.loading import load_model
 from tests.launch.test_evaluate_command import export
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,41 +38,34 @@ def batches(count: int = 7) -> Iterator[list[Prompt]]:
         yield [Prompt(random.integers(256, size=length), ((length - 3, length),)) for length in lengths]
 
 
-def test_processes_give_the_answers_of_one_and_a_kill_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_gives_the_answers_of_one_here_and_its_death_is_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several of them: `tests/launch/test_evaluate_tasks.py`."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    told = {"one": 0, "two": 0}
+    told = {"here": 0, "there": 0}
 
     def count(name: str, tokens: int) -> None:
         told[name] += tokens
 
-    alone = OneProcess(load_model(model), lambda tokens: count("one", tokens))
-    cpu, dtype = torch.device("cpu"), torch.float32
-    with SeveralProcesses(model, 2, cpu, dtype, alone.context, lambda tokens: count("two", tokens)) as shared:
+    alone = OneProcess(load_model(model), lambda tokens: count("here", tokens))
+    with SeveralProcesses(model, alone.model, [CPU], lambda tokens: count("there", tokens)) as shared:
         assert list(shared(batches())) == list(alone(batches()))
-        assert told["two"] == told["one"] > 0
-        assert list(shared([])) == [] and len(list(shared(batches(1)))) == 1  # again, by the same processes
-        pids = [process.pid for process in shared._processes]
-        assert len(set(pids)) == 2
+        assert told["there"] == told["here"] > 0
+        assert list(shared([])) == [] and len(list(shared(batches(1)))) == 1  # again, by the same process
+        pid = shared._processes[0].pid
+        assert pid is not None and pid != os.getpid()
         answers = shared(batches(200))
         next(answers)
-        assert pids[1] is not None
-        os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(UserError, match=rf"--processes 2: process {pids[1]} was killed by SIGKILL: if memory"):
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=rf"--processes 1: process {pid} was killed by SIGKILL: if memory ran out"):
             list(answers)
-    assert not any(process.is_alive() for process in shared._processes)
+    assert not shared._processes[0].is_alive()
 
 
 def test_what_fails_in_a_process_is_said_here(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((model / "config.json").read_text())
-    cpu = torch.device("cpu")
-    with SeveralProcesses(tmp_path, 1, cpu, torch.float32, None) as answers:
+    with SeveralProcesses(tmp_path, load_model(model), [CPU]) as answers:
         with pytest.raises(UserError, match=r"model\.safetensors") as failed:
             list(answers(batches(1)))
         assert failed.value.exit_code == 1
-
-
-def test_gpus_are_taken_in_turn() -> None:
-    cuda = torch.device("cuda")
-    assert [device_of(cuda, number, 2).index for number in range(4)] == [0, 1, 0, 1]
-    assert device_of(torch.device("cuda:1"), 2, 4).index == 1
-    assert device_of(torch.device("cpu"), 3, 0).type == "cpu"
