@@ -115,19 +115,19 @@ class SeveralProcesses:
         Raises:
             UserError: A process has ended, or failed.
         """
-        waiting, numbers, turn = iter(batches), iter(range(1 << 62)), 0
+        waiting, turn = enumerate(batches), 0
         idle, busy, done = deque[Any](self._connections), dict[Any, int](), dict[int, Answered]()
         while True:
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
             while idle and len(busy) + len(done) < _AHEAD * len(self._connections):
-                prompts = next(waiting, None)
-                if prompts is None:
+                following = next(waiting, None)
+                if following is None:
                     break
                 connection = idle.popleft()
+                busy[connection], prompts = following
                 self._send(connection, prompts)
-                busy[connection] = next(numbers)
             if not busy:
                 return
             for ready in wait(list(busy)):

@@ -4,6 +4,7 @@
 import dataclasses
 import math
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -149,11 +150,11 @@ def report_of(
         for first in range(0, total, lanes)
     ]
     scores = {cell: _Cell(task, grid.seed) for cell in cells}
-    for (length, depth, numbers), found in zip(parts, answers(batches()), strict=True):
+    for (length, depth, _), found in zip(parts, answers(batches()), strict=True):
         documents, prompts = made.popleft()
-        for lane, number in enumerate(numbers):
+        for lane, (document, prompt) in enumerate(zip(documents, prompts, strict=True)):
             said = {mode: found[mode][lane] for mode in ALL_MODES}
-            for record in scores[length, depth].add(number, documents[lane], prompts[lane], said, tokenizer):
+            for record in scores[length, depth].add(document, prompt, said, tokenizer):
                 if dump:
                     dump({"task": task.label, "length": length, "depth": depth, **record})
     return {
@@ -178,15 +179,11 @@ class _Cell:
         self.unread: set[str] = set()  # modes in which a document could not be read
 
     def add(
-        self,
-        number: int,
-        document: Document,
-        prompt: Prompt,
-        said: dict[str, tuple[Said, ...] | None],
-        tokenizer: Tokenizer,
+        self, document: Document, prompt: Prompt, said: dict[str, tuple[Said, ...] | None], tokenizer: Tokenizer
     ) -> Iterator[dict[str, Any]]:
-        """Counts a document, which is the cell's with this number; a record of each question."""
-        random = np.random.default_rng([self.seed, number])  # the same guess in whatever order documents are asked
+        """Counts a document; a record of each question."""
+        # The same guess however many documents are asked, and in whatever order.
+        random = np.random.default_rng([self.seed, zlib.crc32(f"guess {document.name}".encode())])
         self.documents += 1
         self.solved += bool(solved(self.task, document))
         self.tokens += len(prompt.tokens)
