@@ -168,13 +168,19 @@ def line(row: Row) -> str:
 
 
 def shares(rows: Sequence[Row], length: int, mode: str, depth: float | None = None) -> list[float]:
-    """Each seed's share of right answers at a length, of all depths or of one; none where the mode has no figures."""
+    """Each seed's share of right answers at a length, at all depths below 1 or at one.
+
+    None where the mode has no figures. Depth 1 is apart: the fact stands right before the question, and nothing has to
+    be remembered.
+    """
     found = []
     for row in rows:
         cells = [
             cell
             for cell in row["cells"]
-            if cell["length"] == length and depth in (None, cell["depth"]) and cell.get(mode)
+            if cell["length"] == length
+            and (cell["depth"] < 1 if depth is None else cell["depth"] == depth)
+            and cell.get(mode)
         ]
         if cells:
             found.append(sum(cell[mode]["right"] for cell in cells) / sum(cell["questions"] for cell in cells))
@@ -199,7 +205,8 @@ def page(values: dict[str, Any]) -> str:
         "seeds, the worst in brackets where it is another. Trained on documents of at most "
         f"{WINDOW} tokens (bytes) in segments of 32. *Memory reset*: the same model, its memory taken away at every "
         "segment; *without memory*: its language model alone, with all of the document in view. The plain Transformer "
-        f"sees the last {WINDOW} tokens; reset, those of the segment alone.",
+        f"sees the last {WINDOW} tokens; reset, those of the segment alone. Depth 1 has the fact right before the "
+        "question; documents of a drawn depth, as in training, always have a word between.",
     ]
     for task in dict.fromkeys(row["task"] for row in values["rows"]):
         rows = [row for row in values["rows"] if row["task"] == task]
@@ -215,7 +222,7 @@ def page(values: dict[str, Any]) -> str:
         for baseline in ("guess", "solver"):
             cells = [[cell for row in rows for cell in row["cells"] if cell["length"] == length] for length in lengths]
             table.append([f"*{baseline}*", "", *(statistics.fmean(each[baseline] for each in some) for some in cells)])
-        parts += [markdown_table(["all depths", "steps", *(f"{length:,} tokens" for length in lengths)], table)]
+        parts += [markdown_table(["depths below 1", "steps", *(f"{length:,} tokens" for length in lengths)], table)]
         table = [
             [NAMES[model], f"{length:,}", *(shown(shares(found, length, "with_memory", depth)) for depth in depths)]
             for model, found in of_model.items()

@@ -288,7 +288,8 @@ def _mistyped(record: dict[str, Any], key: str) -> str | None:
     """The key that was probably meant by one that a record does not have: its weights would be lost without a word."""
     if key in record:
         return None
-    return USUAL_KEY if USUAL_KEY in record else next(iter(get_close_matches(key, record, 1, _ALIKE)), None)
+    lists = [name for name, value in record.items() if isinstance(value, list)]
+    return USUAL_KEY if USUAL_KEY in lists else next(iter(get_close_matches(key, lists, 1, _ALIKE)), None)
 
 
 def _instead(record: Any, key: str, option: str) -> str:

@@ -243,6 +243,9 @@ def test_a_mistyped_key_is_refused_at_the_first_record_that_has_another(tmp_path
     said = f'a.jsonl line 1: --loss-weights-key is "{asked}", .* but "{there}": name that key'
     with pytest.raises(UserError, match=said):
         build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key=asked, on_bad_record="skip")
+    lines = ({"text": "a", f"{asked}s": 1}, {"text": "b", asked: [[0, 1, 1]]})  # a number is no list of ranges
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key=asked)
 
 
 def test_digits_that_are_no_number_leave_the_record_s_weights_alone(tmp_path: Path) -> None:
