@@ -1,8 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The benchmark of tasks at its smallest: the plain Transformer by the project's documents, and what the page says.
-
-Covers: benchmarks/task_evaluation.py, benchmarks/published.py
-"""
+"""The benchmark of tasks at its smallest: the plain Transformer by the project's documents, and what the page says."""
 
 import json
 from pathlib import Path
