@@ -1,8 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The plain Transformer within its window: what it says of a text's end is what its decoder says of the window alone.
 
-Tolerances in float64: 1e-12, the same products in another order of sums; 1e-6 where a row begins with places that nothing sees, so that its positions are others and
-the angles of the rotary table, which is float32, are rounded otherwise.
+Tolerances in float64: 1e-12, the same products in another order of sums; 1e-6 where a row begins with places that
+nothing sees, so that its positions are others and the angles of the rotary table, which is float32, are rounded
+otherwise.
 """
 
 import numpy as np
