@@ -210,10 +210,15 @@ def page(values: dict[str, Any]) -> str:
     ]
     for task in dict.fromkeys(row["task"] for row in values["rows"]):
         rows = [row for row in values["rows"] if row["task"] == task]
-        parts += ["", f"## {task}", "", f"Chance {rows[0]['chance']:.2f}; seeds {seeds_of(rows)}.", ""]
+        parts += ["", f"## {task}", "", f"Chance {rows[0]['chance']:.2f}.", ""]
         of_model = {model: [row for row in rows if row["model"] == model] for model in NAMES}
         table = [
-            [f"{NAMES[model]}{words}", found[0]["steps"], *(shown(shares(found, length, mode)) for length in lengths)]
+            [
+                f"{NAMES[model]}{words}",
+                seeds_of(found),
+                found[0]["steps"],
+                *(shown(shares(found, length, mode)) for length in lengths),
+            ]
             for model, found in of_model.items()
             if found
             for mode, words in MODES.items()
@@ -221,8 +226,12 @@ def page(values: dict[str, Any]) -> str:
         ]
         for baseline in ("guess", "solver"):
             cells = [[cell for row in rows for cell in row["cells"] if cell["length"] == length] for length in lengths]
-            table.append([f"*{baseline}*", "", *(statistics.fmean(each[baseline] for each in some) for some in cells)])
-        parts += [markdown_table(["depths below 1", "steps", *(f"{length:,} tokens" for length in lengths)], table)]
+            table.append(
+                [f"*{baseline}*", "", "", *(statistics.fmean(each[baseline] for each in some) for some in cells)]
+            )
+        parts += [
+            markdown_table(["depths below 1", "seeds", "steps", *(f"{length:,} tokens" for length in lengths)], table)
+        ]
         table = [
             [NAMES[model], f"{length:,}", *(shown(shares(found, length, "with_memory", depth)) for depth in depths)]
             for model, found in of_model.items()

@@ -21,7 +21,7 @@ def test_a_case_is_measured_once_and_written(tmp_path: Path, capsys: pytest.Capt
     assert (row["task"], row["model"], row["seed"], row["steps"]) == ("passkey:digits=1", "transformer", 0, 2)
     assert [(cell["length"], cell["depth"]) for cell in row["cells"]] == [(160, 0), (160, 0.5), (1600, 0), (1600, 0.5)]
     assert all(cell["solver"] == 1 and cell["without_memory"] is None for cell in row["cells"])
-    assert "| plain Transformer | 2 | " in (tmp_path / "result.md").read_text()
+    assert "| plain Transformer | 0 | 2 | " in (tmp_path / "result.md").read_text()
     capsys.readouterr()
     task_evaluation.main(words)
     assert "1 of 1 models are in" in capsys.readouterr().out
@@ -53,8 +53,11 @@ def test_the_page_has_means_worst_seeds_baselines_and_what_was_published() -> No
     values = {"date": "d", "hardware": "h", "torch": "t", "commit": "c", "command": "x", "notes": "", "sizes": sizes}
     text = page({**values, "rows": rows})
     name = NAMES["associative"]
-    assert f"| {name} | 9 | 1.00 | 0.88 (0.75) |" in text and f"| {name}, memory reset | 9 | 0.00 | 0.00 |" in text
-    assert f"| {name}, without memory | 9 | 0.25 | longer than its context |" in text
-    assert "| *guess* |  | 0.250 | 0.250 |" in text and "| *solver* |  | 1.000 | 1.000 |" in text
+    assert (
+        f"| {name} | 0, 1 | 9 | 1.00 | 0.88 (0.75) |" in text
+        and f"| {name}, memory reset | 0, 1 | 9 | 0.00 | 0.00 |" in text
+    )
+    assert f"| {name}, without memory | 0, 1 | 9 | 0.25 | longer than its context |" in text
+    assert "| *guess* |  |  | 0.250 | 0.250 |" in text and "| *solver* |  |  | 1.000 | 1.000 |" in text
     for each in PUBLISHED:
         assert each.source in text and all(len(line) == len(each.columns) + 1 for line in each.rows)
