@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Tasks of memory by length and depth: trained on 160 tokens by the project's own commands, asked at up to 16,000.
 
-    python benchmarks/task_evaluation.py --seeds 0 1 2           about half an hour of one CPU core
+    python benchmarks/task_evaluation.py --seeds 0 1 2           about an hour of one CPU core
     python benchmarks/task_evaluation.py --quick --json          about a minute: few steps, one task
     python benchmarks/task_evaluation.py --seeds 0 1 2 --out benchmarks/results/DATE-cpu-task-evaluation
 
