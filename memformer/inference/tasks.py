@@ -159,7 +159,7 @@ class _Batch:
             if progress:
                 progress(int(np.clip(self.sizes - start, 0, self.length).sum()))
         return {
-            mode: [self._told(prompt, said) for prompt, said in zip(self.prompts, lanes, strict=True)]
+            mode: [told(prompt, said) for prompt, said in zip(self.prompts, lanes, strict=True)]
             for mode, lanes in self.said.items()
         }
 
@@ -212,26 +212,32 @@ class _Batch:
             for own, wanted in enumerate(places[lanes]):
                 if wanted:
                     at = torch.tensor(wanted, device=logits_BSV.device)
-                    logits = logits_BSV[own].index_select(0, at)
-                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                     right = part.target[own].index_select(0, at)
-                    likely = logits.log_softmax(-1).gather(1, right[:, None])[:, 0]
-                    # What `generate` never writes: the start token, which stands before every segment and never
-                    # inside a document, and ids of a pretrained model that are no tokens of the data.
-                    logits[:, config.start_token_id :][:, :1] = float("-inf")
-                    best = logits[:, : config.vocab_size].argmax(-1)
-                    self.said[mode][lane + own] += list(zip(best.tolist(), likely.tolist(), strict=True))
+                    found = best_and_likely(logits_BSV[own].index_select(0, at), right, config)
+                    self.said[mode][lane + own] += found
         return torch.cat(memories)
 
-    @staticmethod
-    def _told(prompt: Prompt, said: list[tuple[int, float]]) -> tuple[Said, ...]:
-        answers, done = [], 0
-        for first, end in prompt.answers:
-            right = prompt.tokens[first:end].tolist()
-            best = [token for token, _ in said[done : done + len(right)]]
-            likely = sum(value for _, value in said[done : done + len(right)])
-            done += len(right)
-            wrong = next((place for place, token in enumerate(best) if token != right[place]), None)
-            shown = best if wrong is None else best[: wrong + 1]
-            answers.append(Said(wrong is None, likely, tuple(shown)))
-        return tuple(answers)
+
+def best_and_likely(logits_PV: torch.Tensor, right_P: torch.Tensor, config: Any) -> list[tuple[int, float]]:
+    """The most likely token of each place, and the log-likelihood of the right one in nats."""
+    logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
+    likely = logits_PV.log_softmax(-1).gather(1, right_P[:, None])[:, 0]
+    # What `generate` never writes: the start token, which stands before every segment and never inside a document, and
+    # ids of a pretrained model that are no tokens of the data.
+    logits_PV[:, config.start_token_id :][:, :1] = float("-inf")
+    best = logits_PV[:, : config.vocab_size].argmax(-1)
+    return list(zip(best.tolist(), likely.tolist(), strict=True))
+
+
+def told(prompt: Prompt, said: Sequence[tuple[int, float]]) -> tuple[Said, ...]:
+    """What was said to each question, from what `best_and_likely` gives for all tokens of the answers in turn."""
+    answers, done = [], 0
+    for first, end in prompt.answers:
+        right = prompt.tokens[first:end].tolist()
+        best = [token for token, _ in said[done : done + len(right)]]
+        likely = sum(value for _, value in said[done : done + len(right)])
+        done += len(right)
+        wrong = next((place for place, token in enumerate(best) if token != right[place]), None)
+        shown = best if wrong is None else best[: wrong + 1]
+        answers.append(Said(wrong is None, likely, tuple(shown)))
+    return tuple(answers)
