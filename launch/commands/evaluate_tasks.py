@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Asks, prints a table a task, writes the files."""
     from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
     from data_pipeline.tasks.filler import texts_for
+    from data_pipeline.tasks.prompts import Grid
     from launch.models import check_model, open_model
     from memformer.inference.drawing import available
 
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_model(Path(arguments.model))
     texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)
-    from memformer.inference.task_report import Grid, evaluate_task, heat_map, table, timed
+    from memformer.inference.task_report import evaluate_task, heat_map, table, timed
 
     grid = Grid(lengths, depths, documents, seed, arguments.lanes)
     began, read, results = time.perf_counter(), 0, []

@@ -2,13 +2,14 @@
 """Answers of a model to the questions of documents: with the memory carried, and with it reset at every segment.
 
 A document is read as in training, segment by segment: what lies before the segments with answers by `advance` alone, at
-the price of what the memory depends on; those by all layers. Memory use does not depend on the length of documents.
+the price of what the memory depends on; those by all layers, the head where an answer stands. Memory use does not depend
+on the length of documents.
 
 Scoring is teacher-forced: the right answer's tokens are put in one after another. An answer counts as right if each of
 them was the most likely one, start token aside, which is so exactly if greedy generation would have written it; so no
 answer is ever generated further than to its first wrong token. The same pass gives the right answer's likelihood.
 
-Shapes: B documents read side by side, S tokens a segment, V vocabulary.
+Shapes: B documents read side by side, S tokens a segment, N tokens of answers in a segment, V vocabulary.
 """
 
 import dataclasses
@@ -18,28 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline import Tokenizer, UserError
-from data_pipeline.tasks import Document
+from data_pipeline import UserError
+from data_pipeline.tasks.prompts import Prompt
 from memformer.inference.perplexity import MODES
 from memformer.inference.threads import worthwhile_threads
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel
+from memformer.models.scoring import widened
+from memformer.processes.topology import Axis
 from memformer.replay import Segment
 
-MOST_LOGITS = 1 << 26  # of one call of the model; where a segment has more, fewer lanes are asked at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """A document as tokens.
-
-    Attributes:
-        tokens: Ids of all of it, any unsigned type, [n].
-        answers: First token of each answer and the one behind its last, in the order of the document.
-    """
-
-    tokens: np.ndarray[Any, Any]
-    answers: tuple[tuple[int, int], ...]
+MOST_LOGITS = 1 << 26  # of one call of the model; where answers have more, fewer lanes are asked at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +47,14 @@ class Said:
     tokens: tuple[int, ...]
 
 
-def prompt_of(document: Document, tokenizer: Tokenizer) -> Prompt:
-    """Tokenizes a document as a whole, as training has it.
+def refuse_without_logits(model: MemoryModel) -> None:
+    """Refuses a model that cannot be asked.
 
-    An answer's tokens are those that hold a byte of it: one that the question's end shares counts to the answer.
+    Raises:
+        UserError: Models of its family have no `logits(segment, memory, at_2N)`.
     """
-    tokens = tokenizer.encode(document.text)
-    ends = np.cumsum(tokenizer.token_byte_lengths[tokens], dtype=np.int64)
-    ends -= ends[-1] - tokenizer.text_bytes(tokens)  # a blank that some tokenizers put before a document
-    answers, characters, place = [], 0, 0
-    for answer in document.answers:
-        place += len(document.text[characters : answer.start].encode("utf-8"))
-        length = len(document.text[answer.start : answer.end].encode("utf-8"))
-        first, last = np.searchsorted(ends, [place, place + length - 1], side="right")
-        answers.append((int(first), int(last) + 1))
-        characters, place = answer.end, place + length
-    return Prompt(tokens, tuple(answers))
+    if not callable(getattr(model, "logits", None)):
+        raise UserError(f"tasks are not built for family {model.config.family}: its models have no logits of a segment")
 
 
 @torch.no_grad()
@@ -82,41 +64,48 @@ def answer_questions(
     lanes: int = 8,
     segment_length: int | None = None,
     progress: Callable[[int], None] | None = None,
+    replicas: Axis | None = None,
 ) -> dict[str, list[tuple[Said, ...]]]:
     """What a model says to the questions of documents, in both modes.
 
     Args:
         model: A model of any family; put into evaluation mode for the time.
         prompts: The documents, of any lengths.
-        lanes: Documents B read side by side at most; changes the result by rounding alone.
+        lanes: Documents B read side by side at most, by each replica; changes the result by rounding alone.
         segment_length: S; None: the length the model was trained with.
-        progress: Told after each segment how many tokens it had, all lanes together.
+        progress: Told after each segment how many tokens it had, all lanes together; may raise.
+        replicas: This replica of the model among several that share the documents, and call this together. They read
+            equally many segments of equally many lanes, as ZeRO-3 and what `progress` agrees on ask.
 
     Returns:
-        By mode (`with_memory`, `memory_reset`), for each prompt what was said to each of its questions.
+        By mode (`with_memory`, `memory_reset`), for each prompt of this replica what was said to each of its questions.
 
     Raises:
-        UserError: Nothing names a segment length, or models of this family have no `logits(segment, memory)`.
+        UserError: Nothing names a segment length, or `refuse_without_logits` raises it.
     """
     length = segment_length or model.config.segment_length
     if length is None:
         raise UserError("config.json names no segment_length: export the model again")
-    if not callable(getattr(model, "logits", None)):
-        raise UserError(f"tasks are not built for family {model.config.family}: its models have no logits of a segment")
+    refuse_without_logits(model)
+    replicas = replicas or Axis()
     found: dict[str, list[tuple[Said, ...]]] = {mode: [] for mode in MODES}
     with evaluation_mode(model), worthwhile_threads(model, length):
-        for first in range(0, len(prompts), lanes):
-            batch = _Batch(model, prompts[first : first + lanes], length)
-            for mode, said in batch.read(progress).items():
-                found[mode] += said
+        for first in range(0, len(prompts), lanes * replicas.size):
+            batch = prompts[first : first + lanes * replicas.size]
+            own = batch[replicas.rank :: replicas.size]
+            idle = -(-len(batch) // replicas.size) - len(own)  # lanes that the other replicas have more
+            for mode, said in _Batch(model, [*own, *batch[:idle]], length, batch).read(progress).items():
+                found[mode] += said[: len(own)]
     return found
 
 
 class _Batch:
-    """Documents that are read side by side."""
+    """Documents that are read side by side; `everywhere`, with those that other replicas read at the same time."""
 
-    def __init__(self, model: MemoryModel, prompts: Sequence[Prompt], length: int) -> None:
-        self.model, self.prompts, self.length = model, prompts, length
+    def __init__(
+        self, model: MemoryModel, prompts: Sequence[Prompt], length: int, everywhere: Sequence[Prompt]
+    ) -> None:
+        self.model, self.prompts, self.length, self.everywhere = model, prompts, length, everywhere
         self.logits: Any = model.logits  # type: ignore[attr-defined]
         self.sizes = np.array([len(prompt.tokens) for prompt in prompts])
         self.initial = model.initial_memory(len(prompts)).clone()
@@ -124,15 +113,17 @@ class _Batch:
 
     def read(self, progress: Callable[[int], None] | None) -> dict[str, list[tuple[Said, ...]]]:
         """Reads up to the last answer."""
-        ends = [answer[1] for prompt in self.prompts for answer in prompt.answers]
+        ends = [answer[1] for prompt in self.everywhere for answer in prompt.answers]
         memory = self.initial
         segment: Segment | None = None
         for start in range(0, max(ends, default=0), self.length):
             segment = self._segment(start, segment)
-            spans = [self._answers(prompt, start) for prompt in self.prompts]
-            if any(spans):
-                self._ask("memory_reset", segment, self.initial, spans)
-                memory = self._ask("with_memory", segment, memory, spans)
+            widest = max(len(self._answers(prompt, start)) for prompt in self.everywhere)
+            if widest:
+                places = [self._answers(prompt, start) for prompt in self.prompts]
+                lanes = max(1, MOST_LOGITS // (widest * self.model.config.vocab_size))
+                self._ask("memory_reset", segment, self.initial, places, lanes)
+                memory = self._ask("with_memory", segment, memory, places, lanes)
             else:
                 memory = self.model.advance(segment, memory)
             if progress:
@@ -161,28 +152,30 @@ class _Batch:
         places = (range(max(start, first), min(start + self.length, end)) for first, end in prompt.answers)
         return [place - start for each in places for place in each]
 
-    def _ask(self, mode: str, segment: Segment, memory: torch.Tensor, places: list[list[int]]) -> torch.Tensor:
-        """Notes the most likely token and the right one's log-likelihood at these places; the next memory."""
-        config = self.model.config
-        most = max(1, MOST_LOGITS // (self.length * config.vocab_size))
-        memories = []
-        for lane in range(0, len(places), most):
-            lanes = slice(lane, min(lane + most, len(places)))
+    def _ask(
+        self, mode: str, segment: Segment, memory: torch.Tensor, places: list[list[int]], most: int
+    ) -> torch.Tensor:
+        """Notes the most likely token and the right one's log-likelihood at these places; the next memory.
+
+        Not more than so many lanes are asked at once.
+        """
+        config, memories = self.model.config, []
+        for first in range(0, len(places), most):
+            lanes = slice(first, min(first + most, len(places)))
             part = segment.lanes(lanes.start, lanes.stop)
-            logits_BSV, following = self.logits(part, memory[lanes])
+            wanted = [(lane, place) for lane, own in enumerate(places[lanes]) for place in own]
+            at_2N = torch.tensor(wanted, dtype=torch.int64, device=part.target.device).view(-1, 2).T
+            logits_NV, following = self.logits(part, memory[lanes], at_2N)
             memories.append(following)
-            for own, wanted in enumerate(places[lanes]):
-                if wanted:
-                    at = torch.tensor(wanted, device=logits_BSV.device)
-                    logits = logits_BSV[own].index_select(0, at)
-                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                    right = part.target[own].index_select(0, at)
-                    likely = logits.log_softmax(-1).gather(1, right[:, None])[:, 0]
-                    # What `generate` never writes: the start token, which stands before every segment and never
-                    # inside a document, and ids of a pretrained model that are no tokens of the data.
-                    logits[:, config.start_token_id :][:, :1] = float("-inf")
-                    best = logits[:, : config.vocab_size].argmax(-1)
-                    self.said[mode][lane + own] += list(zip(best.tolist(), likely.tolist(), strict=True))
+            logits_NV = widened(logits_NV)
+            right_N = part.target[at_2N[0], at_2N[1]]
+            likely_N = logits_NV.log_softmax(-1).gather(1, right_N[:, None])[:, 0]
+            # What `generate` never writes: the start token, which stands before every segment and never inside a
+            # document, and ids of a pretrained model that are no tokens of the data.
+            logits_NV[:, config.start_token_id :][:, :1] = float("-inf")
+            best_N = logits_NV[:, : config.vocab_size].argmax(-1)
+            for (lane, _), best, likely in zip(wanted, best_N.tolist(), likely_N.tolist(), strict=True):
+                self.said[mode][first + lane].append((best, likely))
         return torch.cat(memories)
 
     @staticmethod
