@@ -34,8 +34,7 @@ def _evaluation(event: Event) -> str:
 
 
 def _tasks(event: Event) -> str:
-    shares = in_words(shares_of(event["results"]))
-    return f"step {event['step']} right answers with memory (with it reset): {shares}"
+    return f"step {event['step']} {in_words(shares_of(event['results']))}"
 
 
 def _resume(event: Event) -> str:

@@ -2,8 +2,8 @@
 """Answers of a model to the questions of documents: with the memory carried, and with it reset at every segment.
 
 A document is read as in training, segment by segment: what lies before the segments with answers by `advance` alone, at
-the price of what the memory depends on; those by all layers, the head where an answer stands. Memory use does not depend
-on the length of documents.
+the price of what the memory depends on; those by all layers, with the head at the answers alone. Memory use does not
+depend on the length of documents.
 
 Scoring is teacher-forced: the right answer's tokens are put in one after another. An answer counts as right if each of
 them was the most likely one, start token aside, which is so exactly if greedy generation would have written it; so no

@@ -1,11 +1,12 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The data sets of a run: found, checked against the model, opened as streams. Only the streams need torch."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,10 @@ class TrainingData:
             return self
         tasks = parse_tasks(",".join(settings.tasks))
         grid = Grid(settings.length, settings.depths, settings.documents, settings.seed)
-        try:
+        with _faults_of("evaluation.text"):
             texts = texts_for(tasks, settings.length, settings.text)
+        with _faults_of("evaluation.tasks"):
             return dataclasses.replace(self, asked=make_cells(tasks, texts, grid, self.train.tokenizer))
-        except UserError as error:
-            words = str(error).replace("--lengths", "evaluation.length").replace("--text", "evaluation.text")
-            raise UserError(f"evaluation.tasks: {words}", error.exit_code) from None
 
     @property
     def tokenizer_file(self) -> Path:
@@ -162,6 +161,17 @@ class TrainingData:
             max_document_tokens=config.data.eval_max_document_tokens,
         )
         return SegmentStream(self.held_out, settings)
+
+
+@contextlib.contextmanager
+def _faults_of(setting: str) -> Iterator[None]:
+    """Faults inside are those of a setting; options of the command line that they name are settings of a run here."""
+    try:
+        yield
+    except UserError as error:
+        words = str(error).removeprefix("--text ")
+        words = words.replace("--lengths", "evaluation.length").replace("--text", "evaluation.text")
+        raise UserError(f"{setting}: {words}", error.exit_code) from None
 
 
 def stream_settings(config: Config, world: "World", documents: str, **fields: Any) -> StreamSettings:

@@ -33,8 +33,8 @@ def shares_of(results: Iterable[Mapping[str, Any]]) -> Shares:
 
 
 def in_words(shares: Shares) -> str:
-    """One line: of each task the share with memory at each length, in brackets with it reset."""
-    return "; ".join(
+    """Of each task the share with memory at each length, in brackets with it reset."""
+    return "right answers with memory (with it reset): " + "; ".join(
         f"{task} "
         + ", ".join(
             f"{share['with_memory']:.2f} ({share['memory_reset']:.2f}) "

@@ -65,7 +65,7 @@ class Reports(Callback):
         if step % settings.log_interval == 0 or step in (1, settings.max_steps):
             LOG.info("%s", log_line(metrics, settings.max_steps, metrics["step_seconds"]))
         if "tasks" in metrics:
-            LOG.info("step %d right answers with memory (with it reset): %s", step, in_words(metrics["tasks"]))
+            LOG.info("step %d %s", step, in_words(metrics["tasks"]))
 
     def after_evaluation(self, state: TrainingState, reports: dict[str, dict[str, Any]]) -> None:
         """The scores of both modes."""
