@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from data_pipeline import UserError
 from data_pipeline.tasks import parse_tasks
 from data_pipeline.tasks.synthesis import synthesise
+from launch.acceptance import open_data, open_data_if_here
 from launch.cli import main
 from launch.commands.status import describe
 from launch.status import read_status
@@ -141,10 +143,32 @@ def test_evaluate_finds_the_same_of_the_export(root: Path, capsys: pytest.Captur
             assert own[mode] == cell[mode]
 
 
-def test_a_stop_in_the_middle_ends_it_on_all_processes_and_the_run_goes_on(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"length": 9}, "evaluation.tasks: recall:pairs=1:keys=1:values=2: a document needs "),
+        ({"tasks": ["common"], "length": 0}, "evaluation.tasks: common: without filler there is nothing to count"),
+        ({"text": ["/nowhere"]}, "evaluation.text: source /nowhere: no such file or directory"),
+        ({"text": ["{here}/word.txt"]}, "evaluation.text: {here}/word.txt: holds no two words to stand between"),
+    ],
+)
+def test_documents_that_cannot_be_made_are_refused_before_anything_starts(
+    settings: dict[str, Any], said: str, root: Path, tmp_path: Path
+) -> None:
+    """By what `train` and all launchers call first; no directory is made."""
+    (tmp_path / "word.txt").write_text("alone")
+    given = json.loads(json.dumps(settings).replace("{here}", str(tmp_path)))
+    config = tiny_config(root, "refused", evaluation=SETTINGS | given)
+    for refusing in (open_data, open_data_if_here):
+        with pytest.raises(UserError) as caught:
+            refusing(config)
+        assert str(caught.value).startswith(said.replace("{here}", str(tmp_path)))
+    assert not (root / "refused").exists()
+
+
+def test_a_stop_in_the_middle_ends_it_on_all_processes_alike(root: Path) -> None:
     """One process alone is asked; both leave at the same segment, with ZeRO 3, whose modules both must run."""
-    first = run_distributed(stopped, 2, str(root))
-    assert first == [(75, 9), (75, 9)], "eight segments between two looks"
+    assert run_distributed(stopped, 2, str(root)) == [(75, 9), (75, 9)], "eight segments between two looks"
     run = RunDirectory(root / "stopped")
     assert [row["step"] for row in metrics_of(run)] == list(range(1, 11)) and not events_of(run, "tasks")
     assert [event["step"] for event in events_of(run, "preemption")] == [10]
