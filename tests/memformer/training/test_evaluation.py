@@ -33,7 +33,7 @@ from tests.faults.lives import events_of, metrics_of, tiny_config
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 TASK = "recall:pairs=1:keys=1:values=2"
-STEPS = 26
+STEPS = 22
 ASKED = [10, 20, STEPS]
 SETTINGS: dict[str, Any] = {"tasks": [TASK], "interval": 10, "length": [0, 120], "documents": 5}
 
@@ -45,7 +45,7 @@ def sections(asked: bool = True, **training: Any) -> dict[str, dict[str, Any]]:
         "data": {"num_segments": 3},
         "training": {"max_steps": STEPS, **training},
         "optimizer": {"learning_rate": 0.02, "epsilon": 1e-8},
-        "checkpoint": {"interval": 13},
+        "checkpoint": {"interval": 11},
         "evaluation": SETTINGS if asked else {},
     }
 
@@ -79,11 +79,15 @@ def lives(world: World, root: str) -> None:
     assert train(tiny_config(Path(root), "resumed", **sections())) == 0
 
 
-def stopped(world: World, root: str) -> tuple[int, int]:
-    """Exit code and segments read by a run that is asked to stop in the middle of its tasks."""
+def stopped(world: World, root: str) -> list[int]:
+    """Exit code and segments read by a run that is asked to stop in the middle of its tasks, and the codes of the next
+    life and of a run that is never asked them; with ZeRO 3, whose modules all processes must run alike.
+    """
     callback = Asks(world.rank)
-    given = sections() | {"parallel": {"zero_stage": 3}}
-    return train(tiny_config(Path(root), "stopped", **given), callbacks=[callback]), callback.segments
+    more = {"max_steps": 11}, {"parallel": {"zero_stage": 3}}
+    config = tiny_config(Path(root), "stopped", **(sections(**more[0]) | more[1]))
+    plain = tiny_config(Path(root), "unasked", **(sections(asked=False, **more[0]) | more[1]))
+    return [train(config, callbacks=[callback]), callback.segments, train(config), train(plain)]
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +171,10 @@ def test_documents_that_cannot_be_made_are_refused_before_anything_starts(
 
 
 def test_a_stop_in_the_middle_ends_it_on_all_processes_alike(root: Path) -> None:
-    """One process alone is asked; both leave at the same segment, with ZeRO 3, whose modules both must run."""
-    assert run_distributed(stopped, 2, str(root)) == [(75, 9), (75, 9)], "eight segments between two looks"
+    """One process alone is told to; both leave after the same segment, and nothing else of the run has changed."""
+    assert run_distributed(stopped, 2, str(root)) == [[75, 9, 0, 0]] * 2, "eight segments between two looks"
     run = RunDirectory(root / "stopped")
-    assert [row["step"] for row in metrics_of(run)] == list(range(1, 11)) and not events_of(run, "tasks")
     assert [event["step"] for event in events_of(run, "preemption")] == [10]
+    assert [event["step"] for event in events_of(run, "tasks")] == [11], "what was broken off is not repeated"
+    found = [{name: each for name, each in row.items() if name != "tasks"} for row in metrics_of(run)]
+    assert found == metrics_of(RunDirectory(root / "unasked"))
