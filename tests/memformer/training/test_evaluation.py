@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {"tasks": [TASK], "interval": 10, "length": [0, 120],
 
 
 def sections(asked: bool = True, **training: Any) -> dict[str, dict[str, Any]]:
-    """A model with dropout, whose random numbers would differ if an evaluation drew some, learns one digit of two."""
+    """A model with dropout, which an evaluation switches off and on again, learns to say one digit of two."""
     return {
         "model": {"dropout": 0.1},
         "data": {"num_segments": 3},
