@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Asks, prints a table a task, writes the files."""
     from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
     from data_pipeline.tasks.filler import texts_for
+    from data_pipeline.tasks.prompts import Grid
     from launch.models import check_model, open_model
     from memformer.inference.drawing import available
 
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from memformer.inference.task_answers import OneProcess, SeveralProcesses
-    from memformer.inference.task_report import Grid, heat_map, report_of, table, timed
+    from memformer.inference.task_report import heat_map, report_of, table, timed
 
     grid = Grid(lengths, depths, documents, seed, arguments.lanes)
     began, read, results = time.perf_counter(), 0, []

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     PlainValidator,
@@ -29,20 +28,14 @@ from data_pipeline.segment_schedule import SegmentSchedule
 from memformer.config import checks
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
+from memformer.config.evaluation import EvaluationConfig
 from memformer.config.faults import ITEM, Faults
 from memformer.config.files import dump_yaml, read_values
 from memformer.config.places import Place
+from memformer.config.section import Section
 from memformer.config.written import Where, Written, settle
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import DEFAULT, UnknownFamily, family
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
 
 
 def _segments(value: object) -> int | dict[int, int]:
@@ -339,13 +332,14 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
     loss_scale: LossScaleConfig = Field(default_factory=LossScaleConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
 
     @model_validator(mode="after")

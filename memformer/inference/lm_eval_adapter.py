@@ -20,9 +20,10 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data_pipeline import Tokenizer, UserError
+from data_pipeline.tasks.prompts import Prompt, tokenized
 from memformer.inference.generation import Written, draw, read_texts, reader_of
 from memformer.inference.perplexity import MODES
-from memformer.inference.tasks import Prompt, Said, answer_questions, tokenized
+from memformer.inference.tasks import Said, answer_questions
 from memformer.inference.threads import worthwhile_threads
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import torch
 
 from data_pipeline import UserError
+from data_pipeline.tasks.prompts import Prompt
 from memformer.inference.perplexity import MODES
-from memformer.inference.tasks import Prompt, Said, answer_questions
+from memformer.inference.tasks import Said, answer_questions
 from memformer.inference.without_memory import answer_without_memory, context_of
 from memformer.models.loading import load_model
 from memformer.models.protocol import MemoryModel

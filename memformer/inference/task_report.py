@@ -1,7 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A model on tasks by length and depth: documents made and asked cell by cell, the report, its table and heat maps."""
+"""A model on tasks by length and depth: documents asked cell by cell, the report, its table and heat maps."""
 
-import dataclasses
 import math
 import time
 import zlib
@@ -10,19 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from data_pipeline import Tokenizer, UserError
 from data_pipeline.tasks import Document, Task, Texts, make_document, solved
+from data_pipeline.tasks.prompts import USE, Cell, Grid, Prompt, prompt_of
 from memformer.inference import drawing
+from memformer.inference.perplexity import MODES
 from memformer.inference.task_answers import ALL_MODES, WITHOUT, Answers, OneProcess, Progress
-from memformer.inference.tasks import Prompt, Said, prompt_of
+from memformer.inference.tasks import Said, answer_questions
 from memformer.models.protocol import MemoryModel
+from memformer.processes.topology import Axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-USE = "evaluate"
-"""Names the draws of evaluation, so that documents of `data synthesise` with the same seed are others."""
 NAMES = {
     "with_memory": ("with memory", "with the memory"),
     "memory_reset": ("memory reset", "memory reset at every segment"),
@@ -30,41 +31,6 @@ NAMES = {
 }
 """What a mode is called in a table and over a heat map."""
 Z95 = 1.959963984540054  # standard deviations on either side of the mean that hold 95 % of a normal distribution
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Which documents are asked.
-
-    Attributes:
-        lengths: Tokens of a document; 0: without filler.
-        depths: Shares of the filler before the first fact.
-        documents: Documents a cell, a cell being a length and a depth.
-        seed: Names the documents.
-        lanes: Documents read side by side.
-    """
-
-    lengths: Sequence[int]
-    depths: Sequence[float]
-    documents: int
-    seed: int = 0
-    lanes: int = 8
-
-    def documents_of(self, task: Task) -> int:
-        """Documents a cell: no more than a task has stories."""
-        return self.documents if task.most is None else min(self.documents, task.most)
-
-    def cells_of(self, task: Task) -> list[tuple[int, float]]:
-        """Lengths and depths; one depth where nothing stands at one: without filler, or without facts."""
-        return [
-            (length, depth)
-            for length in self.lengths
-            for depth in (self.depths if task.placed and length else self.depths[:1])
-        ]
-
-    def tokens_of(self, task: Task) -> int:
-        """Tokens of all documents of a task, about."""
-        return self.documents_of(task) * sum(length for length, _ in self.cells_of(task))
 
 
 Dump = Callable[[dict[str, Any]], None]
@@ -168,6 +134,51 @@ def report_of(
     }
 
 
+def ask_cells(
+    model: MemoryModel, cells: Sequence[Cell], lanes: int, replicas: Axis, progress: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Asks a model that is being trained; called by all processes together, and the result is the same on all.
+
+    Args:
+        model: The model; put into evaluation mode for the time.
+        cells: The documents, the same on all processes.
+        lanes: Documents that each replica reads side by side at most.
+        replicas: This one among all, which share the documents.
+        progress: Told after each segment how many tokens it had here; may raise.
+
+    Returns:
+        Of each task what `evaluate_task` gives, without the baselines.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        found = answer_questions(model, cell.prompts, lanes, progress=progress, replicas=replicas)
+        said = [[each for document in found[mode] for each in document] for mode in MODES]
+        sums = [[len(own), sum(each.right for each in own), sum(each.log_likelihood for each in own)] for own in said]
+        totals = replicas.sum(torch.tensor(sums, dtype=torch.float64, device=model.device)).tolist()
+        figures = {
+            mode: _figures(int(right), likely, int(asked))
+            for mode, (asked, right, likely) in zip(MODES, totals, strict=True)
+        }
+        task = results.setdefault(
+            cell.task.label, {"task": cell.task.label, "chance": cell.task.chance, "cells": list[Any]()}
+        )
+        place = {"length": cell.length, "depth": cell.depth, "documents": len(cell.prompts)}
+        task["cells"].append({**place, "questions": int(totals[0][0]), **figures})
+    return list(results.values())
+
+
+def _figures(right: int, likely: float, questions: int) -> dict[str, Any]:
+    """What is reported of the answers of a cell in one mode."""
+    low, high = interval(right, questions)
+    return {
+        "right": right,
+        "accuracy": right / questions,
+        "low": low,
+        "high": high,
+        "log_likelihood": likely / questions,
+    }
+
+
 class _Cell:
     """Sums the answers of a cell up."""
 
@@ -209,17 +220,10 @@ class _Cell:
             "tokens": self.tokens,
             "solver": self.solved / self.documents if self.task.solves else None,
             "guess": self.guessed / self.questions,
-            **{mode: None if mode in self.unread else self._shares(mode) for mode in ALL_MODES},
-        }
-
-    def _shares(self, mode: str) -> dict[str, Any]:
-        low, high = interval(self.right[mode], self.questions)
-        return {
-            "right": self.right[mode],
-            "accuracy": self.right[mode] / self.questions,
-            "low": low,
-            "high": high,
-            "log_likelihood": self.likely[mode] / self.questions,
+            **{
+                mode: None if mode in self.unread else _figures(self.right[mode], self.likely[mode], self.questions)
+                for mode in ALL_MODES
+            },
         }
 
 

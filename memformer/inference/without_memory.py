@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from memformer.inference.tasks import MOST_LOGITS, Prompt, Said, best_and_likely, told
+from data_pipeline.tasks.prompts import Prompt
+from memformer.inference.tasks import MOST_LOGITS, Said, best_and_likely, told
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel, Standalone
 

@@ -142,9 +142,18 @@ class Stage(Protocol):
         """
 
     def decode_part(
-        self, segment: Segment, context: torch.Tensor, stream: torch.Tensor | None
+        self,
+        segment: Segment,
+        context: torch.Tensor,
+        stream: torch.Tensor | None,
+        at_2N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """This stage's decoder layers: the stream [B, S, width], or the losses [B, S] of the last stage."""
+        """This stage's decoder layers.
+
+        Returns:
+            The stream for the next stage [B, S, width]; of the last stage the losses [B, S] or, where `at_2N` names
+            targets (int64, lane and place of each), their logits [N, vocab_size].
+        """
 
     def initial_memory(self, lanes: int) -> torch.Tensor:
         """The memory [lanes, K, C] of lanes that have read nothing, of a model with memory; differentiable."""

@@ -119,6 +119,14 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
     if train.has_loss_weights:
         share = 100 * train.counted_tokens / train.num_tokens
         LOG.info("loss: of %.4g %% of these tokens, by the weights in the data; tokens and speed are of all", share)
+    if documents.asked:
+        asked = [prompt for cell in documents.asked for prompt in cell.prompts]
+        LOG.info(
+            "tasks: every %d steps %s documents of %s tokens in all",
+            config.evaluation.interval,
+            f"{len(asked):,}",
+            f"{sum(len(prompt.tokens) for prompt in asked):,}",
+        )
     LOG.info(
         "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
         world.size,

@@ -13,7 +13,8 @@ import torch
 from benchmarks.peers.cached_decoder import KeyValueReader
 from benchmarks.peers.window import WindowModel, WindowReader
 from benchmarks.training import Recipe, Rollout, train
-from memformer.inference.tasks import Prompt, answer_questions
+from data_pipeline.tasks.prompts import Prompt
+from memformer.inference.tasks import answer_questions
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.replay import Carry
 from memformer.replay import Rollout as Segments

@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from data_pipeline import build_dataset
+from data_pipeline.tasks.prompts import Prompt
 from data_pipeline.tokenizer_choice import make_tokenizer
 from launch.cli import main
 from memformer import load_model
-from memformer.inference.tasks import Prompt
 from tests import ROOT
 from tests.launch.test_evaluate_command import export
 from tests.memformer.inference.test_tasks import scored

@@ -23,7 +23,7 @@ from memformer.models.backbone.reading import positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
 from memformer.models.overlap import causal_mask
-from memformer.models.scoring import scored_targets
+from memformer.models.scoring import of_targets, scored_targets
 from memformer.models.segment_cache import SegmentCache
 from memformer.replay.segment import Segment
 
@@ -182,10 +182,12 @@ class Backbone(nn.Module):
         """The next memory [B, K, C] alone: no layer behind those that it depends on, no norm, no head."""
         return self.run(segment, memory_BKC, self.memory.depth).memory
 
-    def logits(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, C]."""
+    def logits(
+        self, segment: Segment, memory_BKC: torch.Tensor, at_2N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, or [N, V] of some (`of_targets`); the next memory [B, K, C]."""
         found = self.run(segment, memory_BKC, len(self.stack))
-        return self.head.score.whole(self.head(self.norm(found.scored))), found.memory
+        return self.head.score.whole(self.head(of_targets(self.norm(found.scored), at_2N))), found.memory
 
     @property
     def context(self) -> int:

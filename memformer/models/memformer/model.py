@@ -14,7 +14,7 @@ from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
 from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
-from memformer.models.scoring import Head, scored_targets
+from memformer.models.scoring import Head, of_targets, scored_targets
 from memformer.replay.segment import Segment
 
 SLOT_BIAS = "forget.bias"
@@ -209,11 +209,13 @@ class Memformer(nn.Module):
         y_BND = computation.respond(self.decoder, self.embedding(tokens_BN), seen, context_BSD, mask_BS, self.config)
         return self.decoder_norm(y_BND[:, -segment.target.shape[1] :])
 
-    def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""
+    def logits(
+        self, segment: Segment, memory_BKD: torch.Tensor, at_2N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, or [N, V] of some (`of_targets`); the next memory [B, K, D]."""
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        logits_BSV = self.head.score.whole(self.head(self.decode(segment, x_BSD, mask_BS)))
-        return logits_BSV, self.write(memory_BKD, x_BSD, mask_BS)
+        logits = self.head.score.whole(self.head(of_targets(self.decode(segment, x_BSD, mask_BS), at_2N)))
+        return logits, self.write(memory_BKD, x_BSD, mask_BS)
 
     def losses(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, D]."""

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from data_pipeline import UserError
+from data_pipeline.tasks.prompts import Prompt
 from data_pipeline.tokenizer import ByteLevelTokenizer, TokenIds, Tokenizer, train_bpe
 from data_pipeline.tokenizer_choice import make_tokenizer
 from memformer.inference.generation import draw, generate, read_texts, reader_of
-from memformer.inference.tasks import Prompt
 from tests.books import book_text
 from tests.data_pipeline.test_hf_tokenizer import byte_level, llama, write
 from tests.memformer.inference.test_tasks import LENGTH, MODELS, model_of, scored

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from data_pipeline import UserError
+from data_pipeline.tasks.prompts import Prompt
 from data_pipeline.tokenizer_choice import make_tokenizer
 from memformer.inference.task_answers import OneProcess, SeveralProcesses
-from memformer.inference.tasks import Prompt
 from memformer.models.loading import load_model
 from tests.launch.test_evaluate_command import export
 

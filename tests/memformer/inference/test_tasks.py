@@ -14,12 +14,13 @@ import torch
 
 from data_pipeline import UserError
 from data_pipeline.tasks import Texts, make_document, parse_tasks
+from data_pipeline.tasks.prompts import Prompt, prompt_of
 from data_pipeline.tokenizer import Tokenizer, train_bpe
 from data_pipeline.tokenizer_choice import make_tokenizer
 from memformer.inference import tasks
 from memformer.inference.generation import generate
 from memformer.inference.perplexity import MODES
-from memformer.inference.tasks import Prompt, answer_questions, prompt_of
+from memformer.inference.tasks import answer_questions
 from memformer.replay import Carry, Rollout
 from tests.books import book_text
 from tests.data_pipeline.test_hf_tokenizer import byte_level, llama, write

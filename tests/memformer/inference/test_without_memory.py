@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from data_pipeline.tasks import Texts, parse_tasks
+from data_pipeline.tasks.prompts import Prompt
 from data_pipeline.tokenizer_choice import make_tokenizer
 from memformer.inference import drawing, without_memory
 from memformer.inference.task_report import Grid, evaluate_task, heat_map, table
-from memformer.inference.tasks import Prompt
 from memformer.inference.without_memory import answer_without_memory, context_of
 from tests.memformer.examples import small_model
 from tests.memformer.models.backbone.examples import MEMORIES, SIZES, START, config_of, make, plain_of
