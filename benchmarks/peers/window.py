@@ -14,6 +14,7 @@ from benchmarks.peers.cached_decoder import CachedDecoder
 from benchmarks.peers.reader import State, TruncatedReader, shifted
 from memformer import MemformerConfig
 from memformer.models.overlap import causal_mask
+from memformer.models.scoring import of_targets
 from memformer.replay import Segment
 
 
@@ -47,8 +48,10 @@ class WindowModel(nn.Module):
         places = segment.target_length[:, None] + torch.arange(self.carried, device=self.device)
         return tokens_BN.gather(1, places)[..., None].to(memory_BW1.dtype)
 
-    def logits(self, segment: Segment, memory_BW1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, S, V] of the segment's targets, and the next memory [B, W, 1]."""
+    def logits(
+        self, segment: Segment, memory_BW1: torch.Tensor, at_2N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, or [N, V] of some (`of_targets`); the next memory [B, W, 1]."""
         before_BW, start = self._begun(segment, memory_BW1), self.config.start_token_id
         assert start is not None
         # What is not there stands in front, unseen; the start token comes right before what is.
@@ -58,7 +61,7 @@ class WindowModel(nn.Module):
         ids_BN = ids_BN.clamp(min=0).scatter(1, self.carried - known_B1, start)
         seen_BN = torch.cat([at <= known_B1, torch.ones_like(segment.target[:, 1:], dtype=torch.bool)], 1)
         logits_BNV = self.decoder(ids_BN, causal_mask(None if bool(seen_BN.all()) else seen_BN))
-        return logits_BNV[:, self.carried :], self.advance(segment, memory_BW1)
+        return of_targets(logits_BNV[:, self.carried :], at_2N), self.advance(segment, memory_BW1)
 
     def _begun(self, segment: Segment, memory_BW1: torch.Tensor) -> torch.Tensor:
         """The carried tokens, int64 [B, W], -1 where there are none; none in lanes that start a document."""
