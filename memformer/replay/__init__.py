@@ -8,6 +8,7 @@ from data_pipeline.faces import face
 if TYPE_CHECKING:
     from memformer.replay.backward import Backward, Cell, RolloutResult, bptt_backward, memory_replay_backward
     from memformer.replay.buffer import ReplayBuffer
+    from memformer.replay.grouped import DecoderApart, grouped_replay_backward
     from memformer.replay.kept import KeptMemories
     from memformer.replay.rollout import Carry, Rollout
     from memformer.replay.segment import Segment
@@ -16,12 +17,14 @@ __all__ = [
     "Backward",
     "Carry",
     "Cell",
+    "DecoderApart",
     "KeptMemories",
     "ReplayBuffer",
     "Rollout",
     "RolloutResult",
     "Segment",
     "bptt_backward",
+    "grouped_replay_backward",
     "memory_replay_backward",
 ]
 
@@ -31,12 +34,14 @@ __getattr__ = face(
         "Backward": "backward",
         "Carry": "rollout",
         "Cell": "backward",
+        "DecoderApart": "grouped",
         "KeptMemories": "kept",
         "ReplayBuffer": "buffer",
         "Rollout": "rollout",
         "RolloutResult": "backward",
         "Segment": "segment",
         "bptt_backward": "backward",
+        "grouped_replay_backward": "grouped",
         "memory_replay_backward": "backward",
     },
 )

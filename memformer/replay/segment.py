@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`Segment`: what one step of the recurrence reads."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,14 @@ class Segment(NamedTuple):
         context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:5])
         weights = None if self.loss_weights is None else self.loss_weights[start:stop]
         return Segment(context, context_length, target, target_length, reset, self.ragged, self.short, weights)
+
+    @classmethod
+    def joined(cls, segments: Sequence["Segment"]) -> "Segment":
+        """All lanes of several segments as one, [n * B, S], segment by segment."""
+        tensors = (torch.cat(each) for each in zip(*(segment[:5] for segment in segments), strict=True))
+        ragged, short = (any(each[place] for each in segments) for place in (5, 6))
+        weights = [each.loss_weights for each in segments if each.loss_weights is not None]
+        return cls(*tensors, ragged, short, torch.cat(weights) if weights else None)
 
     def weighted(self, losses_BS: torch.Tensor) -> torch.Tensor:
         """Each target's loss times its weight, [B, S]: what a cell sums."""
