@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from memformer.replay.backward import Backward, Cell, RolloutResult, bptt_backward, memory_replay_backward
     from memformer.replay.buffer import ReplayBuffer
     from memformer.replay.grouped import DecoderApart, grouped_replay_backward
-    from memformer.replay.kept import KeptMemories
+    from memformer.replay.kept import DecoderGroups, KeptMemories, kept_memories
     from memformer.replay.rollout import Carry, Rollout
     from memformer.replay.segment import Segment
 
@@ -18,6 +18,7 @@ __all__ = [
     "Carry",
     "Cell",
     "DecoderApart",
+    "DecoderGroups",
     "KeptMemories",
     "ReplayBuffer",
     "Rollout",
@@ -25,6 +26,7 @@ __all__ = [
     "Segment",
     "bptt_backward",
     "grouped_replay_backward",
+    "kept_memories",
     "memory_replay_backward",
 ]
 
@@ -35,7 +37,9 @@ __getattr__ = face(
         "Carry": "rollout",
         "Cell": "backward",
         "DecoderApart": "grouped",
+        "DecoderGroups": "kept",
         "KeptMemories": "kept",
+        "kept_memories": "kept",
         "ReplayBuffer": "buffer",
         "Rollout": "rollout",
         "RolloutResult": "backward",

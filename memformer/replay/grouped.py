@@ -22,6 +22,7 @@ import torch
 
 from memformer.replay.backward import Backward, RolloutResult, autograd_backward, result_of
 from memformer.replay.buffer import ReplayBuffer
+from memformer.replay.kept import DecoderGroups
 from memformer.replay.objectives import given
 from memformer.replay.random_state import segment_seeds, stream_of, streams_of_parts
 from memformer.replay.rollout import Carry, Rollout
@@ -39,17 +40,6 @@ class DecoderApart(Protocol):
 
     def score(self, segment: Segment, context: torch.Tensor) -> torch.Tensor:
         """Losses of the targets [B, S], 0 beyond the valid length, from the encoder's output."""
-
-
-def decoder_groups(segments: int, group: int) -> list[range]:
-    """Segments 0 .. T-1 in groups of G; the first has what is left over.
-
-    Args:
-        segments: T.
-        group: G.
-    """
-    stops = range(segments, 0, -group)
-    return [range(max(0, stop - group), stop) for stop in reversed(stops)]
 
 
 def grouped_replay_backward(
@@ -79,7 +69,7 @@ def grouped_replay_backward(
         group: G, the segments that the decoder takes at once.
     """
     buffer = ReplayBuffer() if buffer is None else buffer
-    groups = decoder_groups(rollout.num_segments, group)
+    groups = DecoderGroups(rollout.num_segments, group).spans
     left = itertools.count(rollout.num_segments + len(groups) - 1, -1)
     losses, counts, norms = [], [], []
     with segment_seeds(seed, carry.memory.device) as seed_segment:
