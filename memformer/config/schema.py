@@ -129,6 +129,9 @@ class TrainingConfig(Section):
     """Memory replay back-propagation, or full back-propagation through time (the reference; T times the memory)."""
     lanes_per_micro_batch: int | None = Field(None, ge=1)
     """Lanes of a process that are replayed together; null: all of them. Fewer need less memory."""
+    segments_per_decoder_batch: int = Field(1, ge=1)
+    """G: segments that the decoder of a replay takes as one batch; more pay where a segment's is too small for the
+    device (docs/parallelism.md)."""
     log_interval: int = Field(10, ge=1)
     """Steps between two lines of the log (metrics.jsonl has every step)."""
     wall_clock_limit_seconds: float = Field(0, ge=0)

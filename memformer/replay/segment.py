@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`Segment`: what one step of the recurrence reads."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,14 @@ class Segment(NamedTuple):
         """Some of the lanes, int64, in any order and any number of times."""
         tensors: dict[str, Any] = {name: each for name, each in self._asdict().items() if torch.is_tensor(each)}
         return self._replace(**{name: each[rows] for name, each in tensors.items()})
+
+    @classmethod
+    def joined(cls, segments: Sequence["Segment"]) -> "Segment":
+        """All lanes of several segments as one, [n * B, S], segment by segment."""
+        tensors = (torch.cat(each) for each in zip(*(segment[:5] for segment in segments), strict=True))
+        ragged, short = (any(each[place] for each in segments) for place in (5, 6))
+        weights = [each.loss_weights for each in segments if each.loss_weights is not None]
+        return cls(*tensors, ragged, short, torch.cat(weights) if weights else None)
 
     def weighted(self, losses_BS: torch.Tensor) -> torch.Tensor:
         """Each target's loss times its weight, [B, S]: what a cell sums."""

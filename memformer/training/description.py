@@ -41,7 +41,7 @@ class Costs:
         """The costs of a run."""
         length, replay = config.data.segment_length, config.training.replay
         checkpointing, train = config.activation_checkpointing.mode, config.training.train
-        interval = config.activation_checkpointing.memory_interval
+        interval, group = config.activation_checkpointing.memory_interval, config.training.segments_per_decoder_batch
         peak = None
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
@@ -50,7 +50,9 @@ class Costs:
         return cls(
             model_flops_per_token(model, length, train),
             {
-                segments: hardware_flops_per_token(model, length, segments, replay, checkpointing, interval, train)
+                segments: hardware_flops_per_token(
+                    model, length, segments, replay, checkpointing, interval, train, group
+                )
                 for _, segments in config.data.segments.starts
             },
             None if peak is None else peak * world.size,

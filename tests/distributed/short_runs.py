@@ -82,6 +82,7 @@ class Case:
     contiguous_checkpointing: bool = False
     memory_interval: int = 1
     lanes_per_micro_batch: int | None = None
+    decoder_batch: int = 1
     clipping: float = 0.0
     dropout: float = 0.0
     offload: str = "none"
@@ -176,6 +177,7 @@ def config_of(case: Case) -> Config:
                 "train": case.train,
                 "replay": case.replay,
                 "lanes_per_micro_batch": case.lanes_per_micro_batch,
+                "segments_per_decoder_batch": case.decoder_batch,
             },
             "optimizer": {
                 "epsilon": 1e-3,

@@ -128,6 +128,10 @@ class MemformerConfig(ModelConfig):
         """[K, D]: slots of the width of tokens."""
         return self.num_memory_slots, self.d_model
 
+    def advanced_counts(self) -> dict[str, int]:
+        """The encoder's layers alone: the memory needs no decoder."""
+        return {"num_encoder_layers": self.num_encoder_layers, "num_decoder_layers": 0}
+
     def prefix_length(self, segment_length: int) -> int:
         """Tokens P in front of the targets in the decoder's input: the overlap, or the start token."""
         return max(1, min(self.overlap, segment_length))
