@@ -118,7 +118,7 @@ class Arrangement:
         """Forwards of a layer that a process of the stage launches in a step; a backward counts as two."""
         layers, segments = self.layers[stage], self.config.data.most_segments
         advanced = self.model.advanced_counts()
-        replayed = {name: segments for name in layers}
+        replayed = dict.fromkeys(layers, segments)
         if self.decoder_batch > 1:
             replayed[self.model.stacks[1]] = self.decoders
         with_graph = 3 + self.execution.recompute

@@ -20,7 +20,8 @@ def search(
     """The fastest plans that fit, the best first.
 
     Tensor parallelism within a node, up to 16 stages, every ZeRO stage, with and without recomputation, all lanes of
-    a process at once or one by one, the decoder of 1, 2, 4, ... segments at once. Combinations that the configuration refuses are left out.
+    a process at once or one by one, the decoder of 1, 2, 4, ... segments at once. Combinations that the configuration
+    refuses are left out.
 
     Args:
         config: The run; everything but these settings stays.

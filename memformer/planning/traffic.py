@@ -58,7 +58,10 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
     parts = [(parameters, backwards * run.groups, (run.advances + passes * segments) * run.groups)]
     if run.decoder_batch > 1:  # its layers are used less often than all else
         decoder = run.decoder(stage, rest=False).parameters
-        parts = [(parameters - decoder, *parts[0][1:]), (decoder, run.decoders * run.groups, passes * run.decoders * run.groups)]
+        parts = [
+            (parameters - decoder, *parts[0][1:]),
+            (decoder, run.decoders * run.groups, passes * run.decoders * run.groups),
+        ]
 
     def payload(parameters: Counter[Shape], only_trained: bool, multiple: int = 1) -> int:
         return sum(

@@ -105,12 +105,12 @@ def grouped_replay_backward(
             segments = Segment.joined([rollout.segment(t, carry) for t in span])
             inputs = torch.cat([each.detach() for each in contexts]).requires_grad_()
             with streams_of_parts(inputs.device, streams):
-                found = segments.weighted(cell.score(segments, inputs)).unflatten(0, (len(span), -1)).sum((1, 2))
+                found = segments.weighted(cell.score(segments, inputs)).view(len(span), -1).sum(1)
                 backward(found.sum() / denominator, next(left))
             assert inputs.grad is not None
             for_contexts = inputs.grad.chunk(len(span))
             losses.append(found.detach())
-            counts.append(segments.target_length.unflatten(0, (len(span), -1)).sum(1))
+            counts.append(segments.target_length.view(len(span), -1).sum(1))
             del found, inputs
 
             for t in reversed(span):

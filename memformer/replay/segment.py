@@ -48,10 +48,13 @@ class Segment(NamedTuple):
     @classmethod
     def joined(cls, segments: Sequence["Segment"]) -> "Segment":
         """All lanes of several segments as one, [n * B, S], segment by segment."""
-        tensors = (torch.cat(each) for each in zip(*(segment[:5] for segment in segments), strict=True))
-        ragged, short = (any(each[place] for each in segments) for place in (5, 6))
+        context, context_length, target, target_length, reset = (
+            torch.cat(each) for each in zip(*(segment[:5] for segment in segments), strict=True)
+        )
+        ragged, short = any(each.ragged for each in segments), any(each.short for each in segments)
         weights = [each.loss_weights for each in segments if each.loss_weights is not None]
-        return cls(*tensors, ragged, short, torch.cat(weights) if weights else None)
+        weights_BS = torch.cat(weights) if weights else None
+        return cls(context, context_length, target, target_length, reset, ragged, short, weights_BS)
 
     def weighted(self, losses_BS: torch.Tensor) -> torch.Tensor:
         """Each target's loss times its weight, [B, S]: what a cell sums."""

@@ -28,7 +28,17 @@ from memformer.replay import (
 )
 from memformer.replay import backward as backward_module
 from tests.memformer.examples import START, ragged_rollout, random_memory, random_tokens, small_model
-from tests.memformer.replay.gradients import TOLERANCE, Gradients, assert_same, carry_of, error, gradients_of, run, scaled_backward
+from tests.memformer.replay.gradients import (
+    TOLERANCE,
+    Gradients,
+    assert_same,
+    carry_of,
+    error,
+    gradients_of,
+    run,
+    scaled_backward,
+)
+
 
 def plain_gradients(model: Memformer, rollout: Rollout, carry: Carry) -> tuple[torch.Tensor, Gradients]:
     """Losses by segment, and the gradients of sum(losses) / 17, without dropout."""

@@ -65,7 +65,7 @@ def test_loss_weights_and_a_loss_scale(group: int) -> None:
 
 @pytest.mark.parametrize("group", [1, 3, 4, 16])
 def test_what_is_computed(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder call a group; encoders with a graph once a segment, without one 2 - 1/G times but for the last group."""
+    """A decoder call a group; encoders with a graph once a segment, without one at most 2 - 1/G times."""
     model = small_model()
     rollout = ragged_rollout(segments=7)
     carry = carry_of(model, rollout)
