@@ -12,8 +12,8 @@ with the same questions at distances up to `--longest` tokens. Each trained mode
 away at every segment, and a model without memory slots is trained beside it: both must come down to chance as soon as
 the facts are out of the segment before.
 
-Variants of the memory: the modes of `model.memory_forgetting` (`off`, `written`, `paper`); `threshold` is `off` with
-`model.memory_write_threshold` at 0.2; `no-slots` has no memory.
+Variants of the memory: the modes of `model.memory_forgetting` (`off`, `written`, `paper`); two of them with
+`model.memory_write_threshold` at 0.2 (`off-threshold`, `written-threshold`); `no-slots` has no memory.
 """
 
 import argparse
@@ -81,7 +81,8 @@ SETUPS = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     **{mode: {"memory_forgetting": mode} for mode in FORGETTING},
-    "threshold": {"memory_forgetting": "off", "memory_write_threshold": 0.2},
+    "off-threshold": {"memory_forgetting": "off", "memory_write_threshold": 0.2},
+    "written-threshold": {"memory_forgetting": "written", "memory_write_threshold": 0.2},
     "no-slots": {"num_memory_slots": 0},
 }
 
