@@ -89,6 +89,7 @@ class Case:
     tie_embeddings: bool = True
     memory_read_norm: bool = False
     memory_forgetting: Forgetting = "paper"
+    memory_write_threshold: float = 0.0
     overlap: int = 0
     block: str = "paper"
     data: int = 2
@@ -135,6 +136,7 @@ def config_of(case: Case) -> Config:
         "tie_embeddings",
         "memory_read_norm",
         "memory_forgetting",
+        "memory_write_threshold",
         "overlap",
         "block",
         "num_memory_slots",

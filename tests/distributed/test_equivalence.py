@@ -4,9 +4,9 @@
 The grid is tensor 2 x data {1, 2} x ZeRO {0, 1, 2, 3} x activation checkpointing {none, full, partitioned,
 partitioned+cpu}. Of its 32 points every second one is run, so that each pair of settings occurs (on CPUs, where
 partitioned+cpu differs from partitioned only in DeepSpeed's bookkeeping). Then come settings that meet tensor
-parallelism in one place each: dropout, decoders of several segments, bf16, untied embeddings, a norm on the memory,
-lanes in groups, gathers by segment, four processes a layer, loss weights, and the reference algorithm with partitioned
-layers.
+parallelism in one place each: dropout, decoders of several segments, bf16, untied embeddings, a norm on the memory, a
+threshold of writes, lanes in groups, gathers by segment, four processes a layer, loss weights, and the reference
+algorithm with partitioned layers.
 tests/distributed/test_zero.py has data 2 without tensor parallelism. What is left out: the grid at tensor 4, which
 would only repeat.
 
@@ -53,6 +53,7 @@ SINGLE = [
         tensor=2,
         memory_read_norm=True,
         memory_forgetting="written",
+        memory_write_threshold=0.3,
         lanes_per_micro_batch=2,
         clipping=0.05,
     ),
@@ -77,7 +78,7 @@ PIPELINES = [
     Case(1, "bf16", data=1, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
-    Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written"),
+    Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written", memory_write_threshold=0.3),
     Case(1, data=1, pipeline=4, overlap=3),
     Case(0, data=2, pipeline=2, mode="full"),
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),

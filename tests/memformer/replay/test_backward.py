@@ -63,6 +63,7 @@ def plain_gradients(model: Memformer, rollout: Rollout, carry: Carry) -> tuple[t
         {"num_memory_slots": 0},
         {"memory_forgetting": "off"},
         {"memory_forgetting": "written"},
+        {"memory_forgetting": "off", "memory_write_threshold": 0.3},
         {"memory_read_norm": True, "writer_heads": 1, "rotary_cross_attention": False},
         {"overlap": 3, "block": "modern"},
     ],
@@ -172,6 +173,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Rollout]:
         "num_memory_slots": draw(st.integers(0, 4)),
         "tie_embeddings": draw(st.booleans()),
         "memory_forgetting": draw(st.sampled_from(FORGETTING)),
+        "memory_write_threshold": draw(st.sampled_from([0.0, 0.3])),
         "num_encoder_layers": 1,
         "num_decoder_layers": 1,
     }
