@@ -32,9 +32,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
-        # Relative to the checkout: `python -m` gives the whole path.
-        "command": shlex.join(["python", sys.argv[0].removeprefix(f"{ROOT}/"), *sys.argv[1:]]),
+        # Relative to the checkout: `python -m` gives the whole path, and results may be written anywhere first.
+        "command": shlex.join(["python", sys.argv[0].removeprefix(f"{ROOT}/"), *_placed(sys.argv[1:])]),
     }
+
+
+def _placed(words: Sequence[str]) -> list[str]:
+    """A command's words with what `--out` names where results are kept."""
+    before = ["", *words]
+    return [
+        f"benchmarks/results/{Path(word).name}" if option == "--out" and Path(word).is_absolute() else word
+        for option, word in zip(before, words, strict=False)
+    ]
 
 
 def hardware(device: torch.device) -> str:

@@ -12,7 +12,8 @@ with the same questions at distances up to `--longest` tokens. Each trained mode
 away at every segment, and a model without memory slots is trained beside it: both must come down to chance as soon as
 the facts are out of the segment before.
 
-Variants of the memory: the modes of `model.memory_forgetting` (`off`, `written`, `paper`); `no-slots` has no memory.
+Variants of the memory: the modes of `model.memory_forgetting` (`off`, `written`, `paper`); two of them with
+`model.memory_write_threshold` at 0.2 (`off-threshold`, `written-threshold`); `no-slots` has no memory.
 """
 
 import argparse
@@ -78,7 +79,12 @@ SETUPS = {
     "needle-inside": Setup(Needle(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(600, 3e-3, "wsd"), max_lead=96),
     "counting": Setup(Counting(), tiny(1, 1, 64, 8), 32, 8, 16, Recipe(1000, 3e-3, "wsd")),
 }
-VARIANTS = (*FORGETTING, "no-slots")
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{mode: {"memory_forgetting": mode} for mode in FORGETTING},
+    "off-threshold": {"memory_forgetting": "off", "memory_write_threshold": 0.2},
+    "written-threshold": {"memory_forgetting": "written", "memory_write_threshold": 0.2},
+    "no-slots": {"num_memory_slots": 0},
+}
 
 
 def make_reader(setup: Setup, variant: str, seed: int) -> MemformerReader:
@@ -89,7 +95,7 @@ def make_reader(setup: Setup, variant: str, seed: int) -> MemformerReader:
         vocab_size=setup.task.vocab_size,
         start_token_id=setup.task.start_token_id,
         segment_length=setup.segment_length,
-        **({"num_memory_slots": 0} if variant == "no-slots" else {"memory_forgetting": variant}),
+        **VARIANTS[variant],
     )
     return MemformerReader(config, name=variant)
 

@@ -286,6 +286,8 @@ def memory_rows(task: str) -> list[list[str]]:
     reset = last[off, "memory reset"]
     longest = max(kept)
     beside = "" if lost is None else f"; with the paper's forgetting down to {lost:.0%}"
+    if held := curves.get(("off-threshold", "off-threshold")):
+        beside += f"; with `memory_write_threshold: 0.2` {held[10 * trained]:.1%} and {held[longest]:.1%} right"
     return [
         [
             f"{KEPT[task]}, trained on {trained} tokens, without forgetting",

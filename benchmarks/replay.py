@@ -164,7 +164,9 @@ def saved_bytes(problem: Problem, method: str) -> int:
     return saved.peak_bytes
 
 
-def allocated_bytes(problem: Problem, method: str, device: torch.device) -> int:
+def allocated_bytes(
+    problem: Problem, method: Any, device: torch.device, backward_of: Callable[..., Any] = backward_of
+) -> int:
     """Peak of all tensors, temporary ones too, above what lies there before (parameters, gradients, inputs)."""
     if device.type == "cuda" or next(problem.model.parameters()).grad is None:
         backward_of(problem, method)  # gradients are there from now on, and so are a GPU's work spaces

@@ -25,6 +25,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.far import is_address
 from data_pipeline.files import sync
 from data_pipeline.hf_tokenizer import number_tokenizer
+from data_pipeline.loss_weights import USUAL_KEY
 from data_pipeline.manifest import (
     CHUNK_BYTES,
     COLUMNS_FILE,
@@ -200,6 +201,11 @@ def _mds_files(shards: list[MDSShard], column: str, name_column: str | None, rea
 
 
 def _mds_file(shard: MDSShard, column: str, name_column: str | None, reading: Reading) -> TokenFile:
+    if any(name == USUAL_KEY for name, _, _ in shard.columns):
+        raise UserError(
+            f"{shard.path}: has a column {USUAL_KEY}, which is not adopted, so that every token would count in the "
+            f"loss; fetch the {MANIFEST_FILE} that belongs to these shards, or write them without that column"
+        )
     encoding = shard.encoding(column)
     if encoding != "bytes" and encoding.split(":")[0] != "ndarray":
         raise UserError(f"{shard.path}: column {column} is {encoding}; tokens are in columns of bytes or ndarray")
@@ -335,15 +341,14 @@ def _writing(root: Path, chosen: Tokenizer) -> Iterator[None]:
         UserError: Another tokenizer lies there, or the directory cannot be written.
     """
     beside = root / TOKENIZER_FILE
-    there = beside.read_bytes() if beside.is_file() else None
-    if there is not None and hashlib.sha256(there).hexdigest() != chosen.sha256:
+    new = [name for name in (COLUMNS_FILE, TOKENIZER_FILE) if not (root / name).exists()]
+    if beside.is_file() and hashlib.sha256(beside.read_bytes()).hexdigest() != chosen.sha256:
         raise UserError(f"{beside} is another file than the data set needs there; name a directory to make with --out")
     try:
         yield
     except BaseException as error:
-        for name in (COLUMNS_FILE, TOKENIZER_FILE):
-            if name != TOKENIZER_FILE or there is None:
-                (root / name).unlink(missing_ok=True)
+        for name in new:
+            (root / name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise UserError(
                 f"{error.filename or root}: {error.strerror or error}; where {root} cannot be written, name a "

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any, BinaryIO
 
 from data_pipeline.errors import UserError
@@ -27,6 +28,7 @@ from data_pipeline.sources import SourceFile, printable
 _PLACES_KEPT = 10
 _KEYS_SHOWN = 8
 _KEY_CHARACTERS = 40
+_ALIKE = 0.8  # difflib's ratio, from which on a key is another one mistyped
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MEND = "mend it, or leave such records out with --on-bad-record skip"
 
@@ -236,8 +238,16 @@ def _loads(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
-    except ValueError:  # Python refuses to turn very long digits into a number; nothing here needs it to be one
-        return json.loads(text, parse_int=Decimal)
+    except ValueError:
+        return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | Decimal:
+    """A number; very long digits, which Python refuses to turn into an integer, are none that anything here needs."""
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
 
 
 def _record(
@@ -265,8 +275,21 @@ def _record(
         except ValueError as error:
             bad.found(file, place, f'"{keys.loss_weights}" {error}')
             return
+    elif keys.loss_weights is not None and (meant := _mistyped(record, keys.loss_weights)) is not None:
+        raise UserError(
+            f'source {file.shown}{place}: --loss-weights-key is "{keys.loss_weights}", which the record does not have, '
+            f'but "{printable(meant)}": name that key, or take it out of the records'
+        )
     unread = keys.loss_weights is None and record.get(USUAL_KEY) is not None
     yield Part(printable(str(name)), text, weights=weights, unread_weights=unread)
+
+
+def _mistyped(record: dict[str, Any], key: str) -> str | None:
+    """The key that was probably meant by one that a record does not have: its weights would be lost without a word."""
+    if key in record:
+        return None
+    lists = [name for name, value in record.items() if isinstance(value, list)]
+    return USUAL_KEY if USUAL_KEY in lists else next(iter(get_close_matches(key, lists, 1, _ALIKE)), None)
 
 
 def _instead(record: Any, key: str, option: str) -> str:

@@ -19,8 +19,23 @@ def open_data(config: Config) -> TrainingData | None:
     """The data sets of a run, fit for its model; None where one is at an address, which opening is no quick check of.
 
     Raises:
-        UserError: They are missing, damaged, or of another tokenizer than the model.
+        UserError: They are missing, damaged, or of another tokenizer than the model; or the run cannot be asked the
+            tasks that it is to be.
     """
+    data = _opened(config)
+    return None if data is None else data.asking(config.evaluation)
+
+
+def open_data_if_here(config: Config) -> TrainingData | None:
+    """The same; also None where they cannot be opened, as on a machine that only submits jobs."""
+    try:
+        data = _opened(config)
+    except UserError:
+        return None
+    return None if data is None else data.asking(config.evaluation)
+
+
+def _opened(config: Config) -> TrainingData | None:
     sources = config.data.path if isinstance(config.data.path, list) else [config.data.path]
     paths = [*(source if isinstance(source, str) else source.path for source in sources), config.data.eval_path or ""]
     if any(map(is_address, paths)):
@@ -28,14 +43,6 @@ def open_data(config: Config) -> TrainingData | None:
     data = TrainingData.open(config.data)
     data.complete(config.model, config.data.segment_length)
     return data
-
-
-def open_data_if_here(config: Config) -> TrainingData | None:
-    """The same; also None where it cannot be opened, as on a machine that only submits jobs."""
-    try:
-        return open_data(config)
-    except UserError:
-        return None
 
 
 def check_resume(config: Config, resume: str, data: TrainingData | None) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage. Subcommands are imported only when th
 """
 
 import argparse
+import errno
 import importlib
 import io
 import math
@@ -39,6 +40,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 LARGEST = 2**63
 """Numbers of options are smaller."""
+
+SHOWN_CHARACTERS = 60
+"""Of a path that is too long for the file system."""
 
 NUMBERS = {"int": "a whole number", "positive": "a whole number of 1 or more", "float": "a number"}
 """Types of arguments -> what is asked for."""
@@ -112,6 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"memformer {name}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        shown = str(error.filename)[:SHOWN_CHARACTERS]
+        print(f"memformer {name}: error: {shown}...: File name too long: give another path", file=sys.stderr)
+        return exit_codes.USAGE
     except KeyboardInterrupt:
         print(f"memformer {name}: interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
+from memformer.run.task_shares import in_words, shares_of
+
 Event = dict[str, Any]
 
 
@@ -29,6 +31,10 @@ def _evaluation(event: Event) -> str:
         return f"step {event['step']} held-out perplexity: none, no token that was read counts"
     scores = [f"{_number(event[mode]['perplexity'])} {words}" for mode, words in names.items() if mode in event]
     return f"step {event['step']} held-out perplexity: {', '.join(scores)}"
+
+
+def _tasks(event: Event) -> str:
+    return f"step {event['step']} {in_words(shares_of(event['results']))}"
 
 
 def _resume(event: Event) -> str:
@@ -72,6 +78,7 @@ SENTENCES: dict[str, Callable[[Event], str]] = {
     "steps_repeated": lambda e: f"steps {e['first']} to {e['last']} are trained again: {'; '.join(e['reasons'])}",
     "metrics_missing": lambda e: f"metrics.jsonl holds nothing of steps {e['first']} to {e['last']}",
     "evaluation": _evaluation,
+    "tasks": _tasks,
     "skip": _skip,
     "overflow": lambda e: f"step {e['step']} left out: its gradient overflowed at loss scale {e['loss_scale']:g}",
     "spike": _spike,

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Keeps the code and the configuration of a run with it: what is edited later does not change a job that waits.
 
-RUN/code/        the project's packages as they are now, COMMIT, uncommitted.diff; `python RUN/code` is their command
+RUN/code/        the project's packages and books as they are now, COMMIT, uncommitted.diff; `python RUN/code` is their
+                 command
 RUN/submit.yaml  the configuration with everything it extends and every setting of the command line
 """
 
@@ -14,6 +15,7 @@ from data_pipeline.errors import UserError
 from memformer.config.schema import Config, load_config
 
 PACKAGES = ("data_pipeline", "memformer", "launch")
+BOOKS = "corpora/books"  # 3 MB, in which a run that is asked tasks hides what it asks for
 # Python puts the directory that it runs first in its search path, before the checkout in which a job may start.
 _MAIN = """import sys
 
@@ -41,7 +43,7 @@ def snapshot_code(destination: Path) -> str:
     fresh = destination.with_name(destination.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, "slurm")
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, BOOKS, "slurm")
     if listed:
         _copy(root, filter(None, listed.split("\0")), fresh)
         commit, changes = (_git(root, "rev-parse", "HEAD") or "unknown").strip(), _git(root, "diff", "--binary", "HEAD")
@@ -50,7 +52,9 @@ def snapshot_code(destination: Path) -> str:
         uncommitted = ", git did not tell what is uncommitted" if changes is None else " with uncommitted changes"
         said = f"commit {commit[:12]}{uncommitted if changes != '' else ''}"
     else:
-        found = (path for name in PACKAGES for path in (root / name).rglob("*") if "__pycache__" not in path.parts)
+        found = (
+            path for name in (*PACKAGES, BOOKS) for path in (root / name).rglob("*") if "__pycache__" not in path.parts
+        )
         _copy(root, (str(path.relative_to(root)) for path in found), fresh)
         said = f"the package installed in {root}"
     (fresh / "__main__.py").write_text(_MAIN)

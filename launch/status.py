@@ -19,6 +19,7 @@ from data_pipeline.errors import UserError
 from memformer.checkpoints.directory import candidates
 from memformer.run import jsonl, lock
 from memformer.run.directory import RunDirectory
+from memformer.run.task_shares import shares_of
 
 SPEED_STEPS = 20
 """The speed is the median of this many last steps."""
@@ -59,6 +60,7 @@ class RunStatus:
         nodes: Nodes of the last life.
         processes: Processes of the last life.
         seconds_since_news: Since the run last wrote anything; None: it has not.
+        tasks: Step and shares of right answers (`run.task_shares`) when the run was last asked tasks; None: it was not.
         events: The last events, oldest first.
         failure: What the last failure, or what stopped the run, said; None: neither since the last start.
         process: Who trains, or trained last, and whether it lives; None where no lock tells (runs of older versions).
@@ -78,6 +80,7 @@ class RunStatus:
     nodes: list[str]
     processes: int | None
     seconds_since_news: float | None
+    tasks: dict[str, Any] | None
     events: list[dict[str, Any]]
     failure: str | None
     process: str | None
@@ -140,6 +143,7 @@ def read_status(root: Path, last_events: int = 5, now: datetime | None = None) -
         nodes=str(started[-1].get("nodes", "")).split() if started else [],
         processes=starts[-1].get("processes") if starts else None,
         seconds_since_news=None if silence is None else round(max(0.0, silence), 1),
+        tasks=_asked(events),
         events=events[max(0, len(events) - last_events) :],
         failure=failure,
         process=trainer.words,
@@ -231,6 +235,15 @@ def _state(
         return "silent", f"no sign of its process for {lock.duration(trainer.beat_seconds)} h"
     patience = max(SILENT_SECONDS, 20 * (step_seconds or 0.0))
     return ("silent" if silence is not None and silence > patience else "running"), None
+
+
+def _asked(events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What came of the tasks of the newest event that has some; one of another version may have them otherwise."""
+    event = next((event for event in reversed(events) if event["event"] == "tasks"), None)
+    try:
+        return None if event is None else {"step": event["step"], "shares": shares_of(event["results"])}
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+        return None
 
 
 def _first_failure(told: list[dict[str, Any]]) -> str | None:

@@ -19,8 +19,10 @@ echo "lock: resolving with $("$python" --version); a few minutes"
     echo "# Resolved on $("$scratch/venv/bin/python" --version) for 3.11 and newer. Written by \`make lock\`: change pyproject.toml, not this file."
     # pip itself is not pinned, the project is the checkout, and torch brings what belongs to its CUDA build. Tests
     # compare MDS shards with mosaicml-streaming, which is left out of the resolution: it asks for another torch; and so
-    # is transformers, which asks for typer and what that brings, for a command line that is not used here.
+    # is transformers, which asks for typer and what that brings, for a command line that is not used here; and so is
+    # lm_eval, which asks for scikit-learn, nltk and thirty more, for metrics of some of its tasks.
     {
+        echo "lm_eval==0.4.13"
         echo "mosaicml-streaming==0.13.0"
         echo "transformers==5.24.0"
         "${pip[@]}" freeze --all --exclude pip --exclude torch --exclude memformer-train |

@@ -57,7 +57,7 @@ if .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     "${install[@]}" --no-build-isolation --no-deps -r requirements/lock.txt -e .
 else
     echo "setup: installing DeepSpeed, the other packages (not pinned: the lock is for Python 3.11+) and the project"
-    "${install[@]}" --no-build-isolation -r requirements/torch.txt -e '.[dev,backbone]'
+    "${install[@]}" --no-build-isolation -r requirements/torch.txt -e '.[dev,backbone,lm-eval]'
 fi
 mv .venv/.incomplete .venv/.ready
 echo "$fingerprint" >.venv/.ready

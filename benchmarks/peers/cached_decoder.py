@@ -41,6 +41,23 @@ class CachedDecoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(layers))
         self.norm = nn.LayerNorm(config.d_model)
 
+    def forward(self, tokens_BN: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, N, V] after each token of rows that are read at once, nothing cached.
+
+        Args:
+            tokens_BN: int64.
+            mask: True where a key may be seen, bool, broadcastable to [B, H, N, N]; None: every token up to the query.
+        """
+        rotary = Rotary.table(0, tokens_BN.shape[1], self.config, tokens_BN.device)
+        y_BND = self.embedding(tokens_BN) * self.config.d_model**0.5
+        for layer in self.layers:
+            h = layer.norm(y_BND)
+            y_BND = y_BND + layer.attention.attend(
+                h, layer.attention.keys_values(h, rotary), rotary, mask, causal=mask is None
+            )
+            y_BND = y_BND + layer.feed_forward(layer.ff_norm(y_BND))
+        return self.head(y_BND)
+
     def head(self, x_BSD: torch.Tensor) -> torch.Tensor:
         """Logits [B, S, V], with the embedding's matrix."""
         return self.norm(x_BSD) @ self.embedding.weight.T

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a model is worth, with the memory carried and with it reset at every segment: perplexity on a data set, or the
-share of right answers to questions about what a document told once.
+share of right answers to questions about what a document told once. Or with the memory carried alone: tasks of
+EleutherAI's lm-evaluation-harness.
 
 Both figures see the previous segment; the second shows what the memory adds beyond it. By position: targets from the
 given token of their document on. Where the data set has loss weights, a target counts by its weight. Memory use does
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.answers import answer
-from launch.commands import evaluate_tasks
+from launch.commands import evaluate_lm_eval, evaluate_tasks
 
 Parser = evaluate_tasks.Parser
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, and --data with how much of it, or --tasks."""
+    """MODEL, and --data with how much of it, --tasks, or --lm-eval."""
     from launch.addresses import add_far_arguments
     from launch.models import add_model_arguments
 
@@ -30,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         metavar="NAME,...",
         help="tasks with their settings, such as needle:digits=3:keys=4,passkey; see below",
+    )
+    what.add_argument(
+        "--lm-eval",
+        metavar="TASK,...",
+        help="tasks of lm-evaluation-harness by name, of --lm-eval-path, or YAML files of them",
     )
     parser.add_argument("--lanes", type=int, default=8, metavar="B", help="documents read side by side")
     parser.add_argument("--max-segments", type=int, metavar="N", help="segments a lane at most (default: all)")
@@ -43,6 +49,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_far_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
     evaluate_tasks.add_arguments(parser)
+    evaluate_lm_eval.add_arguments(parser)
+
+
+def refuse_others(arguments: argparse.Namespace) -> None:
+    """Refuses options of what is not asked for.
+
+    Raises:
+        UserError: One is given.
+    """
+    from data_pipeline import UserError
+
+    own = (
+        (evaluate_tasks.OWN, arguments.tasks, "tasks", "--tasks"),
+        (evaluate_lm_eval.OWN, arguments.lm_eval, "tasks of lm-evaluation-harness", "--lm-eval"),
+    )
+    meant = {name for names, asked, _, _ in own if asked is not None for name in names}
+    for names, _, what, option in own:
+        for name in names:
+            if name in arguments and name not in meant:
+                raise UserError(f"--{name.replace('_', '-')} is for {what}: give {option}, or leave it out")
+    if arguments.data is None:
+        instead = "--lengths" if arguments.lm_eval is None else "--limit"
+        if arguments.max_segments is not None:
+            raise UserError(f"--max-segments is for a data set: give {instead}, or leave it out")
+        if arguments.from_token:
+            raise UserError("--from-token is for a data set: tasks score their answers alone, leave it out")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -58,13 +90,11 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     if arguments.from_token < 0:
         raise UserError(f"--from-token is {arguments.from_token}: give 0 or more")
+    refuse_others(arguments)
     if arguments.tasks is not None:
-        if arguments.max_segments is not None:
-            raise UserError("--max-segments is for a data set: give --lengths, or leave it out")
-        if arguments.from_token:
-            raise UserError("--from-token is for a data set: tasks score their answers alone, leave it out")
         return evaluate_tasks.run(arguments)
-    evaluate_tasks.check(arguments)
+    if arguments.lm_eval is not None:
+        return evaluate_lm_eval.run(arguments)
     check_model(Path(arguments.model))
     far, data = far_settings(arguments), arguments.data
     if not holds_data(data, far) and holds_data(beneath(data, "validation"), far):

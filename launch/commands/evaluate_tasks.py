@@ -3,8 +3,9 @@
 
 import argparse
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from launch.answers import answer
@@ -12,10 +13,15 @@ from launch.cli import OneLineParser
 from launch.progress import Progress
 from launch.reports import check_out, json_lines, write_report
 
+if TYPE_CHECKING:
+    import torch
+
+    from memformer.inference.task_answers import Answers
+
 UNSET = argparse.SUPPRESS
 LENGTHS, DEPTHS, DOCUMENTS = "1k,4k,16k", "0,0.25,0.5,0.75,1", 32
-OWN = ("lengths", "depths", "documents", "seed", "text", "out", "no_pictures", "dump")
-"""Options that mean nothing without --tasks."""
+OWN = ("lengths", "depths", "documents", "seed", "text", "processes", "out", "no_pictures", "dump")
+"""Options that mean something with --tasks."""
 
 
 class Parser(OneLineParser):
@@ -55,31 +61,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=UNSET,
         help="texts that facts are hidden in, of the kinds that `data build` takes (default: the books of the project)",
     )
-    add("--out", metavar="DIR", default=UNSET, help="directory for tasks.json and a heat map (PNG) of each task")
+    add(
+        "--processes",
+        metavar="N",
+        type=int,
+        default=UNSET,
+        help="processes that share the documents, each with a copy of the model; GPUs in turn (default: 1)",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        default=UNSET,
+        help="directory for tasks.json and a heat map (PNG) of each task, or lm_eval.json",
+    )
     add("--no-pictures", action="store_true", default=UNSET, help="tasks.json alone (pictures need matplotlib)")
     add(
         "--dump",
         metavar="FILE",
         default=UNSET,
-        help="write every prompt, question, answer and what was said, a JSON line each",
+        help="write every prompt, question, answer and what was said (without blanks and line ends around it), a JSON "
+        "line each",
     )
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Refuses options of tasks where none are asked.
-
-    Raises:
-        UserError: One is given.
-    """
-    given = next((name for name in OWN if name in arguments), None)
-    if given is not None:
-        raise UserError(f"--{given.replace('_', '-')} is for tasks: give --tasks, or leave it out")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Asks, prints a table a task, writes the files."""
     from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
     from data_pipeline.tasks.filler import texts_for
+    from data_pipeline.tasks.prompts import Grid
     from launch.models import check_model, open_model
     from memformer.inference.drawing import available
 
@@ -87,8 +96,10 @@ def run(arguments: argparse.Namespace) -> None:
     lengths = parse_lengths(getattr(arguments, "lengths", LENGTHS))
     depths = parse_depths(getattr(arguments, "depths", DEPTHS))
     documents, seed = getattr(arguments, "documents", DOCUMENTS), getattr(arguments, "seed", 0)
-    if documents < 1:
-        raise UserError(f"--documents is {documents}: give 1 or more")
+    processes = getattr(arguments, "processes", 1)
+    for name, value in (("documents", documents), ("processes", processes)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}: give 1 or more")
     if seed < 0:
         raise UserError(f"--seed is {seed}: give 0 or more")
     out = Path(arguments.out) if "out" in arguments else None
@@ -100,7 +111,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_model(Path(arguments.model))
     texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)
-    from memformer.inference.task_report import Grid, evaluate_task, heat_map, table, timed
+    import torch
+
+    from memformer.inference.task_answers import OneProcess, SeveralProcesses
+    from memformer.inference.task_report import heat_map, report_of, table, timed
 
     grid = Grid(lengths, depths, documents, seed, arguments.lanes)
     began, read, results = time.perf_counter(), 0, []
@@ -113,11 +127,16 @@ def run(arguments: argparse.Namespace) -> None:
             read += tokens
             progress.count("reading", read, max(total, read), "tokens")
 
-        for task in tasks:
-            result = evaluate_task(model, tokenizer, task, texts, grid, progress=count, dump=dump)
-            results.append(result)
-            progress.end()
-            print("\n".join([*table(result), ""]), flush=True)
+        answering: AbstractContextManager[Answers] = nullcontext(OneProcess(model, count))
+        if processes > 1:
+            devices = devices_of(arguments.device, model.device, processes, torch.cuda.device_count())
+            answering = SeveralProcesses(Path(arguments.model), model, devices, count)
+        with answering as answers:
+            for task in tasks:
+                result = report_of(answers, tokenizer, task, texts, grid, dump)
+                results.append(result)
+                progress.end()
+                print("\n".join([*table(result), ""]), flush=True)
     print(timed(began, read))
     report = {
         "model_path": str(arguments.model),
@@ -131,6 +150,22 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{out}: {', '.join(write_report(out, 'tasks.json', report, figures))}")
     if arguments.json:
         answer(report | {"seconds": round(time.perf_counter() - began, 3)})
+
+
+def devices_of(said: str, device: "torch.device", processes: int, gpus: int) -> "list[torch.device]":
+    """Where each process computes: on all GPUs in turn, unless one is named.
+
+    Args:
+        said: The value of --device.
+        device: What it stands for.
+        processes: How many.
+        gpus: That are here.
+    """
+    import torch
+
+    if device.type != "cuda" or ":" in said:
+        return [device] * processes
+    return [torch.device("cuda", number % gpus) for number in range(processes)]
 
 
 def picture_name(task: str) -> str:

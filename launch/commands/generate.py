@@ -6,7 +6,6 @@ Several prompts are read and continued side by side. A document that was read on
 """
 
 import argparse
-import codecs
 import os
 import sys
 import time
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from launch.answers import answer
 
 if TYPE_CHECKING:
-    from data_pipeline import Tokenizer
     from memformer.models.protocol import MemoryModel, Reader
 
 TEXT, FILE = "--prompt", "--prompt-file"
@@ -61,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_model(Path(arguments.model))
     texts = [read_prompt(prompt) for prompt in arguments.prompts or ()]
     model, tokenizer = open_model(arguments)
-    from memformer.inference.generation import draw, read_texts
+    from memformer.inference.generation import Written, draw, read_texts
     from memformer.inference.state_file import save_state
     from memformer.inference.threads import spare_threads
 
@@ -103,27 +101,6 @@ def run(arguments: argparse.Namespace) -> None:
             for prompt, each in zip(prompts, written, strict=True)
         ]
         answer({**(found[0] if len(found) == 1 else {"prompts": found}), "seconds": time.perf_counter() - started})
-
-
-class Written:
-    """The text of one continuation: a character may take several tokens, and is there when its last byte is."""
-
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer, self._decoder = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.text, self.tokens = "", 0
-
-    def add(self, token: int) -> str:
-        """What a token adds to it."""
-        self.tokens += 1
-        return self._more(self._decoder.decode(self._tokenizer.token_bytes(token)))
-
-    def end(self) -> str:
-        """What is left of a character that was begun."""
-        return self._more(self._decoder.decode(b"", final=True))
-
-    def _more(self, piece: str) -> str:
-        self.text += piece
-        return piece
 
 
 def open_reader(arguments: argparse.Namespace, model: "MemoryModel", count: int) -> "Reader":

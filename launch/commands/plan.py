@@ -69,9 +69,12 @@ def _model(config: Config) -> Any:
     from memformer.run.data import TrainingData
 
     try:
-        return TrainingData.open(config.data).complete(config.model, config.data.segment_length)
+        data = TrainingData.open(config.data)
+        model = data.complete(config.model, config.data.segment_length)
     except UserError as error:
         raise UserError(f"{error}; or set model.vocab_size, then no data set is needed") from None
+    data.asking(config.evaluation)
+    return model
 
 
 def describe(plan: dict[str, Any], device: str) -> list[str]:

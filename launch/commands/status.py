@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.answers import answer
 from launch.event_words import describe_event
 from memformer.run.lock import duration
+from memformer.run.task_shares import in_words
 
 SETTLED = ("finished", "failed", "stopped", "empty")  # states that nothing leaves by itself
 
@@ -69,9 +70,10 @@ def describe(status: dict[str, object]) -> list[str]:
     silence = status["seconds_since_news"]
     news = "" if not isinstance(silence, float) else f" (last news {duration(silence)} ago)"
     failure = f": {status['failure']}" if status["failure"] else ""
-    jobs, nodes = status["jobs"], status["nodes"]
+    jobs, nodes, tasks = status["jobs"], status["nodes"], status["tasks"]
     lines = [f"{status['state']}{failure}{news}", progress, speed]
     rows = {
+        "tasks": f"step {tasks['step']}: {in_words(tasks['shares'])}" if isinstance(tasks, dict) else "",
         "checkpoint": status["checkpoint"] or "none yet",
         "restarts": status["restarts"],
         "jobs": ", ".join(map(str, jobs)) if isinstance(jobs, list) else "",

@@ -192,8 +192,8 @@ def check_fits(directory: Path, identity: Mapping[str, Any]) -> list[str]:
     if differing is not None:
         where, there, here = differing
         raise UserError(
-            f"{directory}: is a checkpoint of another model: model.{where} is {there} there and {here} here; "
-            "set it back, or choose another run_dir"
+            f"{directory}: is a checkpoint of another model: model.{where} is {_plain(there)} there and {_plain(here)} "
+            "here; set it back, or choose another run_dir"
         )
     tokenizer = identity.get("tokenizer_sha256", state["tokenizer_sha256"])
     if state["tokenizer_sha256"] != tokenizer:
@@ -274,6 +274,11 @@ def changed_settings(directory: Path, settings: Mapping[str, Any]) -> list[str]:
 def _words(value: Any) -> str:
     """A setting's value as a configuration has it, without what is secret in an address."""
     return shown(value if isinstance(value, str) else json.dumps(value))
+
+
+def _plain(value: Any) -> str:
+    """A setting's value in words, null as YAML has it."""
+    return value if isinstance(value, str) else _words(value)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

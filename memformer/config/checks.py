@@ -82,12 +82,42 @@ def tensor_parallel(config: Any) -> None:
 
 
 def replay(config: Any) -> None:
-    """What full back-propagation leaves nothing to."""
-    interval = config.activation_checkpointing.memory_interval
-    if config.training.replay == "bptt" and interval > 1:
+    """What full back-propagation, and a decoder that takes several segments at once, leave nothing to."""
+    interval, bptt = config.activation_checkpointing.memory_interval, config.training.replay == "bptt"
+    if bptt and interval > 1:
         raise ValueError(
             f"activation_checkpointing.memory_interval is {interval}, but training.replay is bptt, which keeps every "
             "segment's graph: set the former to 1, or the latter to mrbp"
+        )
+    group, family = config.training.segments_per_decoder_batch, family_of(config.model)
+    if group == 1:
+        return
+    asked = f"training.segments_per_decoder_batch is {group}"
+    if not family.decoder_apart:
+        raise ValueError(f"{asked}: not built for family {family.name}: set it to 1")
+    if bptt:
+        raise ValueError(f"{asked}, but training.replay is bptt, which takes no groups: set the former to 1")
+    if config.parallel.pipeline > 1:
+        raise ValueError(f"{asked}: not built for parallel.pipeline above 1: set one of them to 1")
+    if interval > 1:
+        raise ValueError(
+            f"{asked}, which keeps the memory before every {group} segments alone: set "
+            f"activation_checkpointing.memory_interval, which is {interval}, to 1"
+        )
+    if config.parallel.offload_optimizer != "none" and config.parallel.gradient_reduction == "segment":
+        raise ValueError(
+            f"{asked}: with parallel.offload_optimizer, DeepSpeed steps what the last of several reductions reduces, "
+            "which has no decoder: set parallel.gradient_reduction to rollout"
+        )
+    if group > config.data.most_segments:
+        raise ValueError(
+            f"{asked}: a rollout has {config.data.most_segments} segments (data.num_segments) at most, set it to no "
+            "more"
+        )
+    if config.compile and config.model.dropout:
+        raise ValueError(
+            f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or one of the others to "
+            "1 or false"
         )
 
 

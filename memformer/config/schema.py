@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     PlainValidator,
@@ -29,20 +28,14 @@ from data_pipeline.segment_schedule import SegmentSchedule
 from memformer.config import checks
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
+from memformer.config.evaluation import EvaluationConfig
 from memformer.config.faults import ITEM, Faults
 from memformer.config.files import dump_yaml, read_values
 from memformer.config.places import Place
+from memformer.config.section import Section
 from memformer.config.written import Where, Written, settle
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import DEFAULT, UnknownFamily, family
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
 
 
 def _segments(value: object) -> int | dict[int, int]:
@@ -136,6 +129,9 @@ class TrainingConfig(Section):
     """Memory replay back-propagation, or full back-propagation through time (the reference; T times the memory)."""
     lanes_per_micro_batch: int | None = Field(None, ge=1)
     """Lanes of a process that are replayed together; null: all of them. Fewer need less memory."""
+    segments_per_decoder_batch: int = Field(1, ge=1)
+    """G: segments that the decoder of a replay takes as one batch; more pay where a segment's is too small for the
+    device (docs/parallelism.md)."""
     log_interval: int = Field(10, ge=1)
     """Steps between two lines of the log (metrics.jsonl has every step)."""
     wall_clock_limit_seconds: float = Field(0, ge=0)
@@ -339,13 +335,14 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     activation_checkpointing: ActivationCheckpointingConfig = Field(default_factory=ActivationCheckpointingConfig)
     loss_scale: LossScaleConfig = Field(default_factory=LossScaleConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
 
     @model_validator(mode="after")

@@ -296,6 +296,10 @@ class Engine(abc.ABC):
             return
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(boundary)
+            if self.zero_stage == 3:
+                # It would tell two backwards apart by the forward between them, and let the second's gradients replace
+                # the first's where there was none.
+                self.deepspeed.optimizer.clear_backward_seen_flag()
         # The objective is divided by the global count already.
         self.deepspeed.backward(objective, scale_wrt_gas=False)
 

@@ -12,10 +12,12 @@ from memformer.models.protocol import MemoryModel
 from memformer.parallel.activation_checkpointing import replay_buffer
 from memformer.replay import (
     Carry,
+    DecoderGroups,
     Rollout,
     RolloutResult,
     Segment,
     bptt_backward,
+    grouped_replay_backward,
     memory_replay_backward,
 )
 from memformer.replay.random_state import mix_seed
@@ -43,6 +45,17 @@ class ReplayEngine(Engine):
         with self.autocast():
             return self.model(segment, memory)
 
+    def encode_and_write(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's encoder and writer in the run's precision."""
+        if torch.is_grad_enabled():
+            return self._forward(segment, memory, "encode")  # type: ignore[no-any-return]
+        with self.autocast():
+            return self.module(segment, memory, "encode")  # type: ignore[no-any-return]
+
+    def score(self, segment: Segment, context: torch.Tensor) -> torch.Tensor:
+        """The model's decoder, with a graph, in the run's precision."""
+        return self._forward(segment, context, "score")  # type: ignore[no-any-return]
+
     def rollout_backward(self, rollout: Rollout, carry: Carry, counted_tokens: float, seed: int) -> RolloutResult:
         """Accumulates one rollout's gradients and reduces them over the processes.
 
@@ -52,8 +65,13 @@ class ReplayEngine(Engine):
             counted_tokens: Valid targets of all lanes of all processes, or the sum of their weights (`counted_tokens`).
             seed: Seed of the rollout's random numbers; each replica and group of lanes gets its own stream.
         """
-        algorithm = memory_replay_backward if self.config.training.replay == "mrbp" else bptt_backward
-        lanes = len(rollout.tokens)
+        training, lanes = self.config.training, len(rollout.tokens)
+        algorithm: Any = memory_replay_backward if training.replay == "mrbp" else bptt_backward
+        objectives = rollout.num_segments
+        if training.segments_per_decoder_batch > 1:
+            spans = DecoderGroups(rollout.num_segments, training.segments_per_decoder_batch)
+            algorithm = functools.partial(grouped_replay_backward, group=spans.group)
+            objectives += len(spans.spans)
         results = []
         self.replay_buffer_bytes = 0
         with self._accumulation():
@@ -64,7 +82,7 @@ class ReplayEngine(Engine):
                         self,
                         group.rollout,
                         group.carry,
-                        functools.partial(self._backward, rollout.num_segments, group.stop == lanes),
+                        functools.partial(self._backward, objectives, group.stop == lanes),
                         denominator=self._denominator(counted_tokens),
                         seed=group.seed,
                         buffer=buffer,
@@ -101,8 +119,8 @@ class ReplayEngine(Engine):
         with torch.no_grad(), self.autocast():
             return self.model.losses(group.rollout.segment(index, group.carry), memory)
 
-    def _backward(self, num_segments: int, last_group: bool, objective: torch.Tensor, remaining: int) -> None:
-        if remaining < num_segments - 1:
+    def _backward(self, objectives: int, last_group: bool, objective: torch.Tensor, remaining: int) -> None:
+        if remaining < objectives - 1:
             self.at_segment()
         self._back_propagate(objective, boundary=last_group and remaining == 0)
 

@@ -7,10 +7,12 @@ remembers is a value (`models.segment_reader.ReadingState`): a document read onc
 Shapes: B documents, V vocabulary.
 """
 
+import codecs
 from collections.abc import Iterator, Sequence
 
 import torch
 
+from data_pipeline import Tokenizer
 from memformer.models.protocol import MemoryModel, Reader
 from memformer.models.registry import family_of
 
@@ -137,3 +139,42 @@ def generate(
     read_texts(reader, [prompt])
     drawn = draw(reader, start, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     yield from (token for (token,) in drawn)
+
+
+class Written:
+    """The text of one continuation: a character may take several tokens, and is there when its last byte is.
+
+    Args:
+        tokenizer: The model's.
+        until: Texts before whose first one it ends; what is added then is nothing.
+
+    Attributes:
+        text: What is there.
+        tokens: Of how many tokens it is.
+        ended: Whether one of `until` has come.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, until: Sequence[str] = ()) -> None:
+        self._tokenizer, self._decoder = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._until = until
+        self.text, self.tokens, self.ended = "", 0, False
+
+    def add(self, token: int) -> str:
+        """What a token adds to it, with what belongs to the end that it brings."""
+        if self.ended:
+            return ""
+        self.tokens += 1
+        return self._more(self._decoder.decode(self._tokenizer.token_bytes(token)))
+
+    def end(self) -> str:
+        """What is left of a character that was begun."""
+        return "" if self.ended else self._more(self._decoder.decode(b"", final=True))
+
+    def _more(self, piece: str) -> str:
+        known = len(self.text)
+        self.text += piece
+        found = [self.text.find(stop, max(0, known + 1 - len(stop))) for stop in self._until]
+        places = [place for place in found if place >= 0]
+        if places:
+            self.text, self.ended = self.text[: min(places)], True
+        return piece

@@ -1,62 +1,36 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A model on tasks by length and depth: documents made and asked cell by cell, the report, its table and heat maps."""
+"""A model on tasks by length and depth: documents asked cell by cell, the report, its table and heat maps."""
 
-import dataclasses
 import math
 import time
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from data_pipeline import Tokenizer, UserError
 from data_pipeline.tasks import Document, Task, Texts, make_document, solved
+from data_pipeline.tasks.prompts import USE, Cell, Grid, Prompt, prompt_of
 from memformer.inference import drawing
 from memformer.inference.perplexity import MODES
-from memformer.inference.tasks import Prompt, Said, answer_questions, prompt_of
+from memformer.inference.task_answers import ALL_MODES, WITHOUT, Answers, OneProcess, Progress
+from memformer.inference.tasks import Said, answer_questions
 from memformer.models.protocol import MemoryModel
+from memformer.processes.topology import Axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-USE = "evaluate"
-"""Names the draws of evaluation, so that documents of `data synthesise` with the same seed are others."""
+NAMES = {
+    "with_memory": ("with memory", "with the memory"),
+    "memory_reset": ("memory reset", "memory reset at every segment"),
+    WITHOUT: ("without memory", "the language model alone"),
+}
+"""What a mode is called in a table and over a heat map."""
 Z95 = 1.959963984540054  # standard deviations on either side of the mean that hold 95 % of a normal distribution
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Which documents are asked.
-
-    Attributes:
-        lengths: Tokens of a document; 0: without filler.
-        depths: Shares of the filler before the first fact.
-        documents: Documents a cell, a cell being a length and a depth.
-        seed: Names the documents.
-        lanes: Documents read side by side.
-    """
-
-    lengths: Sequence[int]
-    depths: Sequence[float]
-    documents: int
-    seed: int = 0
-    lanes: int = 8
-
-    def documents_of(self, task: Task) -> int:
-        """Documents a cell: no more than a task has stories."""
-        return self.documents if task.most is None else min(self.documents, task.most)
-
-    def cells_of(self, task: Task) -> list[tuple[int, float]]:
-        """Lengths and depths; one depth where nothing stands at one: without filler, or without facts."""
-        return [
-            (length, depth)
-            for length in self.lengths
-            for depth in (self.depths if task.placed and length else self.depths[:1])
-        ]
-
-    def tokens_of(self, task: Task) -> int:
-        """Tokens of all documents of a task, about."""
-        return self.documents_of(task) * sum(length for length, _ in self.cells_of(task))
 
 
 Dump = Callable[[dict[str, Any]], None]
@@ -77,7 +51,7 @@ def evaluate_task(
     texts: Texts | None,
     grid: Grid,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     dump: Dump | None = None,
 ) -> dict[str, Any]:
     """Asks a model the questions of a task's documents, in every cell of a grid.
@@ -89,112 +63,201 @@ def evaluate_task(
         texts: What stands between the facts.
         grid: Lengths, depths, documents.
         progress: Told after each segment how many tokens it had.
+        dump: See `report_of`.
+
+    Returns:
+        See `report_of`.
+
+    Raises:
+        UserError: See `report_of`.
+    """
+    return report_of(OneProcess(model, progress), tokenizer, task, texts, grid, dump)
+
+
+def report_of(
+    answers: Answers, tokenizer: Tokenizer, task: Task, texts: Texts | None, grid: Grid, dump: Dump | None = None
+) -> dict[str, Any]:
+    """The questions of a task's documents in every cell of a grid, and what is answered.
+
+    Args:
+        answers: What answers.
+        tokenizer: The model's.
+        task: What is told and asked.
+        texts: What stands between the facts.
+        grid: Lengths, depths, documents.
         dump: Given a record of each question, with the document's text.
 
     Returns:
-        JSON-ready: task, chance and cells. A cell has its length, depth, documents and questions; the shares of right
-        answers of `solver`, which reads the text by a rule (null where there is none), and of `guess`, which sees the
-        question alone; and by mode `right`, `accuracy`, its 95 % interval `low` to `high`, and `log_likelihood`, the
-        mean of the right answers' in nats.
+        JSON-ready: task, chance, context and cells. `context` is how many tokens the language model alone reads at once
+        (null: it cannot do without its memory). A cell has its length, depth, documents and questions; the shares of
+        right answers of `solver`, which reads the text by a rule (null where there is none), and of `guess`, which sees
+        the question alone; and by mode `right`, `accuracy`, its 95 % interval `low` to `high`, and `log_likelihood`,
+        the mean of the right answers' in nats. `without_memory` is null where a document is longer than the context.
 
     Raises:
-        UserError: A document does not fit into a length.
+        UserError: A document does not fit into a length; or what answers raises it.
     """
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text))
 
-    cells = []
-    for length, depth in grid.cells_of(task):
-        documents, number = grid.documents_of(task), 0
-        score = _Cell(task, grid.seed)
-        while number < documents:  # as many at a time as are read side by side: that much text is held
-            batch = range(number, min(number + grid.lanes, documents))
-            made = [make_document(task, texts, length, depth, grid.seed, each, USE, count) for each in batch]
-            prompts = [prompt_of(each, tokenizer) for each in made]
-            found = answer_questions(model, prompts, grid.lanes, progress=progress)
-            for lane, document in enumerate(made):
-                said = {mode: found[mode][lane] for mode in MODES}
-                for record in score.add(document, prompts[lane], said, tokenizer):
-                    if dump:
-                        dump({"task": task.label, "length": length, "depth": depth, **record})
-            number = batch.stop
-        cells.append({"length": length, "depth": depth, "documents": documents, **score.report()})
-    return {"task": task.label, "chance": task.chance, "cells": cells}
+    made: deque[tuple[list[Document], list[Prompt]]] = deque()  # what is being answered
+
+    def batches() -> Iterator[list[Prompt]]:
+        for length, depth, numbers in parts:  # as many at a time as are read side by side: that much text is held
+            documents = [make_document(task, texts, length, depth, grid.seed, each, USE, count) for each in numbers]
+            made.append((documents, [prompt_of(each, tokenizer) for each in documents]))
+            yield made[-1][1]
+
+    cells, total, lanes = grid.cells_of(task), grid.documents_of(task), grid.lanes
+    parts = [
+        (length, depth, range(first, min(first + lanes, total)))
+        for length, depth in cells
+        for first in range(0, total, lanes)
+    ]
+    scores = {cell: _Cell(task, grid.seed) for cell in cells}
+    for (length, depth, _), found in zip(parts, answers(batches()), strict=True):
+        documents, prompts = made.popleft()
+        for lane, (document, prompt) in enumerate(zip(documents, prompts, strict=True)):
+            said = {mode: found[mode][lane] for mode in ALL_MODES}
+            for record in scores[length, depth].add(document, prompt, said, tokenizer):
+                if dump:
+                    dump({"task": task.label, "length": length, "depth": depth, **record})
+    return {
+        "task": task.label,
+        "chance": task.chance,
+        "context": answers.context,
+        "cells": [
+            {"length": length, "depth": depth, "documents": total, **score.report()}
+            for (length, depth), score in scores.items()
+        ],
+    }
+
+
+def ask_cells(
+    model: MemoryModel, cells: Sequence[Cell], lanes: int, replicas: Axis, progress: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Asks a model that is being trained; called by all processes together, and the result is the same on all.
+
+    Args:
+        model: The model; put into evaluation mode for the time.
+        cells: The documents, the same on all processes.
+        lanes: Documents that each replica reads side by side at most.
+        replicas: This one among all, which share the documents.
+        progress: Told after each segment how many tokens it had here; may raise.
+
+    Returns:
+        Of each task what `evaluate_task` gives, without the baselines.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        found = answer_questions(model, cell.prompts, lanes, progress=progress, replicas=replicas)
+        said = [[each for document in found[mode] for each in document] for mode in MODES]
+        sums = [[len(own), sum(each.right for each in own), sum(each.log_likelihood for each in own)] for own in said]
+        totals = replicas.sum(torch.tensor(sums, dtype=torch.float64, device=model.device)).tolist()
+        figures = {
+            mode: _figures(int(right), likely, int(asked))
+            for mode, (asked, right, likely) in zip(MODES, totals, strict=True)
+        }
+        task = results.setdefault(
+            cell.task.label, {"task": cell.task.label, "chance": cell.task.chance, "cells": list[Any]()}
+        )
+        place = {"length": cell.length, "depth": cell.depth, "documents": len(cell.prompts)}
+        task["cells"].append({**place, "questions": int(totals[0][0]), **figures})
+    return list(results.values())
+
+
+def _figures(right: int, likely: float, questions: int) -> dict[str, Any]:
+    """What is reported of the answers of a cell in one mode."""
+    low, high = interval(right, questions)
+    return {
+        "right": right,
+        "accuracy": right / questions,
+        "low": low,
+        "high": high,
+        "log_likelihood": likely / questions,
+    }
 
 
 class _Cell:
     """Sums the answers of a cell up."""
 
     def __init__(self, task: Task, seed: int) -> None:
-        self.task, self.random = task, np.random.default_rng(seed)
+        self.task, self.seed = task, seed
         self.questions = self.guessed = self.solved = self.documents = self.tokens = 0
-        self.right = dict.fromkeys(MODES, 0)
-        self.likely = dict.fromkeys(MODES, 0.0)
+        self.right = dict.fromkeys(ALL_MODES, 0)
+        self.likely = dict.fromkeys(ALL_MODES, 0.0)
+        self.unread: set[str] = set()  # modes in which a document could not be read
 
     def add(
-        self, document: Document, prompt: Prompt, said: dict[str, tuple[Said, ...]], tokenizer: Tokenizer
+        self, document: Document, prompt: Prompt, said: dict[str, tuple[Said, ...] | None], tokenizer: Tokenizer
     ) -> Iterator[dict[str, Any]]:
         """Counts a document; a record of each question."""
+        # The same guess however many documents are asked, and in whatever order.
+        random = np.random.default_rng([self.seed, zlib.crc32(f"guess {document.name}".encode())])
         self.documents += 1
         self.solved += bool(solved(self.task, document))
         self.tokens += len(prompt.tokens)
-        for number, place in enumerate(document.answers):
-            question, answer = document.question(place), document.answer(place)
+        self.unread |= {mode for mode, each in said.items() if each is None}
+        for place, answer in enumerate(document.answers):
+            question, right = document.question(answer), document.answer(answer)
             self.questions += 1
-            self.guessed += self.task.guess(self.random, question) == answer
-            for mode in MODES:
-                self.right[mode] += said[mode][number].right
-                self.likely[mode] += said[mode][number].log_likelihood
-            yield {
-                "document": document.name,
-                "prompt": document.text[: place.start],
-                "question": question,
-                "answer": answer,
-                **{mode: tokenizer.decode(said[mode][number].tokens).strip() for mode in MODES},
-                **{f"{mode}_right": said[mode][number].right for mode in MODES},
-            }
+            self.guessed += self.task.guess(random, question) == right
+            record: dict[str, Any] = {"document": document.name, "prompt": document.text[: answer.start]}
+            record |= {"question": question, "answer": right}
+            for mode, each in said.items():
+                if each is not None:
+                    self.right[mode] += each[place].right
+                    self.likely[mode] += each[place].log_likelihood
+                    record[mode] = tokenizer.decode(each[place].tokens).strip()
+                    record[f"{mode}_right"] = each[place].right
+            yield record
 
     def report(self) -> dict[str, Any]:
         """The cell's figures."""
-        modes = {}
-        for mode in MODES:
-            low, high = interval(self.right[mode], self.questions)
-            modes[mode] = {
-                "right": self.right[mode],
-                "accuracy": self.right[mode] / self.questions,
-                "low": low,
-                "high": high,
-                "log_likelihood": self.likely[mode] / self.questions,
-            }
         return {
             "questions": self.questions,
             "tokens": self.tokens,
             "solver": self.solved / self.documents if self.task.solves else None,
             "guess": self.guessed / self.questions,
-            **modes,
+            **{
+                mode: None if mode in self.unread else _figures(self.right[mode], self.likely[mode], self.questions)
+                for mode in ALL_MODES
+            },
         }
+
+
+def modes_of(result: dict[str, Any]) -> list[str]:
+    """The modes that a task's report has figures of, or could have of shorter documents."""
+    return [mode for mode in ALL_MODES if mode != WITHOUT or result["context"] is not None]
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """The lines of a task for people: a row a cell, shares of right answers with their intervals."""
     chance = "unknown" if result["chance"] is None else f"{result['chance']:.3g}"
     lines = [f"{result['task']}: share of right answers, 95 % interval; chance {chance}"]
-    lines.append(f"{'tokens':>10}  {'depth':>5}  {'asked':>5}  {'with memory':>19}  {'memory reset':>19}  {'guess':>5}")
+    modes, context = modes_of(result), result["context"]
+    names = "".join(f"  {NAMES[mode][0]:>19}" for mode in modes)
+    lines.append(f"{'tokens':>10}  {'depth':>5}  {'asked':>5}{names}  {'guess':>5}")
     for cell in result["cells"]:
-        shares = [
-            f"{cell[mode]['accuracy']:.3f} ({cell[mode]['low']:.2f} to {cell[mode]['high']:.2f})" for mode in MODES
-        ]
+        shares = ""
+        for mode in modes:
+            found, told = cell[mode], f"longer than {context}"
+            if found is not None:
+                told = f"{found['accuracy']:.3f} ({found['low']:.2f} to {found['high']:.2f})"
+            shares += f"  {told:>19}"
         length = f"{cell['length']:,}" if cell["length"] else "no filler"
         depth = f"{cell['depth']:.2f}" if cell["length"] else ""
-        lines.append(
-            f"{length:>10}  {depth:>5}  {cell['questions']:>5}  {shares[0]:>19}  {shares[1]:>19}  {cell['guess']:>5.2f}"
-        )
+        lines.append(f"{length:>10}  {depth:>5}  {cell['questions']:>5}{shares}  {cell['guess']:>5.2f}")
+    if any(cell[mode] is None for cell in result["cells"] for mode in modes):
+        lines.append(f"without memory: the language model alone, which reads {context:,} tokens at once and no more")
     return lines
 
 
 def heat_map(result: dict[str, Any]) -> "Figure":
-    """Shares of right answers by length and depth: with the memory, and with it reset at every segment.
+    """Shares of right answers by length and depth: a panel for each of `modes_of`.
+
+    Of documents that are longer than the language model's context its panel has nothing.
 
     Raises:
         UserError: matplotlib is missing.
@@ -203,14 +266,16 @@ def heat_map(result: dict[str, Any]) -> "Figure":
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
     lengths = sorted({cell["length"] for cell in result["cells"]})
     depths = sorted({cell["depth"] for cell in result["cells"]})
-    figure = drawing.figure(2.6 + 1.3 * len(lengths), 1.9 + 0.42 * len(depths))
+    modes = modes_of(result)
+    figure = drawing.figure(1.3 * (1 + len(lengths)) * len(modes) / 2 + 1.3, 1.9 + 0.42 * len(depths))
     chance = "" if result["chance"] is None else f" (chance {result['chance']:.2g})"
     figure.suptitle(f"{result['task']}: right answers{chance}", fontsize=drawing.TITLE, x=0.01, ha="left")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, mode, words in zip(panels, MODES, ("with the memory", "memory reset at every segment"), strict=True):
+    panels = figure.subplots(1, len(modes), sharey=True)
+    for axes, mode in zip(panels, modes, strict=True):
         shares = np.full((len(depths), len(lengths)), np.nan)
         for cell in result["cells"]:
-            shares[depths.index(cell["depth"]), lengths.index(cell["length"])] = cell[mode]["accuracy"]
+            if cell[mode] is not None:
+                shares[depths.index(cell["depth"]), lengths.index(cell["length"])] = cell[mode]["accuracy"]
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
         for (row, column), share in np.ndenumerate(shares):
             if not np.isnan(share):
@@ -218,7 +283,7 @@ def heat_map(result: dict[str, Any]) -> "Figure":
                 axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=drawing.SMALL, color=colour)
         axes.set_xticks(range(len(lengths)), [short(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-        drawing.name(axes, title=words, x="tokens", y="depth" if axes is panels[0] else "")
+        drawing.name(axes, title=NAMES[mode][1], x="tokens", y="depth" if axes is panels[0] else "")
     colours = figure.colorbar(image, ax=panels)
     colours.ax.tick_params(labelsize=drawing.SMALL)
     return figure

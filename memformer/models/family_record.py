@@ -146,6 +146,9 @@ class Family:
         reader: (model, batch size, segment length or None) -> a `protocol.Reader`.
         shard: For parallel.tensor above 1.
         stages: For parallel.pipeline above 1.
+        decoder_apart: Whether its models are `replay.DecoderApart` with one forward for all of it, forward(segment,
+            memory, "encode") and forward(segment, context, "score"): for training.segments_per_decoder_batch above 1.
+            Its configurations' `stacks` are then the encoder's layers and the decoder's, and `stages` is given.
         inspect: Model -> what `inspect-memory` looks at (`memformer.models.slots.SlotWriter`); None where the memory
             has no such slots, and is looked at by `look`.
         look: (model, segment, memory) -> one read and one write (`memformer.models.looking.Looked`), without gradient,
@@ -171,6 +174,7 @@ class Family:
     reader: Callable[..., Any]
     shard: Sharding | None = None
     stages: Stages | None = None
+    decoder_apart: bool = False
     inspect: Callable[[Any], Any] | None = None
     look: Callable[[Any, Any, Any], Any] | None = None
     memory: Callable[[str], bool] | None = None

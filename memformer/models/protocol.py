@@ -2,13 +2,14 @@
 """What the system asks of a model, whichever it is.
 
 A **cell** (`memformer.replay.Cell`) can be trained by memory replay. A `MemoryModel` is a cell that can also be
-optimized, checkpointed, evaluated and exported. A `Reader` reads a document token by token, to continue it.
+optimized, checkpointed, evaluated and exported; a `Standalone` one also does without its memory. A `Reader` reads a
+document token by token, to continue it.
 
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -70,6 +71,31 @@ class MemoryModel(Cell, Protocol):
         """Switches dropout off."""
 
 
+@runtime_checkable
+class Standalone(Protocol):
+    """What a `MemoryModel` has beside, if it is also a language model without its memory.
+
+    Attributes:
+        context: The longest text, in tokens, that it then reads at once.
+    """
+
+    @property
+    def context(self) -> int:
+        """See above."""
+
+    def without_memory(self, tokens_N: torch.Tensor, places_P: torch.Tensor, part: int) -> Iterator[torch.Tensor]:
+        """Logits of the language model alone, with all of a text in its own context.
+
+        Args:
+            tokens_N: The text in ids of the data, int64 [N], N at most `context`; the start token stands before it.
+            places_P: Places of the tokens that are to be predicted, each from all before it, int64 [P].
+            part: Places whose logits are made at a time.
+
+        Returns:
+            Logits [part, V], in the order of the places; the last part may be shorter.
+        """
+
+
 class Stage(Protocol):
     """The layers of one stage of a pipeline, as `registry.Stages.cut` gives them: a `torch.nn.Module`.
 
@@ -116,9 +142,18 @@ class Stage(Protocol):
         """
 
     def decode_part(
-        self, segment: Segment, context: torch.Tensor, stream: torch.Tensor | None
+        self,
+        segment: Segment,
+        context: torch.Tensor,
+        stream: torch.Tensor | None,
+        at_2N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """This stage's decoder layers: the stream [B, S, width], or the losses [B, S] of the last stage."""
+        """This stage's decoder layers.
+
+        Returns:
+            The stream for the next stage [B, S, width]; of the last stage the losses [B, S] or, where `at_2N` names
+            targets (int64, lane and place of each), their logits [N, vocab_size].
+        """
 
     def initial_memory(self, lanes: int) -> torch.Tensor:
         """The memory [lanes, K, C] of lanes that have read nothing, of a model with memory; differentiable."""

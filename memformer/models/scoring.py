@@ -30,6 +30,11 @@ def scored_targets(segment: Segment) -> torch.Tensor:
     return target_BS.masked_fill(~valid_BS, IGNORE)
 
 
+def of_targets(x_BSD: torch.Tensor, at_2N: torch.Tensor | None) -> torch.Tensor:
+    """What is known of some targets [N, D], int64 [2, N] being lane and place of each; None: of all, [B, S, D]."""
+    return x_BSD if at_2N is None else x_BSD[at_2N[0], at_2N[1]]
+
+
 def token_losses(logits_BSV: torch.Tensor, segment: Segment) -> torch.Tensor:
     """Negative log-likelihood of each target in nats, [B, S], 0 beyond the valid length; at least float32.
 

@@ -8,7 +8,7 @@ import torch
 
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
-from memformer.replay.kept import KeptMemories
+from memformer.replay.kept import kept_memories
 
 
 @functools.lru_cache(maxsize=64)
@@ -49,6 +49,7 @@ def hardware_flops_per_token(
     activation_checkpointing: str,
     memory_interval: int = 1,
     train: str = "all",
+    decoder_group: int = 1,
 ) -> float:
     """Operations a target token really costs, recomputation included. The numerator of HFU.
 
@@ -60,11 +61,12 @@ def hardware_flops_per_token(
         activation_checkpointing: "full" computes every layer once more in its backward; "none" does not.
         memory_interval: Memories of a group of which one is kept, and the others are computed a third time.
         train: The setting `training.train`.
+        decoder_group: Segments that the decoder takes at once.
     """
     flops = family_of(config).flops(config, segment_length)
     recomputed = 0.0
     if replay == "mrbp":
-        again = num_segments - 1 + KeptMemories(num_segments, memory_interval).recomputed
+        again = num_segments - 1 + kept_memories(num_segments, memory_interval, decoder_group).recomputed
         recomputed += flops.advance * again / num_segments
     if activation_checkpointing == "full":
         recomputed += flops.layers

@@ -26,6 +26,7 @@ from memformer.models.protocol import MemoryModel
 from memformer.processes.group import World
 from memformer.processes.topology import Axis
 from memformer.replay import ReplayBuffer
+from memformer.replay.random_state import redrawing
 
 
 def checkpoint_layers(model: MemoryModel, config: Config, world: World) -> None:
@@ -63,7 +64,7 @@ def recomputed(forward: Callable[..., torch.Tensor], reentrant: bool, *inputs: A
     """
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    result: torch.Tensor = checkpoint(forward, *inputs, use_reentrant=reentrant)
+    result: torch.Tensor = checkpoint(redrawing(forward), *inputs, use_reentrant=reentrant)
     return result
 
 
@@ -89,7 +90,7 @@ def _partitioned(
     # the tensor that it is a view of.
     shared_alias: Any = _Alias.apply(shared)  # type: ignore[no-untyped-call]
     shared_alias.no_checkpointing = True
-    return checkpoint_function(run, _Alias.apply(x_BSD), shared_alias)  # type: ignore[no-untyped-call]
+    return checkpoint_function(redrawing(run), _Alias.apply(x_BSD), shared_alias)  # type: ignore[no-untyped-call]
 
 
 class _Alias(torch.autograd.Function):

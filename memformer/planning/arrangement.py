@@ -25,7 +25,7 @@ from memformer.planning.segment_trace import (
     recomputation_peak,
     trace_parts,
 )
-from memformer.replay import KeptMemories
+from memformer.replay import DecoderGroups, KeptMemories, kept_memories
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +92,20 @@ class Arrangement:
         return 1 if self.config.training.replay == "mrbp" else self.config.data.most_segments
 
     @property
-    def memories(self) -> KeptMemories:
+    def decoder_batch(self) -> int:
+        """G, the segments that a decoder takes at once."""
+        return self.config.training.segments_per_decoder_batch
+
+    @property
+    def memories(self) -> KeptMemories | DecoderGroups:
         """Which memories of a rollout the replay keeps."""
-        return KeptMemories(self.config.data.most_segments, self.config.activation_checkpointing.memory_interval)
+        interval = self.config.activation_checkpointing.memory_interval
+        return kept_memories(self.config.data.most_segments, interval, self.decoder_batch)
+
+    @property
+    def decoders(self) -> int:
+        """Calls of the decoder, with a graph, for a group of lanes in a step."""
+        return -(-self.config.data.most_segments // self.decoder_batch)
 
     @property
     def advances(self) -> int:
@@ -102,6 +113,20 @@ class Arrangement:
         if self.config.training.replay != "mrbp":
             return 0
         return self.config.data.most_segments - 1 + self.memories.recomputed
+
+    def layer_passes(self, stage: int) -> int:
+        """Forwards of a layer that a process of the stage launches in a step; a backward counts as two."""
+        layers, segments = self.layers[stage], self.config.data.most_segments
+        advanced = self.model.advanced_counts()
+        replayed = dict.fromkeys(layers, segments)
+        if self.decoder_batch > 1:
+            replayed[self.model.stacks[1]] = self.decoders
+        with_graph = 3 + self.execution.recompute
+        passes = sum(
+            self.advances * min(advanced[name], count) + with_graph * replayed[name] * count
+            for name, count in layers.items()
+        )
+        return passes * self.groups
 
     @property
     def execution(self) -> Execution:
@@ -114,6 +139,7 @@ class Arrangement:
             self.config.activation_checkpointing.mode == "full",
             self.config.training.train,
             self.config.optimizer.memory_learning_rate is not None,
+            self.decoder_batch,
         )
 
     @functools.cached_property
@@ -125,6 +151,24 @@ class Arrangement:
         """One segment of a stage; what is in no layer is counted with the last stage, which has most of it."""
         advanced = None if self.schedule else self.model.advanced_counts()
         return self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=advanced)
+
+    def encoder(self, stage: int) -> SegmentTrace:
+        """The encoder's layers in one segment, where the decoder is apart from them (`Family.decoder_apart`)."""
+        return self.traces.of(self._layers_of(stage, 0), rest=False)
+
+    def decoder(self, stage: int, rest: bool = True) -> SegmentTrace:
+        """The decoder's layers in one segment; with `rest`, and what is in no layer."""
+        return self.traces.of(self._layers_of(stage, 1), rest=rest)
+
+    def recomputation_peak_of_group(self, stage: int) -> int:
+        """Bytes while the largest layer of a decoder that takes several segments at once is recomputed."""
+        how = dataclasses.replace(self.execution, lanes=self.lanes * self.decoder_batch)
+        return recomputation_peak(self.model, how, self._layers_of(stage, 1))
+
+    def _layers_of(self, stage: int, stack: int) -> dict[str, int]:
+        """The stage's layers of one stack of the configuration alone."""
+        only = self.model.stacks[stack]
+        return {name: count if name == only else 0 for name, count in self.layers[stage].items()}
 
     def recomputation_peak(self, stage: int) -> int:
         """Bytes while a stage recomputes its largest layer."""

@@ -2,8 +2,9 @@
 """`make_plan`: parameters, memory by part, traffic by kind, time and bubble of a run on any number of devices.
 
 Bytes follow from the code (`memory` and `traffic`, which ask `segment_trace` and the pipeline's own schedule). Time is
-an estimate with two stated assumptions: a step computes at `EFFICIENCY` of the device's peak, and collectives run in
-rings at the bandwidth of the slowest link between their members without being hidden behind computation.
+an estimate with three stated assumptions: a step computes at `EFFICIENCY` of the device's peak; it takes no less than
+starting its kernels does; and collectives run in rings at the bandwidth of the slowest link between their members
+without being hidden behind computation.
 """
 
 import dataclasses
@@ -21,6 +22,10 @@ from memformer.planning.traffic import stage_traffic
 EFFICIENCY = 0.3
 """Part of the peak that a step's operations reach: on an H100, 0.19 of 350M and 0.30 of 1.3B were measured, and 0.25 of
 350M with `compile` (docs/results/gpu-step.md)."""
+LAUNCH_SECONDS = 5e-6
+"""Seconds in which Python and the driver start a kernel, about; less work than that a kernel leaves a device idle."""
+KERNELS = 50
+"""Kernels of a layer's forward, about; its backward has twice as many (350M without `compile`, docs/results)."""
 RESERVED = 5e9
 """Bytes of a device left to the driver, the communication library and the allocator's fragments."""
 
@@ -111,10 +116,12 @@ def make_plan(
         config.activation_checkpointing.mode,
         config.activation_checkpointing.memory_interval,
         config.training.train,
+        config.training.segments_per_decoder_batch,
     )
     flops += tokens * run.traces.scored_again * parallel.tensor
     traffic = stage_traffic(run, worst)
-    compute = flops / world / (peak * efficiency) / (1 - run.bubble)
+    slowest = max(run.layer_passes(stage) for stage in range(run.stages))
+    compute = max(flops / world / (peak * efficiency), slowest * KERNELS * LAUNCH_SECONDS) / (1 - run.bubble)
     seconds = _communication_seconds(run, traffic, hardware, gpus_per_node)
     step = compute + sum(seconds.values())
     return Plan(

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memformer.engine.precision import AUTOCAST
+from memformer.models.registry import stages_of
 from memformer.planning.arrangement import Arrangement
 from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default `reduce_bucket_size`, elements."""
 MENDS = {
-    "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch",
+    "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch, or a smaller "
+    "training.segments_per_decoder_batch",
+    "decoder batch": "a smaller training.segments_per_decoder_batch",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
     "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
     "optimizer states": "a higher parallel.zero_stage, or parallel.offload_optimizer cpu",
@@ -121,13 +124,22 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     """What autograd keeps of the segments whose graphs are held, and of the one whose layers are recomputed."""
     kept, held = run.segment(stage).saved, run.held_graphs(stage)
     activations = held * kept[ACTIVATIONS]
-    if run.execution.recompute:
+    if run.decoder_batch > 1:
+        held, encoder = run.decoder_batch, run.encoder(stage).saved[ACTIVATIONS]
+        decoder = held * run.decoder(stage).saved[ACTIVATIONS]
+        recomputed = run.recomputation_peak_of_group(stage) if run.execution.recompute else 0
+        activations = encoder + max(decoder, recomputed)
+    elif run.execution.recompute:
         activations = max(activations, run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS])
     yield Part("activations", activations)
     # Beside what is kept, the gradient of the logits; or one chunk of them, on the last stage, which has the head.
     last = stage == run.stages - 1
     yield Part("logits", last * run.traces.chunk_bytes or 2 * held * kept[LOGITS])
     yield Part("16-bit weights", kept[WEIGHT_COPIES])
+    if run.decoder_batch > 1:
+        # The encoder's outputs by segment, as one batch, and their gradients; and the memories they were read with.
+        outputs = 3 * run.config.data.segment_length * stages_of(run.model).width(run.model)
+        yield Part("decoder batch", 4 * held * run.lanes * (outputs + math.prod(run.model.memory_shape)))
 
 
 def _memories(run: Arrangement, stage: int) -> Iterator[Part]:

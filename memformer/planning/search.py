@@ -20,7 +20,8 @@ def search(
     """The fastest plans that fit, the best first.
 
     Tensor parallelism within a node, up to 16 stages, every ZeRO stage, with and without recomputation, all lanes of
-    a process at once or one by one. Combinations that the configuration refuses are left out.
+    a process at once or one by one, the decoder of 1, 2, 4, ... segments at once. Combinations that the configuration
+    refuses are left out.
 
     Args:
         config: The run; everything but these settings stays.
@@ -32,15 +33,18 @@ def search(
     """
     layers = sum(model.layer_counts().values())
     deepest = min(MAX_PIPELINE, layers, nodes * gpus_per_node) if family_of(model).stages else 1
+    batches = _powers(config.data.most_segments) if family_of(model).decoder_apart else [1]
     found = []
     for tensor, pipeline in itertools.product(_powers(gpus_per_node), _powers(deepest)):
-        for stage, mode, group in itertools.product(range(4), ("none", "full"), (None, 1)):
+        choices = itertools.product(range(4), ("none", "full"), (None, 1), batches if pipeline == 1 else [1])
+        for stage, mode, group, batch in choices:
             settings = {
                 "parallel.tensor": tensor,
                 "parallel.pipeline": pipeline,
                 "parallel.zero_stage": stage,
                 "activation_checkpointing.mode": mode,
                 "training.lanes_per_micro_batch": group,
+                "training.segments_per_decoder_batch": batch,
             }
             try:
                 plan = make_plan(_with(config, settings), model, nodes, gpus_per_node, device)

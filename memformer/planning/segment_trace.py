@@ -97,6 +97,7 @@ class Execution:
         recompute: Whether layers are checkpointed.
         train: The setting `training.train`.
         memory_rate: Whether the memory's parameters have a learning rate of their own.
+        scored: Segments that are scored at once.
     """
 
     lanes: int
@@ -106,6 +107,7 @@ class Execution:
     recompute: bool = False
     train: str = "all"
     memory_rate: bool = False
+    scored: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +185,7 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
         config: The model, with vocab_size.
         how: How the segment is computed; what the recomputation of one layer keeps is not in the traces.
     """
-    tokens = how.lanes * how.segment_length
+    tokens, how = how.lanes * how.segment_length * how.scored, dataclasses.replace(how, scored=1)
     ids, width = _head_sizes(_bare(config).of_layers(dict.fromkeys(config.stacks, 1)), how.tensor)
     chunks = count_chunks(tokens, ids)
     two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes), chunks > 1) for lanes in (2, 3))

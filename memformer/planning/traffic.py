@@ -39,43 +39,51 @@ def traffic_by_stage(config: Config, model: ModelConfig, world: int) -> list[dic
 
 def stage_traffic(run: Arrangement, stage: int) -> dict[str, Counter[str]]:
     """Bytes by axis and kind, of a process of the stage."""
-    parameters = run.parameters(stage)
     return {
-        "data": _data(run, parameters),
+        "data": _data(run, stage),
         "tensor": _tensor(run, stage),
-        "replica": _replica(run, parameters),
+        "replica": _replica(run, run.parameters(stage)),
         "pipeline": _pipeline(run, stage),
     }
 
 
-def _data(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
-    """Over the data-parallel axis, for a process that has these parameters."""
+def _data(run: Arrangement, stage: int) -> Counter[str]:
+    """Over the data-parallel axis, for a process of the stage."""
     config, precision, replicas = run.config, run.precision, run.replicas
-    stage, sent = config.parallel.zero_stage, Counter[str]()
-    segments = config.data.most_segments * run.groups if config.training.replay == "mrbp" else run.groups
-    times = segments if config.parallel.gradient_reduction == "segment" else 1
-    if stage == 0:
-        sent["all_reduce"] = 4 * sum(_groups(parameters))
-    elif stage < 3:
-        reduced = sum(
-            count * shape.numel * _width(shape, precision) for shape, count in parameters.items() if shape.trained
+    zero_stage, parameters, sent = config.parallel.zero_stage, run.parameters(stage), Counter[str]()
+    segments, by_segment = config.data.most_segments, config.parallel.gradient_reduction == "segment"
+    backwards = segments if config.training.replay == "mrbp" else 1
+    passes = 2 + run.execution.recompute  # each advance, forward, recomputation and backward uses a parameter once
+    # Parameters, how often they are reduced by segment, and how often they are used.
+    parts = [(parameters, backwards * run.groups, (run.advances + passes * segments) * run.groups)]
+    if run.decoder_batch > 1:  # its layers are used less often than all else
+        decoder = run.decoder(stage, rest=False).parameters
+        parts = [
+            (parameters - decoder, *parts[0][1:]),
+            (decoder, run.decoders * run.groups, passes * run.decoders * run.groups),
+        ]
+
+    def payload(parameters: Counter[Shape], only_trained: bool, multiple: int = 1) -> int:
+        return sum(
+            count * _padded(shape.numel, multiple) * _width(shape, precision)
+            for shape, count in parameters.items()
+            if shape.trained or not only_trained
         )
-        sent["all_reduce"] = reduced * (times if stage == 2 else 1) + _norms(stage, parameters, replicas)
+
+    if zero_stage == 0:
+        sent["all_reduce"] = 4 * sum(_groups(parameters))
+    elif zero_stage < 3:
+        several = by_segment and zero_stage == 2
+        sent["all_reduce"] = sum(payload(part, True) * (times if several else 1) for part, times, _ in parts)
+        sent["all_reduce"] += _norms(zero_stage, parameters, replicas)
         sent["all_gather"] = sum(4 * _padded(size, 2 * replicas) for size in _groups(parameters))
     else:
-        padded, trained = (
-            sum(
-                count * _padded(shape.numel, replicas) * _width(shape, precision)
-                for shape, count in parameters.items()
-                if shape.trained or not only
+        for part, times, uses in parts:
+            sent["reduce_scatter"] += payload(part, True, replicas) * (times if by_segment else 1)
+            sent["all_gather"] += payload(part, False, replicas) * (
+                1 if config.parallel.zero3_gather == "rollout" else uses
             )
-            for only in (False, True)
-        )
-        # Each advance, forward, recomputation and backward uses the parameters once.
-        uses = run.groups * (run.advances + (2 + run.execution.recompute) * config.data.most_segments)
-        gathers = 1 if config.parallel.zero3_gather == "rollout" else uses
-        sent["reduce_scatter"], sent["all_gather"] = trained * times, padded * gathers
-        sent["all_reduce"] = _norms(stage, parameters, replicas)
+        sent["all_reduce"] = _norms(zero_stage, parameters, replicas)
     if replicas == 1:
         del sent["all_gather"]  # the other calls are made, and go nowhere
     return sent
@@ -99,8 +107,9 @@ def _tensor(run: Arrangement, stage: int) -> Counter[str]:
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
     if run.advances and run.config.activation_checkpointing.partition_activations:
-        # Each memory but the last segment's is put together once, whether it was kept or computed again.
-        fetched = (data.most_segments - 1) * run.groups * run.lanes
+        # Each memory but the last is put together once, whether it was kept or computed again: of every segment, or of
+        # every group that the decoder takes at once.
+        fetched = (run.decoders - 1) * run.groups * run.lanes
         sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
     return sent
 

@@ -8,7 +8,8 @@ from data_pipeline.faces import face
 if TYPE_CHECKING:
     from memformer.replay.backward import Backward, Cell, RolloutResult, bptt_backward, memory_replay_backward
     from memformer.replay.buffer import ReplayBuffer
-    from memformer.replay.kept import KeptMemories
+    from memformer.replay.grouped import DecoderApart, grouped_replay_backward
+    from memformer.replay.kept import DecoderGroups, KeptMemories, kept_memories
     from memformer.replay.rollout import Carry, Rollout
     from memformer.replay.segment import Segment
 
@@ -16,12 +17,16 @@ __all__ = [
     "Backward",
     "Carry",
     "Cell",
+    "DecoderApart",
+    "DecoderGroups",
     "KeptMemories",
     "ReplayBuffer",
     "Rollout",
     "RolloutResult",
     "Segment",
     "bptt_backward",
+    "grouped_replay_backward",
+    "kept_memories",
     "memory_replay_backward",
 ]
 
@@ -31,12 +36,16 @@ __getattr__ = face(
         "Backward": "backward",
         "Carry": "rollout",
         "Cell": "backward",
+        "DecoderApart": "grouped",
+        "DecoderGroups": "kept",
         "KeptMemories": "kept",
+        "kept_memories": "kept",
         "ReplayBuffer": "buffer",
         "Rollout": "rollout",
         "RolloutResult": "backward",
         "Segment": "segment",
         "bptt_backward": "backward",
+        "grouped_replay_backward": "grouped",
         "memory_replay_backward": "backward",
     },
 )

@@ -14,6 +14,7 @@ import torch
 
 from memformer.replay.buffer import ReplayBuffer
 from memformer.replay.kept import KeptMemories
+from memformer.replay.objectives import with_gradient
 from memformer.replay.random_state import segment_seeds
 from memformer.replay.rollout import Carry, Rollout
 from memformer.replay.segment import Segment
@@ -58,27 +59,6 @@ class RolloutResult:
 def autograd_backward(objective: torch.Tensor, remaining: int) -> None:
     """The default `backward`: plain autograd."""
     objective.backward()  # type: ignore[no-untyped-call]
-
-
-class _WithMemoryGradient(torch.autograd.Function):
-    """The identity on a loss whose backward also hands a given gradient to the memory.
-
-    <memory, gradient> could be added to the loss instead, but an engine that scales the loss (fp16) would scale the
-    gradient a second time: it already carries the scale.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, loss: torch.Tensor, memory: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gradient)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        return grad_outputs[0], ctx.saved_tensors[0], None
-
-
-def _with_memory_gradient(loss: torch.Tensor, memory: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    return _WithMemoryGradient.apply(loss, memory, gradient)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def memory_replay_backward(
@@ -137,7 +117,7 @@ def memory_replay_backward(
                 # Zeros rather than nothing: the writer takes part in every segment's graph, so that all segments
                 # look alike to ZeRO-3 and the writer has a gradient when T = 1.
                 gradient, final_memory = torch.zeros_like(next_memory), next_memory.detach()
-            backward(_with_memory_gradient(loss / denominator, next_memory, gradient), t)
+            backward(with_gradient(loss / denominator, next_memory, gradient), t)
             losses.append(loss.detach())
             counts.append(count)
             if t > 0:
@@ -145,7 +125,7 @@ def memory_replay_backward(
                 gradient = torch.zeros_like(memory) if memory.grad is None else memory.grad
                 norms.append(gradient.norm())
             del loss, next_memory
-    return _result(losses[::-1], counts[::-1], norms[::-1], rollout.carry(final_memory))
+    return result_of(losses[::-1], counts[::-1], norms[::-1], rollout.carry(final_memory))
 
 
 @torch.no_grad()
@@ -192,14 +172,15 @@ def bptt_backward(
             losses.append(loss)
             counts.append(count)
         objective = torch.stack(losses).sum() / denominator
-        backward(_with_memory_gradient(objective, memory, torch.zeros_like(memory)), 0)
+        backward(with_gradient(objective, memory, torch.zeros_like(memory)), 0)
     gradients = (torch.zeros_like(m) if m.grad is None else m.grad for m in memories)
     norms = [gradient.norm() for gradient in gradients]
-    return _result([loss.detach() for loss in losses], counts, norms, rollout.carry(memory))
+    return result_of([loss.detach() for loss in losses], counts, norms, rollout.carry(memory))
 
 
-def _result(
+def result_of(
     losses: list[torch.Tensor], counts: list[torch.Tensor], norms: list[torch.Tensor], carry: Carry
 ) -> RolloutResult:
+    """The result of a rollout from figures of its segments, in their order."""
     stacked = torch.stack(norms) if norms else losses[0].new_zeros(0)
     return RolloutResult(torch.stack(losses), torch.stack(counts), stacked, carry)

@@ -7,7 +7,9 @@ the oldest memory is kept, and the group's others are computed from it when pass
 
     T = 8, k = 3    memories before segments   0 | 1  2  3 | 4  5  6      kept by pass 1: 0, 1, 4, 5, 6
 
-No torch here: `memformer plan` counts with it.
+`DecoderGroups` is the same question where the decoder takes several segments at once (`grouped_replay_backward`).
+
+No torch here: `memformer plan` counts with both.
 """
 
 import dataclasses
@@ -54,3 +56,38 @@ class KeptMemories:
         if self.keeps(segment) or back % self.interval:
             return None
         return max(0, segment - self.interval + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderGroups:
+    """The segments of a rollout in the groups whose decoder runs at once, filled from the end.
+
+    Attributes:
+        segments: T of the rollout.
+        group: G; the first group has what is left over.
+    """
+
+    segments: int
+    group: int
+
+    @property
+    def spans(self) -> list[range]:
+        """Numbers of each group's segments."""
+        stops = range(self.segments, 0, -self.group)
+        return [range(max(0, stop - self.group), stop) for stop in reversed(stops)]
+
+    @property
+    def count(self) -> int:
+        """Memories kept at the end of pass 1: the one before each group but the last."""
+        return len(self.spans) - 1
+
+    @property
+    def recomputed(self) -> int:
+        """Encoders that run without a graph beyond the T-1 of a replay that takes one segment at a time."""
+        spans = self.spans
+        return (self.segments - len(spans[-1])) + (self.segments - len(spans)) - (self.segments - 1)
+
+
+def kept_memories(segments: int, interval: int = 1, group: int = 1) -> KeptMemories | DecoderGroups:
+    """What a replay keeps of T segments: every memory, every k-th, or that before every group of the decoder."""
+    return DecoderGroups(segments, group) if group > 1 else KeptMemories(segments, interval)

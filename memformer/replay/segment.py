@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`Segment`: what one step of the recurrence reads."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +39,22 @@ class Segment(NamedTuple):
         context, context_length, target, target_length, reset = (tensor[start:stop] for tensor in self[:5])
         weights = None if self.loss_weights is None else self.loss_weights[start:stop]
         return Segment(context, context_length, target, target_length, reset, self.ragged, self.short, weights)
+
+    def rows(self, rows: torch.Tensor) -> "Segment":
+        """Some of the lanes, int64, in any order and any number of times."""
+        tensors: dict[str, Any] = {name: each for name, each in self._asdict().items() if torch.is_tensor(each)}
+        return self._replace(**{name: each[rows] for name, each in tensors.items()})
+
+    @classmethod
+    def joined(cls, segments: Sequence["Segment"]) -> "Segment":
+        """All lanes of several segments as one, [n * B, S], segment by segment."""
+        context, context_length, target, target_length, reset = (
+            torch.cat(each) for each in zip(*(segment[:5] for segment in segments), strict=True)
+        )
+        ragged, short = any(each.ragged for each in segments), any(each.short for each in segments)
+        weights = [each.loss_weights for each in segments if each.loss_weights is not None]
+        weights_BS = torch.cat(weights) if weights else None
+        return cls(context, context_length, target, target_length, reset, ragged, short, weights_BS)
 
     def weighted(self, losses_BS: torch.Tensor) -> torch.Tensor:
         """Each target's loss times its weight, [B, S]: what a cell sums."""

@@ -1,11 +1,12 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The data sets of a run: found, checked against the model, opened as streams. Only the streams need torch."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ from data_pipeline.addresses import beneath
 from data_pipeline.far import default_cache
 from data_pipeline.opening import holds_data
 from data_pipeline.stream_settings import Damage, StreamSettings
+from data_pipeline.tasks import parse_tasks
+from data_pipeline.tasks.filler import texts_for
+from data_pipeline.tasks.prompts import Cell, Grid, make_cells
+from memformer.config.evaluation import EvaluationConfig
 from memformer.config.schema import Config, DataConfig
 from memformer.models.configuration import ModelConfig
 from memformer.run import jsonl
@@ -42,10 +47,17 @@ LOG = logging.getLogger("memformer")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The training documents and, if there are any, the held-out ones."""
+    """What a run reads.
+
+    Attributes:
+        train: The training documents.
+        held_out: The held-out ones, if there are any.
+        asked: Documents of tasks, which the model is asked while it trains; see `asking`.
+    """
 
     train: DocumentIndex | Blend
     held_out: DocumentIndex | Blend | None
+    asked: tuple[Cell, ...] = ()
 
     @classmethod
     def open(cls, config: DataConfig) -> "TrainingData":
@@ -80,6 +92,22 @@ class TrainingData:
                 "build both with the same --tokenizer"
             )
         return cls(train, held_out)
+
+    def asking(self, settings: EvaluationConfig) -> "TrainingData":
+        """The same with the documents of the tasks that the run is asked, in the tokens of its data.
+
+        Raises:
+            UserError: A document does not fit into its length, a text cannot be read, or the data set does not know
+                its tokenizer.
+        """
+        if not settings.tasks:
+            return self
+        tasks = parse_tasks(",".join(settings.tasks))
+        grid = Grid(settings.length, settings.depths, settings.documents, settings.seed)
+        with _faults_of("evaluation.text"):
+            texts = texts_for(tasks, settings.length, settings.text)
+        with _faults_of("evaluation.tasks"):
+            return dataclasses.replace(self, asked=make_cells(tasks, texts, grid, self.train.tokenizer))
 
     @property
     def tokenizer_file(self) -> Path:
@@ -133,6 +161,17 @@ class TrainingData:
             max_document_tokens=config.data.eval_max_document_tokens,
         )
         return SegmentStream(self.held_out, settings)
+
+
+@contextlib.contextmanager
+def _faults_of(setting: str) -> Iterator[None]:
+    """Faults inside are those of a setting; options of the command line that they name are settings of a run here."""
+    try:
+        yield
+    except UserError as error:
+        words = str(error).removeprefix("--text ")
+        words = words.replace("--lengths", "evaluation.length").replace("--text", "evaluation.text")
+        raise UserError(f"{setting}: {words}", error.exit_code) from None
 
 
 def stream_settings(config: Config, world: "World", documents: str, **fields: Any) -> StreamSettings:

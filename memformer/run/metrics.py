@@ -144,11 +144,13 @@ class MetricsWriter:
                 each.close()
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """One optimizer step: a line of metrics.jsonl, and its numbers as TensorBoard scalars under train/."""
+        """One optimizer step: a line of metrics.jsonl, its numbers as TensorBoard scalars under train/ and tasks/."""
         if self._file is None:
             return
         self._file.append((json.dumps(json_ready(metrics)) + "\n").encode())
-        self.scalars("train", metrics["step"], metrics)
+        self.scalars("train", metrics["step"], {name: each for name, each in metrics.items() if name != "tasks"})
+        if "tasks" in metrics:
+            self.scalars("tasks", metrics["step"], metrics["tasks"])
 
     def text(self, tag: str, words: str, step: int) -> None:
         """A text in TensorBoard, its lines as they are."""

@@ -10,8 +10,8 @@
 
 The points of one step, in the order in which they are reached:
 
-    before_data  before_rollout  between_segments*  before_optimizer_step  after_step  after_metrics
-    during_evaluation*  after_evaluation  before_save  after_save
+    before_data  before_rollout  between_segments*  before_optimizer_step  after_step  during_evaluation* (of tasks)
+    after_metrics  during_evaluation*  after_evaluation  before_save  after_save
 
 Every process of the run has its own callbacks, and reaches the points of a step in the same order as the others. A
 callback that enters a collective must therefore do so on all of them. What it raises ends the run.
@@ -89,10 +89,11 @@ class Callback:
         """Weights, `state.lanes` and `state.progress` are those after the step; nothing has been written of it."""
 
     def after_metrics(self, state: TrainingState, metrics: dict[str, Any]) -> None:
-        """The guards have looked at the step, and its line of metrics.jsonl is complete."""
+        """The guards have looked at the step, and its line of metrics.jsonl is complete, `tasks` included."""
 
     def during_evaluation(self, state: TrainingState) -> None:
-        """A batch of held-out documents is about to be read, for an evaluation or for pictures of the memory."""
+        """A batch of held-out documents is about to be read, for an evaluation or for pictures of the memory; or a
+        segment of the documents of tasks has been read."""
 
     def after_evaluation(self, state: TrainingState, reports: dict[str, dict[str, Any]]) -> None:
         """Held-out documents have been scored; `reports` has `Score.report()` of each mode."""

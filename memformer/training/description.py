@@ -41,7 +41,7 @@ class Costs:
         """The costs of a run."""
         length, replay = config.data.segment_length, config.training.replay
         checkpointing, train = config.activation_checkpointing.mode, config.training.train
-        interval = config.activation_checkpointing.memory_interval
+        interval, group = config.activation_checkpointing.memory_interval, config.training.segments_per_decoder_batch
         peak = None
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
@@ -50,7 +50,9 @@ class Costs:
         return cls(
             model_flops_per_token(model, length, train),
             {
-                segments: hardware_flops_per_token(model, length, segments, replay, checkpointing, interval, train)
+                segments: hardware_flops_per_token(
+                    model, length, segments, replay, checkpointing, interval, train, group
+                )
                 for _, segments in config.data.segments.starts
             },
             None if peak is None else peak * world.size,
@@ -119,6 +121,14 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
     if train.has_loss_weights:
         share = 100 * train.counted_tokens / train.num_tokens
         LOG.info("loss: of %.4g %% of these tokens, by the weights in the data; tokens and speed are of all", share)
+    if documents.asked:
+        asked = [prompt for cell in documents.asked for prompt in cell.prompts]
+        LOG.info(
+            "tasks: every %d steps %s documents of %s tokens in all",
+            config.evaluation.interval,
+            f"{len(asked):,}",
+            f"{sum(len(prompt.tokens) for prompt in asked):,}",
+        )
     LOG.info(
         "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
         world.size,

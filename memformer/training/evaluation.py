@@ -1,16 +1,22 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What a run looks at on held-out documents: `Evaluation` scores them, `MemoryPictures` draws what the memory keeps."""
+"""What a run looks at between two steps: `Evaluation` scores held-out documents, `TaskEvaluation` asks for what
+documents told once, `MemoryPictures` draws what the memory keeps.
+"""
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from data_pipeline import SegmentBatch
 from memformer.inference import evaluate, pictures
 from memformer.inference.diagnostics import inspected_memory
+from memformer.inference.task_report import ask_cells
 from memformer.processes import group
 from memformer.run.data import TrainingData
 from memformer.run.metrics import MetricsWriter
 from memformer.run.stop_requests import StepAbandoned
+from memformer.run.task_shares import shares_of
 from memformer.training.callbacks import Callback, TrainingState
 from memformer.training.stopping import StopAgreement
 
@@ -33,9 +39,7 @@ class Evaluation:
     @property
     def due(self) -> bool:
         """Whether the step that is done is one after which the run is evaluated."""
-        settings, step = self._state.config.training, self._state.progress.step
-        interval = settings.eval_interval
-        return bool(interval) and (step % interval == 0 or step == settings.max_steps)
+        return _due(self._state, self._state.config.training.eval_interval)
 
     def run(self) -> None:
         """Scores, and says so; called by all processes together."""
@@ -62,6 +66,55 @@ class Evaluation:
             self._callback.during_evaluation(self._state)
             self._stopping.before_batch(number)
             yield batch
+
+
+class TaskEvaluation:
+    """Asks the tasks of the section `evaluation`, with the memory and with it reset, where there are any.
+
+    Args:
+        state: The run.
+        data: Its data sets, with the documents that are asked.
+        stopping: It ends early when the run is asked to stop.
+        callback: Told of each segment.
+    """
+
+    def __init__(self, state: TrainingState, data: TrainingData, stopping: StopAgreement, callback: Callback) -> None:
+        self._state, self._cells, self._stopping, self._callback = state, data.asked, stopping, callback
+
+    @property
+    def due(self) -> bool:
+        """Whether the step that is done is one after which they are asked."""
+        return bool(self._cells) and _due(self._state, self._state.config.evaluation.interval)
+
+    def figures(self) -> dict[str, Any]:
+        """Asks where it is due; what the step's line of metrics.jsonl then has of it. Called by all processes together.
+
+        The event has every length and depth, the line shares by length.
+        """
+        if not self.due:
+            return {}
+        state, segments = self._state, itertools.count()
+
+        def attentive(_: int) -> None:
+            self._callback.during_evaluation(state)
+            self._stopping.before_batch(next(segments))
+
+        replicas = state.world.mesh.data
+        try:
+            with state.engine.autocast():
+                lanes = state.config.data.num_lanes // replicas.size
+                results = ask_cells(state.engine.model, self._cells, lanes, replicas, attentive)
+        except StepAbandoned:
+            LOG.info("the tasks of step %d were broken off: the run is asked to stop", state.progress.step)
+            return {}
+        state.event("tasks", step=state.progress.step, results=results)
+        return {"tasks": shares_of(results)}
+
+
+def _due(state: TrainingState, interval: int) -> bool:
+    """Whether the step that is done is one of every `interval` steps, or the last; 0: never."""
+    step = state.progress.step
+    return bool(interval) and (step % interval == 0 or step == state.config.training.max_steps)
 
 
 class MemoryPictures:

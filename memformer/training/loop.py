@@ -14,7 +14,7 @@ from memformer.run.data import Audit, TrainingData, counted_tokens, rollout_of
 from memformer.run.metrics import MetricsWriter
 from memformer.run.stop_requests import StepAbandoned, StopRequests
 from memformer.training.callbacks import Callback, Callbacks, TrainingState
-from memformer.training.evaluation import Evaluation, MemoryPictures
+from memformer.training.evaluation import Evaluation, MemoryPictures, TaskEvaluation
 from memformer.training.measuring import Meter, StepClock
 from memformer.training.reports import Pulses, Reports
 from memformer.training.save_schedule import SaveSchedule
@@ -56,6 +56,7 @@ class TrainingLoop:
         self.meter = Meter(state, data.train.num_tokens)
         self.guards = Guards(state.config, state.run, state.world, state.engine, state.event)
         self.evaluation = Evaluation(state, data, self.stopping, self.points)
+        self.tasks = TaskEvaluation(state, data, self.stopping, self.points)
         self.pictures = MemoryPictures(state, data, writer, self.points)
         self.saves = SaveSchedule(state, identity, data.tokenizer_file, saved_step, self.points)
         state.engine.at_segment = self.between_segments
@@ -86,7 +87,7 @@ class TrainingLoop:
             figures = self.meter.measure(result, report, rate, step, counted, clock)
             found = self.guards.look_at(step, figures, state.lanes, state.progress)
             state.lanes, state.progress = found.lanes, found.progress
-            points.after_metrics(state, self.meter.line(figures, found))
+            points.after_metrics(state, self.meter.line(figures, found) | self.tasks.figures())
             save_due = self.agree(figures.seconds)
             if self.evaluation.due:
                 self.evaluation.run()

@@ -7,6 +7,7 @@ from typing import Any
 from memformer.checkpoints.saving import SaveReport
 from memformer.guards.watchdog import Watchdog
 from memformer.run.metrics import MetricsWriter, log_line
+from memformer.run.task_shares import in_words
 from memformer.training.callbacks import Callback, TrainingState
 
 LOG = logging.getLogger("memformer")
@@ -58,11 +59,13 @@ class Reports(Callback):
         self._writer = writer
 
     def after_metrics(self, state: TrainingState, metrics: dict[str, Any]) -> None:
-        """Every step's line in metrics.jsonl, some in the log."""
+        """Every step's line in metrics.jsonl, some in the log; the answers to tasks in both."""
         self._writer.step(metrics)
         step, settings = state.progress.step, state.config.training
         if step % settings.log_interval == 0 or step in (1, settings.max_steps):
             LOG.info("%s", log_line(metrics, settings.max_steps, metrics["step_seconds"]))
+        if "tasks" in metrics:
+            LOG.info("step %d %s", step, in_words(metrics["tasks"]))
 
     def after_evaluation(self, state: TrainingState, reports: dict[str, dict[str, Any]]) -> None:
         """The scores of both modes."""

@@ -18,6 +18,7 @@ from memformer.engine.deepspeed_config import deepspeed_config
 from memformer.engine.making import make_engine
 from memformer.engine.precision import resolve_precision
 from memformer.guards.watchdog import Watchdog
+from memformer.inference.tasks import refuse_without_logits
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
 from memformer.run import exit_codes
@@ -54,7 +55,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     # Everything a user may have got wrong is checked before the slow part (DeepSpeed, the process group) starts.
     prepare_environment()
     set_up_logging(int(os.environ["RANK"]))
-    data = TrainingData.open(config.data)
+    data = TrainingData.open(config.data).asking(config.evaluation)
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
     run = RunDirectory(config.run_dir)
@@ -69,6 +70,8 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
         with data.train_stream(config, world) as stream:
             changes = differences(start, identity, stream, config)
             model = initial_model(config, model_config, data, world, resumed=start.checkpoint is not None)
+            if data.asked:
+                refuse_without_logits(model)
             engine = make_engine(model, config, world, precision)
             lanes = LaneStates(engine.empty_carry(config.data.num_lanes // world.mesh.data.size))
             state = TrainingState(config, run, world, engine, lanes, checkpoint.Progress())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pixels, quick, results_pages
+from benchmarks import common, pixels, quick, results_pages
 from benchmarks.common import ROOT
 from benchmarks.plots import DIGEST, Plot, Series
 from benchmarks.results_pages import drifted, newest, origin_of, pages
@@ -70,3 +70,12 @@ def test_every_benchmark_with_a_small_version_is_in_the_quick_round(tmp_path: Pa
     assert set(quick.SCRIPTS) == small - {"cases", "common"}  # which have the options that others share
     assert quick.run("nothing", tmp_path, 60).startswith("failed: ")
     assert quick.run("replay", tmp_path, 0.1) == "failed: took more than the 0 s that were left"
+
+
+def test_no_result_names_a_place_of_the_machine_that_it_was_measured_on() -> None:
+    assert common._placed(["--seeds", "0", "--out", "/somewhere/2026-01-01-cpu-x"])[-1] == (
+        "benchmarks/results/2026-01-01-cpu-x"
+    )
+    assert common._placed(["--out", "runs/x", "--json"]) == ["--out", "runs/x", "--json"]
+    for path in results_pages.RESULTS.glob("*.json"):
+        assert "--out /" not in path.read_text(), path

@@ -93,6 +93,16 @@ def test_memory_tasks(tmp_path: Path) -> None:
     assert "## copy" in (tmp_path / "result.md").read_text()
 
 
+@pytest.mark.parametrize("variant", memory_tasks.VARIANTS)
+def test_a_variant_of_the_memory_is_the_tasks_model_but_for_that(variant: str) -> None:
+    setup = memory_tasks.SETUPS["copy"]
+    found = memory_tasks.make_reader(setup, variant, 0).module.config.to_dict()
+    plain = setup.model.to_dict() | {"vocab_size": 20, "start_token_id": 19, "segment_length": 16}
+    assert {name for name, value in found.items() if value != plain[name]} == {
+        name for name, value in memory_tasks.VARIANTS[variant].items() if value != plain[name]
+    }
+
+
 def test_peers_on_text(tmp_path: Path) -> None:
     words = (
         "--variants memformer memformer-no-slots memformer-overlap memformer-overlap-modern lstm --steps 2 "

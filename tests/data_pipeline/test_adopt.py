@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline import DocumentIndex, SegmentStream, UserError, open_data
+from data_pipeline import DocumentIndex, SegmentStream, UserError, build_dataset, open_data
 from data_pipeline.adopt import adopt
 from data_pipeline.manifest import Manifest
 from data_pipeline.opening import open_store
@@ -328,6 +328,17 @@ def test_a_file_that_was_not_fetched_is_named(tmp_path: Path, name: str, content
     (tmp_path / "lines" / name).write_bytes(content)
     with pytest.raises(UserError, match=complaint):
         adopt(tmp_path / "lines", tokenizer="bytes", out=tmp_path / "out")
+
+
+def test_loss_weights_that_would_be_lost_are_refused(tmp_path: Path) -> None:
+    """Shards of `data build` without their manifest: adopted, every token would count."""
+    (tmp_path / "a.jsonl").write_text('{"text": "who? me", "loss_weights": [[5, 7, 1]]}')
+    build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", format="mds", loss_weights_key="loss_weights")
+    (tmp_path / "set" / "manifest.json").unlink()
+    before = sorted(path.name for path in (tmp_path / "set").iterdir())
+    with pytest.raises(UserError, match=r"has a column loss_weights, which is not adopted, .* fetch the manifest"):
+        adopt(tmp_path / "set", tokenizer="bytes")
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == before
 
 
 def test_an_index_of_mds_with_another_type_is_one_line(tmp_path: Path) -> None:

@@ -230,9 +230,29 @@ def test_what_has_no_weights_counts_whole_and_a_key_that_nothing_has_is_refused(
     build_dataset([records, tmp_path / "page.txt"], tmp_path / "both", loss_weights_key="loss_weights")
     index = DocumentIndex.load(tmp_path / "both")
     assert stored_weights(index)[-1] == [ONE] * len("every token of a page counts")
+    plain = record_file(tmp_path, [{"text": "a"}, {"text": "b"}])
     with pytest.raises(UserError, match='--loss-weights-key is "answers", which no record has; name the key'):
-        build(tmp_path, "set", key="answers", shard_megabytes=1)
+        build_dataset([plain], tmp_path / "set", loss_weights_key="answers")
     assert not list(tmp_path.glob("set*"))
+
+
+@pytest.mark.parametrize(("asked", "there"), [("answers", "loss_weights"), ("answer_weigths", "answer_weights")])
+def test_a_mistyped_key_is_refused_at_the_first_record_that_has_another(tmp_path: Path, asked: str, there: str) -> None:
+    """Not when all has been read: the second line, which is no JSON, is never come to."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", there: [[0, 1, 1]]}) + "\n{\n")
+    said = f'a.jsonl line 1: --loss-weights-key is "{asked}", .* but "{there}": name that key'
+    with pytest.raises(UserError, match=said):
+        build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key=asked, on_bad_record="skip")
+    lines = ({"text": "a", f"{asked}s": 1}, {"text": "b", asked: [[0, 1, 1]]})  # a number is no list of ranges
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    build_dataset([tmp_path / "a.jsonl"], tmp_path / "set", loss_weights_key=asked)
+
+
+def test_digits_that_are_no_number_leave_the_record_s_weights_alone(tmp_path: Path) -> None:
+    """Python reads no integer of more than 4,300 digits; the record's other numbers are read as ever."""
+    line = '{"text": "who? me", "loss_weights": [[5, 7, 1]], "serial": ' + "7" * 5000 + "}\n"
+    (tmp_path / "records.jsonl").write_text(line)
+    assert stored_weights(build(tmp_path, "set")) == [[0] * 5 + [ONE] * 2]
 
 
 def test_parquet_with_a_column_of_weights_is_refused(tmp_path: Path) -> None:

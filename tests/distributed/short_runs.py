@@ -82,12 +82,14 @@ class Case:
     contiguous_checkpointing: bool = False
     memory_interval: int = 1
     lanes_per_micro_batch: int | None = None
+    decoder_batch: int = 1
     clipping: float = 0.0
     dropout: float = 0.0
     offload: str = "none"
     tie_embeddings: bool = True
     memory_read_norm: bool = False
     memory_forgetting: Forgetting = "paper"
+    memory_write_threshold: float = 0.0
     overlap: int = 0
     block: str = "paper"
     data: int = 2
@@ -134,6 +136,7 @@ def config_of(case: Case) -> Config:
         "tie_embeddings",
         "memory_read_norm",
         "memory_forgetting",
+        "memory_write_threshold",
         "overlap",
         "block",
         "num_memory_slots",
@@ -176,6 +179,7 @@ def config_of(case: Case) -> Config:
                 "train": case.train,
                 "replay": case.replay,
                 "lanes_per_micro_batch": case.lanes_per_micro_batch,
+                "segments_per_decoder_batch": case.decoder_batch,
             },
             "optimizer": {
                 "epsilon": 1e-3,

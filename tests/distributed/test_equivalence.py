@@ -4,8 +4,9 @@
 The grid is tensor 2 x data {1, 2} x ZeRO {0, 1, 2, 3} x activation checkpointing {none, full, partitioned,
 partitioned+cpu}. Of its 32 points every second one is run, so that each pair of settings occurs (on CPUs, where
 partitioned+cpu differs from partitioned only in DeepSpeed's bookkeeping). Then come settings that meet tensor
-parallelism in one place each: dropout, bf16, untied embeddings, a norm on the memory, lanes in groups, gathers by
-segment, four processes a layer, loss weights, and the reference algorithm with partitioned layers.
+parallelism in one place each: dropout, decoders of several segments, bf16, untied embeddings, a norm on the memory, a
+threshold of writes, lanes in groups, gathers by segment, four processes a layer, loss weights, and the reference
+algorithm with partitioned layers.
 tests/distributed/test_zero.py has data 2 without tensor parallelism. What is left out: the grid at tensor 4, which
 would only repeat.
 
@@ -52,12 +53,15 @@ SINGLE = [
         tensor=2,
         memory_read_norm=True,
         memory_forgetting="written",
+        memory_write_threshold=0.3,
         lanes_per_micro_batch=2,
         clipping=0.05,
     ),
     Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3),
     Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, chunked=True),
     Case(1, data=1, tensor=2, weighted=True),
+    Case(1, data=1, tensor=2, decoder_batch=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
+    Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05),
     Case(1, data=1, tensor=4, clipping=0.05, overlap=3, block="modern", **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, replay="bptt", contiguous_checkpointing=True, **CHECKPOINTING["partitioned"]),
 ]
@@ -74,7 +78,7 @@ PIPELINES = [
     Case(1, "bf16", data=1, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
-    Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written"),
+    Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written", memory_write_threshold=0.3),
     Case(1, data=1, pipeline=4, overlap=3),
     Case(0, data=2, pipeline=2, mode="full"),
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),
@@ -110,6 +114,7 @@ COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forge
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4]
+COUNTED += [Case(1, data=1, tensor=2, decoder_batch=2, dropout=0.2, **CHECKPOINTING["partitioned"])]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)

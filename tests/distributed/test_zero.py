@@ -54,6 +54,13 @@ FROZEN += [Case(3, "bf16", train="memory"), Case(3, train="memory", mode="full",
 RATES = [Case(stage, memory_learning_rate=4e-3) for stage in (0, 2)]
 CASES += FROZEN + RATES
 CASES += [Case(3, "bf16", chunked=True), Case(1, "fp16", chunked=True), Case(3, train="memory", chunked=True)]
+GROUPED = [Case(stage, decoder_batch=2, dropout=0.2) for stage in range(4)]
+GROUPED += [Case(stage, gradient_reduction="segment", decoder_batch=3) for stage in (2, 3)]
+GROUPED += [Case(3, offload="parameters", decoder_batch=2)]
+GROUPED += [Case(3, "bf16", decoder_batch=2, zero3_gather="segment", mode="full", dropout=0.2, segments=5)]
+GROUPED += [Case(1, "fp16", decoder_batch=3, growing=True), Case(0, decoder_batch=2, lanes_per_micro_batch=1)]
+GROUPED += [Case(1, decoder_batch=3, weighted=True, mode="full", chunked=True)]
+CASES += GROUPED
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def test_equals_one_process_with_full_bptt(case: Case, trained: dict[Case, list[
 
 
 COUNTED = [Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
-COUNTED += [Case(2, replay="bptt"), Case(3, mode="full"), *FROZEN, *RATES]
+COUNTED += [Case(2, replay="bptt"), Case(3, mode="full"), *FROZEN, *RATES, *GROUPED[:4]]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)

@@ -10,12 +10,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_pipeline import UserError
 from data_pipeline.tasks import parse_lengths, parse_tasks
 from data_pipeline.tokenizer_choice import make_tokenizer
 from launch.cli import command, main
-from launch.commands.evaluate_tasks import picture_name
+from launch.commands.evaluate_tasks import devices_of, picture_name
 from launch.reports import json_lines, write_report
 from memformer.config.schema import load_config
 from memformer.inference import drawing
@@ -69,6 +70,8 @@ def test_tasks_are_asked_and_everything_is_written(
         (["--tasks", "copy", "--lengths", "4kB"], "--lengths has '4kB'"),
         (["--tasks", "copy", "--depths", "2"], "--depths has '2'"),
         (["--tasks", "copy", "--documents", "0"], "--documents is 0: give 1 or more"),
+        (["--tasks", "copy", "--processes", "0"], "--processes is 0: give 1 or more"),
+        (["--data", "set", "--processes", "2"], "--processes is for tasks"),
         (["--tasks", "copy", "--seed", "-1"], "--seed is -1: give 0 or more"),
         (["--tasks", "copy", "--lanes", "0"], "--lanes is 0: give 1 or more"),
         (["--tasks", "copy", "--lengths", "9", "--text", "/nowhere"], "/nowhere"),
@@ -80,7 +83,7 @@ def test_tasks_are_asked_and_everything_is_written(
         (["--data", "set", "--lengths", "9"], "--lengths is for tasks: give --tasks, or leave it out"),
         (["--data", "set", "--no-pictures"], "--no-pictures is for tasks"),
         (["--data", "set", "--tasks", "copy"], "not allowed with argument"),
-        ([], "one of the arguments --data --tasks is required"),
+        ([], "one of the arguments --data --tasks --lm-eval is required"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -123,6 +126,26 @@ def test_the_page_s_commands_hold() -> None:
             load_config(ROOT / arguments.config, arguments.overrides)
         if getattr(arguments, "tasks", None):
             assert parse_tasks(arguments.tasks) and parse_lengths(arguments.lengths)
+
+
+def test_processes_share_the_documents_and_count_alike(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes, one thread each: the same JSON, to the last bit of the likelihoods."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = "--tasks copy:symbols=2:length=1,qa1 --lengths 0,300 --depths 0,1 --documents 5 --lanes 2 --json".split()
+    found = []
+    for processes in ("1", "4"):
+        assert main(["evaluate", str(model), *words, "--device", "cpu", "--processes", processes]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        assert found[-1].pop("seconds") > 0
+    assert found[0] == found[1] and len(found[0]["tasks"][1]["cells"]) == 3
+
+
+def test_gpus_are_taken_in_turn_unless_one_is_named() -> None:
+    cuda, cpu = torch.device("cuda:0"), torch.device("cpu")
+    assert [device.index for device in devices_of("auto", cuda, 4, 2)] == [0, 1, 0, 1]
+    assert devices_of("cuda:0", cuda, 2, 4) == [cuda, cuda] and devices_of("auto", cpu, 2, 0) == [cpu, cpu]
 
 
 def test_a_picture_has_a_name_that_a_file_may_have() -> None:

@@ -40,6 +40,22 @@ EVENTS: dict[str, tuple[dict[str, Any], str]] = {
         {"step": 4, "with_memory": {"perplexity": 12.345678}, "memory_reset": {"perplexity": 20}},
         "step 4 held-out perplexity: 12.346 with memory, 20 with it reset at every segment",
     ),
+    "tasks": (
+        {
+            "step": 4,
+            "results": [
+                {
+                    "task": "copy",
+                    "cells": [
+                        {"length": length, "questions": 4, "with_memory": {"right": 3}, "memory_reset": {"right": 1}}
+                        for length in (0, 1600, 1600)
+                    ],
+                }
+            ],
+        },
+        "step 4 right answers with memory (with it reset): copy 0.75 (0.25) without filler, "
+        "0.75 (0.25) at 1,600 tokens",
+    ),
     "skip": (
         {"step": 4, "loss": None, "first_bad": PLACE, "parameter": "head.weight"},
         "step 4 skipped: no finite gradient, loss not finite, first at segment 1 lane 3 document 7",

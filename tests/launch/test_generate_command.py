@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from launch.cli import main
 from tests.commands import run_command
 from tests.data_pipeline.faulty_server import serving
 from tests.workshop import make_workshop
@@ -136,3 +137,38 @@ def test_held_out_data_at_an_address_is_scored_as_a_copy_of_it(workshop: Path, a
     assert scores[0] == scores[1] == scores[2]
     done = run_command("evaluate", "model", "--data", f"{address}/nothing", *cache, folder=workshop)
     assert done.returncode == 2 and f"{address}/nothing" in done.stderr and done.stderr.count("\n") == 1
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"generate {LONG} --prompt x",
+        f"evaluate {LONG} --tasks copy",
+        f"inspect-memory {LONG} --text-file {LONG} --out out",
+        f"train {LONG}",
+        f"train {LONG}.yaml",
+        f"plan {LONG}.yaml",
+        f"launch local {LONG}.yaml --nproc 2",
+        f"export {LONG} --out out",
+        f"checkpoint list {LONG}",
+        f"status {LONG}",
+        f"data inspect {LONG}",
+        f"data build {LONG} --out out",
+        f"data build README.md --out {LONG}",
+        f"data adopt {LONG} --tokenizer bytes",
+        f"data synthesise copy --lengths 60 --documents 1 --out {LONG}",
+    ],
+    ids=lambda words: words.replace(LONG, "LONG"),
+)
+def test_a_path_that_no_file_system_takes_is_one_line(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("some text")
+    assert main(words.split()) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

@@ -72,6 +72,10 @@ REFUSALS = {
         ["--parallel.tensor", "2"],
         "world size 1 is not parallel.tensor 2 x parallel.pipeline 1 x data",
     ),
+    "document too long for a task": (
+        ["--evaluation.tasks", "[copy]", "--evaluation.length", "9"],
+        "evaluation.tasks: copy: a document needs 38 tokens, but evaluation.length has 9: give more, or 0 for",
+    ),
     "no GPU": (["--device", "cuda"], "set --device cpu"),
     "value left out": (["--data.num_lanes"], "--data.num_lanes has no value"),
 }

@@ -7,13 +7,13 @@ can stop behind the last layer that the memory depends on, and each module's par
 Shapes: B lanes, S tokens a segment, L inputs of the backbone, [K, C] a lane's memory, D width, V ids of the backbone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from memformer.models.backbone.architectures import Architecture
+from memformer.models.backbone.architectures import Architecture, sliding_window
 from memformer.models.backbone.associative import AssociativeMemory
 from memformer.models.backbone.config import BackboneConfig
 from memformer.models.backbone.lora import adapted
@@ -23,7 +23,7 @@ from memformer.models.backbone.reading import positions, read, with_memory
 from memformer.models.backbone.slots import SlotMemory
 from memformer.models.construction import Construction
 from memformer.models.overlap import causal_mask
-from memformer.models.scoring import scored_targets
+from memformer.models.scoring import of_targets, scored_targets
 from memformer.models.segment_cache import SegmentCache
 from memformer.replay.segment import Segment
 
@@ -49,14 +49,17 @@ class BackboneLayer(nn.Module):
     def forward(
         self,
         x_BLD: torch.Tensor,
-        memory_BKC: torch.Tensor,
+        memory_BKC: torch.Tensor | None,
         mask: torch.Tensor | None,
         cos: torch.Tensor | None,
         sin: torch.Tensor | None,
         cache: SegmentCache | None = None,
     ) -> torch.Tensor:
-        """The input of the next layer, [B, L, D]; with a cache, of inputs behind those that it holds."""
-        if self.reader is not None:
+        """The input of the next layer, [B, L, D]; with a cache, of inputs behind those that it holds.
+
+        Without a memory it is transformers' layer alone.
+        """
+        if self.reader is not None and memory_BKC is not None:
             x_BLD = x_BLD + self.reader(x_BLD, memory_BKC)
         more: dict[str, Any] = {} if cos is None else {"position_embeddings": (cos, sin)}
         if cache is not None:
@@ -179,10 +182,29 @@ class Backbone(nn.Module):
         """The next memory [B, K, C] alone: no layer behind those that it depends on, no norm, no head."""
         return self.run(segment, memory_BKC, self.memory.depth).memory
 
-    def logits(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, C]."""
+    def logits(
+        self, segment: Segment, memory_BKC: torch.Tensor, at_2N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, or [N, V] of some (`of_targets`); the next memory [B, K, C]."""
         found = self.run(segment, memory_BKC, len(self.stack))
-        return self.head.score.whole(self.head(self.norm(found.scored))), found.memory
+        return self.head.score.whole(self.head(of_targets(self.norm(found.scored), at_2N))), found.memory
+
+    @property
+    def context(self) -> int:
+        """See `models.protocol.Standalone`: the backbone's positions; its sliding window, where that is shorter."""
+        window = sliding_window(self.config.backbone, self.config.architecture)
+        return min(self.config.positions, window or self.config.positions)
+
+    def without_memory(self, tokens_N: torch.Tensor, places_P: torch.Tensor, part: int) -> Iterator[torch.Tensor]:
+        """See `models.protocol.Standalone`: what transformers' own model says, adapters included."""
+        start = tokens_N.new_tensor([self.bos])
+        inputs_1N = torch.cat([start, tokens_N[:-1].masked_fill(tokens_N[:-1] == self.start_token_id, self.bos)])[None]
+        at_1N = positions(None, inputs_1N.shape[1], inputs_1N.device)
+        x_1ND, cos, sin = self.placed(self.embedding(inputs_1N), at_1N)
+        for layer in self.layers():
+            x_1ND = layer(x_1ND, None, None, cos, sin)
+        for some in places_P.split(part):
+            yield self.head.score.whole(self.head(self.norm(x_1ND[0, some])))
 
     def losses(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, C]."""

@@ -107,6 +107,7 @@ FAMILY = Family(
             "head": "last",
         },
     ),
+    decoder_apart=True,
     inspect=_inspect,
     memory=_of_memory,
     export=Export("memformer_lm", "modeling_memformer.py", _export_config),

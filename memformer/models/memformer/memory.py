@@ -132,6 +132,7 @@ class MemoryWriter(nn.Module):
         width = config.d_model
         self.num_heads = config.effective_writer_heads
         self.tells_shares = config.memory_forgetting == "written"
+        self.threshold = config.memory_write_threshold
         self.heads = Heads()
         self.slot_scale = width**0.5
         self.value_scale = width**-0.5
@@ -146,7 +147,10 @@ class MemoryWriter(nn.Module):
         tokens_BHKS = q_BHKE @ split_heads(self.key(x_BSD), self.num_heads).transpose(-1, -2)
         if mask_BS is not None:
             tokens_BHKS = tokens_BHKS.masked_fill(~mask_BS[:, None, None, :], float("-inf"))
-        return torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
+        weights_BHKL = torch.cat([own_BHK1, tokens_BHKS.to(own_BHK1.dtype)], dim=-1).softmax(dim=-1)
+        if not self.threshold:
+            return weights_BHKL  # parts of it, joined again, would be a second one
+        return torch.cat(self._above_threshold(weights_BHKL[..., :1], weights_BHKL[..., 1:]), dim=-1)
 
     def forward(self, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None) -> Written:
         """The written memory before forgetting.
@@ -178,7 +182,19 @@ class MemoryWriter(nn.Module):
         q_BHKM = torch.cat([q_BHKE, own_BHK1, q_BHKE.new_zeros(*q_BHKE.shape[:-1], more - 1)], dim=-1)
         mask = None if mask_BS is None else F.pad(mask_BS, (0, 1), value=True)[:, None, None, :]
         out_BHKM = F.scaled_dot_product_attention(q_BHKM, k_BHLM, v_BHLM, attn_mask=mask, scale=1.0)
-        return out_BHKM[..., size : size + 1], out_BHKM[..., :size]
+        return self._above_threshold(out_BHKM[..., size : size + 1], out_BHKM[..., :size])
+
+    def _above_threshold(self, own_BHK1: torch.Tensor, tokens_BHKX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A slot's weight on itself and its weights on tokens, or what it takes from them, without small writes.
+
+        The share that a write replaces, 1 - a_h, becomes (1 - a_h - threshold) / (1 - threshold), at least 0: where it
+        is 0 a head keeps its part of the slot, to the last bit. A softmax alone never gives a weight of 0.
+        """
+        if not self.threshold:
+            return own_BHK1, tokens_BHKX
+        share_BHK1 = 1 - own_BHK1
+        written_BHK1 = (share_BHK1 - self.threshold).clamp(min=0) / (1 - self.threshold)
+        return 1 - written_BHK1, tokens_BHKX * (written_BHK1 / share_BHK1.clamp(min=self.threshold))
 
     def _fuses(self, memory_BKD: torch.Tensor) -> bool:
         if self.fused is not None:

@@ -5,6 +5,8 @@ Shapes: B lanes, S tokens a segment, K slots, D width, V vocabulary. One segment
 `advance` computes the next memory only (encoder and writer), `forward` also decodes and scores the targets.
 """
 
+from typing import Any, Literal
+
 import torch
 from torch import nn
 
@@ -14,10 +16,19 @@ from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
 from memformer.models.memformer.layers import Attention, FeedForward, Rotary
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
-from memformer.models.scoring import Head, scored_targets
+from memformer.models.scoring import Head, of_targets, scored_targets
+from memformer.replay.random_state import drawn
 from memformer.replay.segment import Segment
 
 SLOT_BIAS = "forget.bias"
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws by segment where several are computed as one batch (`replay.random_state.drawn`)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, ...] -> the same."""
+        return drawn(super().forward, x) if self.p and self.training else x
 
 
 class EncoderLayer(nn.Module):
@@ -33,7 +44,7 @@ class EncoderLayer(nn.Module):
             self.reader = MemoryReader(config)
         self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor, mask: torch.Tensor | None, rotary: Rotary
@@ -58,7 +69,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Attention(config)
         self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.rotary_cross_attention = config.rotary_cross_attention
 
     def context_keys_values(self, context_BLD: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +115,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, config.d_model)
         self.scale = config.d_model**0.5
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, D]."""
@@ -209,11 +220,23 @@ class Memformer(nn.Module):
         y_BND = computation.respond(self.decoder, self.embedding(tokens_BN), seen, context_BSD, mask_BS, self.config)
         return self.decoder_norm(y_BND[:, -segment.target.shape[1] :])
 
-    def logits(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, S, V] of the segment's targets, and the next memory [B, K, D]."""
+    def logits(
+        self, segment: Segment, memory_BKD: torch.Tensor, at_2N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, S, V] of the segment's targets, or [N, V] of some (`of_targets`); the next memory [B, K, D]."""
         x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
-        logits_BSV = self.head.score.whole(self.head(self.decode(segment, x_BSD, mask_BS)))
-        return logits_BSV, self.write(memory_BKD, x_BSD, mask_BS)
+        logits = self.head.score.whole(self.head(of_targets(self.decode(segment, x_BSD, mask_BS), at_2N)))
+        return logits, self.write(memory_BKD, x_BSD, mask_BS)
+
+    def encode_and_write(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's output [B, S, D], which `score` needs, and the next memory [B, K, D]."""
+        x_BSD, mask_BS, memory_BKD = self.encode(segment, memory_BKD)
+        return x_BSD, self.write(memory_BKD, x_BSD, mask_BS)
+
+    def score(self, segment: Segment, context_BSD: torch.Tensor) -> torch.Tensor:
+        """`scoring.token_losses` of the segment, [B, S], from the encoder's output."""
+        _, mask_BS = computation.context(segment, self.start_token_id)
+        return self.head(self.decode(segment, context_BSD, mask_BS), scored_targets(segment))
 
     def losses(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, D]."""
@@ -221,16 +244,24 @@ class Memformer(nn.Module):
         losses_BS = self.head(self.decode(segment, x_BSD, mask_BS), scored_targets(segment))
         return losses_BS, self.write(memory_BKD, x_BSD, mask_BS)
 
-    def forward(self, segment: Segment, memory_BKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores a segment.
+    def forward(
+        self, segment: Segment, memory_BKD: torch.Tensor, part: Literal["whole", "encode", "score"] = "whole"
+    ) -> Any:
+        """Scores a segment, or does a part of it: an engine knows one forward.
 
         Args:
             segment: Context, targets and their lengths.
-            memory_BKD: The lanes' memory before the context is read; ignored in lanes that start a document.
+            memory_BKD: The lanes' memory before the context is read; ignored in lanes that start a document. Of the
+                part "score" the encoder's output [B, S, D].
+            part: "encode" is `encode_and_write`, "score" is `score`.
 
         Returns:
             The sum of the valid targets' negative log-likelihoods in nats, times their weights (float32 or wider,
-            scalar); the number of valid targets (int64, scalar); the next memory [B, K, D].
+            scalar); the number of valid targets (int64, scalar); the next memory [B, K, D]. Of a part what it returns.
         """
+        if part == "encode":
+            return self.encode_and_write(segment, memory_BKD)
+        if part == "score":
+            return self.score(segment, memory_BKD)
         losses_BS, memory_BKD = self.losses(segment, memory_BKD)
         return segment.weighted(losses_BS).sum(), segment.target_length.sum(), memory_BKD

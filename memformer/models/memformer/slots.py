@@ -9,7 +9,13 @@ from memformer.models.memformer import computation
 from memformer.models.memformer.model import Memformer
 from memformer.replay.segment import Segment
 
-FACTS = ("num_memory_slots", "effective_writer_heads", "memory_temperature", "memory_forgetting")
+FACTS = (
+    "num_memory_slots",
+    "effective_writer_heads",
+    "memory_temperature",
+    "memory_forgetting",
+    "memory_write_threshold",
+)
 
 
 class MemformerSlots:

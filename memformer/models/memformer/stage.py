@@ -13,7 +13,7 @@ from torch import nn
 from memformer.models.memformer import computation
 from memformer.models.memformer.memory import MemoryWriter
 from memformer.models.memformer.model import SLOT_BIAS, Memformer
-from memformer.models.scoring import scored_targets
+from memformer.models.scoring import of_targets, scored_targets
 from memformer.replay.segment import Segment
 
 
@@ -117,7 +117,11 @@ class MemformerStage(nn.Module):
         return x_BSD, memory_BKD if next_reset_B is None else self.begin(next_reset_B, memory_BKD)
 
     def decode_part(
-        self, segment: Segment, context_BSD: torch.Tensor, y_BND: torch.Tensor | None
+        self,
+        segment: Segment,
+        context_BSD: torch.Tensor,
+        y_BND: torch.Tensor | None,
+        at_2N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """This stage's decoder layers.
 
@@ -125,9 +129,11 @@ class MemformerStage(nn.Module):
             segment: The segment.
             context_BSD: The encoder's output.
             y_BND: What the stage before made of the decoder's input; None on the first decoder stage.
+            at_2N: Lane and place of the targets whose logits are asked for, int64; None: the losses are.
 
         Returns:
-            The stream for the next stage [B, N, D]; on the last stage the losses [B, S] (`scoring.token_losses`).
+            The stream for the next stage [B, N, D]; on the last stage the losses [B, S] (`scoring.token_losses`), or
+            the logits [N, V].
         """
         _, mask_BS = computation.context(segment, self.start_token_id)
         tokens_BN, seen = computation.inputs(segment, self.start_token_id, self.config)
@@ -136,6 +142,8 @@ class MemformerStage(nn.Module):
         if not self.scores:
             return (y_BND,)
         y_BSD = self.decoder_norm(y_BND[:, -segment.target.shape[1] :])
+        if at_2N is not None:
+            return (self.head.score.whole(self.head(of_targets(y_BSD, at_2N))),)
         return (self.head(y_BSD, scored_targets(segment)),)
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:

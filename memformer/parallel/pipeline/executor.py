@@ -15,6 +15,7 @@ from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Releas
 from memformer.parallel.pipeline.stage import StagedModel
 from memformer.parallel.pipeline.tasks import Message, Task
 from memformer.replay import Carry, ReplayBuffer, Rollout, Segment
+from memformer.replay.objectives import given
 from memformer.run.stop_requests import StepAbandoned
 
 if TYPE_CHECKING:
@@ -36,30 +37,6 @@ class StageEngine(Protocol):
 
     def backward(self, objective: torch.Tensor) -> None:
         """Back-propagates a scalar into the stage's gradients, which accumulate."""
-
-
-class _Given(torch.autograd.Function):
-    """A zero whose backward hands given gradients to tensors: the objective of a stage that has no loss.
-
-    With it every stage calls its engine's backward in the same way, on a scalar. The gradients carry the scale of the
-    loss, where there is one, already.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *tensors_and_gradients: torch.Tensor) -> torch.Tensor:
-        half = len(tensors_and_gradients) // 2
-        ctx.save_for_backward(*tensors_and_gradients[half:])
-        return tensors_and_gradients[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        return (*gradients, *([None] * len(gradients)))
-
-
-def given(tensors: list[torch.Tensor], gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The scalar whose backward hands `gradients` to `tensors`."""
-    return _Given.apply(*tensors, *gradients)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class RolloutExecutor:

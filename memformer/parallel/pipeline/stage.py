@@ -5,7 +5,7 @@ Shapes: B lanes, S tokens a segment, [K, C] a lane's memory.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -98,8 +98,6 @@ class StagedModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses of each target [B, S] and the next memory [B, K, C], as of a whole model.
 
-        Groups of lanes follow each other through the stages (a forward-only pipeline).
-
         Args:
             segment: The segment.
             memory: The lanes' memory before it.
@@ -107,26 +105,33 @@ class StagedModel:
                 the lanes then stay one group, since masks depend on how many there are.
         """
         losses = torch.zeros_like(segment.target, dtype=torch.float32)
-        memory = self._begun(segment, memory)
-        after = memory.clone()
-        under_way: list[Transfer] = []
-        size = None if seed_part is None else len(memory)
-        seed_part = seed_part or _unseeded
-        for start, stop in lanes_of_groups(len(memory), self.split.stages, size):
-            part = segment.lanes(start, stop)
-            context = None
-            if self._encodes:
-                seed_part(False)
-                context = self._encode(part, memory[start:stop], after[start:stop], under_way)
-                if self._writes and not self._decodes:
-                    under_way.append(self.channels.send(EVALUATION, context, self.number + 1))
-            if self._decodes:
-                seed_part(True)
-                losses[start:stop] = self._decode(part, context, under_way)
-        for transfer in under_way:
-            transfer.wait()
-        self.channels.broadcast(losses, self.split.stages - 1)
-        return losses, self._from_writer(after, len(after))
+        spans = lanes_of_groups(len(memory), self.split.stages, None if seed_part is None else len(memory))
+        found, after = self._pass(segment, memory, spans, [None] * len(spans), seed_part or _unseeded)
+        for (start, stop), each in zip(spans, found, strict=False):  # none but on the last stage
+            losses[start:stop] = each
+        return self.channels.broadcast(losses, self.split.stages - 1), self._from_writer(after, len(after))
+
+    @torch.no_grad()
+    def logits(self, segment: Segment, memory: torch.Tensor, at_2N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, vocab_size] of some targets and the next memory [B, K, C], as of a whole model.
+
+        Args:
+            segment: The segment.
+            memory: The lanes' memory before it.
+            at_2N: Lane and place of the targets, int64.
+        """
+        spans = lanes_of_groups(len(memory), self.split.stages, None)
+        rows = [(start <= at_2N[0]) & (at_2N[0] < stop) for start, stop in spans]
+        wanted = [
+            at_2N[:, each] - at_2N.new_tensor([[start], [0]]) for each, (start, _) in zip(rows, spans, strict=True)
+        ]
+        found, after = self._pass(segment, memory, spans, wanted, _unseeded)
+        logits = torch.zeros(at_2N.shape[1], self.config.vocab_size or 0, device=self.device)
+        for each, part in zip(rows, found, strict=False):
+            logits[each] = part.float()
+        if len(logits):
+            self.channels.broadcast(logits, self.split.stages - 1)
+        return logits, self._from_writer(after, len(after))
 
     @torch.no_grad()
     def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
@@ -139,6 +144,45 @@ class StagedModel:
         if self._writes and context is not None:
             found_2BK.copy_(self.stage.self_weights(segment, memory, context))
         return *self.channels.broadcast(found_2BK, self.split.writer_stage).unbind(), memory
+
+    def _pass(
+        self,
+        segment: Segment,
+        memory: torch.Tensor,
+        spans: Sequence[tuple[int, int]],
+        wanted: Sequence[torch.Tensor | None],
+        seed_part: Callable[[bool], None],
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Groups of lanes follow each other through the stages (a forward-only pipeline).
+
+        Args:
+            segment: The segment.
+            memory: The lanes' memory before it.
+            spans: First lane of each group and the one behind its last.
+            wanted: Targets of each group whose logits are asked for, int64 [2, N]; None: its losses are.
+            seed_part: See `losses`.
+
+        Returns:
+            Losses or logits of each group, on the last stage, elsewhere nothing; the next memory, on the writer's.
+        """
+        memory = self._begun(segment, memory)
+        after = memory.clone()
+        under_way: list[Transfer] = []
+        found = []
+        for (start, stop), at_2N in zip(spans, wanted, strict=True):
+            part = segment.lanes(start, stop)
+            context = None
+            if self._encodes:
+                seed_part(False)
+                context = self._encode(part, memory[start:stop], after[start:stop], under_way)
+                if self._writes and not self._decodes:
+                    under_way.append(self.channels.send(EVALUATION, context, self.number + 1))
+            if self._decodes:
+                seed_part(True)
+                found += self._decode(part, context, at_2N, under_way)
+        for transfer in under_way:
+            transfer.wait()
+        return found, after
 
     def _begun(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """The memory that a segment is read with, on all stages."""
@@ -164,17 +208,23 @@ class StagedModel:
             under_way.append(self.channels.send(EVALUATION, x, self.number + 1))
         return x
 
-    def _decode(self, segment: Segment, context: torch.Tensor | None, under_way: list[Transfer]) -> torch.Tensor:
-        """The losses of a group of lanes on the last stage; elsewhere zeros, and the stream goes on."""
+    def _decode(
+        self,
+        segment: Segment,
+        context: torch.Tensor | None,
+        at_2N: torch.Tensor | None,
+        under_way: list[Transfer],
+    ) -> list[torch.Tensor]:
+        """A group's losses or logits, alone in a list, on the last stage; elsewhere nothing, and the stream goes on."""
         decoded = self.decoder_length(segment.target.shape[1])
         y = None if self.number == self.split.decoder_stage else self._receive(segment, decoded)
         if context is None:
             context = self._receive(segment)
-        (y,) = self.stage.decode_part(segment, context, y)
+        (y,) = self.stage.decode_part(segment, context, y, at_2N)
         if self._last:
-            return y
+            return [y]
         under_way += [self.channels.send(EVALUATION, each, self.number + 1) for each in (y, context)]
-        return segment.target.new_zeros(segment.target.shape, dtype=torch.float32)
+        return []
 
     def _receive(self, segment: Segment, length: int | None = None) -> torch.Tensor:
         """What a layer hands to the next, [B, length or S, width], from the stage before."""

@@ -58,6 +58,11 @@ def test_guessing_gets_chance(words: str) -> None:
     assert abs(right / asked - chance) <= 4 * math.sqrt(chance * (1 - chance) / asked) + 1e-12
 
 
+def test_no_task_is_without_its_baselines() -> None:
+    """Solver and guess of every task are held to what they must be, in the tests above and, of words, below."""
+    assert {words.partition(":")[0] for words in SMALL} | {"common", "frequent"} == set(TASKS)
+
+
 def test_a_solver_sees_a_changed_fact() -> None:
     """It reads the text, not the story: another code in the text is another answer."""
     task = parse_tasks("needle:digits=4")[0]

@@ -302,6 +302,7 @@ IDENTITY = {
     ("identity", "words"),
     [
         ({"model": {**STATE["model"], "d_model": 48}}, "model.d_model is 32 there and 48 here"),
+        ({"model": {**STATE["model"], "tied": True}}, "model.tied is null there and true here"),
         ({"family": "backbone"}, "model.family is memformer there and backbone here"),
         ({"tokenizer_sha256": "u"}, "was written with tokenizer_sha256 t, this run has u"),
     ],

@@ -106,6 +106,37 @@ def test_a_minimal_file_has_defaults() -> None:
         ),
         ({"parallel": {"pipeline": 2}, "training": {"replay": "bptt"}}, ["training.replay is bptt", "set it to mrbp"]),
         (
+            {"training": {"segments_per_decoder_batch": 2, "replay": "bptt"}},
+            ["training.segments_per_decoder_batch is 2", "training.replay is bptt", "set the former to 1"],
+        ),
+        (
+            {"training": {"segments_per_decoder_batch": 2}, "parallel": {"pipeline": 2}},
+            ["training.segments_per_decoder_batch is 2", "not built for parallel.pipeline above 1"],
+        ),
+        (
+            {"training": {"segments_per_decoder_batch": 2}, "activation_checkpointing": {"memory_interval": 4}},
+            ["training.segments_per_decoder_batch is 2", "memory_interval, which is 4, to 1"],
+        ),
+        (
+            {"training": {"segments_per_decoder_batch": 99}},
+            ["training.segments_per_decoder_batch is 99", "data.num_segments", "set it to no more"],
+        ),
+        (
+            {"training": {"segments_per_decoder_batch": 0}},
+            ["training.segments_per_decoder_batch"],
+        ),
+        (
+            {"training": {"segments_per_decoder_batch": 2}, "compile": True, "model": {"dropout": 0.1}},
+            ["training.segments_per_decoder_batch is 2", "compile", "model.dropout"],
+        ),
+        (
+            {
+                "training": {"segments_per_decoder_batch": 2},
+                "parallel": {"zero_stage": 2, "offload_optimizer": "cpu", "gradient_reduction": "segment"},
+            },
+            ["training.segments_per_decoder_batch is 2", "set parallel.gradient_reduction to rollout"],
+        ),
+        (
             {"activation_checkpointing": {"memory_interval": 2}, "training": {"replay": "bptt"}},
             ["activation_checkpointing.memory_interval is 2", "training.replay is bptt", "set the former to 1"],
         ),

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.tasks import Texts, parse_tasks
+from data_pipeline.tasks.prompts import Grid
 from data_pipeline.tokenizer_choice import make_tokenizer
 from memformer.inference import drawing
 from memformer.inference.perplexity import MODES
-from memformer.inference.task_report import Grid, evaluate_task, heat_map, interval, short, table
+from memformer.inference.task_report import evaluate_task, heat_map, interval, short, table
 from tests.memformer.examples import small_model
 
 BYTES = make_tokenizer("bytes")

@@ -14,12 +14,13 @@ import torch
 
 from data_pipeline import UserError
 from data_pipeline.tasks import Texts, make_document, parse_tasks
+from data_pipeline.tasks.prompts import Prompt, prompt_of
 from data_pipeline.tokenizer import Tokenizer, train_bpe
 from data_pipeline.tokenizer_choice import make_tokenizer
 from memformer.inference import tasks
 from memformer.inference.generation import generate
 from memformer.inference.perplexity import MODES
-from memformer.inference.tasks import Prompt, answer_questions, prompt_of
+from memformer.inference.tasks import answer_questions
 from memformer.replay import Carry, Rollout
 from tests.books import book_text
 from tests.data_pipeline.test_hf_tokenizer import byte_level, llama, write
@@ -49,17 +50,17 @@ def prompts_of(model: Any) -> list[Prompt]:
     return made
 
 
-def scored(model: Any, prompt: Prompt, reset: bool) -> list[float]:
+def scored(model: Any, prompt: Prompt, reset: bool, length: int = LENGTH) -> list[float]:
     """The answers' log-likelihoods by the losses of all tokens of the document alone, every segment by all layers."""
     tokens = torch.from_numpy(prompt.tokens.astype(np.int64))
-    segments = -(-len(tokens) // LENGTH)
-    padded = torch.zeros(1, segments * LENGTH, dtype=torch.int64)
+    segments = -(-len(tokens) // length)
+    padded = torch.zeros(1, segments * length, dtype=torch.int64)
     padded[0, : len(tokens)] = tokens
-    lengths = (len(tokens) - torch.arange(segments) * LENGTH).clamp(max=LENGTH)[None]
+    lengths = (len(tokens) - torch.arange(segments) * length).clamp(max=length)[None]
     resets = torch.arange(segments)[None] == 0
-    rollout = Rollout.of(padded.view(1, segments, LENGTH), lengths, resets)
+    rollout = Rollout.of(padded.view(1, segments, length), lengths, resets)
     initial = model.initial_memory(1).clone()
-    carry, memory, losses = Carry.empty(initial, LENGTH), initial, []
+    carry, memory, losses = Carry.empty(initial, length), initial, []
     for t in range(segments):
         found, memory = model.losses(rollout.segment(t, carry), initial if reset else memory)
         losses.append(found[0])

@@ -28,29 +28,16 @@ from memformer.replay import (
 )
 from memformer.replay import backward as backward_module
 from tests.memformer.examples import START, ragged_rollout, random_memory, random_tokens, small_model
-
-TOLERANCE = 1e-12
-Gradients = dict[str, torch.Tensor]
-
-
-def carry_of(model: Memformer, rollout: Rollout) -> Carry:
-    """Lanes in the middle of a document, with a memory of their own; the last lane has read nothing."""
-    lanes, _, length = rollout.tokens.shape
-    lengths = torch.full((lanes,), length)
-    lengths[-1] = 0
-    return Carry(random_memory(model, lanes), random_tokens(lanes, length, seed=21), lengths)
-
-
-def gradients_of(model: Memformer) -> Gradients:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def run(
-    algorithm: Callable[..., RolloutResult], model: Memformer, rollout: Rollout, carry: Carry, **options: Any
-) -> tuple[RolloutResult, Gradients]:
-    model.zero_grad()
-    result = algorithm(model, rollout, carry, **{"denominator": 17.0, "seed": 4} | options)
-    return result, gradients_of(model)
+from tests.memformer.replay.gradients import (
+    TOLERANCE,
+    Gradients,
+    assert_same,
+    carry_of,
+    error,
+    gradients_of,
+    run,
+    scaled_backward,
+)
 
 
 def plain_gradients(model: Memformer, rollout: Rollout, carry: Carry) -> tuple[torch.Tensor, Gradients]:
@@ -67,27 +54,6 @@ def plain_gradients(model: Memformer, rollout: Rollout, carry: Carry) -> tuple[t
     return torch.stack(losses).detach(), gradients_of(model)
 
 
-def error(got: Gradients, expected: Gradients) -> float:
-    """||got - expected|| / ||expected|| over all parameters; one that only one side has counts as zero there."""
-    names = got.keys() | expected.keys()
-    pairs = [(got.get(n, torch.zeros(())), expected.get(n, torch.zeros(()))) for n in names]
-    difference = sum(float((a - b).square().sum()) for a, b in pairs) ** 0.5
-    size = sum(float(b.square().sum()) for _, b in pairs) ** 0.5
-    return difference / size if size else difference
-
-
-def assert_same(replayed: tuple[RolloutResult, Gradients], reference: tuple[RolloutResult, Gradients]) -> None:
-    (got, gradients), (expected, expected_gradients) = replayed, reference
-    assert error(gradients, expected_gradients) <= TOLERANCE
-    torch.testing.assert_close(got.segment_losses, expected.segment_losses, rtol=TOLERANCE, atol=TOLERANCE)
-    assert torch.equal(got.segment_tokens, expected.segment_tokens)
-    torch.testing.assert_close(got.memory_gradient_norms, expected.memory_gradient_norms, rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(got.carry.memory, expected.carry.memory, rtol=TOLERANCE, atol=TOLERANCE)
-    assert not got.carry.memory.requires_grad and not expected.carry.memory.requires_grad
-    assert torch.equal(got.carry.tokens, expected.carry.tokens)
-    assert torch.equal(got.carry.length, expected.carry.length)
-
-
 @pytest.mark.parametrize("segments", [1, 2, 5, 32])
 @pytest.mark.parametrize(
     "changes",
@@ -97,6 +63,7 @@ def assert_same(replayed: tuple[RolloutResult, Gradients], reference: tuple[Roll
         {"num_memory_slots": 0},
         {"memory_forgetting": "off"},
         {"memory_forgetting": "written"},
+        {"memory_forgetting": "off", "memory_write_threshold": 0.3},
         {"memory_read_norm": True, "writer_heads": 1, "rotary_cross_attention": False},
         {"overlap": 3, "block": "modern"},
     ],
@@ -206,6 +173,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Rollout]:
         "num_memory_slots": draw(st.integers(0, 4)),
         "tie_embeddings": draw(st.booleans()),
         "memory_forgetting": draw(st.sampled_from(FORGETTING)),
+        "memory_write_threshold": draw(st.sampled_from([0.0, 0.3])),
         "num_encoder_layers": 1,
         "num_decoder_layers": 1,
     }
@@ -263,11 +231,6 @@ def test_groups_of_lanes_add_up() -> None:
     assert error(gradients_of(model), expected) <= TOLERANCE
 
 
-def scaled_backward(objective: torch.Tensor, remaining: int) -> None:
-    """What an engine with a loss scale of 256 does."""
-    (objective * 256).backward()
-
-
 @pytest.mark.parametrize("algorithm", [memory_replay_backward, bptt_backward])
 def test_loss_scaling_scales_every_gradient_once(algorithm: Callable[..., RolloutResult]) -> None:
     model = small_model()
@@ -284,7 +247,7 @@ def test_a_gradient_scaled_twice_would_be_seen(monkeypatch: pytest.MonkeyPatch) 
     rollout = ragged_rollout(segments=5)
     carry = carry_of(model, rollout)
     expected = run(bptt_backward, model, rollout, carry)[1]
-    monkeypatch.setattr(backward_module, "_with_memory_gradient", lambda loss, memory, g: loss + (memory * g).sum())
+    monkeypatch.setattr(backward_module, "with_gradient", lambda loss, memory, g: loss + (memory * g).sum())
     assert error(run(memory_replay_backward, model, rollout, carry)[1], expected) <= TOLERANCE
     scaled = run(memory_replay_backward, model, rollout, carry, backward=scaled_backward)[1]
     assert error({name: gradient / 256 for name, gradient in scaled.items()}, expected) > 1

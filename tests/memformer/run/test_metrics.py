@@ -73,12 +73,14 @@ def test_numbers_become_scalars_by_name(tmp_path: Path) -> None:
         writer._board = board  # type: ignore[assignment]
         writer.step(
             {"step": 3, "loss": 0.5, "note": "words", "bad": math.nan, "part": {"a": 1}, "by_segment": [2.0, 4]}
+            | {"tasks": {"copy": {"160": {"with_memory": 0.75}}}}
         )
     assert board.scalars == [
         ("train/loss", 0.5, 3),
         ("train/part/a", 1, 3),
         ("train/by_segment/01", 2.0, 3),
         ("train/by_segment/02", 4, 3),
+        ("tasks/copy/160/with_memory", 0.75, 3),
     ]
 
 

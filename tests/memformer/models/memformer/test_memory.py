@@ -35,9 +35,14 @@ def tokens_of(seed: int = 4) -> torch.Tensor:
 
 
 def naive_write(
-    writer: MemoryWriter, memory_BKD: torch.Tensor, x_BSD: torch.Tensor, lengths: list[int], temperature: float
+    writer: MemoryWriter,
+    memory_BKD: torch.Tensor,
+    x_BSD: torch.Tensor,
+    lengths: list[int],
+    temperature: float,
+    threshold: float = 0.0,
 ) -> torch.Tensor:
-    """The paper's equations one slot, head and token at a time.
+    """The paper's equations one slot, head and token at a time; a share below the threshold is not written.
 
     Slots enter the projections at the tokens' length, sqrt(D), and values leave theirs divided by it (see
     memformer/models/memformer/memory.py).
@@ -60,23 +65,33 @@ def naive_write(
                 logits = [float(query @ key) / math.sqrt(size) / temperature for key in keys]
                 top = max(logits)
                 weights = [math.exp(logit - top) for logit in logits]
+                weights = [weight / sum(weights) for weight in weights]
+                share = sum(weights[1:])
+                scale = max(0.0, share - threshold) / (1 - threshold) / share if share else 0.0
+                weights = [1 - scale * share, *(scale * weight for weight in weights[1:])]
                 for weight, value in zip(weights, values, strict=True):
-                    written[b, i, part] += weight / sum(weights) * value
+                    written[b, i, part] += weight * value
     return written
 
 
 @pytest.mark.parametrize("heads", [None, 1, 4])
 @pytest.mark.parametrize("temperature", [0.25, 1.0])
 @pytest.mark.parametrize("lengths", [[LENGTH] * LANES, [LENGTH, 3, 1]], ids=["full", "ragged"])
-def test_the_writer_equals_the_papers_equations(heads: int | None, temperature: float, lengths: list[int]) -> None:
-    writer = writer_of(writer_heads=heads, memory_temperature=temperature)
+@pytest.mark.parametrize("threshold", [0.0, 0.85])
+def test_the_writer_equals_the_papers_equations(
+    heads: int | None, temperature: float, lengths: list[int], threshold: float
+) -> None:
+    """With a threshold, too, which some of these slots are above."""
+    writer = writer_of(writer_heads=heads, memory_temperature=temperature, memory_write_threshold=threshold)
     memory, x_BSD = random_memory(small_model(), LANES), tokens_of()
     mask = None
     if min(lengths) < LENGTH:
         mask = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         written = writer(memory, x_BSD, mask).memory_BKD
-        expected = naive_write(writer, memory, x_BSD, lengths, temperature)
+        expected = naive_write(writer, memory, x_BSD, lengths, temperature, threshold)
+        kept = (writer.weights(memory, x_BSD, mask)[..., 0] == 1).double().mean().item()
+    assert 0 < kept < 1 if threshold else kept == 0, kept
     torch.testing.assert_close(written, expected, rtol=1e-11, atol=1e-13)
 
 
@@ -111,10 +126,34 @@ def test_full_weight_on_itself_is_an_exact_copy() -> None:
     assert torch.equal(writer(memory, torch.zeros_like(tokens_of()), None).memory_BKD, memory)
 
 
+def test_small_writes_add_up_unless_a_threshold_keeps_them_out() -> None:
+    """400 writes of tokens that have something in common, each of at most a twentieth of a slot."""
+    left = {}
+    for threshold in (0.0, 0.05):
+        generator = torch.Generator().manual_seed(9)
+        first = torch.nn.functional.normalize(torch.randn(1, 3, 16, generator=generator).double(), dim=-1)
+        model = small_model(writer_heads=1, memory_forgetting="off", memory_write_threshold=threshold)
+        assert model.writer is not None
+        with torch.no_grad():
+            # Query and key agree on a slot, and hardly on tokens, which are small.
+            model.writer.query.weight.copy_(0.65 * torch.eye(16))
+            model.writer.key.weight.copy_(0.65 * torch.eye(16))
+            memory = first
+            for _ in range(400):
+                tokens = 0.3 * (1 + torch.randn(1, LENGTH, 16, generator=generator)).double()
+                assert model.writer.weights(memory, tokens, None)[..., 0].min() > 0.95
+                memory = model.write(memory, tokens, None)
+        left[threshold] = (first * memory).sum(-1).min().item()
+    assert left[0.0] < 0.8 and left[0.05] == pytest.approx(1, abs=1e-12), left
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
 @pytest.mark.parametrize("forgetting", FORGETTING)
-def test_what_a_write_leaves_of_a_slot_is_the_derivative_at_fixed_attention(forgetting: Forgetting) -> None:
+def test_what_a_write_leaves_of_a_slot_is_the_derivative_at_fixed_attention(
+    forgetting: Forgetting, threshold: float
+) -> None:
     """Of a small difference in one head's part of a slot, across the slot that is written."""
-    model = small_model(memory_forgetting=forgetting)
+    model = small_model(memory_forgetting=forgetting, memory_write_threshold=threshold)
     assert model.writer is not None
     memory, x_BSD = random_memory(model, LANES), tokens_of()
     seen = observe(model.writer, model.forget, memory, x_BSD, None)
@@ -257,9 +296,13 @@ def test_without_our_initial_values_and_forgetting_slots_collapse() -> None:
     assert (memory @ memory.transpose(1, 2)).min().item() > 0.7
 
 
-def written_with(fused: bool, forgetting: Forgetting, dtype: torch.dtype, heads: int) -> dict[str, torch.Tensor]:
+def written_with(
+    fused: bool, forgetting: Forgetting, dtype: torch.dtype, heads: int, threshold: float
+) -> dict[str, torch.Tensor]:
     """The next memory of ragged lanes, one of them without any token, and the gradients of all that made it."""
-    config = small_config(num_memory_slots=11, memory_forgetting=forgetting, writer_heads=heads)
+    config = small_config(
+        num_memory_slots=11, memory_forgetting=forgetting, writer_heads=heads, memory_write_threshold=threshold
+    )
     torch.manual_seed(3)
     writer, forget = MemoryWriter(config).to(dtype), BiasedMemoryNormalisation(config).to(dtype)
     torch.nn.init.normal_(forget.bias)
@@ -278,12 +321,13 @@ def written_with(fused: bool, forgetting: Forgetting, dtype: torch.dtype, heads:
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("forgetting", FORGETTING)
+@pytest.mark.parametrize("threshold", [0.0, 0.8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_the_fused_softmax_is_the_written_out_one(
-    forgetting: Forgetting, dtype: torch.dtype, tolerance: float, heads: int
+    forgetting: Forgetting, dtype: torch.dtype, tolerance: float, heads: int, threshold: float
 ) -> None:
     """Float32 as the order of its sums allows; with masks, and where the share that is overwritten is asked for."""
-    fused, plain = (written_with(each, forgetting, dtype, heads) for each in (True, False))
+    fused, plain = (written_with(each, forgetting, dtype, heads, threshold) for each in (True, False))
     assert fused.keys() == plain.keys() and len(plain) >= 6
     assert not torch.equal(fused["memory"], plain["memory"]), "one path was taken twice"
     for name, expected in plain.items():

@@ -33,6 +33,10 @@ LANES, LENGTH = 3, 8
         ({"block": "new"}, "block is new: choose paper or modern"),
         ({"num_memory_slots": -1}, "num_memory_slots is -1: set it to 0 or more"),
         ({"memory_temperature": 0.0}, "memory_temperature is 0.0: set it above 0"),
+        (
+            {"memory_write_threshold": 1.0},
+            "memory_write_threshold is 1.0: set it to at least 0 and below 1",
+        ),
         ({"dropout": 1.0}, "dropout is 1.0: set it to at least 0 and below 1"),
         ({"num_heads": 3}, "num_heads is 3: choose a divisor of d_model/2 = 8"),
         ({"num_heads": 16}, "num_heads is 16: choose a divisor of d_model/2 = 8"),
