@@ -191,7 +191,9 @@ def _try_all_reduce(rank: int, size: int, environment: Mapping[str, str], timeou
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
             environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=rank == 0, timeout=limit
         )
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=limit
+        )
         total = torch.tensor([float(rank)], device=device)
         dist.all_reduce(total)
         answer = float(total)
