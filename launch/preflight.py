@@ -181,17 +181,19 @@ def _try_all_reduce(rank: int, size: int, environment: Mapping[str, str], timeou
     import torch
     import torch.distributed as dist
 
+    from memformer.processes.group import choose_device
+
     try:
-        gpus = torch.cuda.device_count()
-        device = torch.device("cpu")
-        if gpus:
-            device = torch.device("cuda", int(environment["LOCAL_RANK"]) if gpus > 1 else 0)
+        device = choose_device("auto", int(environment["LOCAL_RANK"]))
+        if device.type == "cuda":
             torch.cuda.set_device(device)
         limit = timedelta(seconds=timeout_seconds)
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
             environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=rank == 0, timeout=limit
         )
-        dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=limit
+        )
         total = torch.tensor([float(rank)], device=device)
         dist.all_reduce(total)
         answer = float(total)

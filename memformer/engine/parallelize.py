@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Turns a plain model into a distributed one, in one fixed order.
 
-    layers of the stage -> tensor parallel -> frozen parameters -> stage -> activation checkpointing -> compile
+    layers of the stage -> tensor parallel -> frozen parameters -> stage -> compile -> activation checkpointing
     -> optimizer -> DeepSpeed engine (ZeRO 0-3)
 
 The model knows nothing of any of it.
@@ -21,7 +21,10 @@ from memformer.parallel.activation_checkpointing import checkpoint_layers
 from memformer.parallel.pipeline.construction import keep_layers
 from memformer.parallel.pipeline.split import split_of
 from memformer.parallel.tensor import leave_uncompiled, shard_model
+from memformer.processes.environment import local_rank_of
 from memformer.processes.group import World
+
+RECOMPILE_LIMIT = 64
 
 
 def parallelize(model: MemoryModel, config: Config, world: World, precision: str) -> Any:
@@ -43,14 +46,18 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     module.to(world.device)
     if pipe.size > 1:
         module = stages.cut(module, split.encoder(pipe.rank), split.decoder(pipe.rank))
-    checkpoint_layers(module, config, world)
     if config.compile:
         compile_layers(module)
+    checkpoint_layers(module, config, world)
     optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed
 
+    if config.parallel.zero_stage == 3:
+        # A layer's parameters come and go with the layer, and not with each linear map in it: a third of the Python
+        # hooks, which a GPU waits for, and none inside a compiled layer.
+        deepspeed.utils.set_z3_leaf_modules(module, list({type(layer) for layer in module.layers()}))
     optimizer = make_optimizer(module, config.optimizer, optimizer_device)
-    with telling_unfit_values(config):
+    with telling_unfit_values(config), local_rank_of(world.device):
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -66,10 +73,16 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
 
 
 def compile_layers(model: MemoryModel) -> None:
-    """torch.compile of each layer: all layers of a stack share one graph, and ZeRO's hooks stay outside it.
+    """torch.compile of what each layer computes: the layers of a stack share their graphs.
 
-    Under tensor parallelism a layer's graph breaks where the processes talk.
+    Hooks of the layer (ZeRO-3's) and its recomputation stay outside. Under tensor parallelism a layer's graph breaks
+    where the processes talk.
     """
+    import torch._dynamo.config
+
+    # With and without masks, gradients, a reset memory, in training and out of it: a stack has more forms than torch
+    # compiles of one function by default, and it would run the later ones as they are, without a word.
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     if model.config.dropout:
         import torch._inductor.config
 
@@ -78,4 +91,4 @@ def compile_layers(model: MemoryModel) -> None:
         torch._inductor.config.fallback_random = True
     leave_uncompiled()
     for layer in model.layers():
-        layer.compile()
+        layer.forward = torch.compile(layer.forward)

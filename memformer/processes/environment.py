@@ -6,12 +6,17 @@ started by plain `srun` is told its place by Slurm, and where rank 0 is follows 
 shell that somebody has opened in a job, the run is a single process.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from memformer.processes.ports import free_port, port_of_job
+
+if TYPE_CHECKING:
+    import torch
 
 HOME = "127.0.0.1"
 
@@ -98,3 +103,20 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def local_rank_of(device: "torch.device") -> Iterator[None]:
+    """Inside, DeepSpeed takes the device of this process.
+
+    It takes the GPU with the number LOCAL_RANK. Where each task of a Slurm job sees its own GPU alone
+    (`--gpus-per-task`), that is number 0 on every local rank.
+    """
+    before = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["LOCAL_RANK"] = before

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import pytest
+import torch
 
 from data_pipeline.errors import UserError
 from memformer.processes import environment as module
@@ -134,3 +135,13 @@ def test_a_variable_that_is_missing_or_does_not_fit_is_named(change: dict[str, A
         prepare_environment(without)
     with pytest.raises(UserError, match=said):
         prepare_environment({**whole, **change})
+
+
+def test_deepspeed_takes_the_gpu_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local rank 3, which sees its own GPU alone, as number 0."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with module.local_rank_of(torch.device("cuda", 0)):
+        assert os.environ["LOCAL_RANK"] == "0"
+    assert os.environ["LOCAL_RANK"] == "3"
+    with module.local_rank_of(torch.device("cpu")):
+        assert os.environ["LOCAL_RANK"] == "3"
