@@ -23,8 +23,8 @@ from benchmarks.common import ROOT
 SCRIPTS = (
     "replay", "training_peers", "inference", "reading", "memory_tasks", "pixels", "long_text", "peers_text",
     "memory_slots", "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle",
-    "backbone_replay", "decoder_batches", "backbone_books", "backbone_peers", "backbone_generation", "logits_and_writer",
-    "task_evaluation",
+    "backbone_replay", "decoder_batches", "backbone_books", "backbone_peers", "backbone_generation",
+    "logits_and_writer", "task_evaluation",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 
