@@ -116,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"memformer {name}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our stdout went away (`| head`): nothing to report, nobody to report to
+        return exit_codes.DONE
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -125,9 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"memformer {name}: interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our stdout went away (`| head`): nothing to report, nobody to report to
-        return exit_codes.DONE
 
 
 if __name__ == "__main__":

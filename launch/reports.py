@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,10 @@ def check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file: name a directory")
     above = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {out}: cannot be made in {above}: choose another directory")
+    try:  # a file system may refuse what its permissions allow
+        os.rmdir(tempfile.mkdtemp(dir=above, prefix=".report-"))
+    except OSError:
+        raise UserError(f"--out {out}: cannot be made in {above}: choose another directory") from None
 
 
 def write_report(out: Path, name: str, report: dict[str, Any], figures: "dict[str, Figure]") -> list[str]:
@@ -79,10 +81,13 @@ def json_lines(path: Path, said: str) -> Iterator[Callable[[dict[str, Any]], Non
         with beside.open("w", encoding="utf-8") as file:
             yield lambda record: _write_line(file, record)
         beside.replace(path)
+    except BrokenPipeError:  # of stdout, on which the records' maker tells how far it is
+        raise
     except OSError as error:
         raise UserError(f"{said} {path}: cannot be written ({error.strerror}): choose another place") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # of a path through a file
+            beside.unlink(missing_ok=True)
 
 
 def _write_line(file: Any, record: dict[str, Any]) -> None:

@@ -49,9 +49,13 @@ def texts_for(tasks: Iterable[Task], lengths: Iterable[int], sources: Sequence[s
     """The texts that documents of these tasks and lengths need; None: they need none.
 
     Raises:
-        UserError: See `Texts`.
+        UserError: See `Texts`; or there are sources that no task takes anything from.
     """
-    return Texts(sources) if any(task.filler == "text" for task in tasks) and any(lengths) else None
+    if any(task.filler == "text" for task in tasks) and any(lengths):
+        return Texts(sources)
+    if sources:
+        raise UserError(f"--text {sources[0]}: none of these tasks hides anything in a text: leave it out")
+    return None
 
 
 def repeated(sentences: str) -> Stream:

@@ -12,6 +12,7 @@ the first of the continuation are one token, that one is scored too; theirs lose
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class Generation:
             until, most = settings.pop("until"), settings.pop("max_gen_toks")
             drawn, temperature = settings.pop("do_sample"), float(settings.pop("temperature", 1.0))
             top_k, top_p = int(settings.pop("top_k", None) or 0), float(settings.pop("top_p", 1.0))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"generation_kwargs {given}: {error}; mend the task") from None
         for name, value in settings.items():
             if NEUTRAL.get(name) != value:
@@ -74,7 +75,7 @@ class Generation:
         for name, value, fits, mend in (
             ("until", until, all(isinstance(each, str) for each in until), "give a text or a list of texts"),
             ("max_gen_toks", most, most >= 0, "give 0 or more"),
-            ("temperature", temperature, temperature >= 0, "give 0 or more"),
+            ("temperature", temperature, 0 <= temperature < math.inf, "give 0 or more"),
             ("top_k", top_k, top_k >= 0, "give 1 or more, or leave it out"),
             ("top_p", top_p, 0 < top_p <= 1, "give more than 0 and at most 1"),
         ):

@@ -44,7 +44,7 @@ class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 _TaskLoader.add_constructor(FUNCTION, _TaskLoader.function)
 
 
-def check_files(files: Iterable[Path], *, trust: bool, download: bool) -> None:
+def check_files(files: Iterable[Path], *, trust: bool, download: bool) -> dict[str, set[Path]]:
     """Refuses files of tasks that are damaged or that want to do what they may not, and those that they include.
 
     Args:
@@ -52,15 +52,23 @@ def check_files(files: Iterable[Path], *, trust: bool, download: bool) -> None:
         trust: Whether they may run code.
         download: Whether their data may come from elsewhere.
 
+    Returns:
+        The files, without what they include, by the name of the task in them.
+
     Raises:
         UserError: One is refused.
     """
-    ahead, seen = list(files), set()
+    ahead, seen, named = list(files), set(), dict[str, set[Path]]()
+    listed = len(ahead)
     while ahead:
-        file = ahead.pop(0)
-        if file.resolve() in seen:
+        file, listed = ahead.pop(0), listed - 1
+        try:
+            place = file.resolve()  # the harness takes what is included from there, too
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{str(file)!r}: cannot be read ({error}): mend what names it") from None
+        if place in seen:
             continue
-        seen.add(file.resolve())
+        seen.add(place)
         content, mappings, functions = _read(file)
         if functions and not trust:
             raise UserError(f"{file}: runs Python code ({FUNCTION} {functions[0]}): {TRUST}")
@@ -72,7 +80,10 @@ def check_files(files: Iterable[Path], *, trust: bool, download: bool) -> None:
             if not download:
                 _check_local(file, settings)
         includes = content.get("include", []) if isinstance(content, dict) else []
-        ahead += [file.parent / str(each) for each in (includes if isinstance(includes, list) else [includes])]
+        ahead += [place.parent / str(each) for each in (includes if isinstance(includes, list) else [includes])]
+        if listed >= 0 and isinstance(content, dict) and isinstance(content.get("task"), str):
+            named.setdefault(content["task"], set()).add(place)
+    return named
 
 
 def _read(file: Path) -> tuple[Any, list[dict[Any, Any]], list[str]]:
@@ -93,11 +104,16 @@ def _read(file: Path) -> tuple[Any, list[dict[Any, Any]], list[str]]:
 
 
 def _mappings(content: Any) -> Iterator[dict[Any, Any]]:
-    """All mappings of a document, at any depth."""
-    if isinstance(content, dict):
-        yield content
-    for each in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
-        yield from _mappings(each)
+    """All mappings of a document, at any depth; what is named from several places is one."""
+    ahead, seen = [content], set[int]()
+    while ahead:
+        each = ahead.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, dict):
+            yield each
+        ahead += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
 
 
 def _check_local(file: Path, settings: dict[Any, Any]) -> None:

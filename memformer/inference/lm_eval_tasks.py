@@ -64,7 +64,12 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path], *, trust: bool, do
             raise UserError(f"{name} {place}: there is no such {what}: give a YAML file of a task, or its directory")
     manager_of = _harness()
     inside = (file for folder in folders for suffix in SUFFIXES for file in sorted(folder.rglob(f"*{suffix}")))
-    check_files((*files.values(), *inside), trust=trust, download=download)
+    named = check_files((*files.values(), *inside), trust=trust, download=download)
+    by_path = {file.resolve() for file in files.values()}
+    for name, found in named.items():
+        if len(found) > 1 and (name in names or found & by_path):
+            both = ", ".join(map(str, sorted(found)))
+            raise UserError(f"--lm-eval {name}: is the task of several files ({both}): give each a name of its own")
     with _contained(trust), _silent():
         places = [str(folder) for folder in folders]
         manager = manager_of(include_path=places, include_defaults=False)
@@ -178,12 +183,23 @@ def _contained(trust: bool) -> Iterator[None]:
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
     from lm_eval.api import task
+    from lm_eval.tasks import _yaml_loader
+
+    import_function = _yaml_loader._import_func_in_yml
+    own = Path(_yaml_loader.__file__).resolve().parent
+
+    def _own_function(name: str, folder: Path) -> Any:
+        """What `!function` names in a task that was installed with the harness; the files were checked before."""
+        if not folder.resolve().is_relative_to(own):
+            raise ValueError(f"{folder}: a file there runs Python code ({name})")
+        return import_function(name, folder)
 
     with contextlib.ExitStack() as undo:
         # Its bootstrap forks as many processes as there are cores, out of one that computes in threads.
         undo.enter_context(_changed(os.environ, "DISABLE_MULTIPROC", "1"))
         undo.enter_context(_changed(vars(task), "tqdm", lambda documents, **_: documents))
         if not trust:
+            undo.enter_context(_changed(vars(_yaml_loader), "_import_func_in_yml", _own_function))
             undo.enter_context(_changed(sys.modules, "evaluate", None))
             sandbox = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
             sandbox.filters.update(utils.env.filters)

@@ -7,7 +7,9 @@ Covers: launch/commands/evaluate_lm_eval.py, memformer/inference/lm_eval_tasks.p
 import importlib.util
 import json
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from data_pipeline.tasks.prompts import Prompt
 from data_pipeline.tokenizer_choice import make_tokenizer
 from launch.cli import main
 from memformer import load_model
+from memformer.inference.lm_eval_files import check_files
 from tests import ROOT
 from tests.launch.test_evaluate_command import export
 from tests.memformer.inference.test_tasks import scored
@@ -284,7 +287,7 @@ def refused(models: dict[str, Path], here: Path, capsys: Any, name: str, code: i
         ("? !function os.system\n: x\n", "runs Python code (!function os.system): give --lm-eval-trust if you trust"),
         ("a: !!set {? !function os.system}\n", "runs Python code (!function os.system)"),
         ("a: !!python/name:os.system\n", "is not YAML (could not determine a constructor"),
-        ("a: &a {b: *a}\n", "is not YAML (maximum recursion depth exceeded"),
+        ('include: "a\\0b"\n', "cannot be read (embedded null byte): mend what names it"),
         ("include: [{inside}]\n", "wanted.yaml: runs Python code (!function os.system)"),
     ],
 )
@@ -294,6 +297,44 @@ def test_a_file_that_is_damaged_or_wants_to_run_code_is_refused(
     (here / "wanted.yaml").write_text("doc_to_text: !function os.system\n")
     (here / "tasks" / "wrong.yaml").write_text(content.replace("{inside}", str(here / "wanted.yaml")))
     refused(models, here, capsys, "choice", 2, said)
+
+
+def test_what_a_link_includes_is_looked_at_where_the_harness_takes_it_from(
+    models: dict[str, Path], here: Path, capsys: Any
+) -> None:
+    (here / "real").mkdir()
+    (here / "real" / "task.txt").write_text("include: base.txt\n")
+    (here / "real" / "base.txt").write_text("doc_to_text: !function os.system\n")
+    (here / "tasks" / "base.txt").write_text("task: harmless\n")
+    (here / "tasks" / "linked.yaml").symlink_to(here / "real" / "task.txt")
+    refused(models, here, capsys, "choice", 2, "base.txt: runs Python code (!function os.system)")
+
+
+def test_code_that_no_check_has_seen_is_not_run(here: Path) -> None:
+    """The second fence: what the harness loads while it is contained."""
+    from lm_eval.tasks import _yaml_loader
+
+    from memformer.inference.lm_eval_tasks import _contained
+
+    file = here / "tasks" / "late.yaml"
+    file.write_text("doc_to_text: !function os.getcwd\n")
+    with _contained(trust=False), pytest.raises(ValueError, match=r"a file there runs Python code \(os.getcwd\)"):
+        _yaml_loader.load_yaml(file)
+    with _contained(trust=True):
+        assert _yaml_loader.load_yaml(file)["doc_to_text"] is os.getcwd
+
+
+def test_names_of_names_of_names_are_looked_at_once(here: Path) -> None:
+    file = here / "bomb.yaml"
+    lines = ["a0: &a0 {metric: acc}", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    file.write_text("\n".join([*lines, "self: &self {again: *self}", "task: bomb"]))
+    assert check_files([file], trust=False, download=False) == {"bomb": {file.resolve()}}
+
+
+def test_a_name_of_several_tasks_is_refused(models: dict[str, Path], here: Path, capsys: Any) -> None:
+    (here / "tasks" / "deeper").mkdir()
+    shutil.copy(here / "tasks" / "choice.yaml", here / "tasks" / "deeper" / "again.yaml")
+    refused(models, here, capsys, "choice", 2, "--lm-eval choice: is the task of several files (")
 
 
 def test_code_runs_where_it_is_trusted_and_nowhere_else(models: dict[str, Path], here: Path, capsys: Any) -> None:
@@ -336,7 +377,7 @@ def test_without_the_harness_there_is_one_line(
 def test_the_page_s_example_runs(
     models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").partition("## Tasks of lm-evaluation")[2]
     monkeypatch.chdir(tmp_path)
     Path("tasks").mkdir()
     for kind, name in (("yaml", "capitals.yaml"), ("json", "capitals.jsonl")):

@@ -192,9 +192,11 @@ class MemoryWriter(nn.Module):
         """
         if not self.threshold:
             return own_BHK1, tokens_BHKX
-        share_BHK1 = 1 - own_BHK1
+        # In float32 at least: rounded to 16 bits, 1 - threshold would let a share grow beyond 1.
+        share_BHK1 = 1 - own_BHK1.to(torch.promote_types(own_BHK1.dtype, torch.float32))
         written_BHK1 = (share_BHK1 - self.threshold).clamp(min=0) / (1 - self.threshold)
-        return 1 - written_BHK1, tokens_BHKX * (written_BHK1 / share_BHK1.clamp(min=self.threshold))
+        scale_BHK1 = written_BHK1 / share_BHK1.clamp(min=self.threshold)
+        return (1 - written_BHK1).to(own_BHK1.dtype), (tokens_BHKX * scale_BHK1).to(tokens_BHKX.dtype)
 
     def _fuses(self, memory_BKD: torch.Tensor) -> bool:
         if self.fused is not None:
