@@ -28,7 +28,7 @@ class Progress:
         self._clock = clock
         self._began = self._stage_began = clock()
         self._next = self._began + (0 if self._terminal else FIRST_LOG_SECONDS)
-        self._stage = ""
+        self._stage, self._stage_first = "", 0
 
     def __enter__(self) -> "Progress":
         """Nothing is shown yet."""
@@ -55,12 +55,12 @@ class Progress:
         """
         now = self._clock()
         if stage != self._stage:
-            self._stage, self._stage_began = stage, now
-        left = (now - self._stage_began) * (total - done) / max(1, done)
+            self._stage, self._stage_began, self._stage_first = stage, now, done
+        since = done - self._stage_first
+        left = f", {(now - self._stage_began) * (total - done) / since:.0f} s to go" if since else ""
 
         def line(seconds: float) -> str:
-            share = 100 * done // max(1, total)
-            return f"{stage}: {done:,} of {total:,} {what} ({share} %), {seconds:.0f} s, {left:.0f} s to go"
+            return f"{stage}: {done:,} of {total:,} {what} ({100 * done // max(1, total)} %), {seconds:.0f} s{left}"
 
         self._show(line)
 

@@ -44,12 +44,26 @@ def test_a_terminal_has_one_line_no_wider_than_itself(
     shown = counted(True, [0, 0.1, 1, 1.1, 2], capsys)
     *states, wiped, rest = shown.split("\r")[1:]
     assert [state.strip() for state in states] == [
-        "reading: 0 of 100 segments (0 %), 0 s,",
+        "reading: 0 of 100 segments (0 %), 0 s",
         "reading: 1 of 100 segments (1 %), 1 s,",
         "reading: 2 of 100 segments (2 %), 2 s,",
     ]
     assert {len(state) for state in (*states, wiped)} == {39} and "\n" not in shown
     assert wiped.strip() == rest == "", "nothing of it stays"
+
+
+def test_a_first_count_says_nothing_of_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was counted before the stage was first heard of took who knows how long."""
+    clock = Clock()
+    with Progress(False, clock) as progress:
+        clock.now += FIRST_LOG_SECONDS
+        progress.count("reading", 40, 100, "segments")
+        clock.now += LOG_SECONDS
+        progress.count("reading", 60, 100, "segments")
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 40 of 100 segments (40 %), 15 s",
+        "reading: 60 of 100 segments (60 %), 75 s, 120 s to go",
+    ]
 
 
 def test_what_cannot_be_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
