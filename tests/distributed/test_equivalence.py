@@ -114,7 +114,7 @@ COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forge
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4]
-COUNTED += [Case(1, data=1, tensor=2, decoder_batch=2, dropout=0.2, **CHECKPOINTING["partitioned"])]
+COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)
