@@ -76,6 +76,8 @@ def json_lines(path: Path, said: str) -> Iterator[Callable[[dict[str, Any]], Non
     Raises:
         UserError: It cannot be written.
     """
+    if path.exists() and not path.is_file():  # a directory, or a device, which a file would take the place of
+        raise UserError(f"{said} {path}: is no file: choose another place")
     beside = path.with_name(f"{path.name}.partial")
     try:
         with beside.open("w", encoding="utf-8") as file:

@@ -443,6 +443,12 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     return config
 
 
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field:
+        return "none, required"
+    return "empty" if field["default"] == [] else json.dumps(field["default"])
+
+
 def describe_fields(family_name: str = DEFAULT) -> str:
     """Every setting with its default and meaning, one a line, for `memformer train --help`.
 
@@ -451,7 +457,7 @@ def describe_fields(family_name: str = DEFAULT) -> str:
     """
     return "\n".join(
         f"  --{name:<44} {field.get('description', '')} "
-        f"(default: {json.dumps(field['default']) if 'default' in field else 'none, required'})"
+        f"(default: {_default(field)})"
         for name, field in _fields(schema_of(family_name))
     )
 

@@ -42,7 +42,8 @@ def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_warning_says_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan(tmp_path, "--gpus-per-node", "8") == 0
+    large = {**MODEL, "d_model": 1024, "num_heads": 16, "d_ff": 4096, "vocab_size": 65_536}
+    assert plan(tmp_path, "--nodes", "8", "--gpus-per-node", "1", model=large) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert "is data-parallel traffic: " in line and "data.num_lanes" in line
 
