@@ -456,8 +456,7 @@ def describe_fields(family_name: str = DEFAULT) -> str:
         UnknownFamily: There is no such family.
     """
     return "\n".join(
-        f"  --{name:<44} {field.get('description', '')} "
-        f"(default: {_default(field)})"
+        f"  --{name:<44} {field.get('description', '')} (default: {_default(field)})"
         for name, field in _fields(schema_of(family_name))
     )
 
