@@ -149,8 +149,6 @@ def test_a_small_segment_takes_as_long_as_its_kernels_and_larger_batches_start_f
     # Encoders without a graph 3, 4 and 3 times, encoders with one 4 times, decoders 4, 2 and 1 times.
     passes = [advances * 3 + 3 * (4 * 3 + decoders * 4) for advances, decoders in ((3, 4), (4, 2), (3, 1))]
     assert [plan.compute_seconds for plan in plans] == pytest.approx([n * KERNELS * LAUNCH_SECONDS for n in passes])
-    found = search(config_of(), MODEL, 1, 1, "h100", keep=1)
-    assert found[0][0]["training.segments_per_decoder_batch"] == 4
 
 
 def test_collectives_between_nodes_use_the_adapters_of_all_their_members_there() -> None:
@@ -198,6 +196,8 @@ def test_search_finds_what_fits_fastest_first() -> None:
     assert len(found) == 3 and all(plan.fits for _, plan in found)
     seconds = [plan.step_seconds for _, plan in found]
     assert seconds == sorted(seconds)
+    # A small segment, whose kernels take longest to start.
+    assert found[0][0]["training.segments_per_decoder_batch"] == 4
 
 
 @pytest.mark.parametrize(
