@@ -53,8 +53,8 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     import deepspeed
 
     if config.parallel.zero_stage == 3:
-        # A layer's parameters come and go with the layer, and not with each linear map in it: a third of the Python
-        # hooks, which a GPU waits for, and none inside a compiled layer.
+        # A layer's parameters come and go with the layer, and not with each linear map in it: fewer Python hooks, which
+        # a GPU waits for, and none inside a compiled layer.
         deepspeed.utils.set_z3_leaf_modules(module, list({type(layer) for layer in module.layers()}))
     optimizer = make_optimizer(module, config.optimizer, optimizer_device)
     with telling_unfit_values(config), local_rank_of(world.device):
