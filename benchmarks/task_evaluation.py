@@ -1,21 +1,24 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Tasks of memory by length and depth: trained on 160 tokens by the project's own commands, asked at up to 16,000.
 
-    python benchmarks/task_evaluation.py --seeds 0 1 2           about an hour of one CPU core
+    python benchmarks/task_evaluation.py --seeds 0 1 2           about two hours of one CPU core
     python benchmarks/task_evaluation.py --quick --json          about a minute: few steps, one task
     python benchmarks/task_evaluation.py --seeds 0 1 2 --out benchmarks/results/DATE-cpu-task-evaluation
 
 For each task, model and seed: `memformer data synthesise`, `train`, `export` and `evaluate --tasks`, each in a process
-of its own, as a user would type them. The models are the quick start's Memformer and a tiny Llama from scratch with an
-associative memory. Beside them a plain Transformer of as many parameters, which is trained on the same documents, read
-whole, and asked with the last 160 tokens in view: it must be right inside its window and guess beyond. A case that is
-in OUT.json is not measured again.
+of its own, as a user would type them. The models are the quick start's Memformer and a tiny Llama with an associative
+memory, which has read books first (`pretrained`: trained and exported by the same commands, in segments of 128 that
+remember nothing) or not (`associative`). Beside them a plain Transformer of as many parameters, which is trained on the
+same documents, read whole, and asked with the last 160 tokens in view: it must be right inside its window and guess
+beyond. A case that is in OUT.json is not measured again.
 """
 
 import argparse
+import atexit
 import functools
 import itertools
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -40,7 +43,7 @@ from data_pipeline import SegmentStream
 from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
 from data_pipeline.tasks.filler import texts_for
 from data_pipeline.tokenizer_choice import make_tokenizer
-from launch.quickstart import PASSKEY_CONFIG, memformer
+from launch.quickstart import PASSKEY_CONFIG, ROOT, memformer
 from memformer import MemformerConfig
 from memformer.inference.task_report import Grid, evaluate_task
 from memformer.run import jsonl
@@ -51,6 +54,11 @@ TRAINED = "0,96,128,160"
 WINDOW = 160
 SETTINGS: dict[str, dict[str, Any]] = {
     "memformer": {"training": {"max_steps": 600}},
+    "pretrained": {
+        "model": {"family": "backbone", "memory": {"kind": "associative"}},
+        "training": {"max_steps": 400},
+        "optimizer": {"learning_rate": 1e-3},
+    },
     "associative": {
         "model": {
             "family": "backbone",
@@ -62,13 +70,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 """What differs from configs/train/quickstart-memory.yaml; a model is replaced as a whole."""
+PRETRAINING: dict[str, Any] = {
+    "model": {
+        "family": "backbone",
+        "backbone": TINY,
+        "memory": {"kind": "slots", "layers": [0], "num_slots": 1},
+    },
+    "data": {"num_lanes": 16, "segment_length": 128, "num_segments": 1},
+    "training": {"max_steps": 600, "eval_interval": 0, "log_interval": 100},
+    "optimizer": {"learning_rate": 3e-3, "schedule": "wsd"},
+}
+"""Only the language model is taken from this run; its one slot is left behind."""
 PLAIN, PLAIN_LANES, PLAIN_LAYERS = Recipe(400, 1e-3, "wsd"), 48, 3
 """As many documents a step as the others read in 16 lanes of 320 tokens, about; as many parameters as the Memformer."""
 NAMES = {
     "memformer": "Memformer",
-    "associative": "Llama with an associative memory",
+    "pretrained": "pretrained Llama with an associative memory",
+    "associative": "the same from scratch, 2 layers",
     "transformer": "plain Transformer",
 }
+DEFAULT = ("memformer", "pretrained", "transformer")
 PUBLISHED_WORDS = (
     "Large models, other tokens and sentences, lengths of a thousand times ours: the tables say what the field calls "
     "good, not how ours compare."
@@ -105,6 +126,8 @@ def settings_of(model: str, seed: int, steps: int | None, data: Path) -> dict[st
 def ours(options: argparse.Namespace, case: Case, data: Path) -> Row:
     """A model of this project, by its commands."""
     settings = settings_of(case["model"], case["seed"], options.steps, data)
+    if case["model"] == "pretrained":
+        settings["model"]["pretrained"] = str(pretrained(options.pretraining_steps))
     config, run = data.parent / "config.yaml", data.parent / "run"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     memformer("train", str(config))
@@ -119,6 +142,22 @@ def ours(options: argparse.Namespace, case: Case, data: Path) -> Row:
         "last_loss": steps[-1]["loss"],
         **json.loads(said.splitlines()[-1])["tasks"][0],
     }
+
+
+@functools.cache
+def pretrained(steps: int) -> Path:
+    """A tiny byte-level Llama that has read books, as `export` writes it; made once a process."""
+    folder = Path(tempfile.mkdtemp(prefix="task-evaluation-pretrained-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    books = map(str, sorted((ROOT / "corpora" / "books").glob("*.txt.gz")))
+    memformer("data", "build", *books, "--tokenizer", "bytes", "--out", str(folder / "books"))
+    settings = PRETRAINING | {"run_dir": str(folder / "run"), "tensorboard": False}
+    settings["data"] = PRETRAINING["data"] | {"path": str(folder / "books")}
+    settings["training"] = PRETRAINING["training"] | {"max_steps": steps}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    memformer("train", str(folder / "config.yaml"))
+    memformer("export", str(folder / "run"), "--out", str(folder / "model"))
+    return folder / "model"
 
 
 def plain(options: argparse.Namespace, case: Case, data: Path) -> Row:
@@ -250,17 +289,21 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help=f"default: {' '.join(TASKS)}")
-    parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES), help="default: all")
+    parser.add_argument(
+        "--models", nargs="+", choices=NAMES, default=list(DEFAULT), help=f"default: {' '.join(DEFAULT)}"
+    )
     parser.add_argument("--lengths", default="160,1600,16000", help="as of evaluate; default 160,1600,16000")
     parser.add_argument("--depths", default="0,0.25,0.5,0.75,1", help="as of evaluate; default 0,0.25,0.5,0.75,1")
     parser.add_argument("--documents", type=int, default=20, help="documents a length and depth; default 20")
     parser.add_argument("--train-documents", type=int, default=12_000, help="documents trained on; default 12000")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the model's)")
+    parser.add_argument("--pretraining-steps", type=int, default=600, help="of the Llama on books; default 600")
     add_options(parser, "a few steps on pass keys, asked at 160 and 1,600")
     options = parser.parse_args(words)
     if options.quick:
         options.tasks, options.lengths, options.depths = [TASKS[0]], "160,1600", "0,0.5"
         options.steps, options.documents, options.train_documents = options.steps or 20, 8, 400
+        options.pretraining_steps = min(options.pretraining_steps, 20)
     return options
 
 
