@@ -118,7 +118,9 @@ def settings_of(model: str, seed: int, steps: int | None, data: Path) -> dict[st
     settings["model"] = changes.get("model", settings["model"])
     for section in ("training", "optimizer"):
         settings[section] |= changes.get(section, {})
-    settings["training"]["max_steps"] = steps or settings["training"]["max_steps"]
+    steps = steps or settings["training"]["max_steps"]
+    settings["training"]["max_steps"] = steps
+    settings["optimizer"]["warmup_steps"] = min(settings["optimizer"]["warmup_steps"], steps)
     settings["data"]["path"], settings["run_dir"] = str(data), str(data.parent / "run")
     return settings | {"seed": seed, "tensorboard": False, "checkpoint": {"interval": 100_000}}
 

@@ -6,6 +6,7 @@ memformer/models/memformer/initialise.py, memformer/models/memformer/layers.py
 """
 
 import dataclasses
+import functools
 import math
 import subprocess
 import sys
@@ -418,8 +419,9 @@ def test_a_bfloat16_model_runs() -> None:
     loss.backward()
 
 
-@pytest.mark.slow
-def test_compiled_layers_equal_eager_ones() -> None:
+def test_compiled_layers_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured with their gradients; the C++ that inductor would write of them takes longer than all else here."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     model = small_model(torch.float32, num_encoder_layers=1, num_decoder_layers=1)
     segment, memory = full_segment(LANES, LENGTH), random_memory(model, LANES)
     expected = gradients(model, segment, memory)
@@ -427,7 +429,7 @@ def test_compiled_layers_equal_eager_ones() -> None:
     got = gradients(model, segment, memory)
     assert got.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_the_model_needs_torch_alone() -> None:
