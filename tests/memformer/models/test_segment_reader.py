@@ -2,8 +2,8 @@
 """Documents of any lengths side by side, each at its own place, are each what they are alone; a state goes on there.
 
 Alone and token by token a reader is held to the teacher-forced model elsewhere (test_generation.py, test_reader.py).
-Tolerance in float64 1e-11 (logits of size 1; 1.05e-12 was seen): a batch has its products summed in another order, layer by layer. Where
-the same calls are made with the same shapes, what is compared is equal to the last bit.
+Tolerance in float64 1e-11 (logits of size 1; 1.05e-12 was seen): a batch has its products summed in another order,
+layer by layer. Where the same calls are made with the same shapes, what is compared is equal to the last bit.
 """
 
 import functools
