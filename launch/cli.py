@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("launch.commands.export", "turn a sharded checkpoint into single-GPU weights"),
     "doctor": ("launch.commands.doctor", "what on this machine, or on a job's nodes, would break a run"),
     "status": ("launch.commands.status", "what a run is doing, from its files alone"),
+    "profile": ("launch.commands.profile", "where the time of a run's traced steps went, by part and by kernel"),
     "launch": ("launch.commands.launch", "start a training run on several processes"),
 }
 

@@ -10,6 +10,17 @@ from typing import Any
 from memformer.models.registry import family_of, stages_of
 
 
+def steps(config: Any) -> None:
+    """What lies within the run's steps."""
+    last = config.training.max_steps
+    if config.optimizer.warmup_steps > last:
+        raise ValueError(
+            f"optimizer.warmup_steps is {config.optimizer.warmup_steps}: set it to at most training.max_steps = {last}"
+        )
+    if config.profile.steps and config.profile.steps[1] > last:
+        raise ValueError(f"profile.steps is {config.profile.steps}: the last step is training.max_steps = {last}")
+
+
 def offloads(parallel: Any) -> None:
     """What offloading asks of the stage of ZeRO."""
     if parallel.offload_optimizer != "none" and parallel.zero_stage == 0:

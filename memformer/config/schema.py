@@ -32,6 +32,7 @@ from memformer.config.evaluation import EvaluationConfig
 from memformer.config.faults import ITEM, Faults
 from memformer.config.files import dump_yaml, read_values
 from memformer.config.places import Place
+from memformer.config.profile import ProfileConfig
 from memformer.config.section import Section
 from memformer.config.written import Where, Written, settle
 from memformer.models.configuration import ModelConfig
@@ -342,6 +343,7 @@ class Config(Section):
     loss_scale: LossScaleConfig = Field(default_factory=LossScaleConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
     deepspeed: dict[str, Any] = Field({})
     """DeepSpeed JSON keys that go over the generated configuration, for what this schema does not cover."""
 
@@ -359,11 +361,7 @@ class Config(Section):
             raise ValueError(
                 f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
             )
-        if self.optimizer.warmup_steps > self.training.max_steps:
-            raise ValueError(
-                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}: set it to at most training.max_steps "
-                f"= {self.training.max_steps}"
-            )
+        checks.steps(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)
         checks.replay(self)

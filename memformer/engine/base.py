@@ -40,6 +40,7 @@ from memformer.models.protocol import MemoryModel
 from memformer.parallel.tensor import slice_of
 from memformer.processes import collective_log
 from memformer.processes.group import World
+from memformer.processes.spans import span
 from memformer.replay import Carry, Rollout, RolloutResult
 
 _WATCHED_BY_DEEPSPEED = {"flops_profiler", "wall_clock_breakdown", "memory_breakdown"}
@@ -279,16 +280,23 @@ class Engine(abc.ABC):
             yield
             self._clock.stop()
             self._look_at_gradients()
+            with span("reduction"):
+                stack.close()
 
     def _forward(self, *inputs: Any) -> Any:
         """The module's forward with a graph, in the run's precision."""
-        if self._plain:  # DeepSpeed has no part in a segment before the reduction at the rollout's end
-            with self.autocast():
-                return self.module(*inputs)
-        return self.deepspeed(*inputs)
+        with span("segment forward"):
+            if self._plain:  # DeepSpeed has no part in a segment before the reduction at the rollout's end
+                with self.autocast():
+                    return self.module(*inputs)
+            return self.deepspeed(*inputs)
 
     def _back_propagate(self, objective: torch.Tensor, boundary: bool) -> None:
         """Back-propagates a scalar; with `boundary`, gradients that are not kept to the end are reduced then."""
+        with span("segment backward"):
+            self._autograd(objective, boundary)
+
+    def _autograd(self, objective: torch.Tensor, boundary: bool) -> None:
         if self.loss_scale is not None and (self._plain or self.zero_stage == 0):
             objective = objective * self.loss_scale.value
         if self._plain:

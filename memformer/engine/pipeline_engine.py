@@ -32,6 +32,7 @@ from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, spli
 from memformer.parallel.pipeline.stage import StagedModel
 from memformer.parallel.pipeline.traffic import SHARED, SHARED_GRADIENT, sharing_stages
 from memformer.processes.group import World
+from memformer.processes.spans import span
 from memformer.replay import Carry, Rollout, RolloutResult
 from memformer.replay.random_state import mix_seed, segment_seeds
 
@@ -74,7 +75,7 @@ class PipelineReplayEngine(Engine):
 
     def evaluate(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """The same without a graph."""
-        with torch.no_grad(), self.autocast():
+        with span("pass 1"), torch.no_grad(), self.autocast():
             return self.model.stage(part, *inputs)
 
     def backward(self, objective: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from memformer.engine.base import Engine, LaneGroup
 from memformer.models.protocol import MemoryModel
 from memformer.parallel.activation_checkpointing import replay_buffer
+from memformer.processes.spans import span
 from memformer.replay import (
     Carry,
     DecoderGroups,
@@ -34,7 +35,7 @@ class ReplayEngine(Engine):
 
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """The model's `advance` in the run's precision."""
-        with self.autocast():
+        with span("pass 1"), self.autocast():
             return self.model.advance(segment, memory)
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,7 +50,7 @@ class ReplayEngine(Engine):
         """The model's encoder and writer in the run's precision."""
         if torch.is_grad_enabled():
             return self._forward(segment, memory, "encode")  # type: ignore[no-any-return]
-        with self.autocast():
+        with span("pass 1"), self.autocast():
             return self.module(segment, memory, "encode")  # type: ignore[no-any-return]
 
     def score(self, segment: Segment, context: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@
 A thread in each process writes RUN/heartbeats/rank-00000.json every few seconds: the step, the phase, the last
 collective, and how long ago anything moved. When nothing has moved for `hang_timeout_seconds`, the process writes the
 Python stack of all its threads to RUN/hangs/, compares the heartbeats, and ends: a stopped or dead process has no
-fresh heartbeat, and one that is stuck elsewhere has entered fewer collectives than those that wait for it.
+fresh heartbeat, and one that is stuck elsewhere has entered fewer collectives than those that wait for it. What torch
+noted of the last collectives lies beside the stacks.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from memformer.processes import collective_log
+from memformer.processes import collective_log, flight_record
 from memformer.processes.group import World
 from memformer.run import exit_codes
 from memformer.run.directory import RunDirectory
@@ -102,6 +103,13 @@ class Watchdog:
         temporary.write_text(json.dumps(content) + "\n")
         os.replace(temporary, path)
 
+    def _write_flight_record(self, folder: Path, file: TextIO) -> None:
+        """The record as torch has it in a file of its own, and its end in words behind the stacks."""
+        record = flight_record.read()
+        if record is not None:
+            (folder / f"rank-{self._world.rank:05d}.collectives.json").write_text(json.dumps(record) + "\n")
+            file.write("\nlast collectives\n" + "".join(f"  {line}\n" for line in flight_record.in_words(record)))
+
     def _report(self, still: float) -> None:
         """Stacks, then the comparison, then the end of this process."""
         folder = self._run.hangs / f"step-{self._step:08d}"
@@ -113,6 +121,7 @@ class Watchdog:
                 file.write(f"{still:.0f} s, {collective_log.LOG.describe()}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
+                self._write_flight_record(folder, file)
             # The others hang as well, and notice it within an interval.
             for _ in range(3):
                 time.sleep(self._interval)

@@ -16,7 +16,7 @@ from memformer.models.configuration import ModelConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.planning.arrangement import Arrangement, arrange
 from memformer.planning.devices import Device, device_of, peak_flops
-from memformer.planning.memory import LESS_TRAFFIC, MENDS, stage_memory
+from memformer.planning.memory import LESS_TRAFFIC, largest, stage_memory
 from memformer.planning.traffic import stage_traffic
 
 EFFICIENCY = 0.3
@@ -186,8 +186,7 @@ def _warnings(
 ) -> list[str]:
     tensor, found = run.config.parallel.tensor, []
     if memory["total"] > capacity:
-        name, size = max(((n, s) for n, s in memory.items() if n != "total"), key=lambda item: item[1])
-        mend = MENDS.get(name, "parallel.tensor or parallel.pipeline")
+        name, size, mend = largest({name: size for name, size in memory.items() if name != "total"})
         found.append(
             f"does not fit: {memory['total'] / 1e9:.1f} GB of {capacity / 1e9:.1f} GB; the largest part is {name} "
             f"({size / 1e9:.1f} GB): try {mend}"

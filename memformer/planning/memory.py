@@ -63,6 +63,12 @@ def stage_memory(run: Arrangement, stage: int) -> tuple[dict[str, float], dict[s
     return device, host
 
 
+def largest(parts: dict[str, float]) -> tuple[str, float, str]:
+    """The largest of the parts of `stage_memory`: name, bytes, and what makes it smaller."""
+    name, size = max(parts.items(), key=lambda item: item[1])
+    return name, size, MENDS.get(name, "parallel.tensor or parallel.pipeline")
+
+
 def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
     """The weights, whole below ZeRO 3; and those that the optimizer steps, where they are not the same tensors.
 

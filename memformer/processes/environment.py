@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
+from memformer.processes import flight_record
 from memformer.processes.ports import free_port, port_of_job
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
     Raises:
         UserError: RANK is set but another variable of the contract is missing, is no number, or does not fit it.
     """
+    flight_record.switch_on(environment)
     if "RANK" not in environment:
         environment.update(_of_step(environment) if is_task_among_others(environment) else _alone())
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):

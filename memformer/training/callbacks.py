@@ -10,8 +10,8 @@
 
 The points of one step, in the order in which they are reached:
 
-    before_data  before_rollout  between_segments*  before_optimizer_step  after_step  during_evaluation* (of tasks)
-    after_metrics  during_evaluation*  after_evaluation  before_save  after_save
+    before_step  before_data  before_rollout  between_segments*  before_optimizer_step  after_step
+    during_evaluation* (of tasks)  after_metrics  during_evaluation*  after_evaluation  before_save  after_save
 
 Every process of the run has its own callbacks, and reaches the points of a step in the same order as the others. A
 callback that enters a collective must therefore do so on all of them. What it raises ends the run.
@@ -73,6 +73,9 @@ class TrainingState:
 class Callback:
     """The points of a run. Each method does nothing; override those that you need."""
 
+    def before_step(self, state: TrainingState) -> None:
+        """All of the step before is done, its save and its evaluation too; the time of this one does not run yet."""
+
     def before_data(self, state: TrainingState) -> None:
         """The next batch has not been asked for yet; the time of the step runs already."""
 
@@ -115,8 +118,13 @@ class Callbacks(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._all = tuple(callbacks)
 
-    def before_data(self, state: TrainingState) -> None:
+    def before_step(self, state: TrainingState) -> None:
         """Calls all of them, as every method here."""
+        for each in self._all:
+            each.before_step(state)
+
+    def before_data(self, state: TrainingState) -> None:
+        """As `Callback.before_data`."""
         for each in self._all:
             each.before_data(state)
 

@@ -9,6 +9,7 @@ from data_pipeline import SegmentStream
 from memformer.engine.optimizer import learning_rate
 from memformer.guards.guards import Guards, Step
 from memformer.guards.watchdog import Watchdog
+from memformer.processes.spans import span
 from memformer.replay.random_state import mix_seed
 from memformer.run.data import Audit, TrainingData, counted_tokens, rollout_of
 from memformer.run.metrics import MetricsWriter
@@ -16,6 +17,7 @@ from memformer.run.stop_requests import StepAbandoned, StopRequests
 from memformer.training.callbacks import Callback, Callbacks, TrainingState
 from memformer.training.evaluation import Evaluation, MemoryPictures, TaskEvaluation
 from memformer.training.measuring import Meter, StepClock
+from memformer.training.out_of_memory import SegmentsDone, told_when_out_of_memory
 from memformer.training.reports import Pulses, Reports
 from memformer.training.save_schedule import SaveSchedule
 from memformer.training.stopping import StopAgreement
@@ -59,6 +61,7 @@ class TrainingLoop:
         self.tasks = TaskEvaluation(state, data, self.stopping, self.points)
         self.pictures = MemoryPictures(state, data, writer, self.points)
         self.saves = SaveSchedule(state, identity, data.tokenizer_file, saved_step, self.points)
+        self.segments_done = SegmentsDone()
         state.engine.at_segment = self.between_segments
 
     def run(self, stream: SegmentStream) -> int:
@@ -66,22 +69,26 @@ class TrainingLoop:
         state, engine, points = self.state, self.state.engine, self.points
         config, last = state.config, state.config.training.max_steps
         while state.progress.step < last:
+            points.before_step(state)
             number, clock = state.progress.step + 1, StepClock()
             points.before_data(state)
-            batch = next(stream)
+            with span("data"):
+                batch = next(stream)
             clock.batch_arrived()
             self.audit.delivered(batch)
             before = state.lanes.before(batch.carry_from)
             step = Step(batch, rollout_of(batch, state.world.device), before, mix_seed(config.seed, number))
             points.before_rollout(state)
             counted = counted_tokens(batch, state.world)
+            rate = learning_rate(number, config.optimizer, last)
             try:
-                result = engine.rollout_backward(step.rollout, before, counted, step.seed)
+                with told_when_out_of_memory(state, self.segments_done):
+                    result = engine.rollout_backward(step.rollout, before, counted, step.seed)
+                    points.before_optimizer_step(state)
+                    with span("optimizer"):
+                        report = engine.step(rate)
             except StepAbandoned:
                 return self.stop()
-            points.before_optimizer_step(state)
-            rate = learning_rate(number, config.optimizer, last)
-            report = engine.step(rate)
             state.stepped(batch, result.carry, stream)
             points.after_step(state)
             figures = self.meter.measure(result, report, rate, step, counted, clock)
@@ -90,7 +97,8 @@ class TrainingLoop:
             points.after_metrics(state, self.meter.line(figures, found) | self.tasks.figures())
             save_due = self.agree(figures.seconds)
             if self.evaluation.due:
-                self.evaluation.run()
+                with span("evaluation"):
+                    self.evaluation.run()
             if self.pictures.due and not self.stopping.urgency:
                 self.pictures.draw()
             if save_due or self.saves.due_by_step:
@@ -102,6 +110,7 @@ class TrainingLoop:
 
     def between_segments(self) -> None:
         """What the engine calls between two segments of a rollout."""
+        self.segments_done.count += 1
         self.points.between_segments(self.state)
         self.stopping.between_segments()
 
@@ -115,7 +124,8 @@ class TrainingLoop:
     def save(self) -> None:
         """Saves; a save may take long, so requests to stop are looked at again after it."""
         self.points.before_save(self.state)
-        self.saves.save()
+        with span("save"):
+            self.saves.save()
         self.stopping.ask()
 
     def stop(self) -> int:

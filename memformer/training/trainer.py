@@ -31,6 +31,7 @@ from memformer.training.description import describe_run, run_identity
 from memformer.training.initial_weights import initial_model
 from memformer.training.life import Life, refuse_untrained
 from memformer.training.loop import TrainingLoop
+from memformer.training.profiling import Profiler
 from memformer.training.resumption import differences, give_up_what_followed, go_on_from
 
 LOG = logging.getLogger("memformer")
@@ -116,10 +117,13 @@ def loop(
         MetricsWriter(run, world.is_main, config.tensorboard, first) as writer,
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
+        Profiler(run, world, config.profile) as profiler,
     ):
         writer.text("settings", config.as_yaml(), state.progress.step)
         saved_step = start.step if start.own else -1
-        steps = TrainingLoop(state, data, identity, saved_step, audit, writer, requests, watchdog, callbacks)
+        steps = TrainingLoop(
+            state, data, identity, saved_step, audit, writer, requests, watchdog, [profiler, *callbacks]
+        )
         exit_code = steps.run(stream)
         if exit_code != exit_codes.DONE:
             life.ended(exit_code)

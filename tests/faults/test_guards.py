@@ -247,6 +247,11 @@ def test_a_hang_is_reported_with_stacks_and_the_rank_at_fault(tmp_path: Path) ->
     assert culprit.startswith(f"rank 1 (process {processes[1].pid} on ") and "stopped or dead" in culprit
     stacks = (run.hangs / f"step-{event['step']:08d}" / "rank-00000.txt").read_text()
     assert "inside collective" in stacks and re.search(r"training/loop\.py\", line \d+ in run", stacks)
+    last = stacks.split("\nlast collectives\n")[1].splitlines()
+    assert len(last) >= 2 and all(re.search(r" gloo:\w+ \d+ of \S+ \w+: ", line) for line in last), last
+    assert any(line.endswith("not completed") for line in last) and any(line.endswith(": completed") for line in last)
+    record = json.loads((run.hangs / f"step-{event['step']:08d}" / "rank-00000.collectives.json").read_text())
+    assert record["entries"] and record["pg_config"]
 
 
 def test_a_second_signal_ends_a_process_that_waits_for_another(tmp_path: Path) -> None:

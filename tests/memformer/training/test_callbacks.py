@@ -69,7 +69,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[Any]
     return root, run_distributed(points_of, 2, str(root))
 
 
-STEP = ["before_data", "before_rollout", "between_segments", "before_optimizer_step"]
+STEP = ["before_step", "before_data", "before_rollout", "between_segments", "before_optimizer_step"]
 DONE = ["after_step", "after_metrics"]
 EVALUATION = ["during_evaluation"] * 3 + ["after_evaluation"]
 SAVE = ["before_save", "after_save"]
