@@ -19,7 +19,7 @@ from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, counted
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
-CASES = [Case(1, data=1, mode="full"), Case(3, data=1), Case(3, data=1, mode="full", decoder_batch=2)]
+CASES = [Case(1, data=1, mode="full"), Case(3, data=1, decoder_batch=2)]
 
 
 def losses_of(world: World, case: Case, compiled: bool) -> list[float]:
