@@ -333,6 +333,8 @@ class Config(Section):
     """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
     """Write TensorBoard events to run_dir/tensorboard."""
+    loggers: list[Literal["wandb", "prometheus"]] = Field([])
+    """Services that get the same numbers (docs/operations.md); wandb takes project and key from its own variables."""
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -2,7 +2,7 @@
 """`RunDirectory`: where a run's files lie, and how its metrics and events are written.
 
 RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
-heartbeats/  hangs/  profile/  lock/
+heartbeats/  hangs/  profile/  loggers/  lock/
 """
 
 import datetime
@@ -36,6 +36,7 @@ class RunDirectory:
         self.heartbeats = self.root / "heartbeats"
         self.hangs = self.root / "hangs"
         self.profile = self.root / "profile"
+        self.loggers = self.root / "loggers"
         self.lock = self.root / "lock"
         self.stop_file = self.root / "stop"
         # Not kept open: other processes of the run write there as well, and other machines are to see it at once.

@@ -17,6 +17,7 @@ import torch
 from memformer.run.appending import Appender
 from memformer.run.board import Board
 from memformer.run.directory import RunDirectory, json_ready
+from memformer.run.loggers.registry import Loggers
 
 LOG = logging.getLogger("memformer")
 
@@ -127,9 +128,13 @@ class MetricsWriter:
         enabled: Whether this process writes (rank 0).
         tensorboard: Whether to write TensorBoard events as well.
         first_step: The step that comes next; TensorBoard drops what an earlier life wrote from there on.
+        loggers: Services that get the same numbers.
     """
 
-    def __init__(self, run: RunDirectory, enabled: bool, tensorboard: bool, first_step: int) -> None:
+    def __init__(
+        self, run: RunDirectory, enabled: bool, tensorboard: bool, first_step: int, loggers: Loggers | None = None
+    ) -> None:
+        self._loggers = loggers
         self._file = Appender(run.metrics) if enabled else None
         self._board = Board(run.tensorboard, first_step) if enabled and tensorboard else None
 
@@ -165,9 +170,12 @@ class MetricsWriter:
             self._board.add_figure(f"{prefix}/{name}", figure, step)
 
     def scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
-        """Numbers as TensorBoard scalars; lists become one scalar an entry, nested dictionaries one tag a level."""
+        """Numbers for TensorBoard and the services; lists become one an entry, nested dictionaries one tag a level."""
+        tags = dict(_tags(prefix, values))
         if self._board is not None:
-            self._board.add_scalars(step, dict(_tags(prefix, values)))
+            self._board.add_scalars(step, tags)
+        if self._loggers is not None:
+            self._loggers.scalars(step, tags)
 
 
 def _tags(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:

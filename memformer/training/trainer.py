@@ -2,6 +2,7 @@
 """A training run, from top to bottom: data, processes, model, engine, resume, loop, end."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -24,10 +25,11 @@ from memformer.processes.environment import prepare_environment
 from memformer.run import exit_codes
 from memformer.run.data import Audit, TrainingData
 from memformer.run.directory import RunDirectory, write_atomically
+from memformer.run.loggers.registry import Loggers, refuse_missing
 from memformer.run.metrics import MetricsWriter, set_up_logging
 from memformer.run.stop_requests import StopRequests
 from memformer.training.callbacks import Callback, TrainingState
-from memformer.training.description import describe_run, run_identity
+from memformer.training.description import describe_run, run_identity, told_to_services
 from memformer.training.initial_weights import initial_model
 from memformer.training.life import Life, refuse_untrained
 from memformer.training.loop import TrainingLoop
@@ -59,6 +61,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     data = TrainingData.open(config.data).asking(config.evaluation)
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
+    refuse_missing(config.loggers)
     run = RunDirectory(config.run_dir)
     run.refuse_unwritable()
 
@@ -112,9 +115,11 @@ def loop(
     give_up_what_followed(state, start)
     state.progress = dataclasses.replace(state.progress, data=stream.state_dict())
     state.event("start", step=state.progress.step, processes=world.size)
+    told = functools.partial(told_to_services, identity, config, state.engine.model.config)
     with (
         Audit(run, world, config.data.audit) as audit,
-        MetricsWriter(run, world.is_main, config.tensorboard, first) as writer,
+        Loggers(run, config.loggers if world.is_main else [], told, first, start.trained) as loggers,
+        MetricsWriter(run, world.is_main, config.tensorboard, first, loggers) as writer,
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
         Profiler(run, world, config.profile) as profiler,
@@ -125,6 +130,7 @@ def loop(
             state, data, identity, saved_step, audit, writer, requests, watchdog, [profiler, *callbacks]
         )
         exit_code = steps.run(stream)
+        loggers.ended(exit_code)
         if exit_code != exit_codes.DONE:
             life.ended(exit_code)
     if exit_code == exit_codes.DONE:

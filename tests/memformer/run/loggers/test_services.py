@@ -1,0 +1,113 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A real run of two lives, told to Weights & Biases (offline) and to Prometheus; what they have is read back.
+
+Covers: memformer/run/loggers/to_wandb.py, memformer/run/loggers/to_prometheus.py, memformer/run/loggers/protocol.py,
+memformer/run/loggers/registry.py
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memformer.processes.group import World
+from memformer.run.directory import RunDirectory
+from memformer.training import Callback, TrainingState, train
+from tests.books import small_dataset
+from tests.distributed.processes import run_distributed
+from tests.faults.lives import metrics_of, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+BLOCK, HEAD = 32_768, 7  # of LevelDB's log format, in which wandb writes its records
+SERVICES = ["wandb", "prometheus"]
+
+
+class Crash(Callback):
+    """Ends the first life after step 3, whose checkpoint is that of step 2."""
+
+    def after_metrics(self, state: TrainingState, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            raise RuntimeError("gone")
+
+
+def lives(world: World, root: str) -> None:
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_PROJECT": "memformer-test", "WANDB_SILENT": "true"}
+    config = tiny_config(Path(root), "told", training={"max_steps": 5}).model_copy(update={"loggers": SERVICES})
+    with pytest.raises(RuntimeError, match="gone"):
+        train(config, callbacks=[Crash()])
+    assert train(config) == 0
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    data, at, whole = path.read_bytes(), HEAD, b""
+    while at + HEAD <= len(data):
+        left = BLOCK - at % BLOCK
+        if left < HEAD:
+            at += left
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4 : at + HEAD])
+        whole += data[at + HEAD : at + HEAD + size]
+        at += HEAD + size
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            record = messages.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def told(path: Path) -> dict[str, Any]:
+    """Of one life: the run's id, its settings, losses by step, summary's state and exit code."""
+    found: dict[str, Any] = {"losses": {}, "settings": {}}
+    for record in records(path):
+        if record.HasField("run"):
+            found["id"] = record.run.run_id
+            found["settings"] |= {each.key: json.loads(each.value_json) for each in record.run.config.update}
+        elif record.HasField("history"):
+            row = {"/".join(each.nested_key) or each.key: json.loads(each.value_json) for each in record.history.item}
+            if "train/loss" in row:
+                found["losses"][record.history.step.num] = row["train/loss"]
+        elif record.HasField("summary"):
+            for each in record.summary.update:
+                if "state" in (each.key, *each.nested_key):
+                    found["state"] = json.loads(each.value_json)
+        elif record.HasField("exit"):
+            found["exit"] = record.exit.exit_code
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    root = tmp_path_factory.mktemp("told")
+    small_dataset(root, characters=3_000)
+    run_distributed(lives, 1, str(root))
+    return RunDirectory(root / "told")
+
+
+def test_wandb_has_one_run_of_two_lives_whose_steps_never_go_backward(run: RunDirectory) -> None:
+    first, second = (told(path) for path in sorted((run.loggers / "wandb").glob("wandb/offline-run-*/*.wandb")))
+    assert first["id"] == second["id"] == json.loads((run.loggers / "run.json").read_text())["id"]
+    losses = {row["step"]: row["loss"] for row in metrics_of(run)}
+    assert first["losses"] == {step: losses[step] for step in (1, 2, 3)}
+    assert second["losses"] == {step: losses[step] for step in (4, 5)}, "step 3 is trained again, and was told"
+    assert (first["state"], first["exit"]) == ("failed", 1) and (second["state"], second["exit"]) == ("finished", 0)
+    settings = first["settings"]
+    assert settings["settings"]["training"]["max_steps"] == 5 and settings["world_size"] == 1
+    assert settings["parameters"] > 1000 and settings["model_flops_per_token"] > 1000
+
+
+def test_prometheus_has_the_last_step(run: RunDirectory) -> None:
+    from prometheus_client.parser import text_string_to_metric_families as families
+
+    text = (run.loggers / "prometheus" / "memformer.prom").read_text()
+    samples = {each.name: each for family in families(text) for each in family.samples}
+    assert samples["memformer_step"].value == 5 and samples["memformer_state"].value == 0
+    assert samples["memformer_train_loss"].value == metrics_of(run)[-1]["loss"]
+    assert {each.labels["run"] for each in samples.values()} == {"told"}
