@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from memformer.run.exit_codes import DONE, FAILED, SAVED
 from memformer.run.loggers.protocol import Ended, LoggedRun
 
-_EXIT_CODES: dict[Ended, int] = {"finished": DONE, "stopped": SAVED, "failed": FAILED}
+EXIT_CODES: dict[Ended, int] = {"finished": DONE, "stopped": SAVED, "failed": FAILED}
 
 
 class WandbLogger:
@@ -33,4 +33,4 @@ class WandbLogger:
     def close(self, how: Ended) -> None:
         """Its state there: finished, or by the exit code crashed; `state` in its summary says which of ours."""
         self._run.summary["state"] = how
-        self._run.finish(exit_code=_EXIT_CODES[how])
+        self._run.finish(exit_code=EXIT_CODES[how])

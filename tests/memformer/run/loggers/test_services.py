@@ -16,6 +16,9 @@ import pytest
 
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
+from memformer.run.loggers.registry import SERVICES
+from memformer.run.loggers.to_prometheus import ENDS
+from memformer.run.loggers.to_wandb import EXIT_CODES
 from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
@@ -24,7 +27,6 @@ from tests.faults.lives import metrics_of, tiny_config
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 BLOCK, HEAD = 32_768, 7  # of LevelDB's log format, in which wandb writes its records
-SERVICES = ["wandb", "prometheus"]
 
 
 class Crash(Callback):
@@ -37,7 +39,7 @@ class Crash(Callback):
 
 def lives(world: World, root: str) -> None:
     os.environ |= {"WANDB_MODE": "offline", "WANDB_PROJECT": "memformer-test", "WANDB_SILENT": "true"}
-    config = tiny_config(Path(root), "told", training={"max_steps": 5}).model_copy(update={"loggers": SERVICES})
+    config = tiny_config(Path(root), "told", training={"max_steps": 5}).model_copy(update={"loggers": list(SERVICES)})
     with pytest.raises(RuntimeError, match="gone"):
         train(config, callbacks=[Crash()])
     assert train(config) == 0
@@ -97,7 +99,8 @@ def test_wandb_has_one_run_of_two_lives_whose_steps_never_go_backward(run: RunDi
     losses = {row["step"]: row["loss"] for row in metrics_of(run)}
     assert first["losses"] == {step: losses[step] for step in (1, 2, 3)}
     assert second["losses"] == {step: losses[step] for step in (4, 5)}, "step 3 is trained again, and was told"
-    assert (first["state"], first["exit"]) == ("failed", 1) and (second["state"], second["exit"]) == ("finished", 0)
+    assert (first["state"], first["exit"]) == ("failed", EXIT_CODES["failed"]) and EXIT_CODES["failed"] == 1
+    assert (second["state"], second["exit"]) == ("finished", 0)
     settings = first["settings"]
     assert settings["settings"]["training"]["max_steps"] == 5 and settings["world_size"] == 1
     assert settings["parameters"] > 1000 and settings["model_flops_per_token"] > 1000
@@ -108,6 +111,6 @@ def test_prometheus_has_the_last_step(run: RunDirectory) -> None:
 
     text = (run.loggers / "prometheus" / "memformer.prom").read_text()
     samples = {each.name: each for family in families(text) for each in family.samples}
-    assert samples["memformer_step"].value == 5 and samples["memformer_state"].value == 0
+    assert samples["memformer_step"].value == 5 and samples["memformer_state"].value == ENDS["finished"]
     assert samples["memformer_train_loss"].value == metrics_of(run)[-1]["loss"]
     assert {each.labels["run"] for each in samples.values()} == {"told"}
