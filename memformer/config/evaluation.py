@@ -31,15 +31,24 @@ def _different(values: list[Number]) -> list[Number]:
     return sorted(values)
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+def _lengths(value: Any) -> Any:
+    """One or several, as numbers or as `--lengths` writes them (4k)."""
+    from data_pipeline.tasks.catalogue import parse_lengths
+
+    found: list[Any] = []
+    for each in value if isinstance(value, list) else [value]:
+        try:
+            found += parse_lengths(each) if isinstance(each, str) else [each]
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("--lengths").lstrip()) from None
+    return found
 
 
 Lengths = Annotated[
     list[Annotated[int, Field(ge=0, le=LONGEST)]],
     Field(min_length=1),
     AfterValidator(_different),
-    BeforeValidator(_listed),
+    BeforeValidator(_lengths),
 ]
 Depths = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1), AfterValidator(_different)]
 
@@ -53,7 +62,7 @@ class EvaluationConfig(Section):
     interval: int = Field(500, ge=1)
     """Optimizer steps between two times that they are asked; the last step is one of them."""
     length: Lengths = Field([1000])
-    """Tokens of a document, or a list of such lengths; 0: without filler."""
+    """Tokens of a document, or a list of such lengths, such as [1k, 10k]; 0: without filler."""
     depths: Depths = Field([0.0, 0.5])
     """Shares of a document's filler before its first fact."""
     documents: int = Field(16, ge=1)

@@ -32,6 +32,8 @@ def test_a_length_may_be_one_or_several_and_comes_back_as_it_was(tmp_path: Path)
         tmp_path / "run.yaml", ["--evaluation.length", "[1600, 160]", "--evaluation.depths", "[1, 0]"]
     )
     assert (several.evaluation.length, several.evaluation.depths) == ([160, 1600], [0, 1])
+    short = load_config(tmp_path / "run.yaml", ["--evaluation.length", "[4k, 160]"])
+    assert short.evaluation.length == [160, 4000]
 
 
 def test_nothing_is_asked_unless_it_is_named() -> None:
@@ -49,7 +51,7 @@ def test_nothing_is_asked_unless_it_is_named() -> None:
         ({"tasks": "copy"}, "evaluation.tasks: is 'copy': write a list"),
         ({"interval": 0}, "evaluation.interval: is 0: input should be greater than or equal to 1"),
         ({"length": -1}, "evaluation.length: is -1: input should be greater than or equal to 0"),
-        ({"length": "4k"}, "evaluation.length: is '4k': input should be a valid integer"),
+        ({"length": "4q"}, "evaluation.length: has '4q': give tokens, such as 500, 4k or 1M, and commas between"),
         ({"length": []}, "evaluation.length: is []: list should have at least 1 item"),
         ({"length": [1, 1]}, "evaluation.length: is [1, 1]: one comes twice, leave it out"),
         ({"depths": [2]}, "evaluation.depths.0: is 2: input should be less than or equal to 1"),
