@@ -257,7 +257,9 @@ def _trace(
                 layer.forward = functools.partial(recomputed, layer.forward, True)
         heads = _heads(model)
         for head in heads:
-            head.chunk_bytes = 1 if chunked else sys.maxsize
+            # Two chunks keep what any number keeps, and each is traced call by call.
+            whole = how.lanes * how.segment_length * head.score.most(len(head.weight)) * 4
+            head.chunk_bytes = -(-whole // 2) if chunked else sys.maxsize
         segment = _full_segment(how)
         memory = torch.zeros(how.lanes, *config.memory_shape)
         here_anyway = [*model.parameters(), segment.context, segment.target]
