@@ -2,15 +2,14 @@
 """The configuration of a run: one schema for the YAML files, the command line, the checks and the help.
 
 The section `model` is checked by the configuration class of `model.family`, all others are the same for every family.
-A YAML file may begin with `extends: [../model/tiny.yaml, ...]`; the named files are read first, in order, and the
-file's own values go over them. On the command line `--section.field VALUE` goes over both.
+A YAML file may begin with `extends: [../model/tiny.yaml, builtin:model/7b.yaml]`; the named files, `builtin:` those of
+the package, are read first, in order, and the file's own values go over them, `--section.field VALUE` over both.
 """
 
 import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -400,14 +399,14 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Reads a YAML file, what it extends, and command-line overrides.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the `builtin:NAME` of one that comes with the package.
         overrides: `["--section.field", "VALUE", ...]` or `["--section.field=VALUE", ...]`; values are YAML.
 
     Raises:
         UserError: A file that is missing or no mapping, a malformed override, or faulty settings: every fault is
             named with its field, value and mend.
     """
-    return parse_config(read_values(Path(path), overrides), str(path))
+    return parse_config(read_values(path, overrides), str(path))
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
