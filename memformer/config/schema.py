@@ -9,7 +9,7 @@ the package, are read first, in order, and the file's own values go over them, `
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,8 +28,9 @@ from memformer.config import checks
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
 from memformer.config.evaluation import EvaluationConfig
-from memformer.config.faults import ITEM, Faults
+from memformer.config.faults import Faults
 from memformer.config.files import dump_yaml, read_values
+from memformer.config.json_schema import settings_of
 from memformer.config.places import Place
 from memformer.config.section import Section
 from memformer.config.written import Where, Written, settle
@@ -429,7 +430,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     values = {"data": {}, **values}  # without the section it is data.path that is missing
     found: list[tuple[Where, str]] = []
     plain = settle(values, schema, found)
-    faults = Faults(values, source, lambda: [field for field, _ in _fields(schema, items=True)])
+    faults = Faults(values, source, lambda: [field for field, _ in settings_of(schema, items=True)])
     if not found:
         keys = plain.get("deepspeed")
         found += [(("deepspeed", *place), words) for place, words in unfit(keys if isinstance(keys, dict) else {})]
@@ -456,36 +457,5 @@ def describe_fields(family_name: str = DEFAULT) -> str:
     """
     return "\n".join(
         f"  --{name:<44} {field.get('description', '')} (default: {_default(field)})"
-        for name, field in _fields(schema_of(family_name))
+        for name, field in settings_of(schema_of(family_name))
     )
-
-
-def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted name, JSON schema) of every setting that is not a section; `items`: also of sections in lists."""
-    schema = of.model_json_schema()
-    kind = {
-        "default": DEFAULT,
-        "description": "Kind of model: memformer; backbone, a pretrained one with a memory; or that of an installed "
-        "package. It decides which other settings of this section there are.",
-    }
-
-    def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, field in section["properties"].items():
-            if "$ref" in field:
-                if name == "model" and not prefix:
-                    yield "model.family", kind
-                yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
-            else:
-                # What a factory makes is not in the schema: the settings that have one are empty mappings.
-                told = {**field, "description": " ".join(field.get("description", "").split())}
-                if name not in section.get("required", ()):
-                    told.setdefault("default", {})
-                yield f"{prefix}{name}", told
-                for each in field.get("anyOf", ()):
-                    item = each.get("items", {})
-                    if "$ref" in each:  # a section that may be left out
-                        yield from walk(schema["$defs"][each["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
-                    elif "$ref" in item and items:
-                        yield from walk(schema["$defs"][item["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.{ITEM}.")
-
-    return walk(schema, "")
