@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -78,32 +77,6 @@ def test_peers_are_pinned_once(metadata: Path) -> None:
     pins = (REPOSITORY / "requirements/peers.txt").read_text().splitlines()
     assert sorted(extra.split("\n")[1:]) == sorted(["", *(pin for pin in pins if not pin.startswith("#"))])
     assert "torch" not in {requirement_name(pin) for pin in pins}
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, copy)
-    for package in ("data_pipeline", "launch", "memformer"):
-        shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    modules = {str(path.relative_to(copy)) for path in copy.glob("*/**/*.py")}
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(copy),
-    ]
-    subprocess.run(pip, check=True, capture_output=True, timeout=200)
-    (wheel,) = tmp_path.glob("memformer_train-*.whl")
-    assert modules <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_make_help_lists_the_targets() -> None:
