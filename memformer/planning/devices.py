@@ -7,9 +7,10 @@ network is no matter of the sheet: it is that of the system that is named, and N
 
 The figures were compared in November 2026 with public readings of the sheets, not with the sheets themselves:
 stas00/ml-engineering (compute/accelerator, network) for A100, H100, H200, B200, GB200, L40S, MI250X and MI300X;
-MLCommons' descriptions of systems (inference_results v6.0, v6.1) for the memory and network of B200 and GB200; Microsoft's
-page of the ND MI300X v5 for its network; OLCF's Frontier User Guide for MI250X; glennklockwood.com/garden/processors for
-B200 and GB200; shops and repositories that quote the sheet for H100 NVL, L4, V100, A10G and RTX 4090.
+MLCommons' descriptions of systems (inference_results v6.0, v6.1) for the memory and network of B200 and GB200;
+Microsoft's page of the ND MI300X v5 for its network; OLCF's Frontier User Guide for MI250X; for B200 and GB200 also
+glennklockwood.com/garden/processors; shops and repositories that quote the sheet for H100 NVL, L4, V100, A10G and RTX
+4090.
 """
 
 import dataclasses
@@ -118,8 +119,8 @@ def device_of(name: str, nodes: int = 1, network_gigabits: float | None = None) 
 # Dense peaks in TFLOP/s from the makers' data sheets (which often print twice this, "with sparsity"), by a part of
 # torch.cuda.get_device_name(); the first match counts, so that special forms stand before general ones.
 # Compared in November 2026 with public copies and readings: those of `DEVICES` as said above; A40 and L40
-# (hmc-tech.com); A30, A10, T4 and V100-PCIE were not. RTX 4090: with sums in float32, as torch asks for them. AMD: of the
-# matrix cores in all three columns; MI250X: of one of its two dies, which torch takes for a device.
+# (hmc-tech.com); A30, A10, T4 and V100-PCIE were not. RTX 4090: with sums in float32, as torch asks for them. AMD: of
+# the matrix cores in all three columns; MI250X: of one of its two dies, which torch takes for a device.
 # (name, bf16 tensor cores, fp16 tensor cores, fp32 outside the tensor cores: torch leaves TF32 off by default)
 _PEAK_TFLOPS: tuple[tuple[str, float | None, float | None, float | None], ...] = (
     ("GB200", 2500.0, 2500.0, 80.0),
