@@ -16,11 +16,8 @@ SCHEMA = "Shows the JSON Schema of configuration files, for editors."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares show and schema."""
-    actions = parser.add_subparsers(
-        dest="action",
-        required=True,
-        metavar="show|schema",
-        parser_class=_parser,  # type: ignore[type-var]
+    actions = parser.add_subparsers(  # type: ignore[call-overload]  # whatever makes a parser will do
+        dest="action", required=True, metavar="show|schema", parser_class=_parser
     )
     show = actions.add_parser("show", help=SHOW, description=SHOW, formatter_class=HelpFormatter, allow_abbrev=False)
     show.add_argument(
