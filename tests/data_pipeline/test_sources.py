@@ -223,5 +223,5 @@ def test_the_books_of_the_package_have_a_name() -> None:
     survey = find_files(["builtin:books"])
     assert len(survey.files) == len(list(BOOKS.iterdir())) > 10 and not survey.left_out
     assert survey == find_files([BOOKS]) and all(file.kind == "text" for file in survey.files)
-    with pytest.raises(UserError, match="source builtin:book: no such text .* there is builtin:books"):
+    with pytest.raises(UserError, match=r"source builtin:book: no such text .* there is builtin:books"):
         find_files(["builtin:book"])
