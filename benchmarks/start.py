@@ -23,7 +23,8 @@ HELP: dict[str, tuple[list[str], int]] = {
         [],
         *(
             [name]
-            for name in "data train plan evaluate generate inspect-memory checkpoint export doctor status".split()
+            for name in "init data train config plan evaluate generate inspect-memory checkpoint export doctor "
+            "status completion".split()
         ),
         ["launch"],
         *(["launch", mode] for mode in ("local", "slurm", "submitit")),
@@ -36,6 +37,10 @@ COMMANDS: dict[str, tuple[list[str], int]] = HELP | {
     "train, unknown setting": (["train", *WRONG], 2),
     "train, no such file": (["train", "{root}/nowhere.yaml"], 2),
     "train, no data": (["train", "{root}/config.yaml"], 2),
+    "config show, unknown setting": (["config", "show", *WRONG], 2),
+    "config schema": (["config", "schema", "--family", "backbone"], 0),
+    "init, in the way": (["init", "{root}/config.yaml"], 2),
+    "completion": (["completion", "bash"], 0),
     "plan, unknown setting": (["plan", *WRONG], 2),
     "plan, unfit lanes": (["plan", *UNFIT, "--gpus-per-node", "2"], 2),
     "plan, unknown device": (["plan", "{root}/config.yaml", "--device", "tpu"], 2),

@@ -45,6 +45,7 @@ from data_pipeline.tasks.filler import texts_for
 from data_pipeline.tokenizer_choice import make_tokenizer
 from launch.quickstart import PASSKEY_CONFIG, ROOT, memformer
 from memformer import MemformerConfig
+from memformer.config.builtin import located
 from memformer.inference.task_report import Grid, evaluate_task
 from memformer.run import jsonl
 
@@ -113,7 +114,7 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
 
 def settings_of(model: str, seed: int, steps: int | None, data: Path) -> dict[str, Any]:
     """A run's configuration: the quick start's with this model's changes."""
-    settings: dict[str, Any] = yaml.safe_load(PASSKEY_CONFIG.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = yaml.safe_load(located(PASSKEY_CONFIG).read_text(encoding="utf-8"))
     changes = SETTINGS[model]
     settings["model"] = changes.get("model", settings["model"])
     for section in ("training", "optimizer"):
@@ -165,7 +166,7 @@ def pretrained(steps: int) -> Path:
 def plain(options: argparse.Namespace, case: Case, data: Path) -> Row:
     """The plain Transformer, trained on the same documents."""
     task, tokenizer = parse_tasks(case["task"])[0], make_tokenizer("bytes")
-    own = yaml.safe_load(PASSKEY_CONFIG.read_text(encoding="utf-8"))
+    own = yaml.safe_load(located(PASSKEY_CONFIG).read_text(encoding="utf-8"))
     config = MemformerConfig(
         d_model=own["model"]["d_model"],
         num_heads=own["model"]["num_heads"],

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Finds the files that a data set is built from, and says of each what it is taken for.
 
-A source is a file, a pipe (`-`: standard input) or a directory. A directory is searched recursively, through links
+A source is a file, a pipe (`-`: standard input), a directory, or `builtin:books`, the books that come with the package.
+A directory is searched recursively, through links
 too, for the kinds of files in `KINDS` and for images, in the order of their relative paths. Everything else in it is
 left out and counted, data sets and builds included; what cannot be read is an error.
 
@@ -31,6 +32,9 @@ from data_pipeline.manifest import COLUMNS_FILE, MANIFEST_FILE
 from data_pipeline.packed import PACKED_SUFFIXES, damage_errors, open_unpacked
 
 STANDARD_INPUT = "-"
+BOOKS = Path(__file__).parent / "corpora" / "books"
+"""17 books (corpora/PROVENANCE.md); `corpora` is a link to the repository's directory, and a directory in a wheel."""
+_BUILTIN = {"builtin:books": BOOKS}
 KINDS = {
     ".txt": "text",
     ".md": "text",
@@ -128,8 +132,10 @@ def find_files(sources: Sequence[str | Path]) -> Survey:
     for source in sources:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(source)):
             raise UserError(f"source {addresses.shown(source)}: an address; fetch it first, or pipe what it sends to -")
+        if os.fspath(source).startswith("builtin:") and source not in _BUILTIN:
+            raise UserError(f"source {source}: no such text comes with the package; there is {', '.join(_BUILTIN)}")
         from_input = os.fspath(source) == STANDARD_INPUT
-        path = Path("/dev/stdin" if from_input else source)
+        path = Path("/dev/stdin") if from_input else _BUILTIN.get(os.fspath(source), Path(source))
         mode = _mode(path)
         if stat.S_ISFIFO(mode) or (from_input and not stat.S_ISCHR(mode)):
             number = 1 + sum(file.kind == "pipe" for file in files)

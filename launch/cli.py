@@ -21,8 +21,10 @@ from memformer.run import exit_codes
 
 # subcommand -> (module, one-line summary shown by `memformer --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("launch.commands.init", "write a project to work in: configurations, job scripts, a README"),
     "data": ("launch.commands.data", "build, synthesise, adopt, inspect and trace data sets of long documents"),
     "train": ("launch.commands.train", "train a Memformer, or a memory for a pretrained model, from a YAML file"),
+    "config": ("launch.commands.config", "the whole configuration of a run, or the schema for editors"),
     "plan": ("launch.commands.plan", "memory, traffic and time of a run, before a GPU is asked for"),
     "evaluate": ("launch.commands.evaluate", "perplexity on a data set, or tasks by length; with memory and without"),
     "generate": ("launch.commands.generate", "continue a text at constant memory"),
@@ -36,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("launch.commands.status", "what a run is doing, from its files alone"),
     "profile": ("launch.commands.profile", "where the time of a run's traced steps went, by part and by kernel"),
     "launch": ("launch.commands.launch", "start a training run on several processes"),
+    "completion": ("launch.commands.completion", "completion of commands, options and settings for bash, zsh or fish"),
 }
 
 

@@ -23,9 +23,8 @@ from launch.machine import visible_gpus
 from memformer.inference.drawing import available
 from memformer.run import jsonl
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "train" / "quickstart.yaml"
-PASSKEY_CONFIG = ROOT / "configs" / "train" / "quickstart-memory.yaml"
+CONFIG = "builtin:train/quickstart.yaml"
+PASSKEY_CONFIG = "builtin:train/quickstart-memory.yaml"
 PASSKEY = "passkey:digits=1"
 LENGTHS = (160, 1600)
 """Bytes of a document that the digit is asked for in: the longest of training, and ten times that."""
@@ -44,8 +43,7 @@ def main() -> int:
     started = time.perf_counter()
     if not (arguments.data / "train" / "manifest.json").exists():
         say("the text of 17 books, as shards of tokens")
-        books = [str(path) for path in sorted((ROOT / "corpora" / "books").glob("*.txt.gz"))]
-        memformer("data", "build", *books, "--out", str(arguments.data), "--validation-fraction", "0.15")
+        memformer("data", "build", "builtin:books", "--out", str(arguments.data), "--validation-fraction", "0.15")
     say("training; stop it whenever you like, the same command goes on")
     model = trained(CONFIG, arguments.run_dir, arguments.data, arguments.steps)
     say("held-out text: perplexity with the memory, and with it reset at every segment")
@@ -61,14 +59,14 @@ def main() -> int:
     return 0
 
 
-def trained(config: Path, run: Path, data: Path, steps: int | None) -> Path:
+def trained(config: str, run: Path, data: Path, steps: int | None) -> Path:
     """Trains to the end, or goes on to it, and exports; the directory of the exported model."""
     gpus = visible_gpus()
     processes = 1 << (min(gpus, 8).bit_length() - 1) if gpus else 2
     settings = ["--run_dir", str(run), "--data.path", str(data)]
     if steps:
         settings += ["--training.max_steps", str(steps)]
-    memformer("launch", "local", str(config), "--nproc", str(processes), *settings)
+    memformer("launch", "local", config, "--nproc", str(processes), *settings)
     say("the sharded checkpoint as single-GPU weights")
     shutil.rmtree(run / "model", ignore_errors=True)
     memformer("export", str(run), "--out", str(run / "model"))

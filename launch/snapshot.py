@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Keeps the code and the configuration of a run with it: what is edited later does not change a job that waits.
 
-RUN/code/        the project's packages and books as they are now, COMMIT, uncommitted.diff; `python RUN/code` is their
-                 command
+RUN/code/        the project's packages as they are now, COMMIT, uncommitted.diff; `python RUN/code` is their command.
+                 With them go the books (3 MB), in which a run that is asked tasks hides what it asks for
 RUN/submit.yaml  the configuration with everything it extends and every setting of the command line
 """
 
@@ -15,7 +15,6 @@ from data_pipeline.errors import UserError
 from memformer.config.schema import Config, load_config
 
 PACKAGES = ("data_pipeline", "memformer", "launch")
-BOOKS = "corpora/books"  # 3 MB, in which a run that is asked tasks hides what it asks for
 # Python puts the directory that it runs first in its search path, before the checkout in which a job may start.
 _MAIN = """import sys
 
@@ -43,7 +42,7 @@ def snapshot_code(destination: Path) -> str:
     fresh = destination.with_name(destination.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, BOOKS, "slurm")
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES)
     if listed:
         _copy(root, filter(None, listed.split("\0")), fresh)
         commit, changes = (_git(root, "rev-parse", "HEAD") or "unknown").strip(), _git(root, "diff", "--binary", "HEAD")
@@ -52,9 +51,7 @@ def snapshot_code(destination: Path) -> str:
         uncommitted = ", git did not tell what is uncommitted" if changes is None else " with uncommitted changes"
         said = f"commit {commit[:12]}{uncommitted if changes != '' else ''}"
     else:
-        found = (
-            path for name in (*PACKAGES, BOOKS) for path in (root / name).rglob("*") if "__pycache__" not in path.parts
-        )
+        found = (path for name in PACKAGES for path in (root / name).rglob("*") if "__pycache__" not in path.parts)
         _copy(root, (str(path.relative_to(root)) for path in found), fresh)
         said = f"the package installed in {root}"
     (fresh / "__main__.py").write_text(_MAIN)
@@ -69,11 +66,17 @@ def snapshot_command(code: Path, python: str) -> list[str]:
 
 
 def _copy(root: Path, names: Iterable[str], destination: Path) -> None:
-    """Copies files as new ones, which the umask applies to; a name may be that of a folder, or of nothing any more."""
+    """Copies files as new ones, which the umask applies to; a name may be that of a folder, or of nothing any more.
+
+    A link to a folder, by which a package has files from beside it, becomes that folder.
+    """
     for name in names:
         if (root / name).is_file():
             (destination / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, destination / name)
+        elif (root / name).is_symlink() and (root / name).is_dir():
+            linked = (root / name).resolve()
+            _copy(linked, (str(path.relative_to(linked)) for path in linked.rglob("*")), destination / name)
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -10,7 +10,7 @@ import gzip
 import numpy as np
 
 from benchmarks.tasks.documents import Question, Story
-from data_pipeline.tasks.filler import BOOKS
+from data_pipeline.sources import BOOKS
 from data_pipeline.tasks.task import NAMES as PEOPLE
 
 NAMES = PEOPLE[:8]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.records import Corpus
-from data_pipeline.sources import find_files
+from data_pipeline.sources import BOOKS, find_files
 from data_pipeline.tasks.task import Random, Task
 
-BOOKS = Path(__file__).resolve().parents[2] / "corpora" / "books"
 Stream = Callable[[int], str]
 """At most so many characters of one endless text, whole words; fewer are the beginning of more."""
 

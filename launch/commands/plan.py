@@ -8,6 +8,7 @@ own code. Times are estimates: a step computes at --efficiency of the device's p
 exit codes: 0 the plan fits the device; 1 it does not; 2 bad usage."""
 
 import argparse
+import dataclasses
 import sys
 from typing import Any
 
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="G", help="processes of each, one a GPU")
     parser.add_argument("--device", default="h100", metavar="NAME", help=f"GPU: {', '.join(DEVICES)}")
+    parser.add_argument(
+        "--network-gigabits",
+        type=float,
+        metavar="X",
+        help="Gb/s in one direction of a GPU's adapter (default: of the device's usual network, where it has one)",
+    )
     parser.add_argument("--efficiency", type=float, default=0.3, metavar="E", help="part of the peak, 0 to 1")
     parser.add_argument("--search", action="store_true", help="also the fastest settings that fit (takes longer)")
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
@@ -40,17 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     if not 0 < arguments.efficiency <= 1:
         raise UserError(f"--efficiency is {arguments.efficiency:g}: give a part of the peak above 0, at most 1")
-    device_of(arguments.device)
-    nodes, gpus = arguments.nodes, arguments.gpus_per_node
+    nodes, gpus, network = arguments.nodes, arguments.gpus_per_node, arguments.network_gigabits
+    if network is not None and not network > 0:
+        raise UserError(f"--network-gigabits is {network:g}: give more than 0")
+    hardware = device_of(arguments.device, nodes, network)
     replicas_of(config, nodes * gpus, f"--nodes {nodes} x --gpus-per-node {gpus} = {nodes * gpus}")
     model = _model(config)
     from memformer.planning import make_plan  # and torch: only for what can be planned
     from memformer.planning.search import search
 
     place = (nodes, gpus, arguments.device)
-    plan = make_plan(config, model, *place, efficiency=arguments.efficiency)
-    result = vars(plan)
-    found = search(config, model, *place) if arguments.search else []
+    plan = make_plan(config, model, *place, efficiency=arguments.efficiency, network_gigabits=network)
+    result = vars(plan) | {"hardware": dataclasses.asdict(hardware)}
+    found = search(config, model, *place, network_gigabits=network) if arguments.search else []
     if arguments.search:
         result = result | {"search": [{"settings": settings} | vars(each) for settings, each in found]}
     if arguments.json:
@@ -83,6 +92,7 @@ def describe(plan: dict[str, Any], device: str) -> list[str]:
     axes = " x ".join(f"{name} {places[name]}" for name in ("pipeline", "data", "tensor"))
     lines = [
         f"{plan['parameters']:,} parameters on {places['nodes']} x {places['gpus_per_node']} {device}: {axes}",
+        f"{device}: {plan['hardware']['source']}",
         f"{plan['tokens']:,} tokens a step, {plan['flops']:.3g} FLOPs",
         "",
         f"memory of a process: {_gigabytes(plan['device_memory']['total'])} of {_gigabytes(plan['capacity'])}",

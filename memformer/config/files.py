@@ -5,6 +5,7 @@ Values stay as they were written (written.py) until the schema says what is aske
 allowed, is in schema.py.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.errors import UserError
+from memformer.config.builtin import PREFIX, located
 from memformer.config.places import expanded
 from memformer.config.written import Fault, Written, number
 
@@ -34,11 +36,11 @@ class _Composer(yaml.SafeLoader):
         return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
-def read_values(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+def read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> dict[str, Any]:
     """The values of a YAML file, over those of the files it extends, under the overrides; none is checked.
 
     Args:
-        path: The file; None: the overrides alone.
+        path: The file, or `builtin:` with the name of one that comes with the package; None: the overrides alone.
         overrides: As `memformer.config.schema.load_config` takes them.
 
     Returns:
@@ -47,7 +49,7 @@ def read_values(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A file that is missing or no mapping, or a malformed override.
     """
-    values = {} if path is None else _read(path, ())
+    values = {} if path is None else _read(located(os.fspath(path)), ())
     _merge(values, _parse_overrides(overrides))
     return values
 
@@ -62,7 +64,7 @@ def family_named(path: str | None, overrides: Sequence[str] = ()) -> str | None:
     Raises:
         UserError: As of `read_values`.
     """
-    model = read_values(None if path is None else Path(path), overrides).get("model")
+    model = read_values(path, overrides).get("model")
     said = model.get("family") if isinstance(model, dict) else None
     return said.text if isinstance(said, Written) else None
 
@@ -183,14 +185,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         what = "a list" if isinstance(values, list) else "a single value"
         raise UserError(f"{path}: holds {what}, not sections: start it with 'run_dir: ...'")
     bases = values.pop("extends", [])
+    bases = [bases] if isinstance(bases, Written) else bases
     if not isinstance(bases, list) or not all(isinstance(base, Written) for base in bases):
-        said = repr(bases.text) if isinstance(bases, Written) else "no list of names"
-        raise UserError(f"{path}: extends is {said}: make it a list of YAML files")
+        raise UserError(f"{path}: extends is no list of names: make it a list of YAML files")
     merged: dict[str, Any] = {}
     for base in (written.text for written in bases):
         try:
-            file = (path.parent / expanded(base)).resolve()
-        except ValueError as error:
+            name = expanded(base)
+            file = (located(name) if name.startswith(PREFIX) else path.parent / name).resolve()
+        except (ValueError, UserError) as error:
             raise UserError(f"{path}: extends: {error}") from None
         if file in seen or file == path.resolve():
             raise UserError(f"{path}: extends {base}, which extends this file in turn: remove one of them")

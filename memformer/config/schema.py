@@ -2,15 +2,14 @@
 """The configuration of a run: one schema for the YAML files, the command line, the checks and the help.
 
 The section `model` is checked by the configuration class of `model.family`, all others are the same for every family.
-A YAML file may begin with `extends: [../model/tiny.yaml, ...]`; the named files are read first, in order, and the
-file's own values go over them. On the command line `--section.field VALUE` goes over both.
+A YAML file may begin with `extends: [../model/tiny.yaml, builtin:model/7b.yaml]`; the named files, `builtin:` those of
+the package, are read first, in order, and the file's own values go over them, `--section.field VALUE` over both.
 """
 
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -29,8 +28,9 @@ from memformer.config import checks
 from memformer.config.addresses import without_passwords
 from memformer.config.deepspeed_keys import unfit
 from memformer.config.evaluation import EvaluationConfig
-from memformer.config.faults import ITEM, Faults
+from memformer.config.faults import Faults
 from memformer.config.files import dump_yaml, read_values
+from memformer.config.json_schema import settings_of
 from memformer.config.places import Place
 from memformer.config.profile import ProfileConfig
 from memformer.config.section import Section
@@ -400,14 +400,14 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """Reads a YAML file, what it extends, and command-line overrides.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the `builtin:NAME` of one that comes with the package.
         overrides: `["--section.field", "VALUE", ...]` or `["--section.field=VALUE", ...]`; values are YAML.
 
     Raises:
         UserError: A file that is missing or no mapping, a malformed override, or faulty settings: every fault is
             named with its field, value and mend.
     """
-    return parse_config(read_values(Path(path), overrides), str(path))
+    return parse_config(read_values(path, overrides), str(path))
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -430,7 +430,7 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     values = {"data": {}, **values}  # without the section it is data.path that is missing
     found: list[tuple[Where, str]] = []
     plain = settle(values, schema, found)
-    faults = Faults(values, source, lambda: [field for field, _ in _fields(schema, items=True)])
+    faults = Faults(values, source, lambda: [field for field, _ in settings_of(schema, items=True)])
     if not found:
         keys = plain.get("deepspeed")
         found += [(("deepspeed", *place), words) for place, words in unfit(keys if isinstance(keys, dict) else {})]
@@ -457,36 +457,5 @@ def describe_fields(family_name: str = DEFAULT) -> str:
     """
     return "\n".join(
         f"  --{name:<44} {field.get('description', '')} (default: {_default(field)})"
-        for name, field in _fields(schema_of(family_name))
+        for name, field in settings_of(schema_of(family_name))
     )
-
-
-def _fields(of: type[Config], items: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted name, JSON schema) of every setting that is not a section; `items`: also of sections in lists."""
-    schema = of.model_json_schema()
-    kind = {
-        "default": DEFAULT,
-        "description": "Kind of model: memformer; backbone, a pretrained one with a memory; or that of an installed "
-        "package. It decides which other settings of this section there are.",
-    }
-
-    def walk(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, field in section["properties"].items():
-            if "$ref" in field:
-                if name == "model" and not prefix:
-                    yield "model.family", kind
-                yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
-            else:
-                # What a factory makes is not in the schema: the settings that have one are empty mappings.
-                told = {**field, "description": " ".join(field.get("description", "").split())}
-                if name not in section.get("required", ()):
-                    told.setdefault("default", {})
-                yield f"{prefix}{name}", told
-                for each in field.get("anyOf", ()):
-                    item = each.get("items", {})
-                    if "$ref" in each:  # a section that may be left out
-                        yield from walk(schema["$defs"][each["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.")
-                    elif "$ref" in item and items:
-                        yield from walk(schema["$defs"][item["$ref"].rsplit("/", 1)[-1]], f"{prefix}{name}.{ITEM}.")
-
-    return walk(schema, "")

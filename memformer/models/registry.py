@@ -42,9 +42,14 @@ def family(name: str) -> Family:
     if name not in _registered:
         _register_installed(name)
     if name not in _registered:
-        known = {*_registered, *(point.name for point in entry_points(group=GROUP))}
-        raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(sorted(known))}")
+        raise UnknownFamily(f"there is no family {name!r}; choose from {', '.join(family_names())}")
     return _registered[name]
+
+
+def family_names() -> list[str]:
+    """The names of all families that there are, in order."""
+    _register_built_in()
+    return sorted({*_registered, *(point.name for point in entry_points(group=GROUP))})
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -79,6 +79,7 @@ def make_plan(
     gpus_per_node: int,
     device: str,
     efficiency: float = EFFICIENCY,
+    network_gigabits: float | None = None,
 ) -> Plan:
     """Plans a run.
 
@@ -89,17 +90,19 @@ def make_plan(
         gpus_per_node: Processes of each.
         device: Short name of the device (memformer/planning/devices.py).
         efficiency: Part of the peak that matrix products reach.
+        network_gigabits: Gb/s in one direction of a GPU's adapter; None: of the device's usual network.
 
     Raises:
-        UserError: The device is not known, the sizes do not divide, or the model's family is not built for the
-            settings.
+        UserError: The device or its network is not known, the sizes do not divide, or the model's family is not built
+            for the settings.
     """
-    hardware = device_of(device)
+    hardware = device_of(device, nodes, network_gigabits)
     world = nodes * gpus_per_node
     run = arrange(config, model, world, f"--nodes {nodes} x --gpus-per-node {gpus_per_node} = {world}")
     peak = peak_flops(hardware.name, run.precision)
     if peak is None:
-        raise UserError(f"--device {device}: no peak is known for precision {run.precision}: set precision to bf16")
+        known = " or ".join(each for each in ("bf16", "fp16", "fp32") if peak_flops(hardware.name, each))
+        raise UserError(f"--device {device}: no peak is known for precision {run.precision}: set precision to {known}")
     data, parallel, peak_of_all = config.data, config.parallel, peak * world
 
     stages = [stage_memory(run, stage) for stage in range(run.stages)]
@@ -165,11 +168,12 @@ def _communication_seconds(
     for axis, kinds in traffic.items():
         ring = (members[axis] - 1) / members[axis]
         factors = {"all_reduce": 2 * ring, "all_gather": ring, "reduce_scatter": ring}
-        alone = together = hardware.node_bandwidth
-        if spans[axis] > gpus_per_node:
+        here = members[axis] * min(gpus_per_node, spans[axis]) // spans[axis]  # of them on a node
+        alone, together = hardware.within(2), hardware.within(max(2, here))
+        if spans[axis] > gpus_per_node and hardware.network_bandwidth is not None:
             # A message takes one adapter; a collective as many rings as it has members on a node, each with its own.
             alone = hardware.network_bandwidth
-            together = min(together, max(1, gpus_per_node * members[axis] // spans[axis]) * alone)
+            together = min(together, max(1, here) * alone)
         seconds[axis] = sum(
             size * factors[kind] / together if kind in factors else size / alone for kind, size in kinds.items()
         )

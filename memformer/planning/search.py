@@ -15,7 +15,13 @@ MAX_PIPELINE = 16
 
 
 def search(
-    config: Config, model: ModelConfig, nodes: int, gpus_per_node: int, device: str, keep: int = 8
+    config: Config,
+    model: ModelConfig,
+    nodes: int,
+    gpus_per_node: int,
+    device: str,
+    keep: int = 8,
+    network_gigabits: float | None = None,
 ) -> list[tuple[Settings, Plan]]:
     """The fastest plans that fit, the best first.
 
@@ -30,6 +36,7 @@ def search(
         gpus_per_node: Processes of each.
         device: Short name of the device.
         keep: How many to return.
+        network_gigabits: As of `make_plan`.
     """
     layers = sum(model.layer_counts().values())
     deepest = min(MAX_PIPELINE, layers, nodes * gpus_per_node) if family_of(model).stages else 1
@@ -47,7 +54,9 @@ def search(
                 "training.segments_per_decoder_batch": batch,
             }
             try:
-                plan = make_plan(_with(config, settings), model, nodes, gpus_per_node, device)
+                plan = make_plan(
+                    _with(config, settings), model, nodes, gpus_per_node, device, network_gigabits=network_gigabits
+                )
             except UserError:
                 continue
             if plan.fits:

@@ -163,8 +163,8 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
         _describe_pipeline(config, model, world)
     if "model" not in config.model_fields_set:
         LOG.warning(
-            "the configuration has no section model, so that the default is trained; other sizes are a file of "
-            "configs/model, with extends: [.../configs/model/tiny.yaml], or settings such as --model.d_model 128"
+            "the configuration has no section model, so that the default is trained; other sizes are a file that "
+            "it extends, such as extends: [builtin:model/tiny.yaml], or settings such as --model.d_model 128"
         )
     if train.num_tokens < tokens:
         LOG.warning(

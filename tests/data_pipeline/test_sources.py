@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import UserError, build_dataset
-from data_pipeline.sources import find_files, printable
+from data_pipeline.sources import BOOKS, find_files, printable
 
 
 def taken(*sources: Path) -> dict[str, str]:
@@ -207,7 +207,7 @@ def test_what_may_not_be_read_is_an_error(tmp_path: Path, closed: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "b.txt").write_text("x")
     (tmp_path / closed).chmod(0)
-    code = "import sys; from data_pipeline.sources import find_files; find_files(sys.argv[1:])"
+    code = "import sys; from data_pipeline.sources import BOOKS, find_files; find_files(sys.argv[1:])"
     words = [sys.executable, "-c", code, str(tmp_path)]
     if os.geteuid() == 0:  # whom no mode keeps out
         if not shutil.which("setpriv"):
@@ -217,3 +217,11 @@ def test_what_may_not_be_read_is_an_error(tmp_path: Path, closed: str) -> None:
     (tmp_path / closed).chmod(0o755)
     assert done.returncode == 1
     assert f"{tmp_path / closed}: cannot be read (Permission denied)" in done.stderr.splitlines()[-1]
+
+
+def test_the_books_of_the_package_have_a_name() -> None:
+    survey = find_files(["builtin:books"])
+    assert len(survey.files) == len(list(BOOKS.iterdir())) > 10 and not survey.left_out
+    assert survey == find_files([BOOKS]) and all(file.kind == "text" for file in survey.files)
+    with pytest.raises(UserError, match=r"source builtin:book: no such text .* there is builtin:books"):
+        find_files(["builtin:book"])

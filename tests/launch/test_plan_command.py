@@ -30,6 +30,7 @@ def test_json_has_everything_and_nothing_is_started(tmp_path: Path, capsys: pyte
     assert plan(tmp_path, "--gpus-per-node", "4", "--parallel.tensor", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["topology"] == {"nodes": 1, "gpus_per_node": 4, "pipeline": 1, "data": 2, "tensor": 2}
+    assert found["hardware"]["name"] == "NVIDIA H100 80GB HBM3" and "nvidia.com" in found["hardware"]["source"]
     assert found["fits"] and found["parameters"] > 0 and found["traffic"]["tensor"]["all_reduce"] > 0
     assert not dist.is_initialized() and not (tmp_path / "run").exists()
 
@@ -39,6 +40,14 @@ def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     for words in ("parameters on 1 x 2 h100", "optimizer states", "data, all_reduce", "bubble 0.0%", "MFU", "fastest"):
         assert words in text
+
+
+def test_the_network_that_is_given_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = []
+    for gigabits in ("400", "100"):
+        assert plan(tmp_path, "--nodes", "8", "--gpus-per-node", "1", "--network-gigabits", gigabits, "--json") == 0
+        seconds.append(json.loads(capsys.readouterr().out.splitlines()[-1])["communication_seconds"]["data"])
+    assert seconds[1] == pytest.approx(4 * seconds[0])
 
 
 def test_a_warning_says_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +68,8 @@ def test_too_large_a_model_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (("--device", "tpu"), "--device is 'tpu'"),
         (("--nodes", "0"), "--nodes is 0"),
+        (("--nodes", "2", "--device", "l4"), "give --network-gigabits"),
+        (("--network-gigabits", "0"), "--network-gigabits is 0"),
         (("--efficiency", "2"), "--efficiency is 2"),
         (("--gpus-per-node", "3"), "3 data-parallel processes cannot share"),
         (("--parallel.tensors", "2"), "did you mean tensor?"),

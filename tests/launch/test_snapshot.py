@@ -9,21 +9,25 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.tasks.filler import BOOKS
+from data_pipeline.sources import BOOKS
 from launch import snapshot
+
+BOOK = "data_pipeline/corpora/books/one.txt.gz"
+"""A file that a package has through a link."""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the project's packages and books, one file each, that `snapshot_code` takes for its own."""
+    """A directory that `snapshot_code` takes for its own: the project's packages, one file each, and a linked book."""
     root = tmp_path / "project"
     for name in snapshot.PACKAGES:
         (root / name).mkdir(parents=True)
         (root / name / "code.py").write_text("value = 1\n")
         (root / name / "__pycache__").mkdir()
         (root / name / "__pycache__/code.pyc").write_bytes(b"")
-    (root / snapshot.BOOKS).mkdir(parents=True)
-    (root / snapshot.BOOKS / "one.txt.gz").write_bytes(b"packed")
+    (root / "corpora/books").mkdir(parents=True)
+    (root / "corpora/books/one.txt.gz").write_bytes(b"packed")
+    (root / "data_pipeline/corpora").symlink_to("../corpora")
     monkeypatch.setattr(snapshot, "__file__", str(root / "launch/snapshot.py"))
     return root
 
@@ -50,7 +54,7 @@ def test_a_checkout_with_changes_is_copied_as_it_lies_there(project: Path, tmp_p
     copy = tmp_path / "run/code"
     said = snapshot.snapshot_code(copy)
     assert "with uncommitted changes" in said
-    packages = {"data_pipeline/code.py", "memformer/code.py", "memformer/new.py", "corpora/books/one.txt.gz"}
+    packages = {"data_pipeline/code.py", "memformer/code.py", "memformer/new.py", BOOK}
     expected = packages | {"__main__.py", "COMMIT", "uncommitted.diff"}
     assert files(copy) == expected
     assert (copy / "memformer/code.py").read_text() == "value = 2\n"
@@ -67,7 +71,7 @@ def test_an_installed_package_is_copied(project: Path, tmp_path: Path) -> None:
     said = snapshot.snapshot_code(tmp_path / "run/code")
     assert str(project) in said
     packages = {f"{name}/code.py" for name in snapshot.PACKAGES}
-    assert files(tmp_path / "run/code") == packages | {"corpora/books/one.txt.gz", "__main__.py"}
+    assert files(tmp_path / "run/code") == packages | {BOOK, "__main__.py"}
 
 
 def test_the_copy_is_run_from_wherever_a_job_starts(project: Path, tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_the_copy_is_run_from_wherever_a_job_starts(project: Path, tmp_path: Pat
 
 
 def test_the_books_lie_in_a_copy_where_tasks_look_for_them() -> None:
-    assert Path(snapshot.__file__).parents[1] / snapshot.BOOKS == BOOKS and BOOKS.is_dir()
+    assert Path(snapshot.__file__).parents[1] / Path(BOOK).parent == BOOKS and any(BOOKS.iterdir())
 
 
 def test_settings_of_an_array_are_checked_with_its_first_index(tmp_path: Path) -> None:

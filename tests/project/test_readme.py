@@ -29,12 +29,13 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "memformer"], ids=" ".join)
-def test_commands_parse(words: list[str]) -> None:
+def test_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Subcommand, options and settings exist; a configuration that is named loads with the settings."""
+    monkeypatch.chdir(ROOT)
     _, parser = command(words[1])
     arguments = parser.parse_args(words[2:])
     if hasattr(arguments, "config"):
-        load_config(ROOT / arguments.config, arguments.overrides)
+        load_config(arguments.config, arguments.overrides)
 
 
 def test_the_job_script_and_its_configuration_exist() -> None:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,8 +66,8 @@ def test_everything_needed_is_pinned_and_nothing_brings_another_torch(metadata: 
     development = next(extra for extra in extras if extra.startswith("dev]")).split("\n")[1:]
     needed = {requirement_name(line) for line in [*always.splitlines(), *development] if line.strip()}
     assert needed - names == {"torch"}
-    for name, package in (("backbone", "transformers"), ("lm-eval", "lm-eval")):
-        lines = next(extra for extra in extras if extra.startswith(f"{name}]")).split("\n")[1:]
+    for name, package in (("backbone:", "transformers"), ("lm-eval]", "lm-eval")):  # the first from some Python on
+        lines = next(extra for extra in extras if extra.startswith(name)).split("\n")[1:]
         assert {requirement_name(line) for line in lines if line.strip()} == {package} <= names
     assert re.search(r"^torch==\d+\.\d+\.\d+$", (REPOSITORY / "requirements/torch.txt").read_text(), re.MULTILINE)
 
@@ -78,32 +77,6 @@ def test_peers_are_pinned_once(metadata: Path) -> None:
     pins = (REPOSITORY / "requirements/peers.txt").read_text().splitlines()
     assert sorted(extra.split("\n")[1:]) == sorted(["", *(pin for pin in pins if not pin.startswith("#"))])
     assert "torch" not in {requirement_name(pin) for pin in pins}
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, copy)
-    for package in ("data_pipeline", "launch", "memformer"):
-        shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    modules = {str(path.relative_to(copy)) for path in copy.glob("*/**/*.py")}
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(copy),
-    ]
-    subprocess.run(pip, check=True, capture_output=True, timeout=200)
-    (wheel,) = tmp_path.glob("memformer_train-*.whl")
-    assert modules <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_make_help_lists_the_targets() -> None:

@@ -203,7 +203,8 @@ def test_search_finds_what_fits_fastest_first() -> None:
 @pytest.mark.parametrize(
     ("world", "device", "parallel", "words"),
     [
-        (8, "h1000", {}, "choose one of a100, h100, h200"),
+        (8, "h1000", {}, "choose one of v100, a10g, a100"),
+        (8, "v100", {}, "--device v100: no peak is known for precision bf16: set precision to fp16 or fp32"),
         (6, "h100", {"tensor": 4}, "--nodes 1 x --gpus-per-node 6 = 6 is not parallel.tensor 4"),
         (32, "h100", {}, "data.num_lanes is 16, which 32 data-parallel processes cannot share"),
     ],
