@@ -279,7 +279,8 @@ def test_every_fault_names_where_it_was_written(tmp_path: Path) -> None:
         ("- 1\n", "c.yaml: holds a list, not sections: start it with 'run_dir: ...'"),
         ("", "c.yaml: is empty: start it with 'run_dir: ...'"),
         ("# nothing yet\n", "c.yaml: is empty"),
-        ("extends: base.yaml\n", "make it a list of YAML files"),
+        ("extends: {a: base.yaml}\n", "make it a list of YAML files"),
+        ("extends: none.yaml\n", "none.yaml: cannot be read (No such file or directory)"),
         ("extends: [none.yaml]\n", "none.yaml: cannot be read (No such file or directory)"),
         ("extends: [c.yaml]\n", "extends this file in turn"),
     ],
@@ -323,8 +324,8 @@ def test_the_description_of_the_settings_is_true() -> None:
     real = leaves(parse_config(MINIMAL, "x").values())
     assert described.keys() == real.keys() and len(lines) == len(real)
     for name, value in real.items():
-        written = "empty" if value == [] else json.dumps(value)
-        expected = "none, required" if name in ("run_dir", "data.path") else written
+        expected = "empty" if value == [] else json.dumps(value)
+        expected = "none, required" if name in ("run_dir", "data.path") else expected
         assert described[name] == expected, name
 
 
