@@ -1,7 +1,7 @@
 # `make help` lists what there is to do. Everything lands in .venv and runs/; only `make slurm` and `make images` need root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slurm checks lint backbone peers images bench-quick results lock clean
+.PHONY: help setup train test slurm checks lint docs backbone peers images bench-quick results lock clean
 PYTHON ?= python3
 export PYTHON
 RUN := .venv/bin/python
@@ -22,6 +22,10 @@ test: setup  ## run every test, on all cores (PYTEST_ARGS="-k local -x" for some
 
 slurm:  ## install Debian's Slurm for tests/slurm, which skip without it (root)
 	@scripts/install_debian.sh slurm slurmctld slurmd slurm-client munge util-linux iproute2
+
+docs: setup  ## the pages and the reference of the packages as a site, build/docs/docs/index.html
+	@$(RUN) -m sphinx -q -W --keep-going -c docs . build/docs -d build/docs-trees
+	@echo "docs: build/docs/docs/index.html"
 
 lint: setup  ## ruff (lint and format) and mypy
 	@echo "lint: ruff check, ruff format, mypy"

@@ -5,6 +5,7 @@ The source directory is the checkout's top, so that the links between its pages 
 of Markdown.
 """
 
+import importlib
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 project = "Memformer"
 author = copyright = "the Memformer authors of this repository"
-version = release = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+version = release = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
@@ -36,3 +37,7 @@ default_role = "code"
 """A word in single backticks, as everywhere in these docstrings."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+for package in ("memformer", "memformer.replay", "memformer.training", "memformer.inference", "data_pipeline"):
+    module = importlib.import_module(package)
+    # Packages import what they show when it is asked for; autodoc looks at what is there.
+    vars(module).update({name: getattr(module, name) for name in module.__all__})

@@ -32,17 +32,21 @@ class Watched:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = Memformer(
-            MemformerConfig(1, 1, d_model=16, num_heads=2, d_ff=32, num_memory_slots=2, vocab_size=20, start_token_id=19)
+            MemformerConfig(
+                1, 1, d_model=16, num_heads=2, d_ff=32, num_memory_slots=2, vocab_size=20, start_token_id=19
+            )
         )
         self.calls: list[Call] = []
         self.alive = self.segment = 0
 
     def advance(self, segment: Any, memory: torch.Tensor) -> torch.Tensor:
+        """The memory alone, without a graph."""
         self.calls.append(("memory alone", self.segment, self.alive))
         self.segment += 1
         return self.model.advance(segment, memory)
 
     def __call__(self, segment: Any, memory: torch.Tensor) -> Any:
+        """With a graph."""
         self.alive += 1
         self.calls.append(("forward with a graph", self.segment, self.alive))
         self.segment += 1
@@ -89,7 +93,9 @@ def main() -> None:
     figure = drawing.figure(9, 5.6)
     above, middle, below = figure.subplots(3, 1, height_ratios=[SEGMENTS, SEGMENTS, 3])
     draw(above, replayed, columns)
-    drawing.name(above, title="memory replay: the memories forward, then the segments again, from the last to the first")
+    drawing.name(
+        above, title="memory replay: the memories forward, then the segments again, from the last to the first"
+    )
     draw(middle, whole, columns)
     drawing.name(middle, title="full back-propagation through time, the reference")
     for calls, words, line in ((replayed, "memory replay", "-"), (whole, "full back-propagation", "--")):

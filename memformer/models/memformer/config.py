@@ -48,7 +48,7 @@ class MemformerConfig(ModelConfig):
     off: nothing (an ablation of the paper). A slot changes by what is written into it alone.
     written: (1 - a_h) b in the part of each writer head h; a_h: the head's weight of the slot on itself. What is
     overwritten moves towards b; a slot that keeps itself forgets nothing.
-    paper: b, at every segment, whatever is written: what lies across b shrinks to 1/(1 + |b|) of itself each time.
+    paper: b, at every segment, whatever is written: what lies across b shrinks to `1/(1 + |b|)` of itself each time.
     At 10 times the training length off recalls 95 to 100 %, written 78 to 100 % (copy, recall and needle, two or three
     seeds each), paper 12 to 25 % (docs/results/cpu-memory-written.md). paper stays the default until books are measured
     on three seeds: of two models of `make train` (one seed) that with off predicted held-out books 7 % worse, of three
