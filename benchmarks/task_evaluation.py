@@ -43,7 +43,7 @@ from data_pipeline import SegmentStream
 from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
 from data_pipeline.tasks.filler import texts_for
 from data_pipeline.tokenizer_choice import make_tokenizer
-from launch.quickstart import PASSKEY_CONFIG, ROOT, memformer
+from launch.quickstart import PASSKEY_CONFIG, memformer
 from memformer import MemformerConfig
 from memformer.config.builtin import located
 from memformer.inference.task_report import Grid, evaluate_task
@@ -152,8 +152,7 @@ def pretrained(steps: int) -> Path:
     """A tiny byte-level Llama that has read books, as `export` writes it; made once a process."""
     folder = Path(tempfile.mkdtemp(prefix="task-evaluation-pretrained-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    books = map(str, sorted((ROOT / "corpora" / "books").glob("*.txt.gz")))
-    memformer("data", "build", *books, "--tokenizer", "bytes", "--out", str(folder / "books"))
+    memformer("data", "build", "builtin:books", "--tokenizer", "bytes", "--out", str(folder / "books"))
     settings = PRETRAINING | {"run_dir": str(folder / "run"), "tensorboard": False}
     settings["data"] = PRETRAINING["data"] | {"path": str(folder / "books")}
     settings["training"] = PRETRAINING["training"] | {"max_steps": steps}
