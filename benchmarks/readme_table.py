@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cases import at_best_rate
 from benchmarks.common import ROOT, markdown_table
+from benchmarks.task_evaluation import NAMES, WINDOW, shares, shown
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
@@ -89,6 +90,7 @@ def rows() -> list[list[str]]:
         *(pixel_rows() if exists("cpu-pixels") else []),
         *(peer_rows() if exists("cpu-peers-text") else []),
         *(row for kind in ("long-text", "long-text-code") if exists(f"cpu-{kind}") for row in horizon_rows(kind)),
+        *(task_rows() if exists("cpu-task-evaluation") else []),
         *(row for task in KEPT if exists(f"cpu-memory-{task}") for row in memory_rows(task)),
         [
             "`make train`: 17 books as bytes, 2 CPU processes",
@@ -293,6 +295,27 @@ def memory_rows(task: str) -> list[list[str]]:
             f"{KEPT[task]}, trained on {trained} tokens, without forgetting",
             f"{kept[10 * trained]:.1%} right {10 * trained:,} tokens on, {kept[longest]:.1%} after {longest:,}",
             f"memory reset: {reset:.0%}, chance {values['rows'][0]['chance']:.0%}{beside}",
+            link(path),
+        ]
+    ]
+
+
+def task_rows() -> list[list[str]]:
+    """The pass key by the project's commands, ten times as far as documents of training reach."""
+    path, values = newest("cpu-task-evaluation")
+    found = {model: [row for row in values["rows"] if row["model"] == model] for model in NAMES}
+
+    def right(model: str, mode: str = "with_memory") -> str:
+        return shown(shares(found[model], 10 * WINDOW, mode))
+
+    return [
+        [
+            f"A pass key told once, trained on {WINDOW} tokens, asked for in {10 * WINDOW:,}, share right (worst seed of "
+            f"{len(found['pretrained'])})",
+            f"{right('pretrained')} by a tiny pretrained Llama with an associative memory, {right('memformer')} by a "
+            "Memformer",
+            f"memory reset: {right('pretrained', 'memory_reset')} and {right('memformer', 'memory_reset')}; a plain "
+            f"Transformer that sees the last {WINDOW}: {right('transformer')}; chance 0.10",
             link(path),
         ]
     ]
