@@ -310,8 +310,8 @@ def task_rows() -> list[list[str]]:
 
     return [
         [
-            f"A pass key told once, trained on {WINDOW} tokens, asked for in {10 * WINDOW:,}, share right (worst seed of "
-            f"{len(found['pretrained'])})",
+            f"A pass key told once, trained on {WINDOW} tokens, asked for in {10 * WINDOW:,}: share right (worst seed "
+            f"of {len(found['pretrained'])})",
             f"{right('pretrained')} by a tiny pretrained Llama with an associative memory, {right('memformer')} by a "
             "Memformer",
             f"memory reset: {right('pretrained', 'memory_reset')} and {right('memformer', 'memory_reset')}; a plain "
