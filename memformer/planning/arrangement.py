@@ -213,6 +213,8 @@ def arrange(config: Config, model: ModelConfig, world: int, said: str | None = N
             raise UserError(
                 f"parallel.{setting} is {getattr(parallel, setting)}: not built for family {family.name}, set it to 1"
             )
+    if parallel.segment > 1:
+        raise UserError(f"parallel.segment is {parallel.segment}: memformer plan does not know it yet, set it to 1")
     replicas = replicas_of(config, world, said)
     own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
     if family.stages is None or parallel.pipeline == 1:
