@@ -15,9 +15,14 @@ thinned; with stages that end in the encoder, between encoder and decoder, and i
 parallelism. Left out: ZeRO 2 and 3, which the configuration refuses, and dropout, whose masks depend on the stages
 (tests/distributed/test_pipeline.py).
 
+Segments over ranks come with data {1, 2} x ZeRO {0, 1, 2, 3}, and with what meets them in one place: dropout, decoders
+of several segments, loss weights, groups of lanes that are uneven, alone or more than the ranks, pieces that are
+uneven, rollouts that grow, 16 bits, a family whose decoder is not apart, and tensor parallelism.
+
 Tolerances: tests/distributed/short_runs.py.
 
-Covers: memformer/engine/making.py, memformer/engine/parallelize.py
+Covers: memformer/engine/making.py, memformer/engine/parallelize.py, memformer/engine/segment_engine.py,
+memformer/parallel/channels.py, memformer/parallel/segment/executor.py
 """
 
 import itertools
@@ -84,6 +89,18 @@ PIPELINES = [
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
+SEGMENTS_OVER_RANKS = [
+    Case(0, data=1, segment=2, segments=5, dropout=0.3, decoder_batch=2),
+    Case(1, data=1, segment=2, weighted=True, lanes_per_micro_batch=3),
+    Case(2, data=1, segment=2, lanes_per_micro_batch=1, mode="full", overlap=3, offload="optimizer"),
+    Case(3, data=1, segment=2, segments=4, growing=True, lanes_per_micro_batch=4),
+    Case(1, "bf16", data=1, segment=2),
+    Case(0, "fp16", data=1, segment=2, clipping=0.05),
+    Case(2, data=1, segment=2, backbone="adapters", train="lora", cpu_checkpointing=True),
+    *(Case(stage, data=2, segment=2, clipping=0.05) for stage in range(4)),
+    Case(1, data=1, segment=2, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
+    Case(3, data=1, segment=4, segments=6),
+]
 FROZEN = [Case(1, data=1, tensor=2, train="memory", mode="full")]
 BACKBONES = [
     Case(0, data=1, tensor=2, backbone="matrices"),
@@ -94,7 +111,7 @@ BACKBONES = [
     Case(1, data=2, tensor=2, backbone="adapters", train="lora", clipping=0.05, **CHECKPOINTING["partitioned"]),
     Case(3, data=2, tensor=2, backbone="slots", clipping=0.05, mode="full"),
 ]
-CASES = GRID + SINGLE + PIPELINES + FROZEN + BACKBONES
+CASES = GRID + SINGLE + PIPELINES + SEGMENTS_OVER_RANKS + FROZEN + BACKBONES
 SIZES = sorted({case.world_size for case in CASES})
 
 
