@@ -54,7 +54,7 @@ def train_pieces(
         sent[message] = channels.send(message.kind, content, message.target)
 
     def arrived(kind: str, group: int) -> torch.Tensor | None:
-        transfer = received.get((kind, group))
+        transfer = received.pop((kind, group), None)  # gloo would wait for another message the second time
         return None if transfer is None else transfer.wait()
 
     for step in schedule.program(rank):
