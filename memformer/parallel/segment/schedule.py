@@ -111,7 +111,7 @@ class SegmentSchedule:
     def __init__(self, ranks: int, lanes: Sequence[int], segments: int, cost: SegmentCost) -> None:
         self.pieces, self.segments = Pieces(ranks, len(lanes)), segments
         self.kinds = KINDS if cost.decode else (ADVANCE, REPLAY)
-        self._lanes, self._cost = lanes, cost
+        self.lanes, self._cost = lanes, cost
 
     def span(self, rank: int, group: int) -> range:
         """The segments of a group's rollout that a rank has."""
@@ -173,7 +173,7 @@ class SegmentSchedule:
     def _time(self, kind: str, group: int, piece: int) -> int:
         """Of a task, at least 1: equal times would leave the order of cause and effect open."""
         cost = {ADVANCE: self._cost.advance, DECODE: self._cost.decode, REPLAY: self._cost.replay}[kind]
-        return max(1, cost * self._lanes[group] * len(self.pieces.span(piece, self.segments)))
+        return max(1, cost * self.lanes[group] * len(self.pieces.span(piece, self.segments)))
 
     def _to_the_end(self) -> dict[tuple[str, int, int], int]:
         """Longest path from the start of each task (kind, group, piece) to the end of its group's rollout."""
