@@ -29,8 +29,9 @@ from memformer.replay.segment import Segment
 class RolloutPiece:
     """Some consecutive segments of a rollout, trained by memory replay.
 
-    `advance`, `decode` (of a cell whose decoder is apart) and `replay` are called once each, in this order. Random
-    numbers are those that `memory_replay_backward` draws for the same segments with the same seed.
+    `advance`, `decode` (of a cell whose decoder is apart) and `replay` are called in this order; `decode` until all
+    segments are decoded, at once or in parts, the others once. Random numbers are those that `memory_replay_backward`
+    draws for the same segments with the same seed.
 
     Args:
         cell: The model, a `Cell`; with `group` a `DecoderApart`.
@@ -63,7 +64,7 @@ class RolloutPiece:
         self._cell, self._rollout, self._carry, self._span = cell, rollout, carry, span
         self._backward, self._denominator, self._seed = backward, denominator, seed
         self.buffer = ReplayBuffer() if buffer is None else buffer
-        self._group = group
+        self._group, self._undecoded = group, DecoderGroups(len(span), group or 1).spans
         self._contexts: list[torch.Tensor] = []
         self._streams: list[torch.Tensor] = []
         self._for_contexts: dict[int, torch.Tensor] = {}
@@ -106,12 +107,16 @@ class RolloutPiece:
                     self._streams.append(stream_of(self._device))
         return memory
 
-    def decode(self) -> None:
-        """Losses of the piece's segments, and the gradient of the encoder's outputs, which is kept."""
-        assert self._group is not None
-        first, spans = self._span[0], DecoderGroups(len(self._span), self._group).spans
+    def decode(self, batches: int | None = None) -> None:
+        """Losses of the piece's segments, and the gradient of the encoder's outputs, which is kept.
+
+        Args:
+            batches: Calls of the decoder, each of at most G segments, from the last ones that are not decoded yet;
+                None: as many as there are.
+        """
+        first, count = self._span[0], len(self._undecoded) if batches is None else batches
         with segment_seeds(self._seed, self._device):
-            for span in reversed(spans):
+            for span in [self._undecoded.pop() for _ in range(count)]:
                 segments = Segment.joined([self._segment(first + own) for own in span])
                 inputs = torch.cat([self._contexts.pop() for _ in span][::-1]).requires_grad_()
                 with streams_of_parts(self._device, self._streams[span.start : span.stop]):

@@ -72,7 +72,7 @@ def train_pieces(
             continue
         piece, group = pieces[step.group], step.group
         if step.kind == DECODE:
-            piece.decode()
+            piece.decode(schedule.batches(schedule.pieces.piece(rank, group))[step.part])
             continue
         if step.kind == ADVANCE:
             memory = arrived(MEMORY, group)

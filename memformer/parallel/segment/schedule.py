@@ -2,9 +2,10 @@
 """`SegmentSchedule`: what every process of a segment group does in one rollout, and when.
 
 R ranks share the rollouts of the same lanes. The lanes are in m groups, and the rollout of each is in R pieces of
-consecutive segments, one on each rank. A piece is three tasks (`replay.RolloutPiece`): `advance` waits for the piece
-before it, on the next rank; `replay` for the one after it; `decode`, most of the work of a Memformer, for neither. The
-groups begin on different ranks, so that all ranks are busy from the start and to the end:
+consecutive segments, one on each rank. A piece is three kinds of tasks (`replay.RolloutPiece`): `advance` waits for the
+piece before it, on another rank; `replay` for the one after it; `decode`, most of the work of a Memformer, for neither.
+It is divided into some parts, so that nobody waits long for a rank that decodes. The groups begin on different ranks,
+so that all ranks are busy from the start and to the end:
 
     R = 4, m = 4        rank 0       rank 1       rank 2       rank 3
     group 0             piece 0      piece 1      piece 2      piece 3
@@ -33,13 +34,16 @@ from typing import NamedTuple
 ADVANCE, DECODE, REPLAY = "advance", "decode", "replay"
 KINDS = (ADVANCE, DECODE, REPLAY)
 MEMORY, MEMORY_GRADIENT = "memory", "memory_gradient"
+PARTS = 4
+"""Tasks that the decoders of a piece are divided into; more would shorten no wait by a hundredth."""
 
 
 class Task(NamedTuple):
-    """Of a rank: one part of its piece of a group's rollout."""
+    """Of a rank: something of its piece of a group's rollout."""
 
     kind: str
     group: int
+    part: int = 0
 
 
 class Interval(NamedTuple):
@@ -106,16 +110,30 @@ class SegmentSchedule:
         lanes: Of each group.
         segments: T of the rollout, at least R.
         cost: Of one lane's segment.
+        decoder_batch: Segments that the decoder takes at once.
     """
 
-    def __init__(self, ranks: int, lanes: Sequence[int], segments: int, cost: SegmentCost) -> None:
-        self.pieces, self.segments = Pieces(ranks, len(lanes)), segments
+    def __init__(
+        self, ranks: int, lanes: Sequence[int], segments: int, cost: SegmentCost, decoder_batch: int = 1
+    ) -> None:
+        self.pieces, self.segments, self._decoder_batch = Pieces(ranks, len(lanes)), segments, decoder_batch
         self.kinds = KINDS if cost.decode else (ADVANCE, REPLAY)
         self.lanes, self._cost = lanes, cost
 
     def span(self, rank: int, group: int) -> range:
         """The segments of a group's rollout that a rank has."""
         return self.pieces.span(self.pieces.piece(rank, group), self.segments)
+
+    def batches(self, piece: int) -> list[int]:
+        """How many calls of the decoder each part of a piece's decoding makes."""
+        count = -(-len(self.pieces.span(piece, self.segments)) // self._decoder_batch)
+        parts = min(PARTS, count)
+        return [(part + 1) * count // parts - part * count // parts for part in range(parts)]
+
+    def tasks(self, group: int, piece: int) -> list[Task]:
+        """All of a piece of a group's rollout."""
+        parts = len(self.batches(piece))
+        return [Task(kind, group, part) for kind in self.kinds for part in range(parts if kind == DECODE else 1)]
 
     def sent(self, rank: int, task: Task) -> Message | None:
         """What a rank sends when it has done a task."""
@@ -137,13 +155,13 @@ class SegmentSchedule:
         return [message for source in sorted(sources) for message in self.outgoing(source) if message.target == rank]
 
     def program(self, rank: int) -> list[Task | Agree]:
-        """What a rank does, in its order; one agreement fewer than tasks, at times that are equal on all ranks."""
+        """What a rank does, in its order, with agreements at times that are equal on all ranks."""
         intervals = self.timeline[rank]
         starts = [interval.start for interval in intervals]
-        count = len(intervals)
+        count = len(self.kinds) * self.pieces.groups
         before = [bisect.bisect_left(starts, self.makespan * number // count) for number in range(1, count)]
         steps: list[Task | Agree] = []
-        for index in range(count + 1):
+        for index in range(len(intervals) + 1):
             steps += [Agree(number) for number, at in enumerate(before) if at == index]
             steps += [interval.task for interval in intervals[index : index + 1]]
         return steps
@@ -170,78 +188,78 @@ class SegmentSchedule:
                 most = max(most, now)
         return most
 
-    def _time(self, kind: str, group: int, piece: int) -> int:
+    def _time(self, task: Task, piece: int) -> int:
         """Of a task, at least 1: equal times would leave the order of cause and effect open."""
-        cost = {ADVANCE: self._cost.advance, DECODE: self._cost.decode, REPLAY: self._cost.replay}[kind]
-        return max(1, cost * self.lanes[group] * len(self.pieces.span(piece, self.segments)))
+        whole = getattr(self._cost, task.kind) * self.lanes[task.group] * len(self.pieces.span(piece, self.segments))
+        if task.kind == DECODE:
+            batches = self.batches(piece)
+            whole = whole * batches[task.part] // sum(batches)
+        return max(1, whole)
 
-    def _to_the_end(self) -> dict[tuple[str, int, int], int]:
-        """Longest path from the start of each task (kind, group, piece) to the end of its group's rollout."""
-        found: dict[tuple[str, int, int], int] = {}
+    def _to_the_end(self) -> dict[tuple[Task, int], int]:
+        """Longest path from the start of each task of a piece to the end of its group's rollout."""
+        found: dict[tuple[Task, int], int] = {}
         for group in range(self.pieces.groups):
-            left = 0
+            left, decoding = 0, []
             for piece in range(self.pieces.ranks):
-                left += self._time(REPLAY, group, piece)
-                found[REPLAY, group, piece] = left
-                if DECODE in self.kinds:
-                    found[DECODE, group, piece] = left + self._time(DECODE, group, piece)
+                *_, replay = tasks = self.tasks(group, piece)
+                left += self._time(replay, piece)
+                found[replay, piece] = left
+                found |= {(task, piece): left + self._time(task, piece) for task in tasks[1:-1]}
+                decoding.append(left + sum(self._time(task, piece) for task in tasks[1:-1]))
             after = 0
             for piece in reversed(range(self.pieces.ranks)):
-                own = found[DECODE if DECODE in self.kinds else REPLAY, group, piece]
-                after = self._time(ADVANCE, group, piece) + max(after, own)
-                found[ADVANCE, group, piece] = after
+                advance = Task(ADVANCE, group)
+                after = self._time(advance, piece) + max(after, decoding[piece])
+                found[advance, piece] = after
         return found
+
+    def _followers(self, task: Task, piece: int) -> list[tuple[Task, int]]:
+        """The tasks of pieces that wait for a task, among others."""
+        group = task.group
+        if task.kind == REPLAY:
+            return [(Task(REPLAY, group), piece - 1)] if piece else []
+        if task.kind == DECODE:
+            return [(Task(REPLAY, group), piece)]
+        decoding = [(each, piece) for each in self.tasks(group, piece) if each.kind == DECODE]
+        ahead = [(Task(ADVANCE, group), piece + 1)] if piece < self.pieces.ranks - 1 else []
+        return ahead + (decoding or [(Task(REPLAY, group), piece)])
 
     @functools.cached_property
     def timeline(self) -> list[list[Interval]]:
         """Each rank's tasks in order, with their times: a simulation."""
-        pieces, last = self.pieces, self.pieces.ranks - 1
         path = self._to_the_end()
-        waits = {key: int(key[2] > 0) if key[0] == ADVANCE else 1 for key in path}
-        for group in range(pieces.groups):
-            for piece in range(last):
-                waits[REPLAY, group, piece] += 1
-        ready: list[list[tuple[int, int, str]]] = [[] for _ in range(pieces.ranks)]
-        found: list[list[Interval]] = [[] for _ in range(pieces.ranks)]
-        free, now = [True] * pieces.ranks, 0
-        running: list[tuple[int, int, str, int, int]] = []
+        waits = dict.fromkeys(path, 0)
+        for key in path:
+            for follower in self._followers(*key):
+                waits[follower] += 1
+        ready: list[list[tuple[int, Task, int]]] = [[] for _ in range(self.pieces.ranks)]
+        found: list[list[Interval]] = [[] for _ in range(self.pieces.ranks)]
+        free, now = [True] * self.pieces.ranks, 0
+        running: list[tuple[int, int, Task, int]] = []
 
-        def add(kind: str, group: int, piece: int) -> int:
-            rank = pieces.rank(group, piece)
-            heapq.heappush(ready[rank], (-path[kind, group, piece], group, kind))
+        def add(task: Task, piece: int) -> int:
+            rank = self.pieces.rank(task.group, piece)
+            heapq.heappush(ready[rank], (-path[task, piece], task, piece))
             return rank
-
-        def done(kind: str, group: int, piece: int) -> list[int]:
-            """The ranks for which something has become ready."""
-            followers = {
-                ADVANCE: [(ADVANCE, piece + 1), (DECODE if DECODE in self.kinds else REPLAY, piece)],
-                DECODE: [(REPLAY, piece)],
-                REPLAY: [(REPLAY, piece - 1)],
-            }[kind]
-            ranks = []
-            for other, at in followers:
-                key = (other, group, at)
-                if key in waits:
-                    waits[key] -= 1
-                    if not waits[key]:
-                        ranks.append(add(*key))
-            return ranks
 
         touched = {add(*key) for key, count in waits.items() if not count}
         while touched:
             for rank in sorted(touched):
-                if not (free[rank] and ready[rank]):
-                    continue
-                _, group, kind = heapq.heappop(ready[rank])
-                piece = pieces.piece(rank, group)
-                end, free[rank] = now + self._time(kind, group, piece), False
-                found[rank].append(Interval(Task(kind, group), now, end))
-                heapq.heappush(running, (end, rank, kind, group, piece))
+                if free[rank] and ready[rank]:
+                    _, task, piece = heapq.heappop(ready[rank])
+                    end, free[rank] = now + self._time(task, piece), False
+                    found[rank].append(Interval(task, now, end))
+                    heapq.heappush(running, (end, rank, task, piece))
             touched = set()
             if running:
                 now = running[0][0]
             while running and running[0][0] == now:
-                _, rank, kind, group, piece = heapq.heappop(running)
+                _, rank, task, piece = heapq.heappop(running)
                 free[rank] = True
-                touched |= {rank, *done(kind, group, piece)}
+                touched.add(rank)
+                for follower in self._followers(task, piece):
+                    waits[follower] -= 1
+                    if not waits[follower]:
+                        touched.add(add(*follower))
         return found

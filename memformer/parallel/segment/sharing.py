@@ -44,7 +44,8 @@ def schedule_of(config: Config, model: ModelConfig, lanes: int, segments: int) -
         segments: T.
     """
     sizes = [stop - start for start, stop in groups_of(config, lanes)]
-    return SegmentSchedule(config.parallel.segment, sizes, segments, segment_cost(config, model))
+    cost, batch = segment_cost(config, model), config.training.segments_per_decoder_batch
+    return SegmentSchedule(config.parallel.segment, sizes, segments, cost, batch)
 
 
 def trained_segments(config: Config, mesh: Mesh) -> Callable[[int], NDArray[np.bool_]] | None:

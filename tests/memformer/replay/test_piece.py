@@ -31,7 +31,9 @@ def in_pieces(
     for piece in pieces:
         memory = piece.advance(memory)
         if group is not None:
-            piece.decode()  # before the rollout's memory has come to the end
+            # Before the rollout's memory has come to its end; at once, or in parts.
+            for batches in (1, None) if len(piece._undecoded) > 1 else (None,):
+                piece.decode(batches)
     gradient: torch.Tensor | None = None
     for piece in reversed(pieces):
         gradient = piece.replay(gradient)

@@ -18,6 +18,7 @@ from memformer.parallel.segment.schedule import (
     DECODE,
     MEMORY,
     MEMORY_GRADIENT,
+    PARTS,
     REPLAY,
     Agree,
     Pieces,
@@ -33,14 +34,15 @@ COST = SegmentCost(17, 249, 51)  # 4+16 layers, about: of a forward 17 % lie on 
 """FLOPs of a segment in hundredths of a forward."""
 
 
-def needs(schedule: SegmentSchedule, task: Task, piece: int) -> list[tuple[str, int, int]]:
-    """(kind, group, piece) of what must be done before a task, written down once more."""
+def needs(schedule: SegmentSchedule, task: Task, piece: int) -> list[tuple[Task, int]]:
+    """Tasks of pieces that must be done before a task, written down once more."""
     last, group = schedule.pieces.ranks - 1, task.group
     if task.kind == ADVANCE:
-        return [(ADVANCE, group, piece - 1)] if piece else []
+        return [(Task(ADVANCE, group), piece - 1)] if piece else []
     if task.kind == DECODE:
-        return [(ADVANCE, group, piece)]
-    return [(schedule.kinds[-2], group, piece), *([(REPLAY, group, piece + 1)] if piece < last else [])]
+        return [(Task(ADVANCE, group), piece)]
+    after = [(Task(REPLAY, group), piece + 1)] if piece < last else []
+    return [*((each, piece) for each in schedule.tasks(group, piece) if each.kind != REPLAY), *after]
 
 
 @pytest.mark.parametrize("cost", [COST, SegmentCost(100, 0, 400)], ids=["decoder apart", "whole"])
@@ -49,13 +51,19 @@ def test_dependencies_hold_and_every_message_finds_its_receive(ranks: int, cost:
     for groups, segments in ((1, ranks), (3, 4096), (8, 2 * ranks + 1), (ranks + 1, 64)):
         schedule = SegmentSchedule(ranks, [1 + group % 2 for group in range(groups)], segments, cost)
         times = {
-            (each.task.kind, each.task.group, schedule.pieces.piece(rank, each.task.group)): each
+            (each.task, schedule.pieces.piece(rank, each.task.group)): each
             for rank in range(ranks)
             for each in schedule.timeline[rank]
         }
-        assert len(times) == len(schedule.kinds) * groups * ranks
-        for (_, _, piece), interval in times.items():
-            assert all(times[need].end <= interval.start for need in needs(schedule, interval.task, piece))
+        assert len(times) == sum(map(len, schedule.timeline))
+        kinds = Counter((task.kind, task.group, piece) for task, piece in times)
+        for group, piece in itertools.product(range(groups), range(ranks)):
+            decoded = len(schedule.pieces.span(piece, segments))
+            assert kinds[ADVANCE, group, piece] == kinds[REPLAY, group, piece] == 1
+            assert kinds[DECODE, group, piece] == (min(decoded, PARTS) if cost.decode else 0)
+            assert sum(schedule.batches(piece)) == decoded
+        for (task, piece), interval in times.items():
+            assert all(times[need].end <= interval.start for need in needs(schedule, task, piece))
         for rank in range(ranks):
             own = schedule.timeline[rank]
             assert all(before.end <= after.start for before, after in itertools.pairwise(own))
@@ -66,7 +74,7 @@ def test_dependencies_hold_and_every_message_finds_its_receive(ranks: int, cost:
             {kind: groups * (ranks - 1) for kind in (MEMORY, MEMORY_GRADIENT) if ranks > 1}
         )
         # No collective waits for a process that waits for what another does after it.
-        behind: dict[tuple[str, int, int], int] = {}
+        behind: dict[tuple[Task, int], int] = {}
         for rank in range(ranks):
             number = 0
             for step in schedule.program(rank):
@@ -74,10 +82,10 @@ def test_dependencies_hold_and_every_message_finds_its_receive(ranks: int, cost:
                     assert step.number == number
                     number += 1
                 else:
-                    behind[step.kind, step.group, schedule.pieces.piece(rank, step.group)] = number
-            assert number == len(schedule.timeline[rank]) - 1
+                    behind[step, schedule.pieces.piece(rank, step.group)] = number
+            assert number == len(schedule.kinds) * groups - 1
         for key, number in behind.items():
-            assert all(behind[need] <= number for need in needs(schedule, Task(*key[:2]), key[2]))
+            assert all(behind[need] <= number for need in needs(schedule, *key))
         assert schedule.held <= groups
 
 
@@ -108,8 +116,9 @@ def test_ranks_do_not_wait_where_there_are_as_many_groups_of_lanes() -> None:
     """4+16 layers, as docs/parallelism.md has it; nothing depends on T but for pieces that differ by a segment."""
     for ranks in (2, 8, 64):
         assert efficiency(ranks, ranks) > 0.99 and efficiency(ranks, ranks, segments=ranks) > 0.99
-    assert efficiency(8, 4) > 0.8 and efficiency(16, 8) > 0.8 and efficiency(64, 32) > 0.8
-    assert efficiency(64, 8) == pytest.approx(0.49, abs=0.01)
+    # A quarter as many are enough for nine tenths; an eighth are not, whatever the order: the chain is longer.
+    assert efficiency(64, 16) > 0.9 and efficiency(64, 32) > 0.97
+    assert 0.55 < efficiency(64, 8) < 0.6 and efficiency(64, 1) < 0.08
 
 
 def test_a_runs_schedule_and_what_each_rank_trains() -> None:
