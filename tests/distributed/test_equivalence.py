@@ -140,7 +140,7 @@ COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4]
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
-COUNTED += SEGMENTS_OVER_RANKS
+COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.tensor == 1]  # else a bound
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)

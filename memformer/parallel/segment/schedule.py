@@ -119,6 +119,7 @@ class SegmentSchedule:
         self.pieces, self.segments, self._decoder_batch = Pieces(ranks, len(lanes)), segments, decoder_batch
         self.kinds = KINDS if cost.decode else (ADVANCE, REPLAY)
         self.lanes, self._cost = lanes, cost
+        self._batches = [self._divided(piece) for piece in range(ranks)]
 
     def span(self, rank: int, group: int) -> range:
         """The segments of a group's rollout that a rank has."""
@@ -126,6 +127,9 @@ class SegmentSchedule:
 
     def batches(self, piece: int) -> list[int]:
         """How many calls of the decoder each part of a piece's decoding makes."""
+        return self._batches[piece]
+
+    def _divided(self, piece: int) -> list[int]:
         count = -(-len(self.pieces.span(piece, self.segments)) // self._decoder_batch)
         parts = min(PARTS, count)
         return [(part + 1) * count // parts - part * count // parts for part in range(parts)]

@@ -2,6 +2,7 @@
 """How a run's rollouts are shared by its segment ranks: groups of lanes, schedule, and what a rank reads."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
 from memformer.parallel.pipeline.split import lanes_of_groups
 from memformer.parallel.segment.schedule import Pieces, SegmentCost, SegmentSchedule
-from memformer.processes.topology import Mesh
+
+if TYPE_CHECKING:
+    from memformer.processes.topology import Mesh
 
 
 def groups_of(config: Config, lanes: int) -> list[tuple[int, int]]:
@@ -48,7 +51,7 @@ def schedule_of(config: Config, model: ModelConfig, lanes: int, segments: int) -
     return SegmentSchedule(config.parallel.segment, sizes, segments, cost, batch)
 
 
-def trained_segments(config: Config, mesh: Mesh) -> Callable[[int], NDArray[np.bool_]] | None:
+def trained_segments(config: Config, mesh: "Mesh") -> Callable[[int], NDArray[np.bool_]] | None:
     """Which segments of its lanes' rollouts this process trains: T -> bool [lanes, T]; None: all."""
     ranks, rank = mesh.segment.size, mesh.segment.rank
     if ranks == 1:
