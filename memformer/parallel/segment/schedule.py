@@ -194,7 +194,9 @@ class SegmentSchedule:
 
     def _time(self, task: Task, piece: int) -> int:
         """Of a task, at least 1: equal times would leave the order of cause and effect open."""
-        whole = getattr(self._cost, task.kind) * self.lanes[task.group] * len(self.pieces.span(piece, self.segments))
+        whole: int = (
+            getattr(self._cost, task.kind) * self.lanes[task.group] * len(self.pieces.span(piece, self.segments))
+        )
         if task.kind == DECODE:
             batches = self.batches(piece)
             whole = whole * batches[task.part] // sum(batches)
