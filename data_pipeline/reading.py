@@ -65,10 +65,31 @@ class SegmentBatch(Reading):
         tokens: int32 `[B, T, S]`, the target tokens: `lengths` of them in each segment, then 0.
         loss_weights: float32 `[B, T, S]`, how much each target counts in the loss, 0 to 1 in multiples of 1/32,768, and
             0 beyond the lengths; None where no data set has weights: every target counts 1.
+        trained: bool `[B, T]`, the segments that this rank trains, where others have the same lanes; None: all. What is
+            no `known_segments` of it has not been read: its tokens and weights are 0.
     """
 
     tokens: NDArray[np.int32]
     loss_weights: NDArray[np.float32] | None = None
+    trained: NDArray[np.bool_] | None = None
+
+    @property
+    def counted(self) -> float:
+        """Sum of the loss weights of the segments that this rank trains, float64; without weights, their targets."""
+        each = self.lengths if self.loss_weights is None else self.loss_weights.sum(axis=2, dtype=np.float64)
+        return float(each.sum() if self.trained is None else each[self.trained].sum())
+
+
+def known_segments(trained: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The segments of which a rank needs the tokens, bool `[B, T]`, from those that it trains.
+
+    Beside these: the one before each, which is its context; the last, which is the next rollout's context; and the
+    first, which the diagnostics of a memory read.
+    """
+    known: NDArray[np.bool_] = trained.copy()
+    known[:, :-1] |= trained[:, 1:]
+    known[:, [0, -1]] = True
+    return known
 
 
 def lanes_of(rank: int, world_size: int, num_lanes: int) -> slice:

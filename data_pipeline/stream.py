@@ -1,10 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`SegmentStream`: the batches of one rank, read ahead in a thread, resumable after any batch.
 
-Data flow: `LanePlan` decides a stretch of rollouts for all lanes → this rank's block of lanes is cut out → a `Store`
-reads the stretch's tokens, and another their loss weights, where there are any → one `SegmentBatch` a rollout. Beside
-every batch that waits in the queue waits the plan's state after it, so that `state_dict` speaks of the last batch that
-was delivered, however far the thread has read ahead.
+Data flow: `LanePlan` decides a stretch of rollouts for all lanes → this rank's lanes are cut out, and of them what
+this rank must know where others have the same lanes → a `Store` reads the stretch's tokens, and another their loss
+weights, where there are any → one `SegmentBatch` a rollout. Beside every batch that waits in the queue waits the plan's
+state after it, so that `state_dict` speaks of the last batch that was delivered, however far the thread has read ahead.
 
 Damage is found by the rank that reads it. With `on_damage="skip"` every batch is delivered only after all ranks have
 told each other what they found in theirs; if anybody found something, all of them skip those documents, go back to the
@@ -31,7 +31,7 @@ from data_pipeline.index import DocumentIndex
 from data_pipeline.loss_weights import ONE, WEIGHT_DTYPE
 from data_pipeline.opening import open_data, open_store, open_weight_store
 from data_pipeline.plan import LanePlan
-from data_pipeline.reading import SegmentBatch
+from data_pipeline.reading import SegmentBatch, known_segments
 from data_pipeline.store import Store
 from data_pipeline.stream_settings import Damage, StreamSettings
 from data_pipeline.stretch import PlanState, Stretch
@@ -210,6 +210,7 @@ class _Reader:
         self._stores = [store for store, _ in columns]
         self._look_ahead = max(store.look_ahead for store in self._stores)
         self._lanes = lanes = settings.lanes
+        self._trained = settings.trained
         self._segments, self._segment_length = settings.segments, settings.segment_length
         self._collects_damage = settings.on_damage == "skip"
         self._one_by_one = False
@@ -285,6 +286,8 @@ class _Reader:
                 self._ends = True
                 break
             stretch = whole.block(self._lanes)
+            if self._trained is not None:
+                stretch = stretch.only(known_segments(self._trained(segments)), self._segment_length)
             for store in self._stores:
                 store.prepare(stretch.step, stretch.runs)
             self._planned.append(stretch)
@@ -303,6 +306,9 @@ class _Reader:
         for store, stored in zip(self._stores, self._rooms(stretch), strict=True):
             for rollout, lane, segment in short:
                 stored[lane, rollout * num_segments + segment, lengths[rollout, lane, segment] :] = 0
+            if self._trained is not None:
+                unknown = np.tile(~known_segments(self._trained(num_segments)), (1, len(stretch)))
+                stored[:, : unknown.shape[1]][unknown] = 0
             if len(stretch.runs):
                 store.read_runs(stretch.runs, stored.reshape(-1))
 
@@ -311,7 +317,12 @@ class _Reader:
         segments = slice(number * num_segments, (number + 1) * num_segments)
         tokens, *weights = (room[:, segments] for room in self._rooms(stretch))
         loss_weights = weights[0].astype(np.float32) / np.float32(ONE) if weights else None
-        return SegmentBatch(**stretch.fields(number), tokens=tokens.astype(np.int32), loss_weights=loss_weights)
+        return SegmentBatch(
+            **stretch.fields(number),
+            tokens=tokens.astype(np.int32),
+            loss_weights=loss_weights,
+            trained=None if self._trained is None else self._trained(num_segments),
+        )
 
     def _rooms(self, stretch: Stretch) -> list[NDArray[Any]]:
         """The columns of a stretch as stored, `[lanes, segments, S]` each."""

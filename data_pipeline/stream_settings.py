@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.blend import Blend
 from data_pipeline.document_order import Order
 from data_pipeline.errors import UserError
@@ -60,6 +63,10 @@ class StreamSettings:
 
     max_document_tokens: int | None = None
     """Cut longer documents, each piece with a fresh memory; None: never. See `LanePlan`."""
+
+    trained: Callable[[int], NDArray[np.bool_]] | None = None
+    """Of a rollout of T segments, which the rank trains, bool `[the rank's lanes, T]`; None: all. Where several ranks
+    have the same lanes, each reads its own segments, and of the others those that it must know (`known_segments`)."""
 
     on_damage: OnDamage = "stop"
     """`stop`: a damaged document is an error. `skip`: all ranks leave the document out from then on."""

@@ -90,6 +90,27 @@ class Stretch:
             runs=self.runs[begin:end] - np.array([0, 0, 0, first]),
         )
 
+    def only(self, known: NDArray[np.bool_], size: int) -> "Stretch":
+        """The same, but reading some segments of each rollout alone, bool `[B, T]`, of `size` tokens each."""
+        rollouts, lanes, segments = self.columns["lengths"].shape
+        wanted = np.zeros((lanes, self.lane_tokens // size), dtype=bool)
+        wanted[:, : rollouts * segments] = np.tile(known, (1, rollouts))
+        places, ends = self.runs[:, 3], self.runs[:, 3] + self.runs[:, 2]
+        first, last = places // size, (ends - 1) // size
+        counts = last - first + 1
+        run = np.repeat(np.arange(len(self.runs)), counts)
+        segment = np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts) + first[run]
+        read = wanted.reshape(-1)[segment]
+        run, segment = run[read], segment[read]
+        # Neighbours in one run stay together.
+        starts = np.flatnonzero(np.append(True, (np.diff(run) > 0) | (np.diff(segment) > 1))[: len(run)])
+        stops = np.append(starts, len(run))[1:] - 1
+        start = np.maximum(places[run[starts]], segment[starts] * size)
+        stop = np.minimum(ends[run[starts]], (segment[stops] + 1) * size)
+        document, token = self.runs[run[starts], 0], self.runs[run[starts], 1]
+        runs = np.stack([document, token + start - places[run[starts]], stop - start, start], axis=1)
+        return replace(self, runs=runs)
+
     def fields(self, number: int) -> dict[str, Any]:
         """The arguments of `Reading` for one of the rollouts, counted from 0."""
         return {

@@ -89,7 +89,7 @@ def _model(config: Config) -> Any:
 def describe(plan: dict[str, Any], device: str) -> list[str]:
     """The plan for people."""
     places = plan["topology"]
-    axes = " x ".join(f"{name} {places[name]}" for name in ("pipeline", "data", "tensor"))
+    axes = " x ".join(f"{name} {places[name]}" for name in ("pipeline", "data", "segment", "tensor"))
     lines = [
         f"{plan['parameters']:,} parameters on {places['nodes']} x {places['gpus_per_node']} {device}: {axes}",
         f"{device}: {plan['hardware']['source']}",

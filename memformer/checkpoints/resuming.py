@@ -29,13 +29,23 @@ _LAYOUT = {
     "world_size": "{} -> {} processes",
     "tensor": "tensor {} -> {}",
     "pipeline": "pipeline {} -> {}",
+    "segment": "segment {} -> {}",
     "zero_stage": "ZeRO {} -> {}",
     "num_lanes": "{} -> {} lanes",
     "precision": "precision {} -> {}",
     "device": "device {} -> {}",
 }
 _NAMED_ELSEWHERE = frozenset(
-    {"run_dir", "precision", "device", "data.num_lanes", "parallel.tensor", "parallel.pipeline", "parallel.zero_stage"}
+    {
+        "run_dir",
+        "precision",
+        "device",
+        "data.num_lanes",
+        "parallel.tensor",
+        "parallel.pipeline",
+        "parallel.segment",
+        "parallel.zero_stage",
+    }
 )
 
 
@@ -296,14 +306,14 @@ def sizes(state: Mapping[str, Any]) -> dict[str, int]:
     size = state["world_size"]
     return {
         "world_size": size,
-        **{name: state.get(name, 1) for name in ("pipeline", "tensor")},
+        **{name: state.get(name, 1) for name in ("pipeline", "tensor", "segment")},
         "replicas": state.get("replicas", size),
     }
 
 
 def not_carried(changes: list[str], dropout: float) -> str:
     """What a resume with these changes cannot carry over, in one clause; `dropout`: the run's."""
-    if dropout and any(word in change for change in changes for word in ("processes", "lanes", "pipeline")):
+    if dropout and any(word in change for change in changes for word in ("processes", "lanes", "pipeline", "segment")):
         return "dropout draws other masks, since its random streams belong to the old layout"
     if any("precision" in change for change in changes):
         return "losses agree to the rounding of the coarser precision"

@@ -169,3 +169,46 @@ def pipeline(config: Any) -> None:
         raise ValueError(
             "training.replay is bptt, which is for one stage: with parallel.pipeline above 1 set it to mrbp"
         )
+
+
+def segments(config: Any) -> None:
+    """What segments over processes ask of the model, of rollouts and of the other settings."""
+    parallel, ranks = config.parallel, config.parallel.segment
+    if ranks == 1:
+        return
+    asked = f"parallel.segment is {ranks}"
+    if not config.model.memory_shape[0]:
+        raise ValueError(
+            f"{asked}: the model has no memory slots, so that its segments need nothing of each other: set it to 1, "
+            "and give more lanes (data.num_lanes) to data-parallel processes"
+        )
+    if parallel.pipeline > 1:
+        raise ValueError(f"{asked}: not built for parallel.pipeline above 1: set one of them to 1")
+    if config.training.replay == "bptt":
+        raise ValueError(f"{asked}, but training.replay is bptt, which has one graph on one process: set it to mrbp")
+    interval = config.activation_checkpointing.memory_interval
+    if interval > 1:
+        raise ValueError(
+            f"activation_checkpointing.memory_interval is {interval}: with parallel.segment above 1 each process keeps "
+            "all memories of its own segments, set it to 1"
+        )
+    if parallel.gradient_reduction == "segment":
+        raise ValueError(
+            f"parallel.gradient_reduction is segment, but {asked}, whose processes come to their segments at other "
+            "times: set it to rollout"
+        )
+    if config.compile and config.model.dropout:
+        raise ValueError(
+            f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or compile to false"
+        )
+    fewest = min(count for _, count in config.data.segments.starts)
+    if fewest < ranks:
+        raise ValueError(
+            f"{asked}, but a rollout has {fewest} segments (data.num_segments): give at least {ranks}, one to each "
+            "process, or set it to no more"
+        )
+    if parallel.zero_stage == 3 and parallel.zero3_gather == "segment":
+        raise ValueError(
+            f"parallel.zero3_gather is segment, but {asked}: a process that waits for a memory gathers nothing, and "
+            "the others would wait for it; set it to rollout"
+        )

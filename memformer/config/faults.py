@@ -37,6 +37,8 @@ _ELSEWHERE = {
     "pp": ["parallel.pipeline"],
     "pipeline_parallel": ["parallel.pipeline"],
     "pipeline_model_parallel_size": ["parallel.pipeline"],
+    "cp": ["parallel.segment"],
+    "context_parallel_size": ["parallel.segment"],
     "bf16": ["precision"],
     "fp16": ["precision"],
 }

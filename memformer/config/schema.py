@@ -190,6 +190,9 @@ class ParallelConfig(Section):
     pipeline: int = Field(1, ge=1)
     """Pipeline stages that share the layers of a model replica; lanes are replayed in groups that follow each other
     through the stages (training.lanes_per_micro_batch)."""
+    segment: int = Field(1, ge=1)
+    """Processes that share each rollout of the same lanes: a group of lanes (training.lanes_per_micro_batch) has
+    consecutive segments of it on each, and hands its memory on (docs/parallelism.md)."""
     pipeline_layers: list[int] | None = None
     """Layers of each stage, encoder before decoder, e.g. [8, 6, 6]; null: balanced by their FLOPs."""
     segments_in_flight: int | None = Field(None, ge=1)
@@ -368,6 +371,7 @@ class Config(Section):
         checks.tensor_parallel(self)
         checks.replay(self)
         checks.pipeline(self)
+        checks.segments(self)
         return self
 
     def values(self) -> dict[str, Any]:

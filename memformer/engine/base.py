@@ -140,6 +140,22 @@ class Engine(abc.ABC):
             seed: Of the rollout, as in `rollout_backward`.
         """
 
+    def own_segments(self, groups: list[LaneGroup], turn: int) -> list[range]:
+        """The segments of each group that this process computes again in a turn (`token_losses`).
+
+        There are as many turns as processes that share a rollout. In each a group's segments are on one of them, and
+        follow those of the turn before.
+
+        Args:
+            groups: Those of `lane_groups`.
+            turn: From 0.
+        """
+        return [range(group.rollout.num_segments) for group in groups]
+
+    def at_own_pace(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, this process computes the segments of its turn, be they as many as the others' or not."""
+        return contextlib.nullcontext()
+
     @abc.abstractmethod
     def token_losses(
         self, group: LaneGroup, index: int, memory: torch.Tensor, seed_stream: Callable[[int], None]
@@ -254,11 +270,17 @@ class Engine(abc.ABC):
         return norm if mesh.replica.size == 1 else mesh.replica.sum(norm.square()).sqrt()
 
     def _denominator(self, counted_tokens: float) -> float:
-        """What a replica's losses are divided by, so that the average over the replicas is the mean of all targets.
+        """What a process's losses are divided by, so that the average over the replicas is the mean of all targets.
 
         Where no target counts all losses are 0, and so is what they are divided into.
         """
-        return (counted_tokens or 1) / self.world.mesh.data.size
+        return (counted_tokens or 1) / self.world.mesh.gradients.size
+
+    def _gathered(self) -> contextlib.AbstractContextManager[None]:
+        """What ZeRO-3 keeps gathered while a rollout is trained."""
+        if self.zero_stage == 3 and self.config.parallel.zero3_gather == "rollout":
+            return parameters_gathered(self.module)
+        return contextlib.nullcontext()
 
     @property
     def _coalesced(self) -> bool:
@@ -272,8 +294,7 @@ class Engine(abc.ABC):
             self.deepspeed.optimizer.override_loss_scale(self.loss_scale.value)
         with contextlib.ExitStack() as stack:
             zero_kept_gradients(self.deepspeed.optimizer, self.zero_stage)
-            if self.zero_stage == 3 and self.config.parallel.zero3_gather == "rollout":
-                stack.enter_context(parameters_gathered(self.module))
+            stack.enter_context(self._gathered())
             if self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
             self._clock.start()

@@ -5,6 +5,7 @@ from memformer.config.schema import Config
 from memformer.engine.base import Engine
 from memformer.engine.pipeline_engine import PipelineReplayEngine
 from memformer.engine.replay_engine import ReplayEngine
+from memformer.engine.segment_engine import SegmentReplayEngine
 from memformer.models.protocol import MemoryModel
 from memformer.processes.group import World
 
@@ -19,5 +20,9 @@ def make_engine(model: MemoryModel, config: Config, world: World, precision: str
         world: This process among all, arranged as `parallel` has it.
         precision: fp32, bf16 or fp16 (resolved).
     """
-    made = PipelineReplayEngine if world.mesh.pipe.size > 1 else ReplayEngine
+    made: type[Engine] = ReplayEngine
+    if world.mesh.pipe.size > 1:
+        made = PipelineReplayEngine
+    elif world.mesh.segment.size > 1:
+        made = SegmentReplayEngine
     return made(model, config, world, precision)

@@ -61,7 +61,7 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=deepspeed_config(config, world.mesh.data.size, precision),
+            config=deepspeed_config(config, world.mesh.gradients.size, precision),
             mpu=world.mesh.mpu,
         )
     # The loss scale is ours (memformer/engine/precision.py). DeepSpeed makes others under float16 autocast and, since

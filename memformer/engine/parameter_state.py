@@ -93,7 +93,7 @@ class ParameterState:
         if self._zero_stage == 0 or (self._zero_stage < 3 and is_frozen(parameter)):
             # Every process has everything: each writes its share.
             flat, numel = parameter.detach().view(-1), parameter.numel()
-            rank, size = self._mesh.data.rank, self._mesh.data.size
+            rank, size = self._mesh.gradients.rank, self._mesh.gradients.size
             start, stop = numel * rank // size, numel * (rank + 1) // size
             region = _region(parameter, start, stop)
             return Piece(name, region, flat[start:stop], parameter, start) if start < stop else None

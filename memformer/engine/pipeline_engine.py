@@ -25,7 +25,7 @@ from memformer.engine.base import Engine, LaneGroup, StepReport
 from memformer.engine.fragments import FragmentReader
 from memformer.models.protocol import MemoryModel, Stage
 from memformer.parallel.activation_checkpointing import replay_buffer
-from memformer.parallel.pipeline.channels import Channels
+from memformer.parallel.channels import Channels
 from memformer.parallel.pipeline.executor import RolloutExecutor
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, split_of
@@ -51,7 +51,7 @@ class PipelineReplayEngine(Engine):
         super().__init__(model, config, world, precision)
         stage, number = cast(Stage, self.module), world.mesh.pipe.rank
         weight = next(self.module.parameters())
-        channels = Channels(world.mesh, world.device, weight.dtype)
+        channels = Channels(world.mesh.pipe, world.mesh.pipe_back, world.device, weight.dtype)
         self._model = StagedModel(stage, split_of(config, stage.config), number, channels)
         self._schedules: dict[tuple[int, int], ReplaySchedule] = {}
         if stage.copy is not None:

@@ -101,12 +101,10 @@ class ReplayEngine(Engine):
             seed: Of the rollout, as in `rollout_backward`.
         """
         lanes = len(rollout.tokens)
-        size = self.config.training.lanes_per_micro_batch or lanes
-        spans = [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
         first = self.world.mesh.data.rank * lanes
         return [
             LaneGroup(*span, rollout.lanes(*span), carry.lanes(*span), mix_seed(seed, first + span[0]))
-            for span in spans
+            for span in self._spans(lanes)
         ]
 
     def token_losses(
@@ -119,6 +117,11 @@ class ReplayEngine(Engine):
         seed_stream(index)
         with torch.no_grad(), self.autocast():
             return self.model.losses(group.rollout.segment(index, group.carry), memory)
+
+    def _spans(self, lanes: int) -> list[tuple[int, int]]:
+        """(start, stop) of each group of lanes."""
+        size = self.config.training.lanes_per_micro_batch or lanes
+        return [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
 
     def _backward(self, objectives: int, last_group: bool, objective: torch.Tensor, remaining: int) -> None:
         if remaining < objectives - 1:

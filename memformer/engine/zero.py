@@ -69,6 +69,25 @@ def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
             present[0].partition(param_list=present, has_been_updated=False)
 
 
+@contextlib.contextmanager
+def modules_in_any_order(module: torch.nn.Module, optimizer: Any) -> Iterator[None]:
+    """ZeRO-3: inside, each process runs the module when it likes, without the others.
+
+    All parameters are gathered. DeepSpeed records in which order modules run, to fetch their parameters ahead, and at
+    the beginning of a forward it compares that with the first process, which may then be waiting for this one. Here
+    nothing is fetched, so nothing is recorded.
+    """
+    coordinator: Any = optimizer.parameter_offload.get_param_coordinator()
+    if not coordinator.is_invalid_trace():
+        coordinator._invalidate_trace()
+    coordinator.reset_step = lambda: None
+    try:
+        with parameters_gathered(module):
+            yield
+    finally:
+        del coordinator.reset_step
+
+
 def spread_unsent(module: torch.nn.Module, options: dict[str, Any]) -> None:
     """ZeRO-3: spreads a module's parameters over the processes, each of which keeps its part of what it has itself.
 

@@ -22,21 +22,28 @@ def lane_losses(engine: Engine, rollout: Rollout, carry: Carry, seed: int) -> to
 
     Lanes are taken in the groups of the training step, with its random numbers. After a step that was left out the
     losses are therefore those of the step, to rounding, dropout included, whatever the topology; after one that was
-    applied they are those of the weights that it made.
+    applied they are those of the weights that it made. Processes that share a rollout compute its segments by turns.
 
     Called by all processes together (ZeRO-3 gathers parameters).
     """
-    parts = []
-    for own in engine.lane_groups(rollout, carry, seed):
-        losses, memory = [], own.carry.memory
-        with segment_seeds(own.seed, memory.device) as seed_stream:
-            for t in range(rollout.num_segments):
-                each_BS, memory = engine.token_losses(own, t, memory, seed_stream)
-                segment = own.rollout.segment(t, own.carry)
-                counted_B = segment.counted
-                losses.append(segment.weighted(each_BS).sum(1) / torch.where(counted_B > 0, counted_B, 1))
-        parts.append(torch.stack(losses, dim=1))
-    return torch.cat(parts).float()
+    groups, axis = engine.lane_groups(rollout, carry, seed), engine.world.mesh.segment
+    memory, found_BT = carry.memory, torch.zeros(rollout.lengths.shape, device=carry.memory.device)
+    with engine.at_own_pace():
+        for turn in range(axis.size):
+            after = torch.zeros_like(memory)
+            for own, span in zip(groups, engine.own_segments(groups, turn), strict=True):
+                lanes, left = slice(own.start, own.stop), memory[own.start : own.stop]
+                with segment_seeds(own.seed, memory.device) as seed_stream:
+                    for t in span:
+                        each_BS, left = engine.token_losses(own, t, left, seed_stream)
+                        segment = own.rollout.segment(t, own.carry)
+                        counted_B = segment.counted
+                        sums_B = segment.weighted(each_BS).sum(1)
+                        found_BT[lanes, t] = (sums_B / torch.where(counted_B > 0, counted_B, 1)).float()
+                if span:
+                    after[lanes] = left
+            memory = axis.sum(after)
+    return axis.sum(found_BT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def different_replicas(model: MemoryModel, mesh: Mesh) -> list[str]:
 
 def _differs(sums: torch.Tensor, mesh: Mesh, whole: list[bool]) -> bool:
     """Whether any process has other checksums than those that should hold the same."""
-    first = mesh.data.broadcast(sums.clone())
+    first = mesh.gradients.broadcast(sums.clone())
     differs = bool((first != sums).any())
     kept = sums[torch.tensor(whole, device=sums.device)]
     differs |= bool((mesh.tensor.broadcast(kept.clone()) != kept).any())

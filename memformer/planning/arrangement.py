@@ -17,6 +17,9 @@ from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, split_of
+from memformer.parallel.segment.schedule import DECODE, SegmentSchedule
+from memformer.parallel.segment.sharing import groups_of
+from memformer.parallel.segment.sharing import schedule_of as shared_schedule
 from memformer.planning.segment_trace import (
     Execution,
     SegmentTrace,
@@ -34,12 +37,13 @@ class Arrangement:
 
     Attributes:
         config: The run; its model has a vocab_size.
-        replicas: Data-parallel processes.
+        replicas: Data-parallel ranks, which have other lanes.
         groups: Groups of lanes that a process replays one after another.
         lanes: Of a group.
         layers: By pipeline stage: how many layers it has of each stack.
         schedule: Of the pipeline; None without one.
         home: Which stage trains what is in no layer (`Stages.home`); empty without a pipeline.
+        shared: The schedule of rollouts that several processes share; None where none does.
     """
 
     config: Config
@@ -49,6 +53,7 @@ class Arrangement:
     layers: tuple[dict[str, int], ...]
     schedule: ReplaySchedule | None = None
     home: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shared: SegmentSchedule | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -59,6 +64,21 @@ class Arrangement:
     def precision(self) -> str:
         """fp32, bf16 or fp16; `auto` is bf16, as on a GPU."""
         return "bf16" if self.config.precision == "auto" else self.config.precision
+
+    @property
+    def ranks(self) -> int:
+        """Segment ranks, which share rollouts."""
+        return self.config.parallel.segment
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Processes that gradients and ZeRO's partitions of a parameter are spread over."""
+        return self.replicas * self.ranks
+
+    @property
+    def segments(self) -> int:
+        """Segments of a rollout that a process has, at most."""
+        return -(-self.config.data.most_segments // self.ranks)
 
     @property
     def replica_lanes(self) -> int:
@@ -82,14 +102,21 @@ class Arrangement:
 
     @property
     def bubble(self) -> float:
-        """Part of the stages' time in which they wait for each other, 0 .. 1."""
+        """Part of the time in which stages or segment ranks wait for each other, 0 .. 1."""
+        if self.shared:
+            return 1 - self.shared.efficiency
         return self.schedule.bubble if self.schedule else 0.0
 
     def held_graphs(self, stage: int) -> int:
         """Segments of a group whose graph the stage holds at a time, at most."""
         if self.schedule:
             return self.schedule.held_graphs(stage)
-        return 1 if self.config.training.replay == "mrbp" else self.config.data.most_segments
+        return 1 if self.config.training.replay == "mrbp" else self.segments
+
+    @property
+    def decodes_apart(self) -> bool:
+        """Whether the decoder has graphs of its own, of one segment or several at once."""
+        return self.decoder_batch > 1 or (self.shared is not None and DECODE in self.shared.kinds)
 
     @property
     def decoder_batch(self) -> int:
@@ -105,18 +132,20 @@ class Arrangement:
     @property
     def decoders(self) -> int:
         """Calls of the decoder, with a graph, for a group of lanes in a step."""
-        return -(-self.config.data.most_segments // self.decoder_batch)
+        return -(-self.segments // self.decoder_batch)
 
     @property
     def advances(self) -> int:
         """Calls of `advance` for a group of lanes in a step: the replay's first pass, and what it computes again."""
         if self.config.training.replay != "mrbp":
             return 0
+        if self.shared:
+            return self.segments
         return self.config.data.most_segments - 1 + self.memories.recomputed
 
     def layer_passes(self, stage: int) -> int:
         """Forwards of a layer that a process of the stage launches in a step; a backward counts as two."""
-        layers, segments = self.layers[stage], self.config.data.most_segments
+        layers, segments = self.layers[stage], self.segments
         advanced = self.model.advanced_counts()
         replayed = dict.fromkeys(layers, segments)
         if self.decoder_batch > 1:
@@ -215,6 +244,11 @@ def arrange(config: Config, model: ModelConfig, world: int, said: str | None = N
             )
     replicas = replicas_of(config, world, said)
     own, group = config.data.num_lanes // replicas, config.training.lanes_per_micro_batch
+    if parallel.segment > 1:
+        shared = shared_schedule(config, model, own, config.data.most_segments)
+        start, stop = groups_of(config, own)[0]
+        whole = (model.layer_counts(),)
+        return Arrangement(config, replicas, shared.pieces.groups, stop - start, whole, shared=shared)
     if family.stages is None or parallel.pipeline == 1:
         size = min(own, group or own)
         return Arrangement(config, replicas, -(-own // size), size, (model.layer_counts(),))

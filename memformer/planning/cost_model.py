@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         parameters: Of the model.
-        topology: Processes by axis: pipeline, data, tensor; nodes and gpus_per_node.
+        topology: Processes by axis: pipeline, data, segment, tensor; nodes and gpus_per_node.
         tokens: Of one optimizer step, all processes.
         device_memory: By part, on the device; `total` is their sum.
         host_memory: By part, what is offloaded.
@@ -45,7 +45,7 @@ class Plan:
         fits: Whether device_memory's total is within capacity.
         traffic: Bytes a process gives to each kind of collective or message in a step, by axis.
         flops: Of a step, all processes, recomputation included.
-        bubble: Part of the stages' time in which they wait for each other, 0 .. 1.
+        bubble: Part of the time in which stages or segment ranks wait for each other, 0 .. 1.
         compute_seconds: Of a step, the bubble included.
         communication_seconds: Of a step, by axis.
         step_seconds: Their sum.
@@ -135,6 +135,7 @@ def make_plan(
             "gpus_per_node": gpus_per_node,
             "pipeline": parallel.pipeline,
             "data": run.replicas,
+            "segment": run.ranks,
             "tensor": parallel.tensor,
         },
         tokens=tokens,
@@ -159,10 +160,12 @@ def _communication_seconds(
 ) -> dict[str, float]:
     """Time of the collectives in rings, and of messages, by axis."""
     tensor = run.config.parallel.tensor
-    # Tensor ranks are neighbours, then come the data ranks, then the stages.
-    world = tensor * run.replicas * run.stages
-    spans = {"tensor": tensor, "data": tensor * run.replicas, "pipeline": world, "replica": world}
-    members = {"tensor": tensor, "data": run.replicas, "pipeline": run.stages}
+    # Tensor ranks are neighbours, then come the segment ranks, the data ranks, and the stages.
+    replicas = run.gradient_ranks
+    world = tensor * replicas * run.stages
+    spans = {"tensor": tensor, "segment": tensor * run.ranks, "data": tensor * replicas}
+    spans |= {"pipeline": world, "replica": world}
+    members = {"tensor": tensor, "segment": run.ranks, "data": replicas, "pipeline": run.stages}
     members["replica"] = tensor * run.stages
     seconds = {}
     for axis, kinds in traffic.items():
@@ -201,5 +204,12 @@ def _warnings(
     if seconds[axis] > 0.3 * step:
         found.append(f"{seconds[axis] / step:.0%} of a step is {axis}-parallel traffic: {LESS_TRAFFIC[axis]}")
     if run.bubble > 0.2:
-        found.append(f"the pipeline's bubble is {run.bubble:.0%}: more segments, or more groups of lanes, fill it")
+        if run.shared:
+            ranks, groups = run.ranks, run.groups
+            found.append(
+                f"segment ranks wait {run.bubble:.0%} of the time for the memory's chain: as many groups of lanes as "
+                f"ranks ({ranks}) fill it, here are {groups} (data.num_lanes, training.lanes_per_micro_batch)"
+            )
+        else:
+            found.append(f"the pipeline's bubble is {run.bubble:.0%}: more segments, or more groups of lanes, fill it")
     return found

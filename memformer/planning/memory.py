@@ -20,6 +20,7 @@ MENDS = {
     "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch, or a smaller "
     "training.segments_per_decoder_batch",
     "decoder batch": "a smaller training.segments_per_decoder_batch",
+    "outputs of encoders": "a larger parallel.segment, or fewer lanes (data.num_lanes)",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
     "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
     "optimizer states": "a higher parallel.zero_stage, or parallel.offload_optimizer cpu",
@@ -34,6 +35,7 @@ LESS_TRAFFIC = {
     "data": "it does not grow with the tokens of a step, so give more of them (data.num_lanes, data.num_segments)",
     "tensor": "lower parallel.tensor, and use parallel.zero_stage or parallel.pipeline in its place",
     "pipeline": "lower parallel.pipeline, or parallel.tensor within a node in its place",
+    "segment": "lower parallel.segment",
     "replica": "lower parallel.tensor or parallel.pipeline",
 }
 """What makes an axis' traffic a smaller part of a step."""
@@ -74,10 +76,10 @@ def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
 
     ZeRO 1 and 2 step a flat copy of their part. ZeRO 3 steps the part that it holds, unless that lies elsewhere.
     """
-    parallel, share = run.config.parallel, _count(run, stage) / run.replicas
+    parallel, share = run.config.parallel, _count(run, stage) / run.gradient_ranks
     stored = _stored(run, stage)
     offloaded, optimizer_offloaded = parallel.offload_parameters == "cpu", _offloads_optimizer(run)
-    yield Part("weights", stored / run.replicas if parallel.zero_stage == 3 else stored, offloaded)
+    yield Part("weights", stored / run.gradient_ranks if parallel.zero_stage == 3 else stored, offloaded)
     if parallel.zero_stage in (1, 2) or (parallel.zero_stage == 3 and optimizer_offloaded and not offloaded):
         yield Part("master weights", 4 * share, optimizer_offloaded)
 
@@ -85,14 +87,14 @@ def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
 def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
     """AdamW's two averages, of the process's part from ZeRO 1 on."""
     count = _count(run, stage)
-    size = 8 * (count if run.config.parallel.zero_stage == 0 else count / run.replicas)
+    size = 8 * (count if run.config.parallel.zero_stage == 0 else count / run.gradient_ranks)
     yield Part("optimizer states", size, _offloads_optimizer(run))
 
 
 def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
     """Whole until they are reduced, which is after the rollout or after each segment; then ZeRO 2 and 3 keep a part."""
     parallel, count = run.config.parallel, _count(run, stage)
-    share = count / run.replicas
+    share = count / run.gradient_ranks
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
     yield Part("gradients", 4 * count if whole else 4 * share)
     if parallel.zero_stage >= 2:
@@ -130,11 +132,13 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     """What autograd keeps of the segments whose graphs are held, and of the one whose layers are recomputed."""
     kept, held = run.segment(stage).saved, run.held_graphs(stage)
     activations = held * kept[ACTIVATIONS]
-    if run.decoder_batch > 1:
+    if run.decodes_apart:
         held, encoder = run.decoder_batch, run.encoder(stage).saved[ACTIVATIONS]
         decoder = held * run.decoder(stage).saved[ACTIVATIONS]
         recomputed = run.recomputation_peak_of_group(stage) if run.execution.recompute else 0
         activations = encoder + max(decoder, recomputed)
+        if run.shared:  # the encoder's graphs come before the decoder's and after
+            activations = max(encoder, decoder, recomputed)
     elif run.execution.recompute:
         activations = max(activations, run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS])
     yield Part("activations", activations)
@@ -142,20 +146,25 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     last = stage == run.stages - 1
     yield Part("logits", last * run.traces.chunk_bytes or 2 * held * kept[LOGITS])
     yield Part("16-bit weights", kept[WEIGHT_COPIES])
-    if run.decoder_batch > 1:
+    if run.shared and run.decodes_apart:
+        # Of every piece that is under way the encoder's outputs, or their gradients; and one batch of both.
+        output = run.config.data.segment_length * stages_of(run.model).width(run.model)
+        yield Part("outputs of encoders", 4 * run.lanes * output * (run.shared.held * run.segments + 2 * held))
+    elif run.decoder_batch > 1:
         # The encoder's outputs by segment, as one batch, and their gradients; and the memories they were read with.
         outputs = 3 * run.config.data.segment_length * stages_of(run.model).width(run.model)
         yield Part("decoder batch", 4 * held * run.lanes * (outputs + math.prod(run.model.memory_shape)))
 
 
 def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The memories that are kept: of one group of lanes, or of all groups, which a pipeline mixes."""
+    """The memories that are kept: of one group of lanes, or of all, which a pipeline and segment ranks mix."""
     if run.config.training.replay != "mrbp" or stage > run.writer_stage:
         return
     checkpointing = run.config.activation_checkpointing
-    lanes = run.replica_lanes if run.stages > 1 else run.lanes
+    lanes = run.replica_lanes if run.stages > 1 or run.shared else run.lanes
+    count = run.segments if run.shared else run.memories.count
     processes = run.config.parallel.tensor if checkpointing.partition_activations else 1
-    size = 4 * run.memories.count * lanes * math.prod(run.model.memory_shape) / processes
+    size = 4 * count * lanes * math.prod(run.model.memory_shape) / processes
     yield Part("replay buffer", size, checkpointing.cpu_checkpointing)
 
 

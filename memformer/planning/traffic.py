@@ -44,14 +44,15 @@ def stage_traffic(run: Arrangement, stage: int) -> dict[str, Counter[str]]:
         "tensor": _tensor(run, stage),
         "replica": _replica(run, run.parameters(stage)),
         "pipeline": _pipeline(run, stage),
+        "segment": _seams(run),
     }
 
 
 def _data(run: Arrangement, stage: int) -> Counter[str]:
-    """Over the data-parallel axis, for a process of the stage."""
-    config, precision, replicas = run.config, run.precision, run.replicas
+    """Over all replicas, which gradients are averaged over, for a process of the stage."""
+    config, precision, replicas = run.config, run.precision, run.gradient_ranks
     zero_stage, parameters, sent = config.parallel.zero_stage, run.parameters(stage), Counter[str]()
-    segments, by_segment = config.data.most_segments, config.parallel.gradient_reduction == "segment"
+    segments, by_segment = run.segments, config.parallel.gradient_reduction == "segment"
     backwards = segments if config.training.replay == "mrbp" else 1
     passes = 2 + run.execution.recompute  # each advance, forward, recomputation and backward uses a parameter once
     # Parameters, how often they are reduced by segment, and how often they are used.
@@ -93,7 +94,7 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     """Over all processes that hold a replica together: the norm; with stages, losses and the last memory."""
     parallel, sent = run.config.parallel, Counter[str]()
     if parallel.tensor * parallel.pipeline > 1:
-        sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.replicas)
+        sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.gradient_ranks)
     if parallel.pipeline > 1:
         sent["all_reduce"] += 4 * (2 * run.config.data.most_segments - 1)
         sent["broadcast"] = 4 * run.replica_lanes * math.prod(run.model.memory_shape)
@@ -102,14 +103,14 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
 
 def _tensor(run: Arrangement, stage: int) -> Counter[str]:
     """Over the tensor-parallel axis: layers, writer, embedding and loss of one rollout."""
-    trace, data, sent = run.segment(stage), run.config.data, Counter[str]()
-    for kinds, times in ((trace.advance, run.advances * run.groups), (trace.replay, data.most_segments * run.groups)):
+    trace, sent = run.segment(stage), Counter[str]()
+    for kinds, times in ((trace.advance, run.advances * run.groups), (trace.replay, run.segments * run.groups)):
         for kind, size in kinds.items():
             sent[kind.removesuffix("_into_tensor")] += size * times
     if run.advances and run.config.activation_checkpointing.partition_activations:
         # Each memory but the last is put together once, whether it was kept or computed again: of every segment, or of
         # every group that the decoder takes at once.
-        fetched = (run.decoders - 1) * run.groups * run.lanes
+        fetched = (run.segments if run.shared else run.decoders - 1) * run.groups * run.lanes
         sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
     return sent
 
@@ -121,6 +122,18 @@ def _pipeline(run: Arrangement, stage: int) -> Counter[str]:
     lanes = [run.lanes] * run.schedule.layout.micro_batches
     sent = sent_by_stage(run.schedule, run.config.model, run.config.data.segment_length, lanes, run.embedding)
     return Counter({kind: size for kind, (_, size) in sent[stage].items()})
+
+
+def _seams(run: Arrangement) -> Counter[str]:
+    """To other segment ranks, float32, of the first: its seams, and at the end the figures and the last memories."""
+    sent = Counter[str]()
+    if run.shared is None:
+        return sent
+    numbers = math.prod(run.model.memory_shape)
+    for message in run.shared.outgoing(0):
+        sent[message.kind] += 4 * run.shared.lanes[message.group] * numbers
+    sent["all_reduce"] = 4 * (2 * run.config.data.most_segments - 1 + run.replica_lanes * numbers)
+    return sent
 
 
 def _width(shape: Shape, precision: str) -> int:

@@ -41,7 +41,7 @@ class CollectiveLog:
         inside: Whether it has not returned yet.
         seconds: Time spent inside; on GPUs, where most return at once, a lower bound.
         moved_at: time.monotonic() of the last entry or return.
-        messages: Number and bytes of the messages sent to other pipeline stages, by kind.
+        messages: Number and bytes of the messages sent to other pipeline stages or segment ranks, by kind.
     """
 
     count: int = 0
@@ -83,7 +83,7 @@ class CollectiveLog:
             self.inside, self.seconds = False, self.seconds + self.moved_at - began
 
     def sent(self, kind: str, payload: torch.Tensor) -> None:
-        """Counts a message to another pipeline stage."""
+        """Counts a message to one other process."""
         entry = self.messages.setdefault(kind, [0, 0])
         entry[0] += 1
         entry[1] += payload.numel() * payload.element_size()

@@ -40,7 +40,8 @@ class World:
         size: Number of processes.
         local_rank: Number of this process on its machine.
         device: Where its model lies.
-        mesh: Its place in pipeline x data x tensor; what is per replica asks `mesh.data`, not `rank` and `size`.
+        mesh: Its place in pipeline x data x segment x tensor; who has which lanes asks `mesh.data`, not `rank` and
+            `size`.
     """
 
     rank: int
@@ -54,15 +55,16 @@ class World:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
-    def arranged(self, tensor: int, pipeline: int, timeout_seconds: float = 1800) -> "World":
+    def arranged(self, tensor: int, pipeline: int, segment: int = 1, timeout_seconds: float = 1800) -> "World":
         """The same process in a grid; called by all processes.
 
         Args:
             tensor: Tensor-parallel processes.
             pipeline: Pipeline stages.
+            segment: Processes that share the rollouts of the same lanes.
             timeout_seconds: How long a collective of the new groups may wait.
         """
-        mesh = make_mesh(self.rank, self.size, tensor, pipeline, timeout_seconds)
+        mesh = make_mesh(self.rank, self.size, tensor, pipeline, segment, timeout_seconds)
         return dataclasses.replace(self, mesh=mesh)
 
 

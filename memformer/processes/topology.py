@@ -1,20 +1,24 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The processes of a run as a grid, pipeline x data x tensor, and this process's place in it.
+"""The processes of a run as a grid, pipeline x data x segment x tensor, and this process's place in it.
 
-Tensor ranks are neighbours, since they talk in every layer; then come the data ranks; pipeline stages lie farthest
-apart, since they talk least. The processes of one data rank together hold one whole model, a **replica**: they read
-the same lanes, and only one of them, which speaks for the replica, writes what is written once a lane.
+Tensor ranks are neighbours, since they talk in every layer; then come the segment ranks, which share the rollouts of
+the same lanes; then the data ranks; pipeline stages lie farthest apart, since they talk least. Processes that share
+each layer, or the layers, together hold one whole model, a **replica**. Those of one data rank read the same lanes, and
+only one of them, which speaks for them, writes what is written once a lane.
 
     pipeline 2, data 2, tensor 2:     stage 0: (0 1) (2 3)   stage 1: (4 5) (6 7)     replica 0 is 0 1 4 5
+    data 2, segment 2, tensor 2:      lanes of data rank 0: (0 1) (2 3)   of 1: (4 5) (6 7)     four replicas of two
 """
 
 import dataclasses
 import functools
 import logging
+import math
 import socket
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -68,32 +72,45 @@ class Mesh:
 
     Attributes:
         pipe: Among the stages of its pipeline.
-        data: Among the replicas; lanes, gradients and ZeRO partitions are spread over this axis.
+        data: Among those that have other lanes, at its place in the rollouts.
         tensor: Among those that share each layer of a stage.
         replica: Among all that hold its replica together (pipe x tensor).
+        segment: Among those that share the rollouts of its lanes.
+        gradients: Among all replicas (data x segment): gradients and ZeRO partitions are spread over this axis. Where
+            no rollout is shared it is `data`.
         pipe_back: A second group of the pipe axis, for messages from later to earlier stages.
+        segment_back: The same of the segment axis.
     """
 
     pipe: Axis
     data: Axis
     tensor: Axis
     replica: Axis
+    segment: Axis
+    gradients: Axis
     pipe_back: Any = None
+    segment_back: Any = None
 
     @classmethod
     def of_data(cls, rank: int, size: int) -> "Mesh":
         """Every process is a replica."""
-        return cls(Axis(), Axis(rank, size), Axis(), Axis())
+        everyone = Axis(rank, size)
+        return cls(Axis(), everyone, Axis(), Axis(), Axis(), everyone)
 
     @property
     def speaks(self) -> bool:
-        """Whether this process writes what is written once a replica: its lanes and their audit."""
-        return self.replica.rank == 0
+        """Whether this process writes what is written once for all that have its lanes: these and their audit."""
+        return self.replica.rank == 0 and self.segment.rank == 0
 
     @property
     def sizes(self) -> dict[str, int]:
-        """pipeline, replicas and tensor, for checkpoints and logs."""
-        return {"pipeline": self.pipe.size, "replicas": self.data.size, "tensor": self.tensor.size}
+        """pipeline, replicas (that have other lanes), segment and tensor, for checkpoints and logs."""
+        return {
+            "pipeline": self.pipe.size,
+            "replicas": self.data.size,
+            "segment": self.segment.size,
+            "tensor": self.tensor.size,
+        }
 
     @functools.cached_property
     def mpu(self) -> "ModelParallelUnit | None":
@@ -110,7 +127,7 @@ class ModelParallelUnit:
 
     def __init__(self, mesh: Mesh) -> None:
         for name, axis in (
-            ("data_parallel", mesh.data),
+            ("data_parallel", mesh.gradients),
             ("model_parallel", mesh.replica),
             ("tensor_model_parallel", mesh.tensor),
             ("slice_parallel", mesh.tensor),
@@ -123,21 +140,23 @@ class ModelParallelUnit:
 
 
 @functools.cache
-def make_mesh(rank: int, size: int, tensor: int = 1, pipeline: int = 1, timeout_seconds: float = 1800) -> Mesh:
+def make_mesh(
+    rank: int, size: int, tensor: int = 1, pipeline: int = 1, segment: int = 1, timeout_seconds: float = 1800
+) -> Mesh:
     """Arranges the processes; called by all of them, after the process group has been initialised.
 
     Args:
         rank: This process.
-        size: All processes, a multiple of tensor * pipeline (`config.topology.replicas_of`).
+        size: All processes, a multiple of tensor * pipeline * segment (`config.topology.replicas_of`).
         tensor: Tensor-parallel processes.
         pipeline: Pipeline stages.
+        segment: Processes that share the rollouts of the same lanes.
         timeout_seconds: How long a collective of the new groups may wait.
     """
-    if tensor * pipeline == 1:
+    if tensor * pipeline * segment == 1:
         return Mesh.of_data(rank, size)
-    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-
-    grid: Any = PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=size // (tensor * pipeline))
+    axes = ("pipe", "data", "segment", "tensor")
+    grid = np.arange(size).reshape(pipeline, -1, segment, tensor)
     limit = timedelta(seconds=timeout_seconds)
 
     def axis(lists: list[list[int]]) -> Axis:
@@ -149,13 +168,24 @@ def make_mesh(rank: int, size: int, tensor: int = 1, pipeline: int = 1, timeout_
                 found = Axis(ranks.index(rank), len(ranks), group)
         return found
 
+    def along(*names: str) -> list[list[int]]:
+        """The processes that share all coordinates but these, one list after another."""
+        own = [axes.index(name) for name in names]
+        others = [index for index in range(len(axes)) if index not in own]
+        count = math.prod(grid.shape[index] for index in own)
+        lists: list[list[int]] = grid.transpose(*others, *own).reshape(-1, count).tolist()
+        return lists
+
+    data = axis(along("data"))  # even where there is one: DeepSpeed needs a group to partition over
     mesh = Mesh(
-        pipe=axis(grid.get_axis_comm_lists("pipe")) if pipeline > 1 else Axis(),
-        # Even where there is one replica: DeepSpeed needs a group to partition over.
-        data=axis(grid.get_axis_comm_lists("data")),
-        tensor=axis(grid.get_axis_comm_lists("model")) if tensor > 1 else Axis(),
-        pipe_back=axis(grid.get_axis_comm_lists("pipe")).group if pipeline > 1 else None,
-        replica=axis([sorted(grid.get_axis_list("data", index)) for index in range(grid.get_dim("data"))]),
+        pipe=axis(along("pipe")) if pipeline > 1 else Axis(),
+        data=data,
+        tensor=axis(along("tensor")) if tensor > 1 else Axis(),
+        segment=axis(along("segment")) if segment > 1 else Axis(),
+        gradients=axis(along("data", "segment")) if segment > 1 else data,
+        pipe_back=axis(along("pipe")).group if pipeline > 1 else None,
+        segment_back=axis(along("segment")).group if segment > 1 else None,
+        replica=axis(along("pipe", "tensor")),
     )
     if tensor > 1:
         hosts = set(mesh.tensor.gather(socket.gethostname()))

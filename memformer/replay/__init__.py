@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from memformer.replay.buffer import ReplayBuffer
     from memformer.replay.grouped import DecoderApart, grouped_replay_backward
     from memformer.replay.kept import DecoderGroups, KeptMemories, kept_memories
+    from memformer.replay.piece import RolloutPiece
     from memformer.replay.rollout import Carry, Rollout
     from memformer.replay.segment import Segment
 
@@ -22,6 +23,7 @@ __all__ = [
     "KeptMemories",
     "ReplayBuffer",
     "Rollout",
+    "RolloutPiece",
     "RolloutResult",
     "Segment",
     "bptt_backward",
@@ -42,6 +44,7 @@ __getattr__ = face(
         "kept_memories": "kept",
         "ReplayBuffer": "buffer",
         "Rollout": "rollout",
+        "RolloutPiece": "piece",
         "RolloutResult": "backward",
         "Segment": "segment",
         "bptt_backward": "backward",

@@ -38,6 +38,7 @@ from memformer.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
     from memformer.processes.group import World
     from memformer.replay import Rollout
@@ -133,8 +134,16 @@ class TrainingData:
         except ValueError as error:
             raise UserError(f"model.{error}") from None
 
-    def train_stream(self, config: Config, world: "World") -> SegmentStream:
-        """The endless stream of this process's lanes; all processes of a replica read the same."""
+    def train_stream(
+        self, config: Config, world: "World", trained: "Callable[[int], NDArray[np.bool_]] | None" = None
+    ) -> SegmentStream:
+        """The endless stream of this process's lanes; all processes of a replica read the same.
+
+        Args:
+            config: The run.
+            world: This process among all.
+            trained: `StreamSettings.trained`.
+        """
         settings = stream_settings(
             config,
             world,
@@ -143,6 +152,7 @@ class TrainingData:
             num_segments=config.data.num_segments,
             seed=config.seed,
             prefetch=config.data.prefetch,
+            trained=trained,
         )
         return SegmentStream(self.train, settings)
 
@@ -250,15 +260,14 @@ def rollout_of(batch: SegmentBatch, device: "torch.device") -> "Rollout":
 def counted_tokens(batch: SegmentBatch, world: "World") -> float:
     """What the loss of a rollout is divided by: the number of its targets of all lanes, or the sum of their weights.
 
-    The number is known from the plan. Of weights each replica has read its own lanes' alone, so that all processes call
-    this together; they are multiples of 1/32,768, so that the sum is exact whatever the topology.
+    The number is known from the plan. Of weights each replica has read those that it trains on alone, so that all
+    processes call this together; they are multiples of 1/32,768, so that the sum is exact whatever the topology.
     """
     if batch.loss_weights is None:
         return batch.valid_tokens
     import torch
 
-    own = torch.tensor(batch.loss_weights.sum(dtype=np.float64), device=world.device)
-    return float(world.mesh.data.sum(own))
+    return float(world.mesh.gradients.sum(torch.tensor(batch.counted, dtype=torch.float64, device=world.device)))
 
 
 class Audit:

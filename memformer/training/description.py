@@ -152,7 +152,7 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
             f"{sum(len(prompt.tokens) for prompt in asked):,}",
         )
     LOG.info(
-        "%d process(es) on %s (pipeline %d x data %d x tensor %d), ZeRO stage %d, %s",
+        "%d process(es) on %s (pipeline %d x data %d x segment %d x tensor %d), ZeRO stage %d, %s",
         world.size,
         world.device.type,
         *world.mesh.sizes.values(),

@@ -91,7 +91,7 @@ class Meter:
             epochs=int(state.progress.data["tokens"]) / self._data_tokens,
             replay_buffer_bytes=engine.replay_buffer_bytes,
             # Each replica's objective is scaled by their number, for the average of the gradients.
-            memory_gradient_norms=[math.sqrt(square) / data.size for square in squares],
+            memory_gradient_norms=[math.sqrt(square) / state.world.mesh.gradients.size for square in squares],
             memory=memory,
             seconds=clock.seconds,
             data_seconds=clock.data_seconds,

@@ -20,6 +20,7 @@ from memformer.engine.making import make_engine
 from memformer.engine.precision import resolve_precision
 from memformer.guards.watchdog import Watchdog
 from memformer.inference.tasks import refuse_without_logits
+from memformer.parallel.segment.sharing import trained_segments
 from memformer.processes import group
 from memformer.processes.environment import prepare_environment
 from memformer.run import exit_codes
@@ -66,12 +67,13 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     run.refuse_unwritable()
 
     timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
-    world = group.initialise(config.device, timeout).arranged(parallel.tensor, parallel.pipeline, timeout)
+    world = group.initialise(config.device, timeout)
+    world = world.arranged(parallel.tensor, parallel.pipeline, parallel.segment, timeout)
     with Life(run, world) as life:
         precision = resolve_precision(config.precision, world.device)
         identity = run_identity(config, model_config, data, world, precision)
         start = checkpoint.find(run, world, resume, config.checkpoint)
-        with data.train_stream(config, world) as stream:
+        with data.train_stream(config, world, trained_segments(config, world.mesh)) as stream:
             changes = differences(start, identity, stream, config)
             model = initial_model(config, model_config, data, world, resumed=start.checkpoint is not None)
             if data.asked:
@@ -85,7 +87,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
             life.accept()
             if world.is_main:
                 write_atomically(run.config, config.as_yaml())
-                generated = deepspeed_config(config, world.mesh.data.size, precision)
+                generated = deepspeed_config(config, world.mesh.gradients.size, precision)
                 write_atomically(run.deepspeed, json.dumps(generated, indent=1) + "\n")
                 describe_run(config, model_config, data, world, precision)
             if start.checkpoint is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline.reading import known_segments
 from memformer import MemformerConfig
 from memformer.config.schema import Config, parse_config
 from memformer.engine.base import Engine
@@ -23,6 +24,7 @@ from memformer.engine.optimizer import make_optimizer
 from memformer.models.backbone import BackboneConfig, LoraConfig, MemoryConfig
 from memformer.models.configuration import Forgetting
 from memformer.models.registry import family_of
+from memformer.parallel.segment.sharing import groups_of, trained_segments
 from memformer.parallel.tensor import whole_tensor
 from memformer.planning.traffic import traffic_by_stage
 from memformer.processes.collective_log import LOG
@@ -95,6 +97,7 @@ class Case:
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
+    segment: int = 1
     segments: int = SEGMENTS
     growing: bool = False
     train: str = "all"
@@ -109,7 +112,7 @@ class Case:
     @property
     def world_size(self) -> int:
         """Processes."""
-        return self.data * self.tensor * self.pipeline
+        return self.data * self.tensor * self.pipeline * self.segment
 
     @property
     def steps(self) -> int:
@@ -155,6 +158,7 @@ def config_of(case: Case) -> Config:
         "tensor",
         "pipeline",
         "pipeline_layers",
+        "segment",
         "segments_in_flight",
         "zero_stage",
         "gradient_reduction",
@@ -245,7 +249,7 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     """(losses, flat initial weights, flat final weights) of one process with full BPTT and plain AdamW.
 
-    Lanes are taken in the groups that the case's replicas have, so that dropout draws the same masks.
+    Lanes are taken in the groups that the case's processes have, so that dropout draws the same masks.
     """
     config, model = config_of(dataclasses.replace(case, precision="fp32")), model_of(case)
     for name, parameter in model.named_parameters():
@@ -255,18 +259,19 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
         group["lr"] *= group["rate_factor"]
     initial = flat(model)
     own = LANES // case.data
-    carries = [Carry.empty(model.initial_memory(own), LENGTH) for _ in range(case.data)]
+    groups = [(0, own)] if case.segment == 1 else groups_of(config, own)
+    spans = [(first + start, first + stop) for first in range(0, LANES, own) for start, stop in groups]
+    carries = [Carry.empty(model.initial_memory(stop - start), LENGTH) for start, stop in spans]
     losses = []
     for step in range(case.steps):
         rollout = rollout_of(step, case.segments_of(step), case.weighted)
         optimizer.zero_grad()
         count = counted_of(rollout)
         total = 0.0
-        for replica, carry in enumerate(carries):
-            lanes = rollout.lanes(replica * own, (replica + 1) * own)
-            seed = mix_seed(step, replica * own)
-            result = bptt_backward(model, lanes, carry, denominator=count, seed=seed)
-            carries[replica] = result.carry
+        for i, span in enumerate(spans):
+            seed = mix_seed(step, span[0])
+            result = bptt_backward(model, rollout.lanes(*span), carries[i], denominator=count, seed=seed)
+            carries[i] = result.carry
             total += float(result.segment_losses.sum())
         if case.clipping:
             torch.nn.utils.clip_grad_norm_(model.parameters(), case.clipping)
@@ -275,28 +280,38 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
     return losses, initial, flat(model)
 
 
+def known_of(rollout: Rollout, engine: Engine) -> Rollout:
+    """The lanes of this process, with the tokens and weights that its stream would read."""
+    mesh, count = engine.world.mesh, len(rollout.tokens) // engine.world.mesh.data.size
+    own = rollout.lanes(mesh.data.rank * count, (mesh.data.rank + 1) * count)
+    trained = trained_segments(engine.config, mesh)
+    if trained is None:
+        return own
+    unknown = torch.from_numpy(~known_segments(trained(rollout.num_segments)))[..., None]
+    weights = None if own.loss_weights is None else own.loss_weights.masked_fill(unknown, 0)
+    return dataclasses.replace(own, tokens=own.tokens.masked_fill(unknown, 0), loss_weights=weights)
+
+
 def engine_of(world: World, case: Case) -> Engine:
     """The case's engine on these processes, arranged as it asks; `engine.world` is where this one stands."""
     model = model_of(case)
     if case.chunked:  # a few tokens at a time; the reference has whole logits
         model.head.chunk_bytes = 5 * 4 * len(model.head.weight)
-    return make_engine(model, config_of(case), world.arranged(case.tensor, case.pipeline), case.precision)
+    return make_engine(model, config_of(case), world.arranged(case.tensor, case.pipeline, case.segment), case.precision)
 
 
 def train(world: World, case: Case) -> dict[str, Any]:
     """The same steps through the engine, on this process's lanes; `calls` and `messages` are the last step's bytes."""
     engine = engine_of(world, case)
     world = engine.world
-    lanes = LANES // case.data
-    start = world.mesh.data.rank * lanes
-    carry = Carry.empty(engine.initial_memory(lanes), LENGTH)
+    carry = Carry.empty(engine.initial_memory(LANES // case.data), LENGTH)
     losses, norms = [], []
     for step in range(case.steps):
         rollout = rollout_of(step, case.segments_of(step), case.weighted)
         count = counted_of(rollout)
         LOG.messages.clear()
         with counted() as calls:
-            result = engine.rollout_backward(rollout.lanes(start, start + lanes), carry, count, seed=step)
+            result = engine.rollout_backward(known_of(rollout, engine), carry, count, seed=step)
             report = engine.step(config_of(case).optimizer.learning_rate)
         assert report.applied
         norms.append(report.grad_norm)
@@ -342,16 +357,19 @@ def assert_traffic_as_planned(case: Case, ranks: list[dict[str, Any]]) -> None:
     config = config_of(case)
     stages = traffic_by_stage(config, config.model, case.world_size)
     for rank, own in enumerate(ranks):
-        if rank and case.tensor > 1:
-            continue  # the vocabulary does not divide evenly; the plan is of the first process
+        if rank and (case.tensor > 1 or case.segment > 1):
+            continue  # the vocabulary, or a rollout, does not divide evenly; the plan is of the first process
         stage = stages[rank if case.pipeline > 1 else 0]
-        expected = stage["data"] + stage["tensor"] + stage["replica"]
+        messages = Counter(stage["segment"] if case.segment > 1 else stage["pipeline"])
+        expected = (
+            stage["data"] + stage["tensor"] + stage["replica"] + Counter(all_reduce=messages.pop("all_reduce", 0))
+        )
         found: Counter[str] = Counter()
         for kind, size in own["calls"].items():
             found[kind.removesuffix("_into_tensor").removesuffix("_tensor")] += size
         del found["isend"]  # counted by kind in the messages
         if case.zero_stage == 3:
             # DeepSpeed compares what its processes trace; lists of numbers, whatever the width.
-            assert found.pop("broadcast") < 10_000
+            assert found.pop("broadcast", 0) < 10_000
         assert found == expected
-        assert own["messages"] == stage["pipeline"]
+        assert own["messages"] == messages

@@ -15,9 +15,14 @@ thinned; with stages that end in the encoder, between encoder and decoder, and i
 parallelism. Left out: ZeRO 2 and 3, which the configuration refuses, and dropout, whose masks depend on the stages
 (tests/distributed/test_pipeline.py).
 
+Segments over ranks come with data {1, 2} x ZeRO {0, 1, 2, 3}, and with what meets them in one place: dropout, decoders
+of several segments, loss weights, groups of lanes that are uneven, alone or more than the ranks, pieces that are
+uneven, rollouts that grow, 16 bits, a family whose decoder is not apart, and tensor parallelism.
+
 Tolerances: tests/distributed/short_runs.py.
 
-Covers: memformer/engine/making.py, memformer/engine/parallelize.py
+Covers: memformer/engine/making.py, memformer/engine/parallelize.py, memformer/engine/segment_engine.py,
+memformer/parallel/channels.py, memformer/parallel/segment/executor.py
 """
 
 import itertools
@@ -25,8 +30,16 @@ from typing import Any
 
 import pytest
 
+from memformer.planning.arrangement import arrange
+from memformer.planning.memory import stage_memory
 from tests.distributed.processes import run_distributed
-from tests.distributed.short_runs import Case, assert_equals_reference, assert_traffic_as_planned, train_all
+from tests.distributed.short_runs import (
+    Case,
+    assert_equals_reference,
+    assert_traffic_as_planned,
+    config_of,
+    train_all,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -84,6 +97,18 @@ PIPELINES = [
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
+SEGMENTS_OVER_RANKS = [
+    Case(0, data=1, segment=2, segments=5, dropout=0.3, decoder_batch=2),
+    Case(1, data=1, segment=2, weighted=True, lanes_per_micro_batch=3),
+    Case(2, data=1, segment=2, lanes_per_micro_batch=1, mode="full", overlap=3, offload="optimizer"),
+    Case(3, data=1, segment=2, segments=4, growing=True, lanes_per_micro_batch=4),
+    Case(1, "bf16", data=1, segment=2),
+    Case(0, "fp16", data=1, segment=2, clipping=0.05),
+    Case(2, data=1, segment=2, backbone="adapters", train="lora", cpu_checkpointing=True),
+    *(Case(stage, data=2, segment=2, clipping=0.05) for stage in range(4)),
+    Case(1, data=1, segment=2, tensor=2, segments=4, dropout=0.2, **CHECKPOINTING["partitioned"]),
+    Case(3, data=1, segment=4, segments=6),
+]
 FROZEN = [Case(1, data=1, tensor=2, train="memory", mode="full")]
 BACKBONES = [
     Case(0, data=1, tensor=2, backbone="matrices"),
@@ -94,7 +119,7 @@ BACKBONES = [
     Case(1, data=2, tensor=2, backbone="adapters", train="lora", clipping=0.05, **CHECKPOINTING["partitioned"]),
     Case(3, data=2, tensor=2, backbone="slots", clipping=0.05, mode="full"),
 ]
-CASES = GRID + SINGLE + PIPELINES + FROZEN + BACKBONES
+CASES = GRID + SINGLE + PIPELINES + SEGMENTS_OVER_RANKS + FROZEN + BACKBONES
 SIZES = sorted({case.world_size for case in CASES})
 
 
@@ -115,11 +140,22 @@ COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4]
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
+COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.tensor == 1]  # else a bound
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)
 def test_bytes_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
     assert_traffic_as_planned(case, trained[case])
+
+
+@pytest.mark.parametrize("case", SEGMENTS_OVER_RANKS, ids=str)
+def test_memories_that_are_kept_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
+    """Of the rank that keeps most of them: pieces differ by a segment."""
+    config = config_of(case)
+    run = arrange(config, config.model, case.world_size)
+    planned = sum(part["replay buffer"] for part in map(dict, stage_memory(run, 0)) if "replay buffer" in part)
+    kept = [rank["buffer"] for rank in trained[case]]
+    assert max(kept) == planned or (case.segments % case.segment and max(kept) < planned)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -2,7 +2,7 @@
 """Pipelines in real processes, beside test_equivalence.py: dropout, messages, skipped and given-up steps, runs.
 
 Covers: memformer/engine/pipeline_engine.py, memformer/models/memformer/stage.py,
-memformer/parallel/pipeline/channels.py, memformer/parallel/pipeline/construction.py,
+memformer/parallel/channels.py, memformer/parallel/pipeline/construction.py,
 memformer/parallel/pipeline/deepspeed_schedule.py, memformer/parallel/pipeline/executor.py,
 memformer/parallel/pipeline/stage.py, memformer/parallel/pipeline/traffic.py
 """

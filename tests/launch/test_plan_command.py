@@ -29,7 +29,7 @@ def plan(tmp_path: Path, *words: str, model: dict[str, Any] = MODEL) -> int:
 def test_json_has_everything_and_nothing_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(tmp_path, "--gpus-per-node", "4", "--parallel.tensor", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["topology"] == {"nodes": 1, "gpus_per_node": 4, "pipeline": 1, "data": 2, "tensor": 2}
+    assert found["topology"] == {"nodes": 1, "gpus_per_node": 4, "pipeline": 1, "data": 2, "segment": 1, "tensor": 2}
     assert found["hardware"]["name"] == "NVIDIA H100 80GB HBM3" and "nvidia.com" in found["hardware"]["source"]
     assert found["fits"] and found["parameters"] > 0 and found["traffic"]["tensor"]["all_reduce"] > 0
     assert not dist.is_initialized() and not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import parallelism_figures
+from docs import parallelism_figures, segment_figures
 from launch.cli import command
 from memformer.config.schema import load_config
 
@@ -24,6 +24,11 @@ def test_figures_are_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parallelism_figures.main() == 0, "run: python docs/parallelism_figures.py"
     advised = [line for line in TEXT.splitlines() if line.startswith("| **")]  # the others show what is not
     assert len(advised) == 3 and not any("too much" in line for line in advised)
+
+
+def test_figures_of_shared_rollouts_are_the_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["segment_figures.py", "--check"])
+    assert segment_figures.main() == 0, "run: python docs/segment_figures.py"
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from memformer.parallel.channels import Transfer
 from memformer.parallel.pipeline import tasks
-from memformer.parallel.pipeline.channels import Transfer
 from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Release, ReplaySchedule, Send
 from memformer.parallel.pipeline.stage import StagedModel
 from memformer.parallel.pipeline.tasks import Message, Task

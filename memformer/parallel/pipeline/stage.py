@@ -13,7 +13,7 @@ from torch import nn
 from memformer.models.configuration import ModelConfig
 from memformer.models.protocol import Stage
 from memformer.models.registry import stages_of
-from memformer.parallel.pipeline.channels import Channels, Transfer
+from memformer.parallel.channels import Channels, Transfer
 from memformer.parallel.pipeline.split import Split, lanes_of_groups
 from memformer.replay import Segment
 

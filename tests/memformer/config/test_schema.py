@@ -141,6 +141,28 @@ def test_a_minimal_file_has_defaults() -> None:
             ["activation_checkpointing.memory_interval is 2", "training.replay is bptt", "set the former to 1"],
         ),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
+        ({"parallel": {"segment": 0}}, ["parallel.segment: is 0"]),
+        ({"parallel": {"segment": 2, "pipeline": 2}}, ["segment is 2: not built for parallel.pipeline above 1"]),
+        ({"parallel": {"segment": 2}, "training": {"replay": "bptt"}}, ["segment is 2, but", "set it to mrbp"]),
+        ({"parallel": {"segment": 2}, "model": {"num_memory_slots": 0}}, ["segment is 2: the model has no memory"]),
+        (
+            {"parallel": {"segment": 2}, "activation_checkpointing": {"memory_interval": 2}},
+            ["memory_interval is 2", "parallel.segment above 1", "set it to 1"],
+        ),
+        (
+            {"parallel": {"segment": 2, "gradient_reduction": "segment"}},
+            ["gradient_reduction is segment, but parallel.segment is 2", "set it to rollout"],
+        ),
+        (
+            {"parallel": {"segment": 2, "zero_stage": 3, "zero3_gather": "segment"}},
+            ["zero3_gather is segment, but parallel.segment is 2", "set it to rollout"],
+        ),
+        ({"parallel": {"segment": 2}, "compile": True, "model": {"dropout": 0.1}}, ["segment is 2: with compile"]),
+        ({"parallel": {"segment": 5}}, ["segment is 5, but a rollout has 4 segments", "give at least 5"]),
+        (
+            {"parallel": {"segment": 2}, "data": {"path": "d", "num_segments": {0: 1, 9: 4}}},
+            ["segment is 2, but a rollout has 1 segments", "give at least 2"],
+        ),
     ],
 )
 def test_faults_are_named(values: dict[str, Any], parts: list[str]) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Which numbers of processes fit a run, held to counting; and that every command which starts one asks alike."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,18 @@ from memformer.config.schema import Config, parse_config
 from memformer.config.topology import replicas_of
 
 
-def a_run(lanes: int, tensor: int = 1, pipeline: int = 1) -> Config:
-    parallel = {"tensor": tensor, "pipeline": pipeline}
+def a_run(lanes: int, tensor: int = 1, pipeline: int = 1, segment: int = 1) -> Config:
+    parallel = {"tensor": tensor, "pipeline": pipeline, "segment": segment}
     data = {"path": "unused", "num_lanes": lanes}
     return parse_config({"run_dir": "unused", "data": data, "parallel": parallel}, "test")
 
 
-@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2)])
+@pytest.mark.parametrize("grid", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (4, 2, 1), (1, 1, 3), (2, 1, 2)])
 @pytest.mark.parametrize("lanes", [1, 4, 6])
-def test_the_answer_is_what_counting_gives(lanes: int, tensor: int, pipeline: int) -> None:
-    config = a_run(lanes, tensor, pipeline)
+def test_the_answer_is_what_counting_gives(lanes: int, grid: tuple[int, int, int]) -> None:
+    config, size = a_run(lanes, *grid), math.prod(grid)
     for world_size in range(1, 33):
-        fitting = [each for each in range(1, lanes + 1) if each * tensor * pipeline == world_size and lanes % each == 0]
+        fitting = [each for each in range(1, lanes + 1) if each * size == world_size and lanes % each == 0]
         if fitting:
             assert [replicas_of(config, world_size)] == fitting
         else:
@@ -36,6 +37,10 @@ def test_a_world_that_is_no_product_is_refused_by_the_three_settings() -> None:
     for size in (2, 6):
         with pytest.raises(UserError, match=rf"^world size {size} is not parallel\.tensor 2 x parallel\.pipeline 2"):
             replicas_of(config, size)
+    with pytest.raises(
+        UserError, match=r"tensor 2 x parallel\.pipeline 1 x parallel\.segment 2 x data .* or parallel\.segm"
+    ):
+        replicas_of(a_run(6, tensor=2, segment=2), 6)
     with pytest.raises(UserError, match=r"data\.num_lanes is 6, which 4 data-parallel .*choose a multiple of 4"):
         replicas_of(config, 16)
 

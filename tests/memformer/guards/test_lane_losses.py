@@ -13,7 +13,7 @@ from memformer.guards.faulty_steps import lane_losses
 from memformer.processes.group import World
 from memformer.replay.random_state import mix_seed
 from tests.distributed.processes import run_distributed
-from tests.distributed.short_runs import LANES, Case, counted_of, engine_of, rollout_of
+from tests.distributed.short_runs import LANES, Case, counted_of, engine_of, known_of, rollout_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -25,6 +25,8 @@ CASES = {
     "spread parameters": Case(3, dropout=0.3, lanes_per_micro_batch=1),
     "slices": Case(1, data=1, tensor=2, dropout=0.3, lanes_per_micro_batch=2),
     "loss weights": Case(1, dropout=0.3, lanes_per_micro_batch=1, weighted=True),
+    "pieces": Case(1, data=1, segment=2, dropout=0.3, weighted=True),
+    "pieces, spread parameters": Case(3, data=1, segment=2, dropout=0.3, lanes_per_micro_batch=3),
     "stages": Case(1, data=1, pipeline=2, dropout=0.3),
     "stages, one lane each": Case(1, data=1, pipeline=2, dropout=0.3, lanes_per_micro_batch=1),
 }
@@ -38,11 +40,11 @@ def both(world: World, cases: list[Case]) -> list[dict[str, Any]]:
         engine = engine_of(world, case)
         engine.model.train()
         lanes = LANES // case.data
-        start = engine.world.mesh.data.rank * lanes
         whole, carry = rollout_of(int(case.weighted), case.segments, case.weighted), engine.empty_carry(lanes)
-        rollout = whole.lanes(start, start + lanes)
+        rollout = known_of(whole, engine)
         result = engine.rollout_backward(rollout, carry, counted_of(whole), seed=11)
-        counted = rollout.lengths if rollout.loss_weights is None else rollout.loss_weights.sum(2)
+        first = engine.world.mesh.data.rank * lanes
+        counted = (whole.lengths if whole.loss_weights is None else whole.loss_weights.sum(2))[first : first + lanes]
         losses = {
             "step": result.segment_losses.double(),
             "again": (lane_losses(engine, rollout, carry, 11) * counted).double().sum(0),
