@@ -20,12 +20,13 @@ class _Stream:
     """A stream or an event; there is one stream, which is always idle."""
 
     kind = "stream"
+    device: SimulatedDevice
 
-    def __init__(self, device: SimulatedDevice) -> None:
-        self._device = device
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
 
     def synchronize(self) -> None:
-        self._device.wait(f"{self.kind}.synchronize")
+        self.device.wait(f"{self.kind}.synchronize")
 
     def query(self) -> bool:
         return True
@@ -66,6 +67,7 @@ def install(device: SimulatedDevice) -> None:
         "reset_peak_memory_stats": None,
         "get_rng_state": states,
         "set_rng_state": None,
+        "_lazy_call": None,
         "manual_seed": None,
         "manual_seed_all": None,
         "ipc_collect": None,
@@ -80,11 +82,11 @@ def install(device: SimulatedDevice) -> None:
         setattr(torch.cuda, name, lambda *_, _kind=f"cuda.{name}": device.wait(_kind))
     for name in ("range_push", "range_pop", "mark"):
         setattr(torch.cuda.nvtx, name, lambda *_, **__: None)
-    stream = _Stream(device)
-    for name in ("current_stream", "default_stream", "Stream"):
-        setattr(torch.cuda, name, lambda *_, **__: stream)
-    setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())  # noqa: B010  # mypy knows the module's types
-    setattr(torch.cuda, "Event", lambda *_, **__: _Event(device))  # noqa: B010
+    _Stream.device, stream = device, _Stream()
+    for name in ("current_stream", "default_stream"):
+        setattr(torch.cuda, name, lambda *_: stream)
+    replaced: Any = torch.cuda
+    replaced.Stream, replaced.Event, replaced.stream = _Stream, _Event, lambda _: contextlib.nullcontext()
     _replace_tensor_methods(device)
     _replace_constructors(device)
     setattr(F, "scaled_dot_product_attention", _attention)  # noqa: B010

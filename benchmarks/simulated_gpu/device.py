@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""`SimulatedDevice`: a dispatch mode under which tensors of cuda:0 have shapes and dtypes, and tensors of the host numbers.
+"""`SimulatedDevice`: a dispatch mode in which tensors of cuda:0 have shapes and dtypes, and those of the host numbers.
 
 Whatever torch is asked to do comes by here. On the device it is torch's fake tensors that answer, which raise what a
 GPU would raise where devices do not match. What the host asks the device for is answered by a plausible number, or by
@@ -112,6 +112,9 @@ class SimulatedDevice(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = _tensors(args) + _tensors(kwargs.values())
         on_device = [each for each in inputs if is_on_device(each)]
+        if torch.is_inference_mode_enabled() and _is_composed(func):
+            with self:  # without autograd nothing has taken it apart yet
+                return func.decompose(*args, **kwargs)
         name = _name_of(func)
         to_device = _names_device(kwargs.get("device"))
         if not on_device and not to_device:
@@ -124,7 +127,10 @@ class SimulatedDevice(TorchDispatchMode):
         return out
 
     def _on_host(self, func: Any, name: str, args: Any, kwargs: Any, inputs: Sequence[torch.Tensor]) -> Any:
-        out = func(*args, **kwargs)
+        pinned = kwargs.get("pin_memory", False)
+        out = func(*args, **(kwargs | {"pin_memory": False} if pinned else kwargs))
+        if pinned:
+            out.__dict__["pinned"] = True
         if self.phase and name not in _NO_KERNEL:
             most = max((each.numel() for each in _tensors((out,))), default=0)
             if most > 1:
@@ -232,7 +238,7 @@ class SimulatedDevice(TorchDispatchMode):
         return Work(1, size, flops, seconds), named
 
     def _origin(self, inputs: Sequence[torch.Tensor]) -> tuple[Place, str, bool]:
-        """Where work comes from, the autograd node that asks for it (empty in a forward), and whether weights are in it.
+        """Where work comes from, the autograd node that asks for it (empty in a forward), whether weights are in it.
 
         A node has the number that the next one would have had when its forward ran, by which the two find each other.
         """
@@ -273,6 +279,12 @@ def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
         elif isinstance(each, (list, tuple)):
             found += _tensors(each)
     return found
+
+
+@functools.cache
+def _is_composed(func: Any) -> bool:
+    """Whether an operation is made of others on every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @functools.cache

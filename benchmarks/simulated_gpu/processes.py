@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The other processes of a run, which do nothing: a process group of any size in one process, whose calls are recorded."""
+"""The other processes of a run, which do nothing: a group of any size in one process, whose calls are recorded."""
 
 import os
 from collections.abc import Callable

@@ -57,6 +57,9 @@ def trained(config: Any, device: SimulatedDevice, callbacks: Any = ()) -> list[R
         def before_optimizer_step(self, state: Any) -> None:
             device.phase = "step"
 
+        def before_save(self, state: Any) -> None:
+            device.phase = "after the step"
+
     device.fresh_records()
     try:
         exit_code = train(config, "never", [Marks(), *callbacks])
