@@ -36,6 +36,8 @@ _ONLY_WRITES = frozenset(
     "bernoulli_ uniform_ normal_ random_".split()
 )
 _SIZED_BY_NUMBERS = frozenset({"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"})
+FEW = 8
+"""What the host may compute unseen: as many elements as it has scalars to put together."""
 _ALIGNED = 512  # bytes that torch's allocator rounds up to
 
 
@@ -133,7 +135,7 @@ class SimulatedDevice(TorchDispatchMode):
             out.__dict__["pinned"] = True
         if self.phase and name not in _NO_KERNEL:
             most = max((each.numel() for each in _tensors((out,))), default=0)
-            if most > 1:
+            if most > FEW:
                 self.records.host_work[self.phase, name, here()] += most
         return out
 
@@ -234,7 +236,8 @@ class SimulatedDevice(TorchDispatchMode):
         flops = 0 if counted is None else int(counted(*args, **kwargs, out_val=out))
         size = _moved(name, args, inputs, outputs)
         seconds = self._peaks.seconds(flops, size, inputs[0].dtype if flops else None)
-        named = tuple(dict.fromkeys(_short(each.dtype) for each in (*inputs, *outputs)))
+        here = filter(is_on_device, (*inputs, *outputs))  # a number of the host is an argument of the kernel
+        named = tuple(dict.fromkeys(_short(each.dtype) for each in here))
         return Work(1, size, flops, seconds), named
 
     def _origin(self, inputs: Sequence[torch.Tensor]) -> tuple[Place, str, bool]:

@@ -113,7 +113,7 @@ class Records:
         kernels: Work by kernel.
         collectives: [calls, bytes] by collective.
         waits: How often the host waited, by place.
-        host_work: Elements that the host itself computed in operations on more than one element, by phase and place.
+        host_work: Elements that the host itself computed in operations on more than a few, by phase and place.
     """
 
     kernels: dict[Kernel, Work] = dataclasses.field(default_factory=dict)

@@ -10,6 +10,7 @@ from benchmarks.simulated_gpu import library
 
 library.load()
 
+import contextlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
@@ -17,6 +18,7 @@ import traceback  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
+from unittest import mock  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -24,7 +26,7 @@ from benchmarks.simulated_gpu import training  # noqa: E402
 from benchmarks.simulated_gpu.device import SimulatedDevice  # noqa: E402
 from benchmarks.simulated_gpu.records import Records  # noqa: E402
 from data_pipeline import build_dataset  # noqa: E402
-from tests.simulated_gpu.runs import BACKBONE, CASES, LENGTH, MEMFORMER, WORLD, config_of  # noqa: E402
+from tests.simulated_gpu.runs import BACKBONE, CASES, LENGTH, MEMFORMER, SAVED, WORLD, config_of  # noqa: E402
 
 
 def main(out: Path, names: list[str]) -> None:
@@ -46,7 +48,7 @@ def main(out: Path, names: list[str]) -> None:
             except Exception:
                 found[name] = {"error": traceback.format_exc()}
             device.phase, device.answer = "", 1.0
-    out.write_text(json.dumps(found))
+            out.write_text(json.dumps(found))
 
 
 def _data(scratch: Path) -> Path:
@@ -75,7 +77,11 @@ def trained(name: str, data: Path, scratch: Path, device: SimulatedDevice) -> di
         def after_metrics(self, state: Any, metrics: Any) -> None:
             device.answer = 1.0
 
-    steps = training.trained(config, device, [Broken()])
+    with contextlib.ExitStack() as stack:
+        if name not in SAVED:  # it is the same work in all of them, and a third of it
+            stack.enter_context(mock.patch("memformer.training.save_schedule.Saver.start"))
+            stack.enter_context(mock.patch("memformer.training.life.probe_losses", lambda engine: [1.0]))
+        steps = training.trained(config, device, [Broken()])
     events = [json.loads(line) for line in (scratch / name / "events.jsonl").read_text().splitlines()]
     return {**_as_json(steps[1]), "events": [each["event"] for each in events]}
 
@@ -125,7 +131,7 @@ def faults(device: SimulatedDevice) -> dict[str, Any]:
         waits = [float(y), y.isnan().any().item(), x.tolist(), x[x > 0], x.nonzero(), x.cpu()]
         waits += [torch.tensor([1.0], device="cuda:0"), host.to("cuda:0", non_blocking=True)]
         host.pin_memory().to("cuda:0", non_blocking=True)
-        host.sum(dim=0)
+        host.mul(2)
         dist.all_reduce(x.detach())
     return _as_json(device.fresh_records()) | {"said": said, "asked": len(waits)}
 

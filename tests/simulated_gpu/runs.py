@@ -37,15 +37,17 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"zero{stage}": {"parallel": {"zero_stage": stage}} for stage in range(4)},
     "looked at": LOOKED_AT,
     "bptt": {"training": {"replay": "bptt"}},
-    "lane groups": {"training": {"lanes_per_micro_batch": 1}},
     "decoder groups": {"training": {"segments_per_decoder_batch": 2}, "model": {"dropout": 0.1}},
-    "checkpointing": {"activation_checkpointing": {"mode": "full", "cpu_checkpointing": True}},
-    "fp16": {"precision": "fp16"},
+    "checkpointing": {"activation_checkpointing": {"mode": "full", "memory_interval": 2}},
+    "fp16, lane groups": {"precision": "fp16", "training": {"lanes_per_micro_batch": 1}},
     "tensor": {"parallel": {"tensor": 2}},
     "pipeline": {"parallel": {"pipeline": 2}},
     "backbone": {"model": BACKBONE},
     "skipped": {"parallel": {"zero_stage": 0}},
 }
+
+SAVED = ("zero3", "looked at", "pipeline")
+"""The cases whose last checkpoint is written, and whose model is asked whether it is finite."""
 
 
 def config_of(name: str, data: Path, scratch: Path) -> Config:
