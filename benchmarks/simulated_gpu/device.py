@@ -114,9 +114,6 @@ class SimulatedDevice(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = _tensors(args) + _tensors(kwargs.values())
         on_device = [each for each in inputs if is_on_device(each)]
-        if torch.is_inference_mode_enabled() and _is_composed(func):
-            with self:  # without autograd nothing has taken it apart yet
-                return func.decompose(*args, **kwargs)
         name = _name_of(func)
         to_device = _names_device(kwargs.get("device"))
         if not on_device and not to_device:
@@ -282,12 +279,6 @@ def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
         elif isinstance(each, (list, tuple)):
             found += _tensors(each)
     return found
-
-
-@functools.cache
-def _is_composed(func: Any) -> bool:
-    """Whether an operation is made of others on every device."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @functools.cache

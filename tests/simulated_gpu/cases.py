@@ -98,7 +98,7 @@ def read(family: str, device: SimulatedDevice) -> dict[str, Any]:
     config = config.completed(257, 256, LENGTH)
     model = family_of(config).build(config).to("cuda:0").eval()
     device.fresh_records()
-    with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16), device.during("read"):
+    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16), device.during("read"):
         reader = reader_of(model, 2)
         read_texts(reader, [list(range(40)), list(range(9))])
         for _ in range(3):
@@ -128,11 +128,12 @@ def faults(device: SimulatedDevice) -> dict[str, Any]:
     with device.during("faults"):
         y = (x.double() @ x.double()).sum()
         y.backward()
+        x, y = x.detach(), y.detach()
         waits = [float(y), y.isnan().any().item(), x.tolist(), x[x > 0], x.nonzero(), x.cpu()]
         waits += [torch.tensor([1.0], device="cuda:0"), host.to("cuda:0", non_blocking=True)]
         host.pin_memory().to("cuda:0", non_blocking=True)
         host.mul(2)
-        dist.all_reduce(x.detach())
+        dist.all_reduce(x)
     return _as_json(device.fresh_records()) | {"said": said, "asked": len(waits)}
 
 
