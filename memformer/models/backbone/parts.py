@@ -129,7 +129,7 @@ class Parts:
 
         def cosines_and_sines(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # The frequencies follow the model: from the host they would be copied, and waited for, in every segment.
-            return rotary.to(x.device).forward(x, position_ids=position_ids)  # type: ignore[no-any-return]
+            return rotary.to(x.device).forward(x, position_ids=position_ids)
 
         return cosines_and_sines
 
