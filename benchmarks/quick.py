@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import pixels
 from benchmarks.common import ROOT
+from benchmarks.simulated_gpu import library
 
 SCRIPTS = (
     "replay", "training_peers", "inference", "reading", "memory_tasks", "pixels", "long_text", "peers_text",
     "memory_slots", "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle",
     "backbone_replay", "decoder_batches", "backbone_books", "backbone_peers", "backbone_generation",
-    "logits_and_writer", "task_evaluation",
+    "logits_and_writer", "task_evaluation", "simulated_step",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 
@@ -41,6 +42,8 @@ def lacks(name: str) -> str:
         return "wids is not installed (make peers)"
     if name == "backbone_books" and not (ROOT / "models" / "smollm2-135m").is_dir():
         return "there is no pretrained model (make backbone)"
+    if name == "simulated_step":
+        return library.missing() or ""
     if name == "pixels" and not pixels.PACKAGE.is_dir():
         return "Fashion-MNIST is not installed (make images)"
     return ""

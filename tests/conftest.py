@@ -39,6 +39,7 @@ LONGEST = (
     "tests/distributed/test_resume.py",
     "tests/distributed/test_equivalence.py",
     *ALONE["moments"],
+    "tests/simulated_gpu/",
     "tests/project/test_readme.py",
     "tests/memformer/models/backbone/test_training.py",
     "tests/faults/",

@@ -30,6 +30,7 @@ from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.precision import AUTOCAST, LossScale
 from memformer.engine.zero import (
+    ask_for_the_norm_once,
     gathered_in_float32,
     leave_gradients_alone,
     parameters_gathered,
@@ -104,6 +105,8 @@ class Engine(abc.ABC):
         self._plain = self._coalesced and self.zero_stage < 3 and not _WATCHED_BY_DEEPSPEED & set(config.deepspeed)
         if self._plain:
             leave_gradients_alone(self.deepspeed.optimizer)
+        if self.zero_stage:
+            ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage)
         self.at_segment: Callable[[], None] = lambda: None
         self.replay_buffer_bytes = 0
         self.frozen_from: Path | None = None
@@ -366,6 +369,7 @@ class _RolloutClock:
 
     def seconds(self) -> float:
         if self._events:
-            self._events[1].synchronize()
+            if not self._events[1].query():
+                self._events[1].synchronize()
             return float(self._events[0].elapsed_time(self._events[1])) / 1000
         return self._seconds

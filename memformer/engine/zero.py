@@ -45,6 +45,41 @@ def leave_gradients_alone(optimizer: Any) -> None:
     optimizer._grad_acc_hooks.clear()
 
 
+def ask_for_the_norm_once(optimizer: Any, zero_stage: int) -> None:
+    """The gradient's norm comes to the host once a step, where DeepSpeed looks at it there: it would ask three times.
+
+    Each time a GPU would be waited for. On the CPU nothing changes, to the last bit.
+
+    Args:
+        optimizer: The engine's.
+        zero_stage: 1 to 3.
+    """
+    if zero_stage < 3:
+        norm = optimizer.scaled_global_norm
+        optimizer.scaled_global_norm = lambda *arguments, **keywords: norm(*arguments, **keywords).cpu()
+    elif not optimizer.offload_optimizer:
+        norms = optimizer._get_norm_groups
+        optimizer._get_norm_groups = lambda: list(torch.stack(norms()).cpu())
+
+
+@contextlib.contextmanager
+def traces_uncompared() -> Iterator[None]:
+    """ZeRO-3: inside, processes do not compare the order in which they use parameters.
+
+    DeepSpeed has them do so once in every forward, as long as its trace of a step is not complete, and that of a
+    rollout never is: four round trips to a GPU each. It is for parameters that are fetched in that order; where all
+    have been gathered there is nothing to fetch.
+    """
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    compare = coordinator.assert_ints_same_as_other_ranks
+    coordinator.assert_ints_same_as_other_ranks = lambda ints: None
+    try:
+        yield
+    finally:
+        coordinator.assert_ints_same_as_other_ranks = compare
+
+
 @contextlib.contextmanager
 def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
     """ZeRO-3: one gather of all parameters for a whole rollout.
@@ -60,7 +95,8 @@ def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
     for parameter in parameters:
         parameter.ds_active_sub_modules.add(sentinel)
     try:
-        yield
+        with traces_uncompared():
+            yield
     finally:
         for parameter in parameters:
             parameter.ds_active_sub_modules.discard(sentinel)

@@ -208,7 +208,7 @@ class Arrangement:
         found = self.traces.of(self.layers[stage], rest=False).parameters
         for part, shapes in self.traces.rest_parameters.items():
             if self._home(part) == stage:
-                found = found + shapes
+                found = found + (self._without_head(shapes) if self.home.get(part) == "first" else shapes)
         return found
 
     @property
@@ -216,6 +216,13 @@ class Arrangement:
         """Elements of the first stage's embedding that a process has."""
         parts = [shapes for part, shapes in self.traces.rest_parameters.items() if self.home.get(part) == "first"]
         return sum(shape.numel * count for shapes in parts for shape, count in shapes.items())
+
+    @staticmethod
+    def _without_head(shapes: Counter[Shape]) -> Counter[Shape]:
+        """An embedding's on a stage of its own: the head that it may be tied to, a linear layer, is on another."""
+        return Counter(
+            {shape._replace(low_precision=shape.low_precision and shape.size < 4): n for shape, n in shapes.items()}
+        )
 
     def _home(self, part: str) -> int:
         """The stage that trains a part of the model which is no layer."""

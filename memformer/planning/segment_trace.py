@@ -39,8 +39,7 @@ class Shape(NamedTuple):
 
     Attributes:
         numel: Elements that the process has.
-        low_precision: Whether ZeRO sends it in 16 bits: autocast has such a form of it (the weights of linear layers),
-            or it is stored so.
+        low_precision: Whether ZeRO sends it in 16 bits: it is a linear layer's, or stored so.
         group: Number of the optimizer's group that it is in; -1: it is not trained.
         size: Bytes of an element as it is stored.
     """
@@ -334,7 +333,8 @@ def _parameters_of_layers(model: Any) -> set[int]:
 
 def _shapes(model: Any, memory_rate: bool) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
     """The parameters of the layers; and the others, by the model's attribute that holds them."""
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)}
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    linear = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
     groups = parameter_groups(model, OptimizerConfig(memory_learning_rate=1e-3 if memory_rate else None))
     group = {id(parameter): number for number, each in enumerate(groups) for parameter in each["params"]}
     layers = _parameters_of_layers(model)

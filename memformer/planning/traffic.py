@@ -9,9 +9,9 @@ Counted is the payload of each call, as a test counts them in real processes. Wh
 | 1, 2 | all_reduce, linear layers in 16 bits under autocast | all_gather of each group, float32, padded | 4 B a group |
 | 3 | reduce_scatter, the same, each parameter padded | all_gather, the same; once a rollout | 8 B a group |
 
-Left out: ZeRO-3's comparison of its traces (broadcasts of some kB whatever the width), and what the trainer agrees on
-after a step (under 1 kB). With `zero3_gather: segment` the parameters are gathered for each use; how often depends on
-what DeepSpeed prefetches and keeps, so that the figure is an upper bound.
+Left out: what the trainer agrees on after a step (under 1 kB). With `zero3_gather: segment` the parameters are gathered
+for each use; how often depends on what DeepSpeed prefetches and keeps, so that the figure is an upper bound; and it
+compares its traces in broadcasts of some kB, whatever the width, which are left out too.
 """
 
 import math

@@ -172,8 +172,10 @@ def all_max_each(values: Sequence[int]) -> list[int]:
     axis = everyone()
     if axis.size == 1:
         return list(values)
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    return [int(value) for value in axis.max(torch.tensor(list(values), device=device)).tolist()]
+    own = torch.tensor(list(values))
+    if dist.get_backend() == "nccl":
+        own = own.pin_memory().to(torch.device("cuda", torch.cuda.current_device()), non_blocking=True)
+    return [int(value) for value in axis.max(own).tolist()]
 
 
 def gather(value: Any) -> list[Any]:

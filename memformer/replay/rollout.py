@@ -70,9 +70,8 @@ class Rollout:
         """A rollout on `device` from host tensors: of any integer type (tokens, lengths), bool (resets), float32."""
         full = tuple((lengths == tokens.shape[2]).all(dim=0).tolist())
         starting = tuple(resets.any(dim=0).tolist())
-        moved = (each.to(device, non_blocking=True) for each in (tokens, lengths, resets))
-        on_tokens, on_lengths, on_resets = moved
-        weights = None if loss_weights is None else loss_weights.to(device, non_blocking=True)
+        on_tokens, on_lengths, on_resets = (_moved(each, device) for each in (tokens, lengths, resets))
+        weights = None if loss_weights is None else _moved(loss_weights, device)
         return cls(on_tokens.long(), on_lengths.long(), on_resets, full, starting, weights)
 
     @property
@@ -110,3 +109,9 @@ class Rollout:
     def carry(self, memory: torch.Tensor) -> Carry:
         """What follows this rollout, given the memory after its last segment, [B, K, D]."""
         return Carry(memory.detach(), self.tokens[:, -1], self.lengths[:, -1], not self.full[-1])
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A host tensor on `device`, where nobody waits for it: a copy from memory that is not pinned would wait."""
+    pinned = tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# name -> position of the tensor that is the payload
-_COUNTED = {
+PAYLOADS = {
     "all_reduce": 0,
     "reduce": 0,
     "broadcast": 0,
@@ -24,12 +23,14 @@ _COUNTED = {
     "send": 0,
     "isend": 0,
 }
+"""The collectives that are counted -> position of the argument that is the payload."""
 
 
-def _bytes(payload: Any) -> int:
+def payload_bytes(payload: Any) -> int:
+    """Of a tensor, or of a list of them."""
     if isinstance(payload, torch.Tensor):
         return payload.numel() * payload.element_size()
-    return sum(map(_bytes, payload)) if isinstance(payload, (list, tuple)) else 0
+    return sum(map(payload_bytes, payload)) if isinstance(payload, (list, tuple)) else 0
 
 
 _counts: dict[str, list[int]] | None = None
@@ -38,7 +39,7 @@ _depth = 0
 
 def install() -> None:
     """Wraps the collectives. Must run before DeepSpeed is initialised, which keeps references to some of them."""
-    for name in _COUNTED:
+    for name in PAYLOADS:
         if hasattr(dist, name):
             setattr(dist, name, _wrapped(name, getattr(dist, name)))
 
@@ -48,11 +49,11 @@ def _wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
         global _depth
         if _counts is not None and _depth == 0:
-            position = _COUNTED[name]
+            position = PAYLOADS[name]
             payload = arguments[position] if len(arguments) > position else next(iter(keywords.values()), None)
             entry = _counts.setdefault(name, [0, 0])
             entry[0] += 1
-            entry[1] += _bytes(payload)
+            entry[1] += payload_bytes(payload)
         _depth += 1
         try:
             return original(*arguments, **keywords)

@@ -368,7 +368,7 @@ def assert_traffic_as_planned(case: Case, ranks: list[dict[str, Any]]) -> None:
         for kind, size in own["calls"].items():
             found[kind.removesuffix("_into_tensor").removesuffix("_tensor")] += size
         del found["isend"]  # counted by kind in the messages
-        if case.zero_stage == 3:
+        if case.zero_stage == 3 and case.zero3_gather == "segment":
             # DeepSpeed compares what its processes trace; lists of numbers, whatever the width.
             assert found.pop("broadcast", 0) < 10_000
         assert found == expected

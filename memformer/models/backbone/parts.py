@@ -126,8 +126,12 @@ class Parts:
             return None
         with torch.device("cpu"):
             rotary = type(getattr(self._body, self._architecture.rotary))(self._model.config)
-        forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rotary.forward
-        return forward
+
+        def cosines_and_sines(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            # The frequencies follow the model: from the host they would be copied, and waited for, in every segment.
+            return rotary.to(x.device).forward(x, position_ids=position_ids)
+
+        return cosines_and_sines
 
     def other(self, name: str | None) -> nn.Module | None:
         """A part that not all models have, by its name in the body."""
