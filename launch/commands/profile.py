@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     place: Path = arguments.run
     if not place.is_dir():
-        raise UserError(f"{place}: there is no such directory: give a run directory")
+        what = "is a file" if place.exists() else "there is no such directory"
+        raise UserError(f"{place}: {what}: give a run directory")
     if arguments.out is not None:
         check_out(arguments.out)
         if not arguments.no_pictures and not available():

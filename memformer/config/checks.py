@@ -10,6 +10,13 @@ from typing import Any
 from memformer.models.registry import family_of, stages_of
 
 
+def each_once(names: list[str]) -> list[str]:
+    """A list in which nothing stands twice."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"is {names}: one comes twice, leave it out")
+    return names
+
+
 def steps(config: Any) -> None:
     """What lies within the run's steps."""
     last = config.training.max_steps

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -336,7 +337,7 @@ class Config(Section):
     """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
     """Write TensorBoard events to run_dir/tensorboard."""
-    loggers: list[Literal["wandb", "prometheus"]] = Field([])
+    loggers: Annotated[list[Literal["wandb", "prometheus"]], AfterValidator(checks.each_once)] = Field([])
     """Services that get the same numbers (docs/operations.md); wandb takes project and key from its own variables."""
     model: ModelConfig
     data: DataConfig

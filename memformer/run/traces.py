@@ -82,14 +82,14 @@ def find_traces(run: RunDirectory, place: Path | None = None) -> list[Path]:
     Raises:
         UserError: There is none.
     """
-    folder = place or max(run.profile.glob("steps-*-*"), default=None)
-    found = sorted(folder.glob("rank-*.json.gz")) if folder else []
-    if not found:
-        raise UserError(
-            f"{place or run.profile}: holds no trace: train with --profile.steps '[FIRST, LAST]' among the steps still "
-            "to be done"
-        )
-    return found
+    windows = [place] if place else sorted(run.profile.glob("steps-*-*"), reverse=True)
+    for window in windows:  # a life that was killed while it wrote leaves an empty one
+        if found := sorted(window.glob("rank-*.json.gz")):
+            return found
+    raise UserError(
+        f"{place or run.profile}: holds no trace: give a run's directory; if it is one, train with --profile.steps "
+        "'[FIRST, LAST]' among the steps still to be done"
+    )
 
 
 def read_trace(path: Path) -> StepTimes:
@@ -101,10 +101,10 @@ def read_trace(path: Path) -> StepTimes:
     try:
         with gzip.open(path, "rb") as file:
             events = json.load(file)["traceEvents"]
-        timed = [each for each in events if each.get("ph") == "X" and "dur" in each]
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a trace ({error}): train those steps again") from None
-    return step_times(timed, path)
+        return step_times([each for each in events if each.get("ph") == "X" and "dur" in each], path)
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        words = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: cannot be read as a trace ({words}): train those steps again") from None
 
 
 def step_times(events: Sequence[dict[str, Any]], path: Path) -> StepTimes:
@@ -126,6 +126,8 @@ def step_times(events: Sequence[dict[str, Any]], path: Path) -> StepTimes:
         before = parts.get(name, Share(0, 0.0, 0.0))
         parts[name] = Share(before.calls + 1, before.host_seconds + each["dur"] / 1e6, on_device[name])
     seconds = sum(each["dur"] for each in steps) / 1e6
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"its steps take {seconds} s")
     rest = seconds - sum(part.host_seconds for part in parts.values())
     parts["between the parts"] = Share(len(steps), max(rest, 0.0), on_device[""])
     counted = kernels or _operators(events, steps)

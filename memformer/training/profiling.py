@@ -37,13 +37,19 @@ class Profiler(Callback):
         run: The run's directory.
         world: This process.
         settings: Which steps and processes.
+        first_step: The step that comes next.
     """
 
-    def __init__(self, run: RunDirectory, world: World, settings: ProfileConfig) -> None:
+    def __init__(self, run: RunDirectory, world: World, settings: ProfileConfig, first_step: int) -> None:
         self._world, self._settings = world, settings
         self._first, self._last = settings.steps or (0, -1)
         self._folder = run.profile / f"steps-{self._first:08d}-{self._last:08d}"
         self._wanted = bool(settings.steps) and world.rank in settings.ranks
+        if settings.steps and world.is_main:
+            if min(settings.ranks) >= world.size:
+                LOG.warning("profile.ranks is %s: the run has no such process, nothing is traced", settings.ranks)
+            if first_step > self._last:
+                LOG.warning("profile.steps is %s: they are done, nothing is traced", settings.steps)
         self._profile: Any = None
         self._step: contextlib.AbstractContextManager[object] | None = None
 

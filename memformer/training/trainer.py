@@ -124,7 +124,7 @@ def loop(
         MetricsWriter(run, world.is_main, config.tensorboard, first, loggers) as writer,
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
-        Profiler(run, world, config.profile) as profiler,
+        Profiler(run, world, config.profile, first) as profiler,
     ):
         writer.text("settings", config.as_yaml(), state.progress.step)
         saved_step = start.step if start.own else -1

@@ -34,9 +34,8 @@ LOOKED_AT = {
     "guards": {"straggler_interval": 2, "checksum_interval": 2},
 }
 CASES: dict[str, dict[str, Any]] = {
-    **{f"zero{stage}": {"parallel": {"zero_stage": stage}} for stage in range(4)},
+    **{f"zero{stage}": {"parallel": {"zero_stage": stage}} for stage in (0, 1, 3)},  # 2 sends what 1 sends
     "looked at": LOOKED_AT,
-    "bptt": {"training": {"replay": "bptt"}},
     "decoder groups": {"training": {"segments_per_decoder_batch": 2}, "model": {"dropout": 0.1}},
     "checkpointing": {"activation_checkpointing": {"mode": "full", "memory_interval": 2}},
     "fp16, lane groups": {"precision": "fp16", "training": {"lanes_per_micro_batch": 1}},

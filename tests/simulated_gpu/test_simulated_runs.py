@@ -27,9 +27,9 @@ pytestmark = [
     pytest.mark.skipif(library.missing() is not None, reason=str(library.missing())),
 ]
 READING = ("memformer reads", "backbone reads")
-PLANNED = ("zero0", "zero1", "zero2", "zero3", "tensor", "pipeline", "backbone")
+PLANNED = ("zero0", "zero1", "zero3", "tensor", "pipeline", "backbone")
 """Of these cases the plan is made; the others have the traffic of one of them."""
-WAITS_OF_A_STEP = {"zero0": 3, "zero1": 5, "zero2": 5, "zero3": 6}
+WAITS_OF_A_STEP = {"zero0": 3, "zero1": 5, "zero3": 6}
 
 
 @pytest.fixture(scope="module")

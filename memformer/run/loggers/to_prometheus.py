@@ -24,6 +24,7 @@ class PrometheusLogger:
         self._gauges: dict[str, Gauge] = {}
         run.directory.mkdir(parents=True, exist_ok=True)
         self._file = run.directory / "memformer.prom"
+        self._go_on()
         self._set("state", RUNNING, f"{RUNNING}: running, " + ", ".join(f"{n}: {how}" for how, n in ENDS.items()))
         self._write()
 
@@ -44,6 +45,15 @@ class PrometheusLogger:
         if name not in self._gauges:
             self._gauges[name] = self._gauge(name, words, tuple(self._labels), registry=self._registry)
         self._gauges[name].labels(**self._labels).set(value)
+
+    def _go_on(self) -> None:
+        """The values of the life before stay until there are newer ones."""
+        from prometheus_client.parser import text_string_to_metric_families as families
+
+        if self._file.exists():
+            for family in families(self._file.read_text(encoding="utf-8")):
+                for sample in family.samples:
+                    self._set(sample.name.removeprefix("memformer_"), sample.value, family.documentation)
 
     def _write(self) -> None:
         from prometheus_client import write_to_textfile

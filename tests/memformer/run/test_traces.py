@@ -98,16 +98,23 @@ def test_kinds(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
+def packed(events: list[dict[str, Any]]) -> bytes:
+    return gzip.compress(json.dumps({"traceEvents": events}).encode())
+
+
 def written(path: Path, events: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    path.write_bytes(packed(events))
     return path
 
 
 def test_the_latest_window_is_found_and_others_by_their_place(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    with pytest.raises(UserError, match=r"profile: holds no trace: train with --profile\.steps"):
+    with pytest.raises(
+        UserError, match=r"profile: holds no trace: give a run's directory; if it is one, train with --profile\.steps"
+    ):
         find_traces(run)
+    (run.profile / "steps-00000090-00000092").mkdir(parents=True)
     early = written(run.profile / "steps-00000002-00000003" / "rank-00000.json.gz", PARTS)
     late = [written(run.profile / "steps-00000010-00000012" / f"rank-0000{n}.json.gz", PARTS) for n in (0, 1)]
     assert find_traces(run) == late and find_traces(run, early.parent) == [early]
@@ -115,7 +122,18 @@ def test_the_latest_window_is_found_and_others_by_their_place(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no archive", gzip.compress(b"[1"), gzip.compress(b"[]"), gzip.compress(b"{}")]
+    "content",
+    [
+        b"",
+        b"no archive",
+        *map(gzip.compress, (b"[1", b"[]", b"{}", b"[" * 200_000)),
+        packed([{"ph": "X", "dur": 1, "cat": "user_annotation"}]),
+    ]
+    + [
+        packed([*PARTS[:1], event(cat, "x", 1, 1) | changes])
+        for cat, changes in (("cpu_op", {"dur": "1"}), ("cuda_runtime", {"args": None}), ("kernel", {"ts": None}))
+    ]
+    + [packed([event("user_annotation", "memformer: step 1", 0, length)]) for length in (-5, float("nan"))],
 )
 def test_what_is_no_trace_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rank-00000.json.gz"

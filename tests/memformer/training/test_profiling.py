@@ -37,7 +37,7 @@ def lives(world: World, root: str) -> str:
     """Three runs: as usual, traced, and one whose memory runs out; what the last one says."""
     place, training = Path(root), {"max_steps": STEPS}
     assert train(tiny_config(place, "usual", training=training)) == 0
-    profile: dict[str, Any] = {"steps": TRACED, "ranks": [1, 7]}
+    profile: dict[str, Any] = {"steps": TRACED, "ranks": [1, 7]}  # there is no 7
     assert train(tiny_config(place, "traced", training=training, profile=profile)) == 0
     profile = {"steps": [2, 4], "ranks": [0, 1]}
     with pytest.raises(UserError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
+from memformer.config.schema import parse_config
 from memformer.run.directory import RunDirectory
 from memformer.run.loggers import registry
 from memformer.run.loggers.registry import Loggers, refuse_missing
@@ -97,3 +98,9 @@ def test_a_missing_package_is_refused_with_the_line_that_installs_it(monkeypatch
     monkeypatch.setitem(registry.SERVICES, "wandb", ("no_such_package", "to_wandb", "WandbLogger"))
     with pytest.raises(UserError, match=r"loggers: wandb needs .*: pip install 'memformer-train\[wandb\]', or leave"):
         refuse_missing(["wandb"])
+
+
+def test_a_service_is_named_once() -> None:
+    values = {"run_dir": "r", "data": {"path": "d"}, "loggers": ["wandb", "prometheus", "wandb"]}
+    with pytest.raises(UserError, match=r"c.yaml: loggers: is \['wandb', 'prometheus', 'wandb'\]: one comes twice"):
+        parse_config(values, "c.yaml")

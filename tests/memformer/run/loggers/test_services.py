@@ -16,8 +16,9 @@ import pytest
 
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
+from memformer.run.loggers.protocol import LoggedRun
 from memformer.run.loggers.registry import SERVICES
-from memformer.run.loggers.to_prometheus import ENDS
+from memformer.run.loggers.to_prometheus import ENDS, PrometheusLogger
 from memformer.run.loggers.to_wandb import EXIT_CODES
 from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
@@ -104,6 +105,21 @@ def test_wandb_has_one_run_of_two_lives_whose_steps_never_go_backward(run: RunDi
     settings = first["settings"]
     assert settings["settings"]["training"]["max_steps"] == 5 and settings["world_size"] == 1
     assert settings["parameters"] > 1000 and settings["model_flops_per_token"] > 1000
+
+
+def test_prometheus_keeps_what_the_life_before_said(tmp_path: Path) -> None:
+    """Steps that are trained again are not told again: the file must not be empty meanwhile."""
+    for first_step in (1, 3):
+        logger = PrometheusLogger(LoggedRun("a run", "id", tmp_path, {}, first_step))
+        text = (tmp_path / "memformer.prom").read_text()
+        if first_step == 1:
+            logger.scalars(7, {"train/loss": 2.5, "eval/loss": 3.0})
+            logger.close("stopped")
+    assert (
+        'memformer_train_loss{id="id",run="a run"} 2.5' in text
+        and 'memformer_eval_loss{id="id",run="a run"} 3.0' in text
+    )
+    assert 'memformer_step{id="id",run="a run"} 7.0' in text and 'memformer_state{id="id",run="a run"} -1.0' in text
 
 
 def test_prometheus_has_the_last_step(run: RunDirectory) -> None:
