@@ -48,6 +48,9 @@ LARGEST = 2**63
 SHOWN_CHARACTERS = 60
 """Of a path that is too long for the file system."""
 
+PATHS = {"DIR", "FILE", "RUN", "RUN_OR_CHECKPOINT", "MODEL", "CONFIG.yaml"}
+"""What arguments that are paths are called in the help."""
+
 NUMBERS = {"int": "a whole number", "positive": "a whole number of 1 or more", "float": "a number"}
 """Types of arguments -> what is asked for."""
 
@@ -62,6 +65,8 @@ class OneLineParser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, text: str) -> Any:
         # Said in the user's words; what no number of torch's or numpy's could hold is none that an option means.
         asked = NUMBERS.get(getattr(action.type, "__name__", ""))
+        if not text and action.metavar in PATHS:  # a variable that is not set would be the current directory
+            raise argparse.ArgumentError(action, "is empty: give a path")
         try:
             value = super()._get_value(action, text)
         except argparse.ArgumentError:

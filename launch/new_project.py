@@ -61,7 +61,8 @@ def write_project(directory: Path) -> list[str]:
     if not there and os.path.lexists(directory):
         raise UserError(f"{directory}: is no directory: choose another name")
     if not there and not above.is_dir():
-        raise UserError(f"{directory}: there is no directory {directory.parent}: make it first")
+        what = "is no directory" if os.path.lexists(above) else "is not there: make it first"
+        raise UserError(f"{directory}: {directory.parent} {what}, or choose another place")
     files = project_files()
     tops = sorted({name.partition("/")[0] for name in files})
     for name in tops:

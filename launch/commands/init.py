@@ -6,6 +6,7 @@ DIR is made; or it is there and has no files of these names. What is in the way 
 exit codes: 0 done; 1 it cannot be written; 2 something is in the way."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from launch.new_project import write_project
@@ -20,5 +21,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes it and says what to read next."""
     names = write_project(arguments.directory)
     print(f"{arguments.directory}: {', '.join(names)}")
-    print(f"next: cd {arguments.directory}, then the commands of README.md")
+    place = str(arguments.directory)
+    print(f"next: cd {shlex.quote(f'./{place}' if place.startswith('-') else place)}, then the commands of README.md")
     return 0

@@ -82,7 +82,50 @@ def test_a_directory_that_is_there_keeps_what_it_has(tmp_path: Path, capsys: pyt
     assert names(tmp_path) == [name for name in before if name != "README.md"]
 
 
-@pytest.mark.parametrize(("place", "words"), [("file", "is no directory"), ("no/such", "there is no directory")])
+def test_what_is_to_be_typed_next_means_this_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain", "a b'c $(touch oops)", "-dash"):
+        assert main(["init", "--", name]) == 0
+        said = (
+            capsys.readouterr()
+            .out.splitlines()[-1]
+            .removeprefix("next: ")
+            .removesuffix(", then the commands of README.md")
+        )
+        done = subprocess.run(["bash", "-c", f"{said} && pwd"], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.strip() == str(tmp_path / name)
+    assert not (tmp_path / "oops").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["init", ""],
+        ["profile", ""],
+        ["profile", ".", "--out", ""],
+        ["train", ""],
+        ["status", ""],
+        ["export", "r", "--out", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert "is empty: give a path" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("file", "is no directory"),
+        ("no/such", "no is not there: make it first"),
+        ("file/sub", "file is no directory, or"),
+    ],
+)
 def test_other_places_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, words: str) -> None:
     (tmp_path / "file").touch()
     assert main(["init", str(tmp_path / place)]) == 2
