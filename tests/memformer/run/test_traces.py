@@ -102,6 +102,21 @@ def packed(events: list[dict[str, Any]]) -> bytes:
     return gzip.compress(json.dumps({"traceEvents": events}).encode())
 
 
+NO_TRACES = {
+    "empty": b"",
+    "no archive": b"no archive",
+    **{str(text[:2]): gzip.compress(text) for text in (b"[1", b"[]", b"{}", b"[" * 200_000)},
+    "no name": packed([{"ph": "X", "dur": 1, "cat": "user_annotation"}]),
+    **{
+        cat: packed([*PARTS[:1], event(cat, "x", 1, 1) | changes])
+        for cat, changes in (("cpu_op", {"dur": "1"}), ("cuda_runtime", {"args": None}), ("kernel", {"ts": None}))
+    },
+    **{
+        str(length): packed([event("user_annotation", "memformer: step 1", 0, length)]) for length in (-5, float("nan"))
+    },
+}
+
+
 def written(path: Path, events: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(packed(events))
@@ -121,23 +136,10 @@ def test_the_latest_window_is_found_and_others_by_their_place(tmp_path: Path) ->
     assert read_trace(early).steps == [3]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no archive",
-        *map(gzip.compress, (b"[1", b"[]", b"{}", b"[" * 200_000)),
-        packed([{"ph": "X", "dur": 1, "cat": "user_annotation"}]),
-    ]
-    + [
-        packed([*PARTS[:1], event(cat, "x", 1, 1) | changes])
-        for cat, changes in (("cpu_op", {"dur": "1"}), ("cuda_runtime", {"args": None}), ("kernel", {"ts": None}))
-    ]
-    + [packed([event("user_annotation", "memformer: step 1", 0, length)]) for length in (-5, float("nan"))],
-)
-def test_what_is_no_trace_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("kind", NO_TRACES)
+def test_what_is_no_trace_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "rank-00000.json.gz"
-    path.write_bytes(content)
+    path.write_bytes(NO_TRACES[kind])
     with pytest.raises(
         UserError, match=r"rank-00000.json.gz: cannot be read as a trace \(.*\): train those steps again"
     ):
