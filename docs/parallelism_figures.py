@@ -11,11 +11,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table
+from docs.marked_tables import rewrite
 from memformer.config.schema import load_config
 from memformer.planning import make_plan
 
 PAGE = ROOT / "docs" / "parallelism.md"
-BEGIN, END = "<!-- plan:begin -->\n", "<!-- plan:end -->"
 # (what it is called, file, nodes, settings that differ from the file)
 ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("**1.3B on 8**: ZeRO 1", "1.3b-on-8", 1, ()),
@@ -67,14 +67,7 @@ def table() -> str:
 
 def main() -> int:
     """Compares or rewrites; returns the exit code."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    made = f"{before}{BEGIN}{table()}\n{END}{after}"
-    if "--check" in sys.argv[1:]:
-        return int(made != text)
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
+    return rewrite(PAGE, {"plan": table})
 
 
 if __name__ == "__main__":

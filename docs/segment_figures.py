@@ -7,12 +7,12 @@ python docs/segment_figures.py --check   exit code 1 if they are not what the sc
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, markdown_table
+from docs.marked_tables import rewrite
 from memformer import MemformerConfig
 from memformer.config.schema import load_config
 from memformer.models.memformer.flops import segment_flops
@@ -54,21 +54,9 @@ def waiting() -> str:
     return markdown_table(["ranks R", "1 group of lanes", "R/8", "R/4", "R/2", "R"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"seams": seams, "waiting": waiting}
-
-
 def main() -> int:
     """Compares or rewrites; returns the exit code."""
-    text = made = PAGE.read_text(encoding="utf-8")
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        before, rest = made.split(begin)
-        _, after = rest.split(end)
-        made = f"{before}{begin}{table()}\n{end}{after}"
-    if "--check" in sys.argv[1:]:
-        return int(made != text)
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
+    return rewrite(PAGE, {"seams": seams, "waiting": waiting})
 
 
 if __name__ == "__main__":
