@@ -200,8 +200,8 @@ def main(words: Sequence[str] | None = None) -> None:
         {"horizon": horizon, "slots": slots, "forgetting": forgetting, "seed": seed}
         for seed in options.seeds
         for horizon, slots, forgetting in [
-            *((each, options.slots, mode) for each in options.horizons for mode in options.forgetting),
             (options.step_segments, 0, None),
+            *((each, options.slots, mode) for each in options.horizons for mode in options.forgetting),
         ]
     ]
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)

@@ -24,7 +24,7 @@ HELP: dict[str, tuple[list[str], int]] = {
         *(
             [name]
             for name in "init data train config plan evaluate generate inspect-memory checkpoint export doctor "
-            "status completion".split()
+            "status profile completion".split()
         ),
         ["launch"],
         *(["launch", mode] for mode in ("local", "slurm", "submitit")),

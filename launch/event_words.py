@@ -86,6 +86,7 @@ SENTENCES: dict[str, Callable[[Event], str]] = {
     "step_times": _step_times,
     "desynchronised": lambda e: f"step {e['step']}: replicas differ: {'; '.join(map(str, e['ranks']))}",
     "skip_document": lambda e: f"{e['documents']} document {e['document']} is damaged and was left out: {e['reason']}",
+    "out_of_memory": lambda e: f"step {e['step']}: rank {e['rank']} ran out of memory",
     "hang": lambda e: f"step {e['step']}: nothing moved any more: {'; '.join(map(str, e['culprits']))}",
     "preemption": lambda e: f"stopped{_after(e)}: {e['reason']}",
     "failure": lambda e: f"failed: {e['reason']}",

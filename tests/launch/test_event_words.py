@@ -75,6 +75,7 @@ EVENTS: dict[str, tuple[dict[str, Any], str]] = {
         {"documents": "training", "document": 7, "reason": "shard 1"},
         "training document 7 is damaged and was left out: shard 1",
     ),
+    "out_of_memory": ({"step": 4, "rank": 1, "said": "a lot"}, "step 4: rank 1 ran out of memory"),
     "hang": ({"step": 4, "culprits": ["rank 1: stopped"]}, "step 4: nothing moved any more: rank 1: stopped"),
     "preemption": ({"step": 4, "reason": "SIGTERM"}, "stopped after step 4: SIGTERM"),
     "failure": ({"rank": 1, "reason": "rank 1 was killed by SIGKILL"}, "failed: rank 1 was killed by SIGKILL"),
