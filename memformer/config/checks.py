@@ -1,20 +1,22 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What settings ask of each other across sections: each check refuses with a ValueError of one line.
 
-Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made.
+Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made; `each_once` a list.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from memformer.models.registry import family_of, stages_of
 
+Value = TypeVar("Value", str, int, float)
 
-def each_once(names: list[str]) -> list[str]:
+
+def each_once(values: list[Value]) -> list[Value]:
     """A list in which nothing stands twice."""
-    if len(set(names)) < len(names):
-        raise ValueError(f"is {names}: one comes twice, leave it out")
-    return names
+    if len(set(values)) < len(values):
+        raise ValueError(f"is {values}: one comes twice, leave it out")
+    return values
 
 
 def steps(config: Any) -> None:

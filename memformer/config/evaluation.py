@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from data_pipeline.errors import UserError
+from memformer.config.checks import each_once
 from memformer.config.places import Place
 from memformer.config.section import Section
 
@@ -26,9 +27,7 @@ def _tasks(words: list[str]) -> list[str]:
 
 
 def _different(values: list[Number]) -> list[Number]:
-    if len(set(values)) < len(values):
-        raise ValueError(f"is {values}: one comes twice, leave it out")
-    return sorted(values)
+    return sorted(each_once(values))
 
 
 def _lengths(value: Any) -> Any:

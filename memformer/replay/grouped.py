@@ -16,7 +16,8 @@ decoder and of one encoder, beside G*B*S*D numbers of outputs, as many of their 
 """
 
 import itertools
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
@@ -40,6 +41,34 @@ class DecoderApart(Protocol):
 
     def score(self, segment: Segment, context: torch.Tensor) -> torch.Tensor:
         """Losses of the targets [B, S], 0 beyond the valid length, from the encoder's output."""
+
+
+def decoder_backward(
+    cell: DecoderApart,
+    segments: Segment,
+    contexts: torch.Tensor,
+    streams: list[torch.Tensor],
+    backward: Callable[[torch.Tensor], Any],
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Decoder of several segments at once, forward and backward.
+
+    Args:
+        cell: The model.
+        segments: G of them, joined.
+        contexts: The encoder's outputs of all of them, one after another, without a graph.
+        streams: Of each segment, the random stream as the encoder has left it.
+        backward: Back-propagates the losses [G], within those streams.
+
+    Returns:
+        Sum of the losses in nats, times their weights, of each segment, [G], detached; and by segment the gradient with
+        respect to the encoder's outputs.
+    """
+    contexts = contexts.requires_grad_()
+    with streams_of_parts(contexts.device, streams):
+        losses = segments.weighted(cell.score(segments, contexts)).view(len(streams), -1).sum(1)
+        backward(losses)
+    assert contexts.grad is not None
+    return losses.detach(), contexts.grad.chunk(len(streams))
 
 
 def grouped_replay_backward(
@@ -103,15 +132,13 @@ def grouped_replay_backward(
                 gradient, final_memory = torch.zeros_like(memory), memory.detach()
 
             segments = Segment.joined([rollout.segment(t, carry) for t in span])
-            inputs = torch.cat([each.detach() for each in contexts]).requires_grad_()
-            with streams_of_parts(inputs.device, streams):
-                found = segments.weighted(cell.score(segments, inputs)).view(len(span), -1).sum(1)
-                backward(found.sum() / denominator, next(left))
-            assert inputs.grad is not None
-            for_contexts = inputs.grad.chunk(len(span))
-            losses.append(found.detach())
+            joined = torch.cat([each.detach() for each in contexts])
+            found, for_contexts = decoder_backward(
+                cell, segments, joined, streams, lambda losses: backward(losses.sum() / denominator, next(left))
+            )
+            losses.append(found)
             counts.append(segments.target_length.view(len(span), -1).sum(1))
-            del found, inputs
+            del joined
 
             for t in reversed(span):
                 own = t - span[0]

@@ -19,9 +19,10 @@ import torch
 
 from memformer.replay.backward import Backward, autograd_backward
 from memformer.replay.buffer import ReplayBuffer
+from memformer.replay.grouped import decoder_backward
 from memformer.replay.kept import DecoderGroups
 from memformer.replay.objectives import given, with_gradient
-from memformer.replay.random_state import segment_seeds, stream_of, streams_of_parts
+from memformer.replay.random_state import segment_seeds, stream_of
 from memformer.replay.rollout import Carry, Rollout
 from memformer.replay.segment import Segment
 
@@ -118,13 +119,15 @@ class RolloutPiece:
         with segment_seeds(self._seed, self._device):
             for span in [self._undecoded.pop() for _ in range(count)]:
                 segments = Segment.joined([self._segment(first + own) for own in span])
-                inputs = torch.cat([self._contexts.pop() for _ in span][::-1]).requires_grad_()
-                with streams_of_parts(self._device, self._streams[span.start : span.stop]):
-                    found = segments.weighted(self._cell.score(segments, inputs)).view(len(span), -1).sum(1)
-                    self._backward(found.sum() / self._denominator, 1)
-                assert inputs.grad is not None
-                self._losses |= zip((first + own for own in span), found.detach(), strict=True)
-                self._for_contexts |= zip(span, inputs.grad.chunk(len(span)), strict=True)
+                found, for_contexts = decoder_backward(
+                    self._cell,
+                    segments,
+                    torch.cat([self._contexts.pop() for _ in span][::-1]),
+                    self._streams[span.start : span.stop],
+                    lambda losses: self._backward(losses.sum() / self._denominator, 1),
+                )
+                self._losses |= zip((first + own for own in span), found, strict=True)
+                self._for_contexts |= zip(span, for_contexts, strict=True)
 
     def replay(self, gradient: torch.Tensor | None) -> torch.Tensor:
         """Pass 2.

@@ -17,7 +17,7 @@ from memformer.run.stop_requests import StepAbandoned, StopRequests
 from memformer.training.callbacks import Callback, Callbacks, TrainingState
 from memformer.training.evaluation import Evaluation, MemoryPictures, TaskEvaluation
 from memformer.training.measuring import Meter, StepClock
-from memformer.training.out_of_memory import SegmentsDone, told_when_out_of_memory
+from memformer.training.out_of_memory import told_when_out_of_memory
 from memformer.training.reports import Pulses, Reports
 from memformer.training.save_schedule import SaveSchedule
 from memformer.training.stopping import StopAgreement
@@ -61,7 +61,7 @@ class TrainingLoop:
         self.tasks = TaskEvaluation(state, data, self.stopping, self.points)
         self.pictures = MemoryPictures(state, data, writer, self.points)
         self.saves = SaveSchedule(state, identity, data.tokenizer_file, saved_step, self.points)
-        self.segments_done = SegmentsDone()
+        self.segments_done = 0
         state.engine.at_segment = self.between_segments
 
     def run(self, stream: SegmentStream) -> int:
@@ -81,8 +81,9 @@ class TrainingLoop:
             points.before_rollout(state)
             counted = counted_tokens(batch, state.world)
             rate = learning_rate(number, config.optimizer, last)
+            self.segments_done = 0
             try:
-                with told_when_out_of_memory(state, self.segments_done):
+                with told_when_out_of_memory(state, lambda: self.segments_done):
                     result = engine.rollout_backward(step.rollout, before, counted, step.seed)
                     points.before_optimizer_step(state)
                     with span("optimizer"):
@@ -110,7 +111,7 @@ class TrainingLoop:
 
     def between_segments(self) -> None:
         """What the engine calls between two segments of a rollout."""
-        self.segments_done.count += 1
+        self.segments_done += 1
         self.points.between_segments(self.state)
         self.stopping.between_segments()
 

@@ -3,7 +3,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -17,32 +17,24 @@ _OF_THE_HOST = "can't allocate memory"
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.,]+ ?\w+)")
 
 
-class SegmentsDone:
-    """How far a rollout is: segments that have been back-propagated, 0 in its first pass."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 @contextlib.contextmanager
-def told_when_out_of_memory(state: TrainingState, done: SegmentsDone) -> Iterator[None]:
+def told_when_out_of_memory(state: TrainingState, segments_done: Callable[[], int]) -> Iterator[None]:
     """Around a step's rollout and optimizer step.
 
     Args:
         state: The run before that step.
-        done: Of the rollout, counted by the loop.
+        segments_done: How many of the rollout's segments have been back-propagated.
 
     Raises:
         UserError: The device or the host has no more memory; with exit code 1.
     """
-    done.count = 0
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not isinstance(error, torch.OutOfMemoryError) and _OF_THE_HOST not in str(error):
             raise
         state.run.event("out_of_memory", step=state.progress.step + 1, rank=state.world.rank, said=str(error))
-        raise UserError(line(state, done.count, str(error)), exit_code=1) from error
+        raise UserError(line(state, segments_done(), str(error)), exit_code=1) from error
 
 
 def line(state: TrainingState, segments_done: int, said: str) -> str:

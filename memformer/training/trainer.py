@@ -120,7 +120,7 @@ def loop(
     told = functools.partial(told_to_services, identity, config, state.engine.model.config)
     with (
         Audit(run, world, config.data.audit) as audit,
-        Loggers(run, config.loggers if world.is_main else [], told, first, start.trained) as loggers,
+        Loggers(run, config.loggers if world.is_main else [], told, start.trained) as loggers,
         MetricsWriter(run, world.is_main, config.tensorboard, first, loggers) as writer,
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,

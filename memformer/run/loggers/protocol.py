@@ -19,14 +19,12 @@ class LoggedRun:
         identifier: The same in all lives of the run.
         directory: A place in the run directory for the service's own files.
         settings: The configuration, plain values, and what follows from it; without secrets.
-        first_step: Of this life.
     """
 
     name: str
     identifier: str
     directory: Path
     settings: Mapping[str, Any]
-    first_step: int
 
 
 class Logger(Protocol):

@@ -46,7 +46,6 @@ class Loggers:
         run: The run's directory, which keeps the identifier that all its lives share.
         names: Of the services; none on processes that write nothing.
         settings: What they are told of the run.
-        first_step: The step that comes next.
         reached: Steps that earlier lives got to; those up to it are trained again, and not told again.
     """
 
@@ -55,7 +54,6 @@ class Loggers:
         run: RunDirectory,
         names: Sequence[str],
         settings: Callable[[], Mapping[str, Any]],
-        first_step: int,
         reached: int,
     ) -> None:
         self._reached = reached
@@ -67,7 +65,7 @@ class Loggers:
         told = settings()
         for name in names:
             _, module, kind = SERVICES[name]
-            logged = LoggedRun(run.root.resolve().name, identifier, run.loggers / name, told, first_step)
+            logged = LoggedRun(run.root.resolve().name, identifier, run.loggers / name, told)
 
             def make(module: str = module, kind: str = kind, logged: LoggedRun = logged) -> Logger:
                 made: Logger = getattr(importlib.import_module(f"memformer.run.loggers.{module}"), kind)(logged)

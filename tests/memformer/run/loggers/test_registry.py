@@ -43,7 +43,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def opened(root: Path, reached: int = 0, names: tuple[str, ...] = ("notebook",)) -> Loggers:
-    return Loggers(RunDirectory(root), names, lambda: {"a": 1}, 1, reached)
+    return Loggers(RunDirectory(root), names, lambda: {"a": 1}, reached)
 
 
 @pytest.mark.parametrize(
