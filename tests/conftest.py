@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests import ROOT
@@ -24,6 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".pytest_cache" / "bytecode"))
     sys.dont_write_bytecode = False
+
+# How long one example takes says nothing on a machine that others share; a test's own limit is pytest's.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 MOST_WORKERS = 4
 

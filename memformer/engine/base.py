@@ -300,6 +300,9 @@ class Engine(abc.ABC):
             stack.enter_context(self._gathered())
             if self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
+            # Autocast drops its 16-bit copies of the weights where its outermost context ends. Inside of this one,
+            # which casts nothing, those of a segment serve the whole rollout.
+            stack.enter_context(torch.autocast(self.world.device.type, enabled=False))
             self._clock.start()
             yield
             self._clock.stop()

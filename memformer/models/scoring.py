@@ -156,8 +156,9 @@ class _ChunkedLosses(torch.autograd.Function):
         for at in _chunks(len(x_ND), rows):
             logits = _logits(x_ND[at], own, bias_V)
             scores.append(logits.gather(1, ids_N[at, None])[:, 0])
-            largest = logits.amax(dim=-1)
-            normalisers.append(logits.sub_(largest[:, None]).exp_().sum(dim=-1).log_().add_(largest))
+            # By one kernel, where the steps of a log-sum-exp are four that read and write all logits.
+            logits = torch.log_softmax(logits, dim=-1)
+            normalisers.append(scores[-1] - logits.gather(1, ids_N[at, None])[:, 0])
             del logits  # before the next chunk's
         scores_N = torch.cat(scores).masked_fill_(elsewhere_N, 0)
         normalisers_N, scores_N = score.joined(torch.cat(normalisers), scores_N)
@@ -172,17 +173,19 @@ class _ChunkedLosses(torch.autograd.Function):
         own = weight_VD.to(x_ND.dtype)
         ids_N, elsewhere_N = _local(targets_N, ctx.first, len(own))
         gradient_N = gradient_N.masked_fill(targets_N == IGNORE, 0)
+        found_N = elsewhere_N.to(normalisers_N.dtype) - 1  # what the target itself takes off the softmax
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         for_x = torch.empty_like(x_ND) if needs_x else None
         # Chunks add up in float32: in 16 bits each addition would round.
         for_weight = weight_VD.new_zeros(weight_VD.shape, dtype=normalisers_N.dtype) if needs_weight else None
         for_bias = normalisers_N.new_zeros(len(own)) if needs_bias else None
         for at in _chunks(len(x_ND), ctx.rows):
-            out = _logits(x_ND[at], own, bias_V).sub_(normalisers_N[at, None]).exp_().mul_(gradient_N[at, None])
-            out.scatter_add_(1, ids_N[at, None], -gradient_N[at].masked_fill(elsewhere_N[at], 0)[:, None])
+            out = _logits(x_ND[at], own, bias_V).sub_(normalisers_N[at, None]).exp_()
+            out.scatter_add_(1, ids_N[at, None], found_N[at, None])
             if for_bias is not None:
-                for_bias += out.sum(dim=0)
-            out = out.to(x_ND.dtype)
+                for_bias += gradient_N[at] @ out
+            same = out.dtype == x_ND.dtype
+            out = torch.mul(out, gradient_N[at, None], out=out if same else torch.empty_like(out, dtype=x_ND.dtype))
             if for_x is not None:
                 torch.mm(out, own, out=for_x[at])
             if for_weight is not None:

@@ -12,6 +12,7 @@ from memformer.planning.cost_model import Plan, make_plan
 
 Settings = dict[str, Any]
 MAX_PIPELINE = 16
+MAX_SEGMENT = 64
 
 
 def search(
@@ -25,9 +26,9 @@ def search(
 ) -> list[tuple[Settings, Plan]]:
     """The fastest plans that fit, the best first.
 
-    Tensor parallelism within a node, up to 16 stages, every ZeRO stage, with and without recomputation, all lanes of
-    a process at once or one by one, the decoder of 1, 2, 4, ... segments at once. Combinations that the configuration
-    refuses are left out.
+    Tensor parallelism within a node, up to 16 pipeline stages, rollouts shared by up to 64 ranks, every ZeRO stage,
+    with and without recomputation, all lanes of a process at once or one by one, the decoder of 1, 2, 4, ... segments
+    at once. Combinations that the configuration refuses are left out.
 
     Args:
         config: The run; everything but these settings stays.
@@ -40,14 +41,19 @@ def search(
     """
     layers = sum(model.layer_counts().values())
     deepest = min(MAX_PIPELINE, layers, nodes * gpus_per_node) if family_of(model).stages else 1
-    batches = _powers(config.data.most_segments) if family_of(model).decoder_apart else [1]
+    segments = config.data.most_segments
+    batches = _powers(segments) if family_of(model).decoder_apart else [1]
+    pieces = min(MAX_SEGMENT, segments, nodes * gpus_per_node)
+    # Pipelines are refused with the other two, and asking takes time.
+    in_time = [(1, ranks, batch) for ranks in _powers(pieces) for batch in batches if ranks * batch <= segments]
+    in_time += [(pipeline, 1, 1) for pipeline in _powers(deepest)[1:]]
     found = []
-    for tensor, pipeline in itertools.product(_powers(gpus_per_node), _powers(deepest)):
-        choices = itertools.product(range(4), ("none", "full"), (None, 1), batches if pipeline == 1 else [1])
-        for stage, mode, group, batch in choices:
+    for tensor, (pipeline, ranks, batch) in itertools.product(_powers(gpus_per_node), in_time):
+        for stage, mode, group in itertools.product(range(4), ("none", "full"), (None, 1)):
             settings = {
                 "parallel.tensor": tensor,
                 "parallel.pipeline": pipeline,
+                "parallel.segment": ranks,
                 "parallel.zero_stage": stage,
                 "activation_checkpointing.mode": mode,
                 "training.lanes_per_micro_batch": group,

@@ -117,7 +117,7 @@ class StackTraces:
         rest: All that is in no layer: embedding, norms, head, loss and the like.
         stacks: One layer of each stack, by the configuration's field that counts them.
         rest_parameters: Those of `rest`, by the model's attribute that holds them.
-        chunk_bytes: Bytes of the logits that exist at a time where they are never whole; 0 where they are.
+        chunk_bytes: Bytes at most while logits that are never whole are scored or go back; 0 where they are whole.
         scored_again: Operations a token of the process's head that its backward repeats for chunks.
     """
 
@@ -190,8 +190,10 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes), chunks > 1) for lanes in (2, 3))
     chunk_bytes = scored_again = 0
     if chunks > 1:
-        # Beside a chunk in float32, its logits or their gradient in the 16 bits of the products.
-        chunk_bytes = -(-tokens // chunks) * ids * (6 if how.precision in AUTOCAST else 4)
+        # Forward: a chunk's logits and their log-softmax in float32. Backward: its softmax, that in the 16 bits of the
+        # products, and the gradient of the head's weight so far.
+        logits = -(-tokens // chunks) * ids
+        chunk_bytes = max(8 * logits, (6 if how.precision in AUTOCAST else 4) * logits + 4 * ids * width)
         scored_again = 2 * ids * width
 
     def at(a: SegmentTrace, b: SegmentTrace) -> SegmentTrace:

@@ -44,7 +44,7 @@ def tokens_by_source(plan: LanePlan, rollouts: int) -> np.ndarray:
     return read
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     weights=st.lists(st.floats(0.05, 5), min_size=2, max_size=4),
     seed=st.integers(0, 1000),
@@ -154,7 +154,7 @@ def test_data_sets_that_do_not_go_together_are_named(dataset: Path, corpus: Path
         open_data([])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=10).filter(any),
     cut=st.integers(1, 40),

@@ -68,7 +68,7 @@ PHASES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any),
     num_shards=st.integers(1, 5),
@@ -103,7 +103,7 @@ def test_every_token_once_across_stops_and_resizings(
     reader.check_complete(epochs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=10),
     num_lanes=st.integers(1, 8),
@@ -132,7 +132,7 @@ def test_resuming_changes_nothing_and_lanes_never_idle(
         stopped = resumed
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any),
     num_lanes=st.tuples(st.integers(1, 6), st.integers(1, 6)),

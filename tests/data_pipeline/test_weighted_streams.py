@@ -73,7 +73,7 @@ def check(batch: SegmentBatch, wanted: list[NDArray[np.float32]]) -> dict[tuple[
     return read
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     phases=st.lists(
         st.tuples(st.integers(1, 7), st.integers(1, 70), st.integers(1, 4), st.integers(0, 4), st.integers(1, 3)),

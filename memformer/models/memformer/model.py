@@ -14,7 +14,7 @@ from memformer.models.construction import Construction
 from memformer.models.memformer import computation
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
-from memformer.models.memformer.layers import Attention, FeedForward, Rotary
+from memformer.models.memformer.layers import Attention, FeedForward, Rotary, as_multiplied
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
 from memformer.models.scoring import Head, of_targets, scored_targets
 from memformer.replay.random_state import drawn
@@ -50,7 +50,7 @@ class EncoderLayer(nn.Module):
         self, x_BSD: torch.Tensor, memory_BKD: torch.Tensor, mask: torch.Tensor | None, rotary: Rotary
     ) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]; the mask is [B, 1, 1, S], True at valid tokens."""
-        h = self.self_norm(x_BSD)
+        h = as_multiplied(self.self_norm(x_BSD))
         keys_values = self.self_attention.keys_values(h, rotary)
         x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, mask))
         if self.reader is not None:
@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
 
         `seen` says which tokens of x a query sees, [B, 1, S, S]; None: those up to its own place.
         """
-        h = self.self_norm(x_BSD)
+        h = as_multiplied(self.self_norm(x_BSD))
         keys_values = self.self_attention.keys_values(h, rotary)
         x_BSD = x_BSD + self.dropout(self.self_attention.attend(h, keys_values, rotary, seen, causal=seen is None))
         context = self.context_keys_values(context_BLD, context_rotary)

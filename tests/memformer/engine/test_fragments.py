@@ -45,7 +45,7 @@ def elements(whole: torch.Tensor, region: Region) -> torch.Tensor:
     return matrix[top:bottom, left:right].flatten()[region.start : region.stop]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SHAPES, CUT, CUT)
 def test_any_cut_is_read_from_any_other(
     tmp_path: Path, shape: tuple[int, ...], saved: tuple[str | None, int, int], wanted: tuple[str | None, int, int]

@@ -106,7 +106,7 @@ def test_a_frozen_head_in_16_bits_is_taken_as_it_is() -> None:
 
 
 def test_only_numbers_a_token_are_kept_and_a_chunk_is_all_that_exists() -> None:
-    """8 times the tokens of a chunk: what is alive at most is a chunk and the head's gradient, not the logits."""
+    """8 times the tokens of a chunk: what is alive at most is a chunk twice and the head's gradient, not the logits."""
     tokens, ids = 256, 4096
     torch.manual_seed(0)
     head = Head(WIDTH, ids, bias=False)
@@ -124,7 +124,7 @@ def test_only_numbers_a_token_are_kept_and_a_chunk_is_all_that_exists() -> None:
         peaks.append(live.meter.peak_bytes)
     assert kept[0] > whole and kept[1] < 20 * tokens
     assert peaks[0] > 2 * whole
-    assert chunk < peaks[1] < 1.2 * (chunk + 4 * ids * WIDTH)
+    assert chunk < peaks[1] < 1.2 * (2 * chunk + 4 * ids * WIDTH)
 
 
 def test_losses_of_ignored_targets_are_zero_whatever_the_logits() -> None:

@@ -181,7 +181,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], Rollout]:
 
 
 @given(cases())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_any_rollout(case: tuple[dict[str, Any], Rollout]) -> None:
     changes, rollout = case
     model = small_model(**changes)
