@@ -57,7 +57,7 @@ class Rotation(torch.autograd.Function):
         return _rotated(x_BHSE, cos, sin)
 
     @staticmethod
-    def backward(ctx: Any, gradient_BHSE: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BHSE: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """The gradient of x."""
         cos, sin = ctx.saved_tensors
         return _rotated(gradient_BHSE, cos, -sin), None, None
