@@ -29,6 +29,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     for name in ("memory_replay_backward", "bptt_backward", "load_model", "SegmentStream", "Callback", "build_dataset"):
         assert re.search(rf'id="[\w.]*\b{name}"', api), f"{name} is not in the reference"
     start = (tmp_path / "site" / "docs" / "index.html").read_text()
+    head = subprocess.run(["git", "rev-parse", "--short=8", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    brand = re.search(r'sidebar-brand-text">([^<]*)<', start)
+    assert brand and re.fullmatch(rf"Memformer [\d.]+( \({head.strip()}\+?\))?", brand[1])
     assert all(page.replace(".md", ".html") in start for page in (*PAGES, "comparison.md"))
 
 
