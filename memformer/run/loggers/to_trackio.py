@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 from memformer.run.loggers.protocol import Ended, LoggedRun
 
+LEVELS: dict[Ended, str] = {"finished": "info", "stopped": "info", "failed": "error"}
+
 
 class TrackioLogger:
     """One run there for all lives of a run here. Trackio knows runs by their names, so that the id is part of it."""
@@ -33,7 +35,6 @@ class TrackioLogger:
 
     def close(self, how: Ended) -> None:
         """Trackio's runs have no state: an alert says how the run has ended."""
-        level = self._trackio.AlertLevel.ERROR if how == "failed" else self._trackio.AlertLevel.INFO
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.alert(f"run {how}", level=level)
+            self._run.alert(f"run {how}", level=self._trackio.AlertLevel(LEVELS[how]))
             self._trackio.finish()

@@ -19,7 +19,9 @@ from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
 from memformer.run.loggers.protocol import LoggedRun
 from memformer.run.loggers.registry import SERVICES
+from memformer.run.loggers.to_mlflow import STATES, VARIABLES, MlflowLogger
 from memformer.run.loggers.to_prometheus import ENDS, PrometheusLogger
+from memformer.run.loggers.to_trackio import LEVELS
 from memformer.run.loggers.to_wandb import EXIT_CODES
 from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
@@ -156,19 +158,18 @@ def test_mlflow_and_trackio_have_one_run_of_all_lives(run: RunDirectory) -> None
     (mlflow,), (trackio,) = found["mlflow"], found["trackio"]
     assert mlflow["losses"] == trackio["losses"] == losses, "step 3 is trained twice, and told once"
     name = json.loads((run.loggers / "run.json").read_text())["id"]
-    assert (mlflow["name"], mlflow["state"], mlflow["tags"]["memformer.id"]) == ("told", "FINISHED", name)
+    assert (mlflow["name"], mlflow["state"], mlflow["tags"]["memformer.id"]) == ("told", STATES["finished"], name)
     assert mlflow["settings"]["settings.training.max_steps"] == "5" and int(mlflow["settings"]["parameters"]) > 1000
     assert mlflow["tags"]["settings.training.max_steps"] == "6", "MLflow's parameters cannot change"
     assert trackio["name"] == f"told-{name[:8]}"
     assert trackio["settings"]["settings"]["training"]["max_steps"] == 6
-    assert trackio["alerts"] == [["run failed", "error"], ["run finished", "info"], ["run finished", "info"]]
+    ends = ("failed", "finished", "finished")
+    assert trackio["alerts"] == [[f"run {how}", LEVELS[how]] for how in ends] and LEVELS["failed"] == "error"
 
 
 def test_what_mlflow_cannot_take_is_told_by_a_later_step_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memformer.run.loggers.to_mlflow import VARIABLES, MlflowLogger
-
     for variable, value in VARIABLES.items():
         monkeypatch.setenv(variable, value)
     logger = MlflowLogger(LoggedRun("a run", "id", tmp_path / "mlflow", {}))
