@@ -56,7 +56,7 @@ results:  ## write docs/results and the README's table anew from benchmarks/resu
 	@$(RUN) benchmarks/results_pages.py
 	@$(RUN) benchmarks/readme_table.py
 
-lock:  ## resolve the pinned packages anew (requirements/lock.txt)
+lock:  ## resolve the pinned packages anew (requirements/lock.txt, uv.lock)
 	@scripts/lock.sh
 
 clean:  ## remove .venv and the caches; runs stay

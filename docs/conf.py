@@ -8,6 +8,7 @@ of Markdown.
 import importlib
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,8 +26,27 @@ root_doc = "docs/index"
 myst_heading_anchors = 4
 """Links to headings (`page.md#a-heading`) are checked, too."""
 
+
+def commit() -> str:
+    """What the pages are of: ` (1a2b3c4d)`, with a + where files differ from it; nothing at the version's own tag."""
+    if not (ROOT / ".git").exists():  # an archive
+        return ""
+    git = ["git", "-C", str(ROOT)]
+    words = (
+        [*git, "describe", "--always", "--exclude=*", "--dirty=+", "--abbrev=8"],
+        [*git, "tag", "--points-at=HEAD"],
+    )
+    described, tags = (
+        subprocess.run(each, capture_output=True, text=True, timeout=60).stdout.split() for each in words
+    )
+    if not described or (f"v{version}" in tags and not described[0].endswith("+")):
+        return ""
+    return f" ({described[0]})"
+
+
 html_theme = "furo"
-html_title = f"Memformer {version}"
+html_title = f"Memformer {version}{commit()}"
+"""At the top of every page's list of pages."""
 html_copy_source = False
 
 autodoc_member_order = "groupwise"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Writes requirements/lock.txt anew: what pip resolves today for this project and its extras `dev`, beside the torch of
-# requirements/torch.txt, in a clean environment. `make lock` calls it; commit the result after `make test` has passed.
+# requirements/torch.txt, in a clean environment; then uv.lock. `make lock` calls it; commit the result after `make test`
+# has passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -31,3 +32,5 @@ echo "lock: resolving with $("$python" --version); a few minutes"
 } >"$scratch/lock.txt"
 cp "$scratch/lock.txt" requirements/lock.txt
 echo "lock: requirements/lock.txt holds $(grep -c == requirements/lock.txt) packages"
+"${pip[@]}" install -qq uv
+UV="$scratch/venv/bin/uv" scripts/lock_uv.sh

@@ -337,8 +337,11 @@ class Config(Section):
     """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
     """Write TensorBoard events to run_dir/tensorboard."""
-    loggers: Annotated[list[Literal["wandb", "prometheus"]], AfterValidator(checks.each_once)] = Field([])
-    """Services that get the same numbers (docs/operations.md); wandb takes project and key from its own variables."""
+    loggers: Annotated[list[Literal["wandb", "mlflow", "trackio", "prometheus"]], AfterValidator(checks.each_once)] = (
+        Field([])
+    )
+    """Services that get the same numbers (docs/operations.md); addresses, projects and keys come from their own
+    variables."""
     model: ModelConfig
     data: DataConfig
     training: TrainingConfig = Field(default_factory=TrainingConfig)

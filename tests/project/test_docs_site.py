@@ -18,6 +18,7 @@ PAGES = ("memory-replay.md", "sizes.md", "coming-from.md", "troubleshooting.md")
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Sphinx 9 needs Python 3.11")
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(tmp_path / "site")]
     done = subprocess.run(
@@ -28,7 +29,10 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     for name in ("memory_replay_backward", "bptt_backward", "load_model", "SegmentStream", "Callback", "build_dataset"):
         assert re.search(rf'id="[\w.]*\b{name}"', api), f"{name} is not in the reference"
     start = (tmp_path / "site" / "docs" / "index.html").read_text()
-    assert all(page.replace(".md", ".html") in start for page in PAGES)
+    head = subprocess.run(["git", "rev-parse", "--short=8", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    brand = re.search(r'sidebar-brand-text">([^<]*)<', start)
+    assert brand and re.fullmatch(rf"Memformer [\d.]+( \({head.strip()}\+?\))?", brand[1])
+    assert all(page.replace(".md", ".html") in start for page in (*PAGES, "comparison.md"))
 
 
 def test_figures_of_sizes_are_the_plans() -> None:
@@ -68,3 +72,28 @@ def test_messages_that_are_explained_are_those_of_the_program() -> None:
     for words in quoted:
         for piece in words.split("..."):
             assert len(piece.strip(" ?")) < 4 or piece.strip(" ?") in sources, f"{words}: nothing says {piece!r}"
+
+
+def test_every_cell_of_the_comparison_has_a_verdict_and_a_source() -> None:
+    """Ours leads to a file that is here, those of others to a file at the commit that the page names."""
+    text = (DOCS / "comparison.md").read_text()
+    commits = dict(
+        re.findall(r"^\| \[[^]]+\]\((https://github.com/[^/]+/[^/]+)/tree/([0-9a-f]{40})\)", text, re.MULTILINE)
+    )
+    sources = dict(re.findall(r"^\[(\w+)\]: (\S+)$", text, re.MULTILINE))
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if re.match(r"\| .* \| (yes|partly|no): ", line)]
+    assert len(commits) == 9 and len(rows) >= 24
+    for name, *cells in rows:
+        assert len(cells) == 6, name
+        for cell in cells:
+            assert re.match(r"(yes|partly|no): .*\]([(]|\[\w)", cell), f"{name}: {cell}"
+        for place in re.findall(r"\]\(([^)#]+)", cells[0]):
+            assert (DOCS / place).exists(), f"{name}: {place}"
+        assert not re.search(r"\]\(", " ".join(cells[1:])), f"{name}: a source without its commit"
+    used = set(re.findall(r"\]\[(\w+)\]", text))
+    assert used == set(sources)
+    for source in sources.values():
+        repository, commit = re.match(
+            r"(https://github.com/[^/]+/[^/]+)/(?:blob|tree)/([0-9a-f]{40})/", source
+        ).groups()  # type: ignore[union-attr]
+        assert commits[repository] == commit, source

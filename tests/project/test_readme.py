@@ -15,6 +15,7 @@ import pytest
 from launch.cli import command
 from memformer.config.schema import load_config
 from tests.commands import run_command
+from tests.workshop import make_workshop
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +63,27 @@ def test_python_examples_run() -> None:
     looked_at = "assert model.forget.bias.grad.norm() > 0 and result.carry.memory.shape == (2, 32, 512)"
     program = f"{example.replace('128', '16')}\n{looked_at}\n"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_python_example_of_an_export_runs(tmp_path: Path) -> None:
+    """Its figure is that of the text in one piece, and the forks have left the document as it was."""
+    example = next(block for block in blocks("python") if "load_model(" in block)
+    export = make_workshop(tmp_path) / "model"
+    looked_at = """
+whole = reader_of(model)
+start = tokenizer.encode("Emma held the lamp. The night was dark.")
+read_texts(whole, [start])
+losses = []
+for token in tokenizer.encode(" Emma smiled."):
+    losses.append(torch.nn.functional.cross_entropy(whole.logits, torch.tensor([int(token)])))
+    whole.read(torch.tensor([[int(token)]]))
+assert abs(nats - sum(losses).item()) < 1e-3 and nats > 1
+"""
+    program = f"{example.replace('runs/own/model', str(export))}{looked_at}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert (tmp_path / "book.state").stat().st_size < 1_000_000 and len(done.stdout.splitlines()) >= 2
 
 
 @pytest.mark.slow

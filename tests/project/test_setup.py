@@ -13,7 +13,7 @@ import pytest
 from launch.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = ["scripts/setup.sh", "scripts/lock.sh", "scripts/install_debian.sh", ".ci/run"]
+SCRIPTS = ["scripts/setup.sh", "scripts/lock.sh", "scripts/lock_uv.sh", "scripts/install_debian.sh", ".ci/run"]
 SCRIPTS += sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("slurm/*.sbatch"))
 SETUP_INPUTS = ["scripts/setup.sh", "requirements/torch.txt", "requirements/lock.txt", "pyproject.toml", "setup.py"]
 
@@ -77,6 +77,27 @@ def test_peers_are_pinned_once(metadata: Path) -> None:
     pins = (REPOSITORY / "requirements/peers.txt").read_text().splitlines()
     assert sorted(extra.split("\n")[1:]) == sorted(["", *(pin for pin in pins if not pin.startswith("#"))])
     assert "torch" not in {requirement_name(pin) for pin in pins}
+
+
+def test_uv_installs_what_make_setup_installs() -> None:
+    """The lock of uv has the same pins, and was made for the dependencies that pyproject.toml has now."""
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    packages = tomllib.loads((REPOSITORY / "uv.lock").read_text())["package"]
+    pins = "".join((REPOSITORY / "requirements" / name).read_text() for name in ("torch.txt", "lock.txt"))
+    pinned = {
+        requirement_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", pins, re.MULTILINE)
+    }
+    locked = [(package["name"], package["version"]) for package in packages if package["name"] in pinned]
+    assert pinned.keys() - {"mosaicml-streaming", "wheel"} == {name for name, _ in locked}
+    assert [each for each in locked if pinned[each[0]] != each[1]] == [], "scripts/lock_uv.sh writes it anew"
+    made_for = next(package for package in packages if package["name"] == "memformer-train")["metadata"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    declared = {"": project["dependencies"], **project["optional-dependencies"]}
+    found: dict[str, set[str]] = {extra: set() for extra in declared}
+    for requirement in made_for["requires-dist"]:
+        extra = re.search(r"extra == '([\w-]+)'", requirement.get("marker", ""))
+        found[extra[1] if extra else ""].add(requirement["name"])
+    assert found == {extra: set(map(requirement_name, lines)) for extra, lines in declared.items()}
 
 
 def test_make_help_lists_the_targets() -> None:

@@ -20,6 +20,8 @@ LOG = logging.getLogger("memformer")
 
 SERVICES = {
     "wandb": ("wandb", "to_wandb", "WandbLogger"),
+    "mlflow": ("mlflow", "to_mlflow", "MlflowLogger"),
+    "trackio": ("trackio", "to_trackio", "TrackioLogger"),
     "prometheus": ("prometheus_client", "to_prometheus", "PrometheusLogger"),
 }
 """Name in `loggers` -> package that it needs, module here, class."""

@@ -1,12 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""A real run of two lives, told to Weights & Biases (offline) and to Prometheus; what they have is read back.
+"""A real run of two lives, told to every service as it is without a network; what they have is read back.
 
-Covers: memformer/run/loggers/to_wandb.py, memformer/run/loggers/to_prometheus.py, memformer/run/loggers/protocol.py,
-memformer/run/loggers/registry.py
+Covers: memformer/run/loggers/to_wandb.py, memformer/run/loggers/to_prometheus.py, memformer/run/loggers/to_mlflow.py,
+memformer/run/loggers/to_trackio.py, memformer/run/loggers/protocol.py, memformer/run/loggers/registry.py
 """
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
 from memformer.run.loggers.protocol import LoggedRun
 from memformer.run.loggers.registry import SERVICES
+from memformer.run.loggers.to_mlflow import STATES, VARIABLES, MlflowLogger
 from memformer.run.loggers.to_prometheus import ENDS, PrometheusLogger
+from memformer.run.loggers.to_trackio import LEVELS
 from memformer.run.loggers.to_wandb import EXIT_CODES
 from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
@@ -40,10 +43,51 @@ class Crash(Callback):
 
 def lives(world: World, root: str) -> None:
     os.environ |= {"WANDB_MODE": "offline", "WANDB_PROJECT": "memformer-test", "WANDB_SILENT": "true"}
+    os.environ |= {"TRACKIO_DIR": f"{root}/trackio", "TRACKIO_PROJECT": "memformer-test"}
     config = tiny_config(Path(root), "told", training={"max_steps": 5}).model_copy(update={"loggers": list(SERVICES)})
     with pytest.raises(RuntimeError, match="gone"):
         train(config, callbacks=[Crash()])
     assert train(config) == 0
+    later = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": 6})})
+    assert train(later) == 0
+    found = {"mlflow": in_mlflow(RunDirectory(Path(root) / "told")), "trackio": in_trackio()}
+    (Path(root) / "found.json").write_text(json.dumps(found))
+
+
+def in_mlflow(run: RunDirectory) -> list[dict[str, Any]]:
+    """The runs that MLflow's files have."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=(run.loggers / "mlflow").as_uri())
+    experiment = client.get_experiment_by_name("memformer")
+    return [
+        {
+            "state": each.info.status,
+            "name": each.info.run_name,
+            "settings": each.data.params,
+            "tags": each.data.tags,
+            "losses": [(row.step, row.value) for row in client.get_metric_history(each.info.run_id, "train/loss")],
+        }
+        for each in client.search_runs([experiment.experiment_id])
+    ]
+
+
+def in_trackio() -> list[dict[str, Any]]:
+    """The runs that Trackio's database has."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    project = "memformer-test"
+    return [
+        {
+            "name": name,
+            "settings": SQLiteStorage.get_run_config(project, name),
+            "alerts": sorted((alert["title"], alert["level"]) for alert in SQLiteStorage.get_alerts(project, name)),
+            "losses": [
+                (row["step"], row["train/loss"]) for row in SQLiteStorage.get_logs(project, name) if "train/loss" in row
+            ],
+        }
+        for name in SQLiteStorage.get_runs(project)
+    ]
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -95,7 +139,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 def test_wandb_has_one_run_of_two_lives_whose_steps_never_go_backward(run: RunDirectory) -> None:
-    first, second = (told(path) for path in sorted((run.loggers / "wandb").glob("wandb/offline-run-*/*.wandb")))
+    first, second, _ = (told(path) for path in sorted((run.loggers / "wandb").glob("wandb/offline-run-*/*.wandb")))
     assert first["id"] == second["id"] == json.loads((run.loggers / "run.json").read_text())["id"]
     losses = {row["step"]: row["loss"] for row in metrics_of(run)}
     assert first["losses"] == {step: losses[step] for step in (1, 2, 3)}
@@ -105,6 +149,37 @@ def test_wandb_has_one_run_of_two_lives_whose_steps_never_go_backward(run: RunDi
     settings = first["settings"]
     assert settings["settings"]["training"]["max_steps"] == 5 and settings["world_size"] == 1
     assert settings["parameters"] > 1000 and settings["model_flops_per_token"] > 1000
+
+
+def test_mlflow_and_trackio_have_one_run_of_all_lives(run: RunDirectory) -> None:
+    found = json.loads((run.root.parent / "found.json").read_text())
+    losses = [[row["step"], row["loss"]] for row in metrics_of(run)]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    (mlflow,), (trackio,) = found["mlflow"], found["trackio"]
+    assert mlflow["losses"] == trackio["losses"] == losses, "step 3 is trained twice, and told once"
+    name = json.loads((run.loggers / "run.json").read_text())["id"]
+    assert (mlflow["name"], mlflow["state"], mlflow["tags"]["memformer.id"]) == ("told", STATES["finished"], name)
+    assert mlflow["settings"]["settings.training.max_steps"] == "5" and int(mlflow["settings"]["parameters"]) > 1000
+    assert mlflow["tags"]["settings.training.max_steps"] == "6", "MLflow's parameters cannot change"
+    assert trackio["name"] == f"told-{name[:8]}"
+    assert trackio["settings"]["settings"]["training"]["max_steps"] == 6
+    ends = ("failed", "finished", "finished")
+    assert trackio["alerts"] == [[f"run {how}", LEVELS[how]] for how in ends] and LEVELS["failed"] == "error"
+
+
+def test_what_mlflow_cannot_take_is_told_by_a_later_step_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in VARIABLES.items():
+        monkeypatch.setenv(variable, value)
+    logger = MlflowLogger(LoggedRun("a run", "id", tmp_path / "mlflow", {}))
+    shutil.rmtree(tmp_path / "mlflow")
+    logger.scalars(1, {"train/loss": 2.5})
+    logger._sender.join(30)
+    with pytest.raises(Exception, match="does not exist"):
+        logger.scalars(2, {"train/loss": 2.5})
+    with pytest.raises(Exception, match="does not exist"):
+        logger.close("finished")
 
 
 def test_prometheus_keeps_what_the_life_before_said(tmp_path: Path) -> None:
@@ -127,6 +202,6 @@ def test_prometheus_has_the_last_step(run: RunDirectory) -> None:
 
     text = (run.loggers / "prometheus" / "memformer.prom").read_text()
     samples = {each.name: each for family in families(text) for each in family.samples}
-    assert samples["memformer_step"].value == 5 and samples["memformer_state"].value == ENDS["finished"]
+    assert samples["memformer_step"].value == 6 and samples["memformer_state"].value == ENDS["finished"]
     assert samples["memformer_train_loss"].value == metrics_of(run)[-1]["loss"]
     assert {each.labels["run"] for each in samples.values()} == {"told"}
