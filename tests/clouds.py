@@ -223,6 +223,11 @@ def refusing(status: int, code: str) -> Fault:
     return fault
 
 
+def passed_on(handler: Handler, status: int, headers: dict[str, str], content: bytes) -> None:
+    """As if there were no proxy: for the first of several requests."""
+    handler.answer(status, headers, content)
+
+
 def cut_body(handler: Handler, status: int, headers: dict[str, str], content: bytes) -> None:
     """Promises all and sends half."""
     length = str(len(content))
@@ -251,6 +256,17 @@ def cut_connection(handler: Handler, status: int, headers: dict[str, str], conte
 
 
 cut_connection.instead = True  # type: ignore[attr-defined]
+
+
+def held_until(released: threading.Event) -> Fault:
+    """No answer before the test says so, and then none either."""
+
+    def fault(handler: Handler, _: int, headers: dict[str, str], content: bytes) -> None:
+        released.wait(60)
+        handler.close_connection = True
+
+    fault.instead = True  # type: ignore[attr-defined]
+    return fault
 
 
 @contextmanager

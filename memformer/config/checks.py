@@ -7,6 +7,8 @@ Each takes a `memformer.config.schema.Config`, or a section of it, which calls i
 import math
 from typing import Any, TypeVar
 
+from data_pipeline.cloud_settings import CloudAddress
+from data_pipeline.errors import UserError
 from memformer.models.registry import family_of, stages_of
 
 Value = TypeVar("Value", str, int, float)
@@ -69,6 +71,16 @@ def memory_parameters(config: Any) -> None:
         raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
     if train != "all" and config.parallel.pipeline > 1:
         raise ValueError(f"training.train is {train}: not built for parallel.pipeline above 1: set that to 1")
+
+
+def mirror(checkpoint: Any) -> None:
+    """What addresses checkpoints may be copied to."""
+    if checkpoint.mirror is None:
+        return
+    try:
+        CloudAddress.parse(checkpoint.mirror)
+    except UserError as error:
+        raise ValueError(f"mirror: {error}") from None
 
 
 def tensor_parallel(config: Any) -> None:

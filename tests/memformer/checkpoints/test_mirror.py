@@ -1,0 +1,296 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Copies of checkpoints on a real S3 server: complete or absent, and a run that goes on from them on a bare machine.
+
+Covers: memformer/checkpoints/copying.py, memformer/checkpoints/fetching.py, memformer/checkpoints/mirror.py,
+memformer/checkpoints/mirrored.py, memformer/training/mirroring.py
+"""
+
+import itertools
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.object_store import CloudError, ObjectStore
+from memformer.checkpoints import directory as files
+from memformer.checkpoints import mirrored
+from memformer.checkpoints.copying import copy_up
+from memformer.checkpoints.fetching import Wanted, fetch, wanted
+from memformer.checkpoints.mirror import Mirror, MirrorReport
+from memformer.checkpoints.resuming import Start
+from memformer.config.schema import CheckpointConfig
+from memformer.run.directory import RunDirectory
+from tests import clouds
+from tests.books import small_dataset
+from tests.clouds import FaultyProxy
+from tests.faults.lives import events_of, finish, metrics_of, start, wait_for
+from tests.memformer.checkpoints.test_resuming import save, seal
+
+pytest.importorskip("obstore")
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with clouds.serving_s3(tmp_path_factory.mktemp("s3")) as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    with clouds.between(server) as proxy:
+        clouds.use(proxy.address, monkeypatch)
+        yield proxy
+
+
+@pytest.fixture
+def store(proxy: FaultyProxy) -> ObjectStore:
+    """An address that no other test has."""
+    return ObjectStore(f"s3://{clouds.BUCKET}/run-{next(NUMBERS)}", attempts=2, timeout_seconds=1)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    return run
+
+
+class Copies:
+    """A mirror, and what it has reported."""
+
+    def __init__(self, store: ObjectStore, run: RunDirectory, **settings: Any) -> None:
+        self.reports: list[MirrorReport] = []
+        self.mirror = Mirror(store, run, CheckpointConfig(**settings), self.reports.append)
+
+    def of(self, *checkpoints: Path) -> list[MirrorReport]:
+        """Has checkpoints copied one after the other; what was reported of them."""
+        for path in checkpoints:
+            before = len(self.reports)
+            self.mirror.offer(path)
+            until(lambda before=before: len(self.reports) > before and not self.mirror.busy)  # type: ignore[misc]
+        return self.reports[-len(checkpoints) :]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def copies(store: ObjectStore, run: RunDirectory) -> Iterator[Copies]:
+    copies = Copies(store, run)
+    yield copies
+    copies.mirror.close(5)
+
+
+def test_a_copy_that_breaks_off_is_none_and_is_gone_on_with(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory
+) -> None:
+    path = save(run, 4)
+    entries = files.read_manifest(path)["files"]
+    proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
+    proxy.faults = [("PUT", clouds.passed_on)]  # the first file gets through
+    with pytest.raises(CloudError, match=r"could not be written in 2 attempts: status 503 SlowDown"):
+        copy_up(store, path, path.name, entries, files.MANIFEST)
+    assert len(store.sizes()) == 1 and mirrored.complete_steps(store) == {}
+    proxy.always, first = [], next(iter(store.sizes())).rpartition("/")[2]
+    proxy.sent.clear()
+    copied = copy_up(store, path, path.name, entries, files.MANIFEST)
+    assert first not in {name for name, count in proxy.sent.items() if count}
+    assert copied.found == entries[next(iter(entries))]["bytes"] and mirrored.complete_steps(store) == {4: path.name}
+    again = copy_up(store, path, path.name, entries, files.MANIFEST)
+    assert again.sent == 0 and again.found == sum(entry["bytes"] for entry in entries.values())
+
+
+def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+) -> None:
+    copies.of(save(run, 4))
+    path = save(run, 4, tokens=2)  # trained again, to something else
+    proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
+    assert "503" in (copies.of(path)[0].error or "")
+    assert mirrored.complete_steps(store) == {}, "half of one and half of the other is no checkpoint"
+    proxy.always = []
+    assert copies.of(path)[0].error is None
+    assert mirrored.read_manifest(store, path.name)[1] == files.read_manifest(path)
+
+
+@pytest.mark.parametrize("read_back", [True, False], ids=["read-back", "by-size"])
+def test_bytes_that_change_on_the_way_are_found_where_they_are_read_back(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, read_back: bool
+) -> None:
+    copies = Copies(store, run, mirror_read_back=read_back)
+    proxy.faults = [(f"GET /bucket/{store.address.prefix}/step-00000004/parameters", clouds.flipped_bit)]
+    report = copies.of(save(run, 4))[0]
+    copies.mirror.close(5)
+    if read_back:
+        assert report.copied is None and "is not what was sent (SHA-256 differs)" in str(report.error)
+    else:
+        assert report.error is None and proxy.requests["GET rank-00000.safetensors"] == 0
+
+
+def test_as_many_are_kept_there_as_here(store: ObjectStore, run: RunDirectory) -> None:
+    copies = Copies(store, run, keep_last=2, keep_interval=8)
+    store.put("step-00000002/parameters/half", b"of a life that was killed")
+    reports = copies.of(*(save(run, step) for step in (4, 8, 12, 16, 20)))
+    copies.mirror.close(5)
+    assert [report.deleted for report in reports] == [(), (), (4,), (), (12,)]
+    assert list(mirrored.complete_steps(store)) == [8, 16, 20]
+    assert {name.partition("/")[0] for name in store.sizes()} == {
+        "mirror.json",
+        "step-00000008",
+        "step-00000016",
+        "step-00000020",
+    }
+
+
+def test_what_fails_is_told_and_the_next_checkpoint_is_copied(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+) -> None:
+    proxy.always = [("/bucket/", clouds.refusing(403, "ExpiredToken"))]
+    report = copies.of(save(run, 4))[0]
+    assert report.copied is None and "the credentials have expired" in str(report.error)
+    assert copies.mirror.missing() == [4]
+    proxy.always = []
+    assert copies.of(save(run, 8))[0].error is None and copies.mirror.missing() == []
+    assert list(mirrored.complete_steps(store)) == [8]
+    proxy.always = [("PUT", clouds.cut_connection)]
+    assert "the connection broke off" in str(copies.of(save(run, 12))[0].error)
+    proxy.always = []
+    copies.mirror.offer_failed()  # as at the end of a run
+    until(lambda: not copies.mirror.busy)
+    assert list(mirrored.complete_steps(store)) == [8, 12]
+
+
+def test_a_checkpoint_that_is_being_copied_stays_and_the_newest_goes_next(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+) -> None:
+    released = threading.Event()
+    proxy.faults = [("PUT /bucket/run-", clouds.passed_on), ("PUT", clouds.held_until(released))]
+    settings = CheckpointConfig(keep_last=1)
+    for step in (4, 8, 12):
+        copies.mirror.offer(save(run, step))
+        until(lambda: sum(count for name, count in proxy.requests.items() if name.startswith("PUT")) == 2)
+        files.delete_old(run, step, settings)
+    assert [files.step_of(path) for path in files.candidates(run)] == [12, 4], "8 waited, until 12 came"
+    assert copies.mirror.missing() == [4, 12]
+    released.set()
+    until(lambda: not copies.mirror.busy)
+    assert [report.step for report in copies.reports] == [4, 12] and copies.reports[1].error is None
+    files.delete_old(run, 12, settings)
+    assert [files.step_of(path) for path in files.candidates(run)] == [12]
+
+
+def test_a_mirror_has_one_run(store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path) -> None:
+    copies.of(save(run, 4))
+    start_here = Start(files.step_directory(run, 4), own=True)
+    mirrored.refuse_unfit(store, run, start_here)
+    other = RunDirectory(tmp_path / "other")
+    other.create()
+    with pytest.raises(UserError, match=rf"is the mirror of another run \({run.root} on .*--resume {store.address}"):
+        mirrored.refuse_unfit(store, other, Start())
+    report = Copies(store, other).of(save(other, 8))[0]
+    assert "is the mirror of another run" in str(report.error) and list(mirrored.complete_steps(store)) == [4]
+    with pytest.raises(
+        UserError, match=r"has step-00000004, and the run starts afresh: go on from there with --resume"
+    ):
+        mirrored.refuse_unfit(store, run, Start())
+
+
+def settings_of(store: ObjectStore) -> CheckpointConfig:
+    return CheckpointConfig(mirror=str(store.address))
+
+
+def test_a_bare_machine_fetches_the_newest(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path
+) -> None:
+    first, second = save(run, 4), save(run, 8)
+    copies.of(first, second)
+    bare, settings = RunDirectory(tmp_path / "bare"), settings_of(store)
+    proxy.faults = [("GET /bucket/", fault) for fault in (clouds.cut_body, clouds.refusing(500, "InternalError"))]
+    found = fetch(bare, wanted(bare, str(store.address), settings), settings)
+    assert Path(found) == files.step_directory(bare, 8) and files.verify(Path(found)) == files.verify(second)
+    assert (bare.checkpoints / "latest").read_text().strip() == "step-00000008"
+    mirrored.refuse_unfit(store, bare, Start(Path(found), own=True))  # it is this run's mirror now
+    # The same command again goes on from what the run has saved since.
+    save(bare, 12)
+    assert fetch(bare, wanted(bare, str(store.address), settings), settings) == "auto"
+    named = RunDirectory(tmp_path / "named")
+    found = fetch(named, wanted(named, f"{store.address}/step-00000004", CheckpointConfig()), CheckpointConfig())
+    assert Path(found) == files.step_directory(named, 4)
+    assert wanted(named, f"{store.address}/step-00000004", CheckpointConfig()).name is None
+    with pytest.raises(UserError, match=r"run_dir .*/run has checkpoints of its own \(the newest is step-00000008\)"):
+        wanted(run, str(store.address), CheckpointConfig())
+
+
+def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path
+) -> None:
+    bare, settings, address = RunDirectory(tmp_path / "bare"), CheckpointConfig(), str(store.address)
+    with pytest.raises(UserError, match=r"run-\d+: holds no complete checkpoint"):
+        wanted(bare, address, settings)
+    path = save(run, 4)
+    copies.of(path)
+    with pytest.raises(UserError, match=r"step-00000005: is no complete checkpoint: those in .* are step-00000004"):
+        wanted(bare, f"{address}/step-00000005", settings)
+    assert wanted(bare, address, settings).name == path.name
+    what = Wanted(store, path.name)  # of fewer attempts
+    proxy.faults = [("/parameters/", clouds.flipped_bit)]
+    with pytest.raises(UserError, match=r"rank-00000\.safetensors: its content is not what was put there"):
+        fetch(bare, what, settings)
+    proxy.always = [("/parameters/", clouds.cut_body)]
+    with pytest.raises(UserError, match="could not be read in 2 attempts: the answer was cut off"):
+        fetch(bare, what, settings)
+    assert list(bare.checkpoints.iterdir()) == [] and not bare.events.exists()
+    proxy.always = [("/bucket", clouds.refusing(503, "SlowDown"))]
+    with pytest.raises(UserError, match="503"):
+        wanted(bare, address, settings)
+    proxy.always = []
+    seal(path, files={"../../outside": {"bytes": 1, "sha256": "x"}})
+    store.put(f"{path.name}/manifest.json", (path / "manifest.json").read_bytes())
+    with pytest.raises(files.CheckpointDamaged, match=r"names '\.\./\.\./outside', outside the checkpoint"):
+        fetch(bare, what, settings)
+
+
+@pytest.mark.distributed
+def test_a_run_that_is_killed_in_a_copy_goes_on_bit_equal_from_the_mirror(
+    proxy: FaultyProxy, store: ObjectStore, tmp_path: Path
+) -> None:
+    """On two processes; the machine with the run directory is lost."""
+    small_dataset(tmp_path, characters=3_000)
+    sections = {"training": {"max_steps": 6}, "parallel": {"zero_stage": 2}}
+    mirrored_run = {**sections, "checkpoint": {"interval": 2, "mirror": str(store.address)}}
+    environment = clouds.environment(proxy.address)
+    assert finish(start(tmp_path, "peace", sections)) == [0, 0]
+    released = threading.Event()
+    proxy.always = [("/step-00000004/parameters/rank-00001", clouds.held_until(released))]
+    doomed = start(tmp_path, "run", mirrored_run, environment=environment)
+    run = RunDirectory(tmp_path / "run")
+    wait_for(lambda: any(name.endswith("rank-00000.safetensors") for name in store.sizes("step-00000004")), doomed)
+    for process in doomed:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+    finish(doomed)
+    released.set()
+    proxy.always = []
+    assert list(mirrored.complete_steps(store)) == [2] and store.sizes("step-00000004")
+    before = metrics_of(run)[:2]
+    shutil.rmtree(run.root)
+    # A run that starts afresh beside its own mirror is refused, by all processes.
+    assert finish(start(tmp_path, "run", mirrored_run, environment=environment)) == [1, 1]
+    again = start(tmp_path, "run", mirrored_run, str(store.address), environment)
+    assert finish(again) == [0, 0], (tmp_path / "run-0.log").read_text()
+    assert before + metrics_of(run) == metrics_of(RunDirectory(tmp_path / "peace"))
+    assert [event["step"] for event in events_of(run, "fetch")] == [2]
+    assert events_of(run, "mirror")[-1]["step"] == 6 and not events_of(run, "mirror_incomplete")
+    assert 6 in mirrored.complete_steps(store)
