@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Copies of checkpoints on a real S3 server: complete or absent, and a run that goes on from them on a bare machine.
+"""Copies of checkpoints and exports on a real S3 server, complete or absent, and a run that goes on from them.
 
 Covers: memformer/checkpoints/copying.py, memformer/checkpoints/fetching.py, memformer/checkpoints/mirror.py,
-memformer/checkpoints/mirrored.py, memformer/training/mirroring.py
+memformer/checkpoints/mirrored.py, memformer/checkpoints/export_copy.py, memformer/training/mirroring.py
 """
 
 import itertools
@@ -19,9 +19,11 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.object_store import CloudError, ObjectStore
+from launch.checks import check_mirror
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import mirrored
 from memformer.checkpoints.copying import copy_up
+from memformer.checkpoints.export_copy import fetch_export, put_export, refuse_taken
 from memformer.checkpoints.fetching import Wanted, fetch, wanted
 from memformer.checkpoints.mirror import Mirror, MirrorReport
 from memformer.checkpoints.resuming import Start
@@ -294,3 +296,43 @@ def test_a_run_that_is_killed_in_a_copy_goes_on_bit_equal_from_the_mirror(
     assert [event["step"] for event in events_of(run, "fetch")] == [2]
     assert events_of(run, "mirror")[-1]["step"] == 6 and not events_of(run, "mirror_incomplete")
     assert 6 in mirrored.complete_steps(store)
+
+
+def make_export(directory: Path) -> dict[str, bytes]:
+    content = {"config.json": b'{"format": 1}', "model.safetensors": os.urandom(1000), "tokenizer.json": b"{}"}
+    directory.mkdir()
+    for name, data in content.items():
+        (directory / name).write_bytes(data)
+    return content
+
+
+def test_an_export_is_there_complete_or_not_at_all(proxy: FaultyProxy, store: ObjectStore, tmp_path: Path) -> None:
+    content, address, cache = make_export(tmp_path / "export"), str(store.address), tmp_path / "cache"
+    proxy.always = [("PUT /bucket/run-", clouds.refusing(503, "SlowDown"))]
+    proxy.faults = [("PUT", clouds.passed_on), ("PUT", clouds.passed_on)]
+    with pytest.raises(CloudError, match=r"config\.json could not be written in 2 attempts: status 503"):
+        put_export(store, tmp_path / "export")
+    with pytest.raises(UserError, match=r"run-\d+: holds no export: give an address that memformer export --out has"):
+        fetch_export(address, cache)
+    proxy.always = []
+    refuse_taken(store)  # what is left of one is gone on with
+    assert put_export(store, tmp_path / "export").found == 1002
+    proxy.faults = [(f"GET /bucket/{store.address.prefix}/model", clouds.flipped_bit)]
+    with pytest.raises(UserError, match=r"model\.safetensors: its content is not what was put there"):
+        fetch_export(address, cache)
+    assert list((cache / "exports").iterdir()) == []
+    proxy.faults = []
+    fetched = fetch_export(address, cache)
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == content
+    asked = proxy.requests["GET model.safetensors"]
+    assert fetch_export(address, cache) == fetched and proxy.requests["GET model.safetensors"] == asked
+    with pytest.raises(UserError, match=r"--out .*/run-\d+: holds something already: choose another address"):
+        refuse_taken(store)
+
+
+def test_the_doctor_looks_at_a_mirror(proxy: FaultyProxy, store: ObjectStore) -> None:
+    assert [finding.level for finding in check_mirror(str(store.address))] == ["fine"]
+    assert store.sizes() == {}
+    proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
+    found = next(iter(check_mirror(str(store.address))))
+    assert found.level == "error" and "access is denied (status 403 AccessDenied)" in found.found
