@@ -12,7 +12,6 @@ import shutil
 import time
 from pathlib import Path
 
-from data_pipeline.cloud_settings import CloudAddress
 from data_pipeline.errors import UserError
 from data_pipeline.object_store import ObjectStore
 from memformer.checkpoints import directory as files
@@ -115,7 +114,7 @@ def fetch(run: RunDirectory, what: Wanted, settings: CheckpointConfig) -> str:
 
 def _is_own(store: ObjectStore, settings: CheckpointConfig) -> bool:
     """Whether a run's own mirror is there."""
-    return settings.mirror is not None and CloudAddress.parse(settings.mirror) == store.address
+    return settings.mirror == str(store.address)
 
 
 def _is_here(final: Path, manifest: bytes) -> bool:

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What settings ask of each other across sections: each check refuses with a ValueError of one line.
 
-Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made; `each_once` a list.
+Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made; `each_once` takes a
+list, `in_a_cloud` an address.
 """
 
 import math
@@ -19,6 +20,14 @@ def each_once(values: list[Value]) -> list[Value]:
     if len(set(values)) < len(values):
         raise ValueError(f"is {values}: one comes twice, leave it out")
     return values
+
+
+def in_a_cloud(address: str) -> str:
+    """An address that can be copied to."""
+    try:
+        return str(CloudAddress.parse(address))
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def steps(config: Any) -> None:
@@ -71,16 +80,6 @@ def memory_parameters(config: Any) -> None:
         raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
     if train != "all" and config.parallel.pipeline > 1:
         raise ValueError(f"training.train is {train}: not built for parallel.pipeline above 1: set that to 1")
-
-
-def mirror(checkpoint: Any) -> None:
-    """What addresses checkpoints may be copied to."""
-    if checkpoint.mirror is None:
-        return
-    try:
-        CloudAddress.parse(checkpoint.mirror)
-    except UserError as error:
-        raise ValueError(f"mirror: {error}") from None
 
 
 def tensor_parallel(config: Any) -> None:

@@ -276,7 +276,7 @@ class CheckpointConfig(Section):
     """The first checkpoint of every such number of hours is kept for ever; 0: none."""
     background: bool = False
     """Copy the state to host memory and write it while training goes on (needs that much host memory)."""
-    mirror: Place | None = None
+    mirror: Annotated[Place, AfterValidator(checks.in_a_cloud)] | None = None
     """Address (s3://BUCKET/RUN, gs://, az://) that checkpoints are copied to while training goes on, one for each run;
     --resume with it goes on from there on another machine. As many are kept there as here. null: none."""
     mirror_read_back: bool = True
@@ -284,11 +284,6 @@ class CheckpointConfig(Section):
     upload, where reading is paid for."""
     mirror_wait_seconds: float = Field(600, ge=0)
     """Seconds that a run waits at its end, or when it is asked to stop, for its last checkpoint to be copied."""
-
-    @model_validator(mode="after")
-    def _mirror_in_a_cloud(self) -> "CheckpointConfig":
-        checks.mirror(self)
-        return self
 
 
 class GuardsConfig(Section):

@@ -19,6 +19,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.object_store import CloudError, ObjectStore
+from launch.acceptance import check_resume
 from launch.checks import check_mirror
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import mirrored
@@ -32,7 +33,7 @@ from memformer.run.directory import RunDirectory
 from tests import clouds
 from tests.books import small_dataset
 from tests.clouds import FaultyProxy
-from tests.faults.lives import events_of, finish, metrics_of, start, wait_for
+from tests.faults.lives import events_of, finish, metrics_of, start, tiny_config, wait_for
 from tests.memformer.checkpoints.test_resuming import save, seal
 
 pytest.importorskip("obstore")
@@ -246,6 +247,10 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=r"step-00000005: is no complete checkpoint: those in .* are step-00000004"):
         wanted(bare, f"{address}/step-00000005", settings)
     assert wanted(bare, address, settings).name == path.name
+    config = tiny_config(tmp_path, "bare")
+    check_resume(config, address, None)  # before anything is started
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        check_resume(config, f"{address}/elsewhere", None)
     what = Wanted(store, path.name)  # of fewer attempts
     proxy.faults = [("/parameters/", clouds.flipped_bit)]
     with pytest.raises(UserError, match=r"rank-00000\.safetensors: its content is not what was put there"):
