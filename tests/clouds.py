@@ -235,6 +235,12 @@ def cut_body(handler: Handler, status: int, headers: dict[str, str], content: by
     handler.close_connection = True
 
 
+def short_body(handler: Handler, status: int, headers: dict[str, str], content: bytes) -> None:
+    """Half of it, as if that were all."""
+    half = content[: len(content) // 2]
+    handler.answer(status, {**headers, "Content-Length": str(len(half))}, half)
+
+
 def stalled_body(handler: Handler, status: int, headers: dict[str, str], content: bytes) -> None:
     """A few bytes, and the rest never."""
     handler.answer(status, {**headers, "Content-Length": str(len(content))}, content[:10])

@@ -157,6 +157,20 @@ def test_as_many_are_kept_there_as_here(store: ObjectStore, run: RunDirectory) -
     }
 
 
+def test_a_copy_that_is_half_deleted_is_none(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+) -> None:
+    copies.of(save(run, 4), save(run, 8))
+    proxy.faults = [("?delete", clouds.passed_on)]
+    proxy.always = [("?delete", clouds.refusing(503, "SlowDown"))]
+    report = copies.of(save(run, 12))[0]
+    assert report.copied is not None and "could not be deleted in 2 attempts: status 503" in str(report.error)
+    assert list(mirrored.complete_steps(store)) == [8, 12] and store.sizes("step-00000004")
+    proxy.always = []
+    copies.of(save(run, 16))
+    assert not store.sizes("step-00000004") and list(mirrored.complete_steps(store)) == [12, 16]
+
+
 def test_what_fails_is_told_and_the_next_checkpoint_is_copied(
     proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
