@@ -241,6 +241,14 @@ def short_body(handler: Handler, status: int, headers: dict[str, str], content: 
     handler.answer(status, {**headers, "Content-Length": str(len(half))}, half)
 
 
+def refusing_copies(handler: Handler, status: int, headers: dict[str, str], content: bytes) -> None:
+    """Of requests that copy an object inside the bucket; others are handed on."""
+    if "x-amz-copy-source" in handler.headers:
+        refusing(400, "InvalidRequest")(handler, status, headers, content)
+    else:
+        handler.answer(status, headers, content)
+
+
 def stalled_body(handler: Handler, status: int, headers: dict[str, str], content: bytes) -> None:
     """A few bytes, and the rest never."""
     handler.answer(status, {**headers, "Content-Length": str(len(content))}, content[:10])

@@ -47,6 +47,7 @@ def copy_up(
     last: str,
     read_back: bool = True,
     stop: Callable[[], None] = nothing,
+    equal: Mapping[str, str] | None = None,
 ) -> Copied:
     """Copies a directory to a cloud; its file `last` is put once all others are there and equal.
 
@@ -58,6 +59,7 @@ def copy_up(
         last: Path of the file without which there is no copy.
         read_back: Whether to read every file from there, rather than rely on its size and the sum it was put with.
         stop: Called between blocks; what it raises ends the copy, which stays incomplete.
+        equal: Objects that are there already, in other folders, by their SHA-256: they are copied inside the bucket.
 
     Raises:
         CloudError: It was not copied; there is no complete copy then.
@@ -77,12 +79,15 @@ def copy_up(
         if there.get(key) == size and store.sha256(key) == sha256 and (not read_back or _sum(store, key) == sha256):
             copied.found += size
             continue
-        store.put_file(key, directory / name, sha256, stop)
+        if _copied_there(store, (equal or {}).get(sha256), key):
+            copied.found += size
+        else:
+            store.put_file(key, directory / name, sha256, stop)
+            copied.sent += size
         if read_back and _sum(store, key) != sha256:
             raise CloudError(
                 store.place(key), "is not what was sent (SHA-256 differs)", "it is sent again next time", True
             )
-        copied.sent += size
     there = store.sizes(folder)
     for name, entry in entries.items():
         found = there.get(_below(folder, name))
@@ -131,6 +136,16 @@ def is_inside(name: str) -> bool:
 
 def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _copied_there(store: ObjectStore, source: str | None, key: str) -> bool:
+    """Whether an object was copied inside the bucket; not every bucket does that, with every size."""
+    try:
+        if source is not None:
+            store.copy(source, key)
+        return source is not None
+    except CloudError:
+        return False
 
 
 def _sum(store: ObjectStore, key: str) -> str:

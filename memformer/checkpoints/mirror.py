@@ -65,6 +65,7 @@ class Mirror:
         self._under_way: int | None = None
         self._failed: Path | None = None
         self._times: dict[int, float] = {}  # of the copies, by step
+        self._last: str | None = None  # the newest copy, from which what has not changed is copied there
         self._changed, self._leaving = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="checkpoint-mirror", daemon=True)
         self._thread.start()
@@ -132,7 +133,9 @@ class Mirror:
             entries = files.read_manifest(path)["files"]
             self._times.pop(step, None)
             read_back = self._settings.mirror_read_back
-            copied = copy_up(self._store, path, path.name, entries, files.MANIFEST, read_back, self._stop)
+            equal = self._equal(path.name)
+            copied = copy_up(self._store, path, path.name, entries, files.MANIFEST, read_back, self._stop, equal)
+            self._last = path.name
         except _Leaving:
             raise
         except Exception as error:  # whatever it is, it is no reason to end the run
@@ -142,6 +145,18 @@ class Mirror:
         except UserError as error:
             return MirrorReport(step, address, copied, error=str(error))
 
+    def _equal(self, name: str) -> dict[str, str]:
+        """The files of another copy, by their SHA-256: weights that are not trained are the same in all of them."""
+        if self._last is None:
+            self._last = next(reversed(mirrored.complete_steps(self._store).values()), None)
+        try:
+            if self._last in (None, name):
+                return {}
+            entries = mirrored.read_manifest(self._store, str(self._last))[1]["files"]
+        except (NoObject, files.CheckpointDamaged):  # deleted, as one that is kept no more
+            return {}
+        return {str(entry["sha256"]): f"{self._last}/{each}" for each, entry in entries.items()}
+
     def _stop(self) -> None:
         if self._leaving:
             raise _Leaving
@@ -149,7 +164,8 @@ class Mirror:
     def _delete_old(self, newest: int) -> tuple[int, ...]:
         """Deletes copies that the settings do not keep, and what is left of those that were never completed.
 
-        A copy loses its manifest first: what is only half deleted is none.
+        A copy loses its manifest first: what is only half deleted is none. One whose manifest cannot be used stays, and
+        does not count.
         """
         complete: dict[int, str] = {}
         unfinished: list[str] = []
@@ -163,6 +179,8 @@ class Mirror:
                 complete[step] = name
             except NoObject:
                 unfinished.append(name)
+            except files.CheckpointDamaged:
+                continue
         times = {step: self._times[step] for step in complete}
         old = files.outdated(times, self._settings)
         for name in [*(complete[step] for step in old), *unfinished]:

@@ -23,7 +23,7 @@ from launch.acceptance import check_resume
 from launch.checks import check_mirror
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import mirrored
-from memformer.checkpoints.copying import copy_up
+from memformer.checkpoints.copying import copy_down, copy_up
 from memformer.checkpoints.export_copy import fetch_export, put_export, refuse_taken
 from memformer.checkpoints.fetching import Wanted, fetch, wanted
 from memformer.checkpoints.mirror import Mirror, MirrorReport
@@ -145,16 +145,44 @@ def test_bytes_that_change_on_the_way_are_found_where_they_are_read_back(
 def test_as_many_are_kept_there_as_here(store: ObjectStore, run: RunDirectory) -> None:
     copies = Copies(store, run, keep_last=2, keep_interval=8)
     store.put("step-00000002/parameters/half", b"of a life that was killed")
+    store.put("step-00000003/manifest.json", b"of another version")
     reports = copies.of(*(save(run, step) for step in (4, 8, 12, 16, 20)))
     copies.mirror.close(5)
     assert [report.deleted for report in reports] == [(), (), (4,), (), (12,)]
-    assert list(mirrored.complete_steps(store)) == [8, 16, 20]
+    assert list(mirrored.complete_steps(store)) == [3, 8, 16, 20], "what cannot be used stays, and does not count"
     assert {name.partition("/")[0] for name in store.sizes()} == {
         "mirror.json",
+        "step-00000003",
         "step-00000008",
         "step-00000016",
         "step-00000020",
     }
+
+
+def test_what_is_equal_in_the_copy_before_is_not_sent_again(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+) -> None:
+    """As frozen weights are, in every checkpoint."""
+    name = "rank-00000.safetensors"
+    copies.of(save(run, 4))
+    size = proxy.sent[name]
+    second = save(run, 8)
+    assert copies.of(second)[0].error is None and proxy.sent[name] == size
+    assert fetch_to(store, second.name, run.root / "there") == files.read_manifest(second)["files"].keys()
+    again = Copies(store, run)  # another life, on a bucket that copies nothing by itself
+    proxy.always = [("PUT /bucket/", clouds.refusing_copies)]
+    third = again.of(save(run, 12))[0]
+    again.mirror.close(5)
+    assert (
+        third.error is None and proxy.sent[name] == 2 * size and third.copied is not None and third.copied.sent > size
+    )
+
+
+def fetch_to(store: ObjectStore, name: str, folder: Path) -> Any:
+    """The names of the files of a copy, all of which are what its manifest says."""
+    entries = mirrored.read_manifest(store, name)[1]["files"]
+    copy_down(store, name, folder, entries)
+    return entries.keys()
 
 
 def test_a_copy_that_is_half_deleted_is_none(
