@@ -69,10 +69,10 @@ def copy_up(
     marker, content = _below(folder, last), (directory / last).read_bytes()
     there = store.sizes(folder)
     if marker in there:
-        if store.read(marker) == content:
+        if store.read(marker) == content and not _missing(there, folder, entries):
             copied.found = sum(int(entry["bytes"]) for entry in entries.values())
             return copied
-        store.delete([marker])  # of another one by this name: its files are about to be replaced
+        store.delete([marker])  # of another one by this name, or one that has lost files: these are put now
     for name, entry in entries.items():
         key, size, sha256 = _below(folder, name), int(entry["bytes"]), str(entry["sha256"])
         stop()
@@ -88,15 +88,9 @@ def copy_up(
             raise CloudError(
                 store.place(key), "is not what was sent (SHA-256 differs)", "it is sent again next time", True
             )
-    there = store.sizes(folder)
-    for name, entry in entries.items():
-        found = there.get(_below(folder, name))
-        if found != entry["bytes"]:
-            raise CloudError(
-                store.place(_below(folder, name)),
-                f"has {found} bytes, not {entry['bytes']}",
-                "it is sent again next time",
-            )
+    missing = _missing(store.sizes(folder), folder, entries)
+    if missing:
+        raise CloudError(store.place(missing[0]), "is not there with its size", "it is sent again next time")
     stop()
     store.put(marker, content)
     copied.seconds = time.monotonic() - began
@@ -136,6 +130,12 @@ def is_inside(name: str) -> bool:
 
 def _below(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _missing(there: Mapping[str, int], folder: str, entries: Entries) -> list[str]:
+    """The objects that are not there, or have another size."""
+    sizes = {_below(folder, name): int(entry["bytes"]) for name, entry in entries.items()}
+    return [key for key, size in sizes.items() if there.get(key) != size]
 
 
 def _copied_there(store: ObjectStore, source: str | None, key: str) -> bool:

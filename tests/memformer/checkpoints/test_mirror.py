@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.object_store import CloudError, ObjectStore
@@ -28,8 +29,14 @@ from memformer.checkpoints.export_copy import fetch_export, put_export, refuse_t
 from memformer.checkpoints.fetching import Wanted, fetch, wanted
 from memformer.checkpoints.mirror import Mirror, MirrorReport
 from memformer.checkpoints.resuming import Start
+from memformer.checkpoints.saving import SaveReport
+from memformer.checkpoints.state import Progress
 from memformer.config.schema import CheckpointConfig
+from memformer.processes.group import World
+from memformer.processes.topology import Mesh
 from memformer.run.directory import RunDirectory
+from memformer.training.callbacks import TrainingState
+from memformer.training.mirroring import Mirroring
 from tests import clouds
 from tests.books import small_dataset
 from tests.clouds import FaultyProxy
@@ -113,6 +120,9 @@ def test_a_copy_that_breaks_off_is_none_and_is_gone_on_with(
     assert copied.found == entries[next(iter(entries))]["bytes"] and mirrored.complete_steps(store) == {4: path.name}
     again = copy_up(store, path, path.name, entries, files.MANIFEST)
     assert again.sent == 0 and again.found == sum(entry["bytes"] for entry in entries.values())
+    lost = f"{path.name}/{next(iter(entries))}"
+    store.delete([lost])  # by somebody else
+    assert copy_up(store, path, path.name, entries, files.MANIFEST).sent == entries[next(iter(entries))]["bytes"]
 
 
 def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(
@@ -250,6 +260,28 @@ def test_a_mirror_has_one_run(store: ObjectStore, run: RunDirectory, copies: Cop
         UserError, match=r"has step-00000004, and the run starts afresh: go on from there with --resume"
     ):
         mirrored.refuse_unfit(store, run, Start())
+
+
+def test_a_run_waits_for_its_last_copy_as_long_as_it_may_and_says_how_far_it_got(
+    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, tmp_path: Path
+) -> None:
+    checkpoint, released = {"mirror": str(store.address), "mirror_wait_seconds": 0.2}, threading.Event()
+    config = tiny_config(tmp_path, "run", checkpoint=checkpoint)
+    alone, nothing = World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1)), cast(Any, None)
+    state = TrainingState(config, run, alone, nothing, nothing, Progress(step=4))
+    path = save(run, 4)
+    proxy.always = [("PUT /bucket/run-", clouds.held_until(released))]
+    with Mirroring(config.checkpoint, state, Start()) as mirroring:
+        mirroring.after_save(state, SaveReport(4, path, None, 0.0, 0.0, 0))
+        mirroring.wait()
+        released.set()
+        proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
+    assert [event["steps"] for event in events_of(run, "mirror_incomplete")] == [[4]]
+    proxy.always = []
+    with Mirroring(config.checkpoint, state, Start(path, own=True)) as mirroring:  # the next life
+        until(lambda: bool(events_of(run, "mirror")))
+        mirroring.wait()
+    assert len(events_of(run, "mirror_incomplete")) == 1 and list(mirrored.complete_steps(store)) == [4]
 
 
 def settings_of(store: ObjectStore) -> CheckpointConfig:
