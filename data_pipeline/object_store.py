@@ -30,6 +30,8 @@ _CONNECT_SECONDS = 10.0
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+_PASSING_CODES = ("RequestTimeout", "SlowDown", "InternalError", "ServerBusy")
+_MACHINE = ("169.254.", "metadata.google.internal")  # who is asked for the machine's own keys, where none are given
 _WORDS = (
     ("connection refused", "the connection was refused"),
     ("dns error", "its host has no address"),
@@ -116,7 +118,7 @@ class ObjectStore:
         client = {"connect_timeout": timedelta(seconds=min(timeout_seconds, _CONNECT_SECONDS)), "timeout": limit}
         # A read that stands still is given up early. A write may not be: the limit runs while its body is sent, too.
         reading = client | {"read_timeout": timedelta(seconds=timeout_seconds)}
-        with self._told(""):
+        with self._told("", "opened"):
             self._reads, self._writes = (self._open(each, retries) for each in (reading, client))
 
     def _open(self, client: Mapping[str, Any], retries: Mapping[str, Any]) -> Any:
@@ -320,7 +322,12 @@ class ObjectStore:
         address, place = self.address, self.place(name)
         status = int(found[1]) if (found := re.search(r"status code: (\d{3})", said)) else 0
         code = found[1] if (found := re.search(r"<Code>(\w{1,60})</Code>", said)) else ""
-        told = " ".join(filter(None, [f"status {status}" if status else "", code]))
+        told, keys = " ".join(filter(None, [f"status {status}" if status else "", code])), CREDENTIALS[address.scheme]
+        if what == "opened":
+            return CloudError(place, "the environment does not say how it is reached", f"look at {keys}")
+        if any(host in said for host in _MACHINE):
+            passing = not 400 <= status < 500
+            return CloudError(place, f"no credentials were found, set {keys}", "or give the machine a role", passing)
         if code in _NO_BUCKET:
             return CloudError(str(address), f"there is no bucket {address.bucket}", "make it, or mend the address")
         if status == 404 or "not found" in said[:200].lower():
@@ -328,18 +335,16 @@ class ObjectStore:
         if status == 416:
             return BeyondTheEnd(place)
         if code in _EXPIRED:
-            return CloudError(place, f"the credentials have expired ({told})", f"renew {CREDENTIALS[address.scheme]}")
-        if status in (401, 403) and "169.254." not in said and "metadata" not in said:
-            mend = f"look at {CREDENTIALS[address.scheme]}, and at what they may do in the bucket {address.bucket}"
+            return CloudError(place, f"the credentials have expired ({told})", f"renew {keys}")
+        if status in (401, 403):
+            mend = f"look at {keys}, and at what they may do in the bucket {address.bucket}"
             return CloudError(place, f"access is denied ({told})", mend)
         if "redirect without LOCATION" in said or code == "PermanentRedirect":
             return CloudError(place, "the bucket is in another region", "set AWS_REGION to its region")
         if code == "RequestTimeTooSkewed":
             return CloudError(place, "this machine's clock is wrong", "synchronise it (NTP)")
-        if "169.254." in said or "metadata.google" in said or "redential" in said[:300]:
-            return CloudError(place, "no credentials were found", f"set {CREDENTIALS[address.scheme]}")
         if told:
-            return self._failed(name, told, what, passing=status in _PASSING)
+            return self._failed(name, told, what, passing=status in _PASSING or code in _PASSING_CODES)
         low = said.lower()
         return self._failed(name, next((words for sign, words in _WORDS if sign in low), "the request failed"), what)
 

@@ -181,6 +181,15 @@ def test_http_is_for_this_machine_or_by_permission(monkeypatch: pytest.MonkeyPat
         options_of(address)
 
 
+def test_an_environment_that_does_not_say_enough_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [each for each in os.environ if each.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(
+        CloudError, match=r"^az://box/run: the environment does not say .*: look at AZURE_STORAGE_ACCOUNT_N"
+    ):
+        ObjectStore("az://box/run")
+
+
 def test_keys_of_a_profile_are_used_where_the_environment_has_none(
     proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
