@@ -101,7 +101,7 @@ class ObjectStore:
     """
 
     def __init__(self, name: str, attempts: int = 6, timeout_seconds: float = 30.0) -> None:
-        self.address, self._attempts = CloudAddress.parse(name), attempts
+        self.address, self._attempts, self._timeout = CloudAddress.parse(name), attempts, timeout_seconds
         try:
             import obstore
         except ImportError:
@@ -133,6 +133,14 @@ class ObjectStore:
             client_options={**client, **more},
             retry_config=retries,
         )
+
+    def reopened(self) -> "ObjectStore":
+        """The same, with the keys that the environment has now: those of ~/.aws may have been renewed.
+
+        Raises:
+            UserError: As when it is made.
+        """
+        return ObjectStore(str(self.address), self._attempts, self._timeout)
 
     def place(self, name: str) -> str:
         """An object's whole address, as people are shown it."""

@@ -65,6 +65,7 @@ class Mirror:
         self._under_way: int | None = None
         self._failed: Path | None = None
         self._times: dict[int, float] = {}  # of the copies, by step
+        self._tried = False  # in vain, since the last copy
         self._last: str | None = None  # the newest copy, from which what has not changed is copied there
         self._changed, self._leaving = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="checkpoint-mirror", daemon=True)
@@ -129,13 +130,16 @@ class Mirror:
     def _copied(self, step: int, path: Path) -> MirrorReport:
         address = self._store.place(path.name)
         try:
+            if self._tried:
+                self._store = self._store.reopened()  # the keys may have been the reason
+            self._tried = True
             mirrored.claim(self._store, self._run)
             entries = files.read_manifest(path)["files"]
             self._times.pop(step, None)
             read_back = self._settings.mirror_read_back
             equal = self._equal(path.name)
             copied = copy_up(self._store, path, path.name, entries, files.MANIFEST, read_back, self._stop, equal)
-            self._last = path.name
+            self._last, self._tried = path.name, False
         except _Leaving:
             raise
         except Exception as error:  # whatever it is, it is no reason to end the run

@@ -227,6 +227,20 @@ def test_what_fails_is_told_and_the_next_checkpoint_is_copied(
     assert list(mirrored.complete_steps(store)) == [8, 12]
 
 
+def test_keys_that_are_renewed_are_used_for_the_next_checkpoint(
+    proxy: FaultyProxy, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "credentials"
+    keys.write_text(f"[default]\naws_access_key_id = {clouds.KEY}\naws_secret_access_key = old\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    copies = Copies(ObjectStore(f"s3://{clouds.BUCKET}/run-{next(NUMBERS)}", 1, 1), run)
+    assert "access is denied" in str(copies.of(save(run, 4))[0].error)
+    keys.write_text(keys.read_text().replace("old", clouds.SECRET))
+    assert copies.of(save(run, 8))[0].error is None
+    copies.mirror.close(5)
+
+
 def test_a_checkpoint_that_is_being_copied_stays_and_the_newest_goes_next(
     proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
