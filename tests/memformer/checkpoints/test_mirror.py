@@ -6,6 +6,7 @@ memformer/checkpoints/mirrored.py, memformer/checkpoints/export_copy.py, memform
 """
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -22,13 +23,14 @@ from data_pipeline.errors import UserError
 from data_pipeline.object_store import CloudError, ObjectStore
 from launch.acceptance import check_resume
 from launch.checks import check_mirror
+from launch.cli import main
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import mirrored
 from memformer.checkpoints.copying import copy_down, copy_up
 from memformer.checkpoints.export_copy import fetch_export, put_export, refuse_taken
 from memformer.checkpoints.fetching import Wanted, fetch, wanted
 from memformer.checkpoints.mirror import Mirror, MirrorReport
-from memformer.checkpoints.resuming import Start
+from memformer.checkpoints.resuming import Start, choose
 from memformer.checkpoints.saving import SaveReport
 from memformer.checkpoints.state import Progress
 from memformer.config.schema import CheckpointConfig
@@ -322,6 +324,20 @@ def test_a_bare_machine_fetches_the_newest(
     assert wanted(named, f"{store.address}/step-00000004", CheckpointConfig()).name is None
     with pytest.raises(UserError, match=r"run_dir .*/run has checkpoints of its own \(the newest is step-00000008\)"):
         wanted(run, str(store.address), CheckpointConfig())
+
+
+def test_a_checkpoint_is_fetched_for_a_job_that_resumes_by_itself(
+    store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies.of(save(run, 4))
+    bare = RunDirectory(tmp_path / "bare")
+    assert main(["checkpoint", "fetch", str(bare.root), "--from", str(store.address), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["checkpoint"] == str(files.step_directory(bare, 4)) and not list(bare.root.glob("lock/*.held"))
+    assert choose(bare, "auto").step == 4
+    mirrored.refuse_unfit(store, bare, choose(bare, "auto"))
+    assert main(["checkpoint", "fetch", str(bare.root)]) == 2
+    assert "--from ADDRESS belongs to fetch" in capsys.readouterr().err
 
 
 def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
