@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.addresses import Address, shown
+from data_pipeline.cloud_settings import CLOUDS, CloudAddress, is_cloud
 from data_pipeline.errors import UserError
 
 RemoteMode = Literal["spool", "range"]
-ADDRESSES = ("http://", "https://", "s3://", "pipe:")
+ADDRESSES = ("http://", "https://", *CLOUDS, "pipe:")
 
 
 def is_address(name: str | Path) -> bool:
     """Whether a data set's name is an address rather than a directory.
 
     Raises:
-        UserError: It is an address of another kind, or one that cannot be used or kept (`Address.parse`).
+        UserError: It is an address of another kind, or one that cannot be used or kept (`Address`, `CloudAddress`).
     """
     if not isinstance(name, str):
         return False
     if name.startswith(("http://", "https://")):
         Address.parse(name)
+    elif is_cloud(name):
+        CloudAddress.parse(name)
     elif "://" in name and not name.startswith(ADDRESSES):
         raise UserError(f"data set {shown(name)}: addresses begin with {', '.join(ADDRESSES[:-1])} or {ADDRESSES[-1]}")
     return name.startswith(ADDRESSES)

@@ -18,7 +18,7 @@ def open_data(data: str | Path | Sequence[tuple[str, float]], far: FarSettings |
     """Opens a data set, or several as a blend.
 
     Args:
-        data: A directory, an address (`http://`, `https://`, `s3://`, `pipe:`), or pairs of either and a weight.
+        data: A directory, an address (`far.ADDRESSES`), or pairs of either and a weight.
         far: How data sets at an address are read.
 
     Raises:

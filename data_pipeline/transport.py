@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Gets files and parts of files from an address, again and again if need be.
 
-One class an address: `HTTPTransport`, `S3Transport` (by fsspec), `PipeTransport` (a shell command a file). Each does
-one try and raises `TryAgain` for what may pass (no connection, a server's error, a body cut short, too slow), and
-`UserError` for what will not. `with_retries` repeats.
+One class an address: `HTTPTransport`, `CloudTransport` (of object_store.py), `PipeTransport` (a shell command a file).
+Each does one try and raises `TryAgain` for what may pass (no connection, a server's error, a body cut short, too slow),
+and `UserError` for what will not. `with_retries` repeats.
 """
 
 import http.client
@@ -17,11 +17,13 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from data_pipeline.addresses import Address, Proxy, credentials, location, proxy_for, shown
+from data_pipeline.cloud_settings import is_cloud
 from data_pipeline.errors import UserError
 from data_pipeline.far import FarSettings
+from data_pipeline.object_store import BeyondTheEnd, CloudError, NoObject, ObjectStore
 
 _BLOCK = 1 << 18
 _FIRST_PAUSE_SECONDS = 0.1
@@ -29,6 +31,7 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 100_000  # a body that comes more slowly is given up like one that does not come
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _MOST_REDIRECTS = 5
+_CUT_OFF = "is cut off: the shard is shorter than its manifest says"
 _SILENT_SECONDS = 10.0
 LOG = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def open_transport(address: str, settings: FarSettings) -> Transport:
         if settings.mode == "range":
             raise UserError(f"data.path {shown(address)}: a pipe gives whole files only; set data.remote_mode to spool")
         return PipeTransport(address, settings)
-    return S3Transport(address) if address.startswith("s3://") else HTTPTransport(address, settings)
+    return CloudTransport(address, settings) if is_cloud(address) else HTTPTransport(address, settings)
 
 
 def with_retries(what: str, settings: FarSettings, attempt: Callable[[], Result]) -> Result:
@@ -205,7 +208,7 @@ class HTTPTransport:
             if response.status in (404, 410):
                 raise Unfit("is missing with its shard")
             if response.status == 416:
-                raise _BeyondTheEnd("is cut off: the shard is shorter than its manifest says")
+                raise _BeyondTheEnd(_CUT_OFF)
             if response.status in _PASSING:
                 raise TryAgain(f"status {response.status} {response.reason}")
             raise UserError(
@@ -262,65 +265,53 @@ class HTTPTransport:
             raise TryAgain(f"the body has {received:,} bytes, not {size:,}")
 
 
-class S3Transport:
-    """`s3://`, through fsspec and the package s3fs.
+class CloudTransport:
+    """`s3://`, `gs://` and `az://`, through the package obstore.
 
     Args:
         address: Directory of the data set.
+        settings: Time limits.
 
     Raises:
-        UserError: A package is missing, or the address cannot be used.
+        UserError: The package is missing, or the address cannot be used.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address.rstrip("/")
-        try:
-            import fsspec
-
-            self._files: Any = fsspec.filesystem(address.partition(":")[0])
-        except ImportError as error:
-            raise UserError(f"data.path {shown(address)}: needs the package s3fs ({error}); pip install s3fs") from None
-        except Exception as error:  # credentials and the like: whatever the package raises
-            raise UserError(f"data.path {shown(address)}: {type(error).__name__}: {error}", exit_code=1) from None
+    def __init__(self, address: str, settings: FarSettings) -> None:
+        self._objects = ObjectStore(address, 1, settings.timeout_seconds)  # `with_retries` repeats
 
     def blocks(self, name: str, size: int | None) -> Iterator[bytes]:
         """See `Transport.blocks`."""
-        with self._errors(name), self._files.open(f"{self._address}/{name}", "rb", block_size=1 << 23) as file:
-            if size is not None and file.size != size:
-                raise _another_size(file.size, size)
-            received = 0
-            while block := file.read(1 << 23):
-                received += len(block)
-                yield block
-        if size is not None and received != size:
-            raise TryAgain(f"the file has {received:,} bytes, not {size:,}")
+        with self._errors():
+            if size is not None and (found := self._objects.size(name)) != size:
+                raise _another_size(found, size)
+            yield from self._objects.blocks(name)
 
     def part(self, name: str, offset: int, length: int, size: int) -> bytes:
         """See `Transport.part`."""
-        with self._errors(name):
-            content: bytes = self._files.cat_file(f"{self._address}/{name}", start=offset, end=offset + length)
-        if len(content) != length:
-            raise TryAgain(f"the part has {len(content):,} bytes, not {length:,}")
+        with self._errors():
+            content, total = self._objects.part(name, offset, length)
+        if total != size:
+            raise _another_size(total, size)
         return content
 
     def size(self, name: str) -> int | None:
         """See `Transport.size`."""
-        with self._errors(name):
-            size: int | None = self._files.info(f"{self._address}/{name}").get("size")
-        return size
+        with self._errors():
+            return self._objects.size(name)
 
+    @staticmethod
     @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
+    def _errors() -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except NoObject:
             raise Unfit("is missing with its shard") from None
-        except PermissionError as error:
-            raise UserError(f"{shown(self._address)}/{name}: permission denied ({error})", exit_code=1) from None
-        except (TryAgain, Unfit, UserError):
+        except BeyondTheEnd:
+            raise _BeyondTheEnd(_CUT_OFF) from None
+        except CloudError as error:
+            if error.passing:
+                raise TryAgain(error.reason) from None
             raise
-        except Exception as error:  # the packages below raise errors of many kinds, most of them passing
-            raise TryAgain(f"{type(error).__name__}: {error}") from None
 
 
 class PipeTransport:

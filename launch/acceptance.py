@@ -6,9 +6,11 @@ Training itself refuses the same, but seconds later, or on a node where nobody l
 
 from pathlib import Path
 
+from data_pipeline.cloud_settings import is_cloud
 from data_pipeline.errors import UserError
 from data_pipeline.far import is_address
 from launch.models import check_model
+from memformer.checkpoints.fetching import wanted
 from memformer.checkpoints.resuming import check_fits, choose, is_other_data
 from memformer.config.schema import Config
 from memformer.run.data import TrainingData
@@ -50,13 +52,17 @@ def check_resume(config: Config, resume: str, data: TrainingData | None) -> None
 
     Args:
         config: The run.
-        resume: auto, never, or the path of a run or checkpoint.
+        resume: auto, never, the path of a run or checkpoint, or the address of a mirror or of a checkpoint in one; what
+            is in such a checkpoint is left to training.
         data: Its data sets; None: what depends on them is left to training.
 
     Raises:
         UserError: No checkpoint can be used, or it is one of another model, tokenizer or data set; or the run starts
             afresh from what is no export.
     """
+    if is_cloud(resume):
+        wanted(RunDirectory(config.run_dir), resume, config.checkpoint)
+        return
     start = choose(RunDirectory(config.run_dir), resume, sums=False)
     if start.checkpoint is None:
         if config.init_from and data is not None:

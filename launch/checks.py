@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from data_pipeline.errors import UserError
 
 Level = Literal["fine", "warning", "error"]
 GIB = 2**30
@@ -222,7 +225,26 @@ def check_slurm() -> Iterator[Finding]:
         )
 
 
-def local_findings(run_dir: Path) -> Iterator[Finding]:
+def check_mirror(address: str) -> Iterator[Finding]:
+    """Whether objects can be put to an address, read back and deleted; nothing is left there."""
+    from data_pipeline.object_store import ObjectStore
+
+    name, content = f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(1024)
+    try:
+        store, began = ObjectStore(address, attempts=2, timeout_seconds=10), time.monotonic()
+        store.put(name, content)
+        found = store.read(name)
+        store.delete([name])
+    except UserError as error:
+        yield Finding("error", "mirror", str(error), "without it, checkpoints are not copied: mend this first")
+        return
+    if found != content:
+        yield Finding("error", "mirror", f"{address} gives other bytes than were put", "do not rely on it")
+    else:
+        yield Finding("fine", "mirror", f"{address} can be written and read ({time.monotonic() - began:.1f} s)")
+
+
+def local_findings(run_dir: Path, mirror: str | None = None) -> Iterator[Finding]:
     """Every check of this machine, in order; one that fails itself is a finding, too."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         check_python,
@@ -234,6 +256,8 @@ def local_findings(run_dir: Path) -> Iterator[Finding]:
         lambda: check_disk(run_dir),
         check_slurm,
     ]
+    if mirror is not None:
+        checks.append(lambda: check_mirror(mirror))
     for check in checks:
         try:
             yield from check()

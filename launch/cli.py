@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "launch.commands.inspect_memory",
         "what the memory keeps of a text, as numbers and pictures",
     ),
-    "checkpoint": ("launch.commands.checkpoint", "list and verify the checkpoints of a run"),
+    "checkpoint": ("launch.commands.checkpoint", "list, verify and fetch the checkpoints of a run"),
     "export": ("launch.commands.export", "turn a sharded checkpoint into single-GPU weights"),
     "doctor": ("launch.commands.doctor", "what on this machine, or on a job's nodes, would break a run"),
     "status": ("launch.commands.status", "what a run is doing, from its files alone"),

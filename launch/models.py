@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.cloud_settings import is_cloud
 from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,9 +15,24 @@ if TYPE_CHECKING:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, --device, --dtype."""
-    parser.add_argument("model", metavar="MODEL", help="directory made by memformer export")
+    parser.add_argument("model", metavar="MODEL", help="directory made by memformer export, or the address of one")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of the weights")
+
+
+def model_here(arguments: argparse.Namespace) -> Path:
+    """The directory of the model that the arguments name; from an address it is fetched, and they name the copy then.
+
+    Raises:
+        UserError: There is no exported model, or it cannot be had.
+    """
+    if is_cloud(arguments.model):
+        from memformer.checkpoints.export_copy import fetch_export
+
+        arguments.model = str(fetch_export(arguments.model))
+    path = Path(arguments.model)
+    check_model(path)
+    return path
 
 
 def check_model(path: Path, said: str = "") -> None:
@@ -43,8 +59,7 @@ def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]"
     Raises:
         UserError: There is no exported model there, it is damaged, or the device does not exist.
     """
-    path = Path(arguments.model)
-    check_model(path)
+    path = model_here(arguments)
     import torch
 
     from data_pipeline import load_tokenizer

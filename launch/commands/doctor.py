@@ -23,6 +23,9 @@ from launch.checks import Finding, local_findings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `memformer doctor`."""
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs will be written: room and speed")
+    parser.add_argument(
+        "--mirror", metavar="ADDRESS", help="where checkpoints will be copied: whether it can be written"
+    )
     parser.add_argument("--nodes", action="store_true", help="meet the other ranks, as one of several tasks of a job")
     parser.add_argument(
         "--timeout", type=float, default=120.0, metavar="S", help="how long a node may take to answer (--nodes)"
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     prefix = f"{socket.gethostname()}: " if arguments.nodes else ""
     findings: list[Finding] = []
     if local_rank == 0:
-        findings += report(local_findings(arguments.run_dir), prefix, quiet=rank > 0)
+        findings += report(local_findings(arguments.run_dir, arguments.mirror), prefix, quiet=rank > 0)
     if arguments.nodes:
         from launch.preflight import node_findings
 

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     from data_pipeline.addresses import beneath
     from data_pipeline.opening import holds_data
     from launch.addresses import far_settings
-    from launch.models import check_model, open_model
+    from launch.models import model_here, open_model
 
     for name in ("lanes", "max_segments"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         return evaluate_tasks.run(arguments)
     if arguments.lm_eval is not None:
         return evaluate_lm_eval.run(arguments)
-    check_model(Path(arguments.model))
+    model_here(arguments)
     far, data = far_settings(arguments), arguments.data
     if not holds_data(data, far) and holds_data(beneath(data, "validation"), far):
         data = beneath(data, "validation")

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads the tasks, asks the model, prints a table, writes the files."""
-    from launch.models import check_model, open_model
+    from launch.models import model_here, open_model
     from memformer.inference.lm_eval_tasks import ask_tasks, load_tasks, table
 
     names = [name.strip() for name in arguments.lm_eval.split(",") if name.strip()]
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out) if "out" in arguments else None
     if out is not None:
         check_out(out)
-    check_model(Path(arguments.model))
+    model_here(arguments)
     folders = [Path(folder) for folder in getattr(arguments, "lm_eval_path", ())]
     began = time.perf_counter()
     dumped = json_lines(Path(arguments.dump), "--dump") if "dump" in arguments else nullcontext()

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
     from data_pipeline.tasks import parse_depths, parse_lengths, parse_tasks
     from data_pipeline.tasks.filler import texts_for
     from data_pipeline.tasks.prompts import Grid
-    from launch.models import check_model, open_model
+    from launch.models import model_here, open_model
     from memformer.inference.drawing import available
 
     tasks = parse_tasks(arguments.tasks)
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
     if out is not None:
         check_out(out)
-    check_model(Path(arguments.model))
+    model_here(arguments)
     texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)
     import torch

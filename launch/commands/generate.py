@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Streams the continuation of one prompt to standard output, or shows those of several; with --json, to stderr."""
-    from launch.models import check_model, open_model
+    from launch.models import model_here, open_model
 
     check(arguments)
-    check_model(Path(arguments.model))
+    model_here(arguments)
     texts = [read_prompt(prompt) for prompt in arguments.prompts or ()]
     model, tokenizer = open_model(arguments)
     from memformer.inference.generation import Written, draw, read_texts

@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads the text, writes the files and prints a summary."""
     from data_pipeline import UserError
-    from launch.models import check_model
+    from launch.models import model_here
     from memformer.inference.pictures import available, pictures
 
     check(arguments)
     if not arguments.no_pictures and not available():
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
     path, out = Path(arguments.text_file), Path(arguments.out)
-    check_model(Path(arguments.model))
+    model_here(arguments)
     check_out(out)
     if not path.is_file():
         if path.exists() and not path.is_dir():

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="auto|never|PATH",
         help="auto: from the newest complete checkpoint of run_dir, if any; never: refuse a run_dir that holds a run; "
-        "or the path of a run or checkpoint",
+        "or the path of a run or checkpoint, or the address of a mirror (checkpoint.mirror) or of a checkpoint in one",
     )
 
 

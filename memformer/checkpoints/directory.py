@@ -20,6 +20,7 @@ import shlex
 import shutil
 import stat
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from memformer.run.directory import RunDirectory, write_atomically
 LOG = logging.getLogger("memformer")
 FORMAT = 3  # of what is written: parameters may be cut by rows and columns
 _READABLE = (2, 3)
-_NAME = re.compile(r"step-(\d{8,})")
+NAME = re.compile(r"step-(\d{8,})")
+"""What the directory of a checkpoint is called."""
 _PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
 _POINTER = re.compile(r"\.latest\.[0-9a-f]{8}")  # before it was renamed to `latest`
+_HELD: set[Path] = set()
 _STATE = {
     **dict.fromkeys(("model", "parameters", "data"), dict),
     **dict.fromkeys(("step", "tokens", "num_lanes", "world_size", "zero_stage"), int),
@@ -41,6 +44,7 @@ _STATE = {
     "probe_losses": list,
 }
 
+MANIFEST = "manifest.json"
 RANDOM = "random/"
 SPARE = (RANDOM, "tokenizer.json")
 """What a run can go on without: torch's own random generators, and the tokenizer, which its data set has as well."""
@@ -94,7 +98,13 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
     temporary, final = temporary_directory(run, step), step_directory(run, step)
     manifest = {"format": FORMAT, "step": step, "time": round(time.time(), 3), "files": files}
     manifest["sha256"] = _own_checksum(manifest)
-    write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    put_in_place(run, temporary, final, files)
+    return final
+
+
+def put_in_place(run: RunDirectory, temporary: Path, final: Path, files: Iterable[str]) -> None:
+    """Gives a directory with a manifest and these files, all synced, a checkpoint's name, and names it in `latest`."""
     for directory in {temporary, *((temporary / name).parent for name in files)}:
         sync(directory)
     if os.path.lexists(final):
@@ -105,7 +115,6 @@ def publish(run: RunDirectory, step: int, files: dict[str, dict[str, Any]]) -> P
         write_atomically(run.checkpoints / "latest", final.name + "\n")
     except OSError as error:  # the checkpoint is complete without it
         LOG.warning("%s still names an older checkpoint than %s (%s)", run.checkpoints / "latest", final.name, error)
-    return final
 
 
 def set_aside(path: Path) -> Path:
@@ -126,7 +135,7 @@ def step_of(directory: Path) -> int:
     Raises:
         UserError: The name is no checkpoint's.
     """
-    match = _NAME.fullmatch(directory.name)
+    match = NAME.fullmatch(directory.name)
     if match is None:
         raise UserError(f"{directory}: is not a checkpoint: give a directory named step-00000100 or the like")
     return int(match[1])
@@ -139,7 +148,7 @@ def candidates(run: RunDirectory) -> list[Path]:
         UserError: It cannot be known what there is.
     """
     try:
-        named = [path for path in run.checkpoints.iterdir() if _NAME.fullmatch(path.name)]
+        named = [path for path in run.checkpoints.iterdir() if NAME.fullmatch(path.name)]
     except FileNotFoundError:
         if run.checkpoints.is_symlink():  # to a disk that is not mounted, say
             place = os.readlink(run.checkpoints)
@@ -156,10 +165,22 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointDamaged: It is missing, unreadable, of another format, or names files outside the checkpoint.
     """
-    path = directory / "manifest.json"
-    manifest = _read_json(path)
+    return checked_manifest(_read_json(directory / MANIFEST), directory / MANIFEST, step_of(directory))
+
+
+def checked_manifest(manifest: Any, path: object, step: int) -> dict[str, Any]:
+    """What was read as the manifest of a step's checkpoint, if it is one.
+
+    Args:
+        manifest: As JSON gives it.
+        path: Where it was read, for the message.
+        step: The step in the checkpoint's name.
+
+    Raises:
+        CheckpointDamaged: See `read_manifest`.
+    """
     try:
-        version, step, _ = manifest["format"], int(manifest["step"]), float(manifest["time"])
+        version, own_step, _ = manifest["format"], int(manifest["step"]), float(manifest["time"])
         names = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointDamaged(f"{path}: is not a checkpoint's manifest") from None
@@ -167,12 +188,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointDamaged(f"{path}: format {version} is none of {_READABLE}: use the version that wrote it")
     if manifest.get("sha256") != _own_checksum(manifest):
         raise CheckpointDamaged(f"{path}: its content changed (SHA-256 differs)")
-    if step != step_of(directory):
-        raise CheckpointDamaged(f"{path}: is the manifest of step {step}: the directory was renamed")
+    if own_step != step:
+        raise CheckpointDamaged(f"{path}: is the manifest of step {own_step}: the directory was renamed")
     for name, _, _ in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointDamaged(f"{path}: names {name!r}, outside the checkpoint")
-    return manifest
+    return dict(manifest)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -266,7 +287,7 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
     given = _meant(path)
     if not os.path.isdir(given):
         raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
-    if _NAME.fullmatch(given.name) or candidates(RunDirectory(given)):
+    if NAME.fullmatch(given.name) or candidates(RunDirectory(given)):
         return
     if (given / "state.json").exists():
         raise UserError(f"{given}: a checkpoint is named after its step, as step-00000100: rename it back to use it")
@@ -276,7 +297,7 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
 def _meant(path: str | os.PathLike[str]) -> Path:
     """The run or checkpoint that a path leads to: through a link, or as the folder that a run's checkpoints are in."""
     for place in (Path(path), Path(os.path.realpath(path))):
-        if _NAME.fullmatch(place.name):
+        if NAME.fullmatch(place.name):
             return place
         if place.name == RunDirectory("").checkpoints.name and not os.path.isdir(RunDirectory(place).checkpoints):
             return place.parent
@@ -295,7 +316,7 @@ def refuse_unexported(path: str | os.PathLike[str], setting: str = "") -> None:
     """
     given = _meant(path)
     kind = "run" if os.path.isdir(RunDirectory(given).checkpoints) else "checkpoint"
-    if kind == "run" or (_NAME.fullmatch(given.name) and os.path.isdir(given)):
+    if kind == "run" or (NAME.fullmatch(given.name) and os.path.isdir(given)):
         raise UserError(
             f"{setting}{path}: is a {kind}, not an exported model: memformer export {shlex.quote(str(path))} --out DIR "
             "makes one"
@@ -328,7 +349,7 @@ def locate(path: str | os.PathLike[str], spare: tuple[str, ...] = SPARE, sums: b
     """
     refuse_no_checkpoint(path)
     given = _meant(path)
-    chosen = given if _NAME.fullmatch(given.name) else candidates(RunDirectory(given))[0]
+    chosen = given if NAME.fullmatch(given.name) else candidates(RunDirectory(given))[0]
     try:
         verify(chosen, spare, sums)
     except CheckpointDamaged as damage:
@@ -363,29 +384,52 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
+def outdated(complete: Mapping[int, float], settings: CheckpointConfig) -> list[int]:
+    """The steps of checkpoints that the settings do not keep, newest first.
+
+    Kept are the last `keep_last`, those of every `keep_interval` steps, and the first of every `keep_hours`.
+
+    Args:
+        complete: When each was saved, in seconds since 1970, by its step.
+        settings: Which are kept.
+    """
+    steps = sorted(complete, reverse=True)
+    first_of_period: dict[int, int] = {}
+    for step in steps:  # newest first, so the earliest of a period stays
+        if settings.keep_hours:
+            first_of_period[int(complete[step] / (3600 * settings.keep_hours))] = step
+    return [
+        step
+        for step in steps[settings.keep_last :]
+        if not (settings.keep_interval and step % settings.keep_interval == 0) and step not in first_of_period.values()
+    ]
+
+
+def hold(path: Path) -> None:
+    """Has `delete_old` leave a checkpoint that this process reads, until `let_go`."""
+    _HELD.add(path)
+
+
+def let_go(path: Path) -> None:
+    """The checkpoint is read no more."""
+    _HELD.discard(path)
+
+
 def delete_old(run: RunDirectory, newest: int, settings: CheckpointConfig) -> list[Path]:
     """Deletes the checkpoints that the settings do not keep. To be called after step `newest` is complete.
 
-    Kept are the last `keep_last` up to `newest`, those of every `keep_interval` steps, and the first of every
-    `keep_hours`. What cannot be used, is a link, or has a later step is never deleted, and does not count.
+    Which they are says `outdated`. What cannot be used, is a link, or has a later step is never deleted, and does not
+    count; nor is what is held deleted.
 
     Returns:
         What was deleted.
     """
-    complete: list[tuple[Path, float]] = []
-    for directory in candidates(run):
-        if step_of(directory) <= newest and not directory.is_symlink():
+    places, complete = {step_of(path): path for path in candidates(run) if not path.is_symlink()}, dict[int, float]()
+    for step, directory in places.items():
+        if step <= newest:
             with contextlib.suppress(CheckpointDamaged):
-                complete.append((directory, float(verify(directory, sums=False)["time"])))
-    deleted: list[Path] = []
-    first_of_period: dict[int, Path] = {}
-    for directory, saved in complete:  # newest first, so the earliest of a period stays
-        if settings.keep_hours:
-            first_of_period[int(saved / (3600 * settings.keep_hours))] = directory
-    for directory, _ in complete[settings.keep_last :]:
-        regular = settings.keep_interval and step_of(directory) % settings.keep_interval == 0
-        if not regular and directory not in first_of_period.values():
-            deleted.append(directory)
+                complete[step] = float(verify(directory, sums=False)["time"])
+    deleted = [places[step] for step in outdated(complete, settings) if places[step] not in _HELD]
     for path in deleted:
         # Renamed first, so that a kill in the middle leaves nothing that looks like a checkpoint.
         shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial")), ignore_errors=True)

@@ -7,6 +7,8 @@ absent) is in directory.py. All files are safetensors or JSON: nothing in a chec
 """
 
 import dataclasses
+import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline import SegmentStream
+from data_pipeline.cloud_settings import is_cloud
 from data_pipeline.errors import UserError
+from data_pipeline.object_store import CloudError, ObjectStore
 from memformer.checkpoints import directory as files
 from memformer.checkpoints.base import BASE, frozen_as
+from memformer.checkpoints.fetching import fetch, wanted
 from memformer.checkpoints.lane_states import LaneStates, load_lanes
+from memformer.checkpoints.mirrored import refuse_unfit
 from memformer.checkpoints.resuming import PLAN, Start, choose, is_other_data, repeated_steps, sizes
 from memformer.config.schema import CheckpointConfig, DataConfig
 from memformer.engine.base import Engine
@@ -27,6 +33,9 @@ from memformer.models.probe import probe
 from memformer.processes import group
 from memformer.processes.group import World
 from memformer.run.directory import RunDirectory
+
+LOG = logging.getLogger("memformer")
+_TURN_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +69,24 @@ def find(run: RunDirectory, world: World, resume: str, settings: CheckpointConfi
     Args:
         run: The run.
         world: This process among all.
-        resume: auto (the newest checkpoint that can be used), never, or the path of a run or checkpoint.
-        settings: How often the run saves.
+        resume: auto (the newest checkpoint that can be used), never, the path of a run or checkpoint, or the address of
+            a mirror or of a checkpoint in one.
+        settings: How often the run saves, and its mirror.
 
     Raises:
-        UserError: See `choose`.
+        UserError: See `choose`, `fetching.wanted` and `mirrored.refuse_unfit`.
     """
     start: Start | None = None
     refused: UserError | None = None
+    if is_cloud(resume):
+        resume = _fetched(run, world, resume, settings)
     if world.is_main:
         try:
             start = choose(run, resume)
             trained, reasons = repeated_steps(run, start, settings)
             start = dataclasses.replace(start, trained=trained, reasons=tuple(reasons))
+            if settings.mirror is not None:
+                _look_at_mirror(run, start, settings.mirror)
         except UserError as error:
             refused = error
     start, refused = group.from_main((start, refused))
@@ -80,6 +94,41 @@ def find(run: RunDirectory, world: World, resume: str, settings: CheckpointConfi
         raise refused
     assert start is not None
     return start
+
+
+def _fetched(run: RunDirectory, world: World, address: str, settings: CheckpointConfig) -> str:
+    """Fetches what an address names, while the other processes wait; returns what `choose` is told."""
+    ended: list[str | UserError] = []
+
+    def work() -> None:
+        try:
+            ended.append(fetch(run, wanted(run, address, settings), settings))
+        except UserError as error:
+            ended.append(error)
+        except Exception as error:  # not to be lost in a thread
+            ended.append(UserError(f"--resume {address}: {type(error).__name__}: {error}", exit_code=1))
+
+    thread = threading.Thread(target=work, name="fetch", daemon=True)
+    if world.is_main:
+        thread.start()
+    # In turns, since a collective must not wait as long as a large checkpoint takes. The requests have time limits.
+    while group.from_main(thread.is_alive()):
+        if world.is_main:
+            thread.join(_TURN_SECONDS)
+    found = group.from_main(ended[0] if world.is_main else None)
+    if isinstance(found, UserError):
+        raise found
+    return str(found)
+
+
+def _look_at_mirror(run: RunDirectory, start: Start, address: str) -> None:
+    """Refuses a mirror that is not this run's; one that does not answer may be told of later, but for a new run."""
+    try:
+        refuse_unfit(ObjectStore(address), run, start)
+    except CloudError as error:
+        if start.checkpoint is None:
+            raise UserError(f"checkpoint.mirror: {error}", exit_code=1) from None
+        LOG.warning("checkpoint.mirror: %s; the run goes on, and tries it with its next checkpoint", error)
 
 
 def load_stream(directory: Path, stream: SegmentStream, data: DataConfig) -> list[str]:

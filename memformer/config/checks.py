@@ -1,12 +1,15 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What settings ask of each other across sections: each check refuses with a ValueError of one line.
 
-Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made; `each_once` a list.
+Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made; `each_once` takes a
+list, `in_a_cloud` an address.
 """
 
 import math
 from typing import Any, TypeVar
 
+from data_pipeline.cloud_settings import CloudAddress
+from data_pipeline.errors import UserError
 from memformer.models.registry import family_of, stages_of
 
 Value = TypeVar("Value", str, int, float)
@@ -17,6 +20,14 @@ def each_once(values: list[Value]) -> list[Value]:
     if len(set(values)) < len(values):
         raise ValueError(f"is {values}: one comes twice, leave it out")
     return values
+
+
+def in_a_cloud(address: str) -> str:
+    """An address that can be copied to."""
+    try:
+        return str(CloudAddress.parse(address))
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def steps(config: Any) -> None:

@@ -276,6 +276,14 @@ class CheckpointConfig(Section):
     """The first checkpoint of every such number of hours is kept for ever; 0: none."""
     background: bool = False
     """Copy the state to host memory and write it while training goes on (needs that much host memory)."""
+    mirror: Annotated[Place, AfterValidator(checks.in_a_cloud)] | None = None
+    """Address (s3://BUCKET/RUN, gs://, az://) that checkpoints are copied to while training goes on, one for each run;
+    --resume with it goes on from there on another machine. As many are kept there as here. null: none."""
+    mirror_read_back: bool = True
+    """Read every copied file from there before the copy counts; false: rely on its size and on the checksums of its
+    upload, where reading is paid for."""
+    mirror_wait_seconds: float = Field(600, ge=0)
+    """Seconds that a run waits at its end, or when it is asked to stop, for its last checkpoint to be copied."""
 
 
 class GuardsConfig(Section):

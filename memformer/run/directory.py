@@ -2,7 +2,7 @@
 """`RunDirectory`: where a run's files lie, and how its metrics and events are written.
 
 RUN/config.yaml  deepspeed.json  metrics.jsonl  events.jsonl  logs/  tensorboard/  audit/  checkpoints/
-heartbeats/  hangs/  profile/  loggers/  lock/
+heartbeats/  hangs/  profile/  loggers/  lock/  mirror.json
 """
 
 import datetime
@@ -38,6 +38,7 @@ class RunDirectory:
         self.profile = self.root / "profile"
         self.loggers = self.root / "loggers"
         self.lock = self.root / "lock"
+        self.mirror = self.root / "mirror.json"
         self.stop_file = self.root / "stop"
         # Not kept open: other processes of the run write there as well, and other machines are to see it at once.
         self._events = Appender(self.events, keep_open=False)

@@ -34,6 +34,7 @@ from memformer.training.description import describe_run, run_identity, told_to_s
 from memformer.training.initial_weights import initial_model
 from memformer.training.life import Life, refuse_untrained
 from memformer.training.loop import TrainingLoop
+from memformer.training.mirroring import Mirroring
 from memformer.training.profiling import Profiler
 from memformer.training.resumption import differences, give_up_what_followed, go_on_from
 
@@ -92,7 +93,9 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
                 describe_run(config, model_config, data, world, precision)
             if start.checkpoint is not None:
                 go_on_from(start, state, changes)
-            exit_code = loop(life, state, stream, data, identity, start, callbacks)
+            with Mirroring(config.checkpoint, state, start) as mirroring:
+                exit_code = loop(life, state, stream, data, identity, start, [mirroring, *callbacks])
+                mirroring.wait()
         engine.close()
         return exit_code
 

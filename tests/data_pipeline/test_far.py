@@ -125,7 +125,9 @@ def test_bad_addresses_and_settings_are_named(served: FaultyServer, tmp_path: Pa
         open_data("pipe:cat /etc/hostname", settings(tmp_path))
     with pytest.raises(UserError, match=r"whole files only; set data\.remote_mode to spool"):
         open_data("pipe:cat", settings(tmp_path, "range", allow_pipe=True))
-    with pytest.raises(UserError, match=r"ftp://host/set: addresses begin with http://, https://, s3:// or pipe:"):
+    with pytest.raises(
+        UserError, match=r"ftp://host/set: addresses begin with http://, https://, s3://, gs://, az:// or pipe:"
+    ):
         open_data("ftp://host/set", settings(tmp_path))
     served.ranges = False
     far = open_data(f"{served.address}/set", settings(tmp_path, "range"))
@@ -140,24 +142,6 @@ def test_a_pipe_gives_the_same_batches_when_it_is_allowed(dataset: Path, tmp_pat
             assert_same(expected, found)
     with pytest.raises(UserError, match=r"could not be read in 2 attempts .* ended with 1"):
         open_data("pipe:cat /nowhere", settings(tmp_path, allow_pipe=True, attempts=2))
-
-
-def test_s3_goes_through_fsspec(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
-    memory.put(str(dataset), "/bucket/set", recursive=True)
-    real = fsspec.filesystem
-    monkeypatch.setattr(fsspec, "filesystem", lambda protocol: memory if protocol == "s3" else real(protocol))
-    monkeypatch.setattr(
-        type(memory), "_strip_protocol", classmethod(lambda cls, path: "/" + path.split("://")[-1].lstrip("/"))
-    )
-    for mode in MODES:
-        far = open_data("s3://bucket/set", settings(tmp_path, mode))
-        with SegmentStream(dataset, **SHAPE, epochs=1) as near, SegmentStream(far, **SHAPE, epochs=1) as stream:
-            for expected, found in itertools.zip_longest(near, stream):
-                assert_same(expected, found)
-    with pytest.raises(UserError, match="no data set at s3://bucket/none"):
-        open_data("s3://bucket/none", settings(tmp_path))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -354,17 +338,6 @@ def test_a_shard_that_is_not_at_its_address_is_told_as_missing(served: FaultySer
     assert [(fault.file, fault.problem) for fault in verify_dataset(index)] == [
         ("shard-000001.tar", "cannot be read (No such file or directory)")
     ]
-
-
-def test_what_an_s3_address_has_in_it_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsspec = pytest.importorskip("fsspec")
-
-    def missing(_: str) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(UserError, match=r"s3://\*\*\*@bucket/set: needs the package s3fs"):
-        open_data("s3://name:secret@bucket/set", settings(tmp_path))
 
 
 def test_long_tries_are_spoken_of(

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -77,19 +77,29 @@ def assert_every_token_once(run: RunDirectory) -> None:
     assert tokens == metrics_of(run)[-1]["tokens"]
 
 
-def start(root: Path, name: str, sections: dict[str, Any]) -> list[BaseProcess]:
+def start(
+    root: Path,
+    name: str,
+    sections: dict[str, Any],
+    resume: str = "auto",
+    environment: Mapping[str, str] | None = None,
+) -> list[BaseProcess]:
     """One life of a run, in two processes of its own that log to root/name-RANK.log."""
     port = free_port()
     context = fork_server()
     processes: list[BaseProcess] = [
-        context.Process(target=_live, args=(rank, port, str(root), name, sections)) for rank in range(PROCESSES)
+        context.Process(target=_live, args=(rank, port, str(root), name, sections, resume, dict(environment or {})))
+        for rank in range(PROCESSES)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def _live(rank: int, port: int, root: str, name: str, sections: dict[str, Any]) -> None:
+def _live(
+    rank: int, port: int, root: str, name: str, sections: dict[str, Any], resume: str, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(PROCESSES), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -98,7 +108,7 @@ def _live(rank: int, port: int, root: str, name: str, sections: dict[str, Any]) 
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            code = train(tiny_config(Path(root), name, **sections))
+            code = train(tiny_config(Path(root), name, **sections), resume)
         except BaseException:
             traceback.print_exc()
             code = 1

@@ -22,6 +22,22 @@ EVENTS: dict[str, tuple[dict[str, Any], str]] = {
         "step 4 saved (5.3 MB, training stood still for ",
     ),
     "save_failed": ({"step": 4, "reason": "process 0: No space"}, "step 4 could not be saved: process 0: No space"),
+    "fetch": (
+        {"step": 4, "address": "s3://bucket/run", "bytes": 5_300_000, "seconds": 1.5},
+        "step 4 fetched from s3://bucket/run (5.3 MB)",
+    ),
+    "mirror": (
+        {"step": 4, "address": "s3://bucket/run/step-00000004", "sent": 5_300_000, "found": 0, "deleted": []},
+        "step 4 copied to s3://bucket/run/step-00000004 (5.3 MB sent)",
+    ),
+    "mirror_failed": (
+        {"step": 4, "address": "s3://bucket/run/step-00000004", "reason": "status 503"},
+        "step 4 could not be copied: status 503",
+    ),
+    "mirror_incomplete": (
+        {"steps": [4, 8], "address": "s3://bucket/run"},
+        "s3://bucket/run has no complete copy of step 4, 8",
+    ),
     "checkpoint_skipped": ({"reason": "x: is missing"}, "a checkpoint was skipped: x: is missing"),
     "checkpoint_incomplete": (
         {"step": 4, "lost": ["random/rank-0"]},

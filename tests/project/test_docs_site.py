@@ -63,7 +63,9 @@ def test_settings_and_commands_that_the_pages_name_are_there() -> None:
 
 def test_messages_that_are_explained_are_those_of_the_program() -> None:
     sources = "\n".join(
-        path.read_text() for folder in ("memformer", "launch") for path in (ROOT / folder).rglob("*.py")
+        path.read_text()
+        for folder in ("data_pipeline", "memformer", "launch")
+        for path in (ROOT / folder).rglob("*.py")
     )
     sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # a line's pieces
     text = (DOCS / "troubleshooting.md").read_text()

@@ -140,6 +140,8 @@ def test_a_minimal_file_has_defaults() -> None:
             {"activation_checkpointing": {"memory_interval": 2}, "training": {"replay": "bptt"}},
             ["activation_checkpointing.memory_interval is 2", "training.replay is bptt", "set the former to 1"],
         ),
+        ({"checkpoint": {"mirror": "/disk/run"}}, ["checkpoint.mirror: /disk/run: is no address", "s3://BUCKET/PATH"]),
+        ({"checkpoint": {"mirror": "s3://a:pw@b/run"}}, ["checkpoint.mirror: s3://***@b/run: has a name or password"]),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
         ({"parallel": {"segment": 0}}, ["parallel.segment: is 0"]),
         ({"parallel": {"segment": 2, "pipeline": 2}}, ["segment is 2: not built for parallel.pipeline above 1"]),
