@@ -49,6 +49,16 @@ def offloads(parallel: Any) -> None:
         )
 
 
+def implementation(optimizer: Any) -> None:
+    """What only torch's form of the optimizer has."""
+    for field, plain in (("name", "adamw"), ("state_dtype", "float32")):
+        if optimizer.implementation == "deepspeed" and getattr(optimizer, field) != plain:
+            raise ValueError(
+                f"implementation is deepspeed, whose AdamW is not built for {field} {getattr(optimizer, field)}: set "
+                f"it to torch, or {field} to {plain}"
+            )
+
+
 def memory_parameters(config: Any) -> None:
     """What is asked of the memory's parameters, or of adapters, alone."""
     model, family, train = config.model, family_of(config.model), config.training.train

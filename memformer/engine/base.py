@@ -26,6 +26,7 @@ import torch
 from memformer.config.schema import Config
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.frozen import frozen_in_float32
+from memformer.engine.optimizer import spread_matrices
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.precision import AUTOCAST, LossScale
@@ -107,6 +108,9 @@ class Engine(abc.ABC):
             leave_gradients_alone(self.deepspeed.optimizer)
         if self.zero_stage:
             ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage)
+        state = self.parameter_state()
+        dtype = torch.bfloat16 if precision in AUTOCAST else torch.float32
+        spread_matrices(state.base, self.deepspeed.module, state, world.mesh, world.device, dtype)
         self.at_segment: Callable[[], None] = lambda: None
         self.replay_buffer_bytes = 0
         self.frozen_from: Path | None = None

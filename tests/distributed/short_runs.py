@@ -32,6 +32,7 @@ from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
 from tests.distributed.collectives import counted
+from tests.memformer.engine.plain_muon import PlainMuon
 
 LANES, SEGMENTS, LENGTH, STEPS = 4, 3, 8, 3  # the least with a segment between the first and the last
 MODEL = MemformerConfig(
@@ -108,6 +109,7 @@ class Case:
     backbone: str = ""
     chunked: bool = False
     weighted: bool = False
+    optimizer: str = "adamw"
 
     @property
     def world_size(self) -> int:
@@ -186,6 +188,7 @@ def config_of(case: Case) -> Config:
                 "segments_per_decoder_batch": case.decoder_batch,
             },
             "optimizer": {
+                "name": case.optimizer,
                 "epsilon": 1e-3,
                 "memory_learning_rate": case.memory_learning_rate,
                 "gradient_clipping": case.clipping,
@@ -247,16 +250,19 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 
 
 def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
-    """(losses, flat initial weights, flat final weights) of one process with full BPTT and plain AdamW.
+    """(losses, flat initial weights, flat final weights) of one process with full BPTT and plain AdamW or Muon.
 
     Lanes are taken in the groups that the case's processes have, so that dropout draws the same masks.
     """
     config, model = config_of(dataclasses.replace(case, precision="fp32")), model_of(case)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(case, name))
-    optimizer = make_optimizer(model, config.optimizer, torch.device("cpu"))
-    for group in optimizer.param_groups:
-        group["lr"] *= group["rate_factor"]
+    if case.optimizer == "muon":
+        optimizer: torch.optim.Optimizer = PlainMuon(model, config.optimizer)
+    else:
+        optimizer = make_optimizer(model, config.optimizer, torch.device("cpu"))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["rate_factor"]
     initial = flat(model)
     own = LANES // case.data
     groups = [(0, own)] if case.segment == 1 else groups_of(config, own)
