@@ -36,6 +36,7 @@ from memformer.engine.zero import (
     leave_gradients_alone,
     parameters_gathered,
     parameters_readable,
+    take_part_in_all_norms,
     zero_kept_gradients,
 )
 from memformer.models.protocol import MemoryModel
@@ -106,6 +107,9 @@ class Engine(abc.ABC):
         self._plain = self._coalesced and self.zero_stage < 3 and not _WATCHED_BY_DEEPSPEED & set(config.deepspeed)
         if self._plain:
             leave_gradients_alone(self.deepspeed.optimizer)
+        if world.mesh.pipe.size > 1 and self.zero_stage:
+            most = max(world.mesh.pipe.gather(len(self.deepspeed.optimizer.bit16_groups)))
+            take_part_in_all_norms(self.deepspeed.optimizer, most)
         if self.zero_stage:
             ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage)
         state = self.parameter_state()

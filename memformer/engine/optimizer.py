@@ -11,11 +11,11 @@ from memformer.config.schema import OptimizerConfig
 from memformer.engine.adamw import AdamW
 from memformer.engine.matrix_exchange import MatrixExchange
 from memformer.engine.muon import Muon
-from memformer.engine.parameter_state import ParameterState
+from memformer.engine.parameter_state import ParameterState, whole_piece
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 from memformer.models.scoring import Head
-from memformer.processes.topology import Mesh
+from memformer.processes.topology import Axis, Mesh
 
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """By `optimizer.state_dtype`."""
@@ -125,6 +125,15 @@ def spread_matrices(
     # Without ZeRO every replica has all gradients, and makes every matrix orthogonal itself.
     axis = mesh.stage if state.zero_stage else mesh.tensor
     optimizer.spread(MatrixExchange(axis, state.flats(), pieces, device, dtype))
+
+
+def keep_matrices_whole(optimizer: torch.optim.Optimizer, model: MemoryModel) -> None:
+    """The same where a plain model is trained by one process, without an engine; in float32."""
+    if not isinstance(optimizer, Muon):
+        return
+    names, parameters = hidden_matrices(model), dict(model.named_parameters())
+    pieces = [whole_piece(name, p) for name, p in parameters.items() if name in names]
+    optimizer.spread(MatrixExchange(Axis(), list(parameters.values()), pieces, pieces[0].flat.device, torch.float32))
 
 
 def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:

@@ -170,7 +170,7 @@ class ParameterState:
         for name, parameter in self._engine.module.named_parameters():
             shape = _shape(parameter)
             if is_frozen(parameter):
-                piece = self._whole(name, parameter) if self.zero_stage < 3 else self._piece(name, parameter)
+                piece = whole_piece(name, parameter) if self.zero_stage < 3 else self._piece(name, parameter)
                 if piece is not None:
                     piece.weight.copy_(saved.read(WEIGHT, name, piece.region))
                 self._refresh(name, parameter, saved)
@@ -201,11 +201,7 @@ class ParameterState:
             parameter.data.copy_(saved.read(WEIGHT, name, _region(parameter, 0, shape.numel())).view(shape))
 
     def _stepped(self, name: str, parameter: torch.Tensor) -> Piece | None:
-        return self._whole(name, parameter) if self.zero_stage == 0 else self._piece(name, parameter)
-
-    def _whole(self, name: str, parameter: torch.Tensor) -> Piece:
-        region = _region(parameter, 0, parameter.numel())
-        return Piece(name, region, parameter.detach().view(-1), parameter, 0)
+        return whole_piece(name, parameter) if self.zero_stage == 0 else self._piece(name, parameter)
 
     def _state(self, flat: torch.Tensor, step: float) -> dict[str, Any]:
         """The optimizer's state of a tensor, made as the optimizer itself would at its first step."""
@@ -218,6 +214,11 @@ class ParameterState:
                 if "step" in group:  # FusedAdam counts by group
                     group["step"] = int(step)
         return state
+
+
+def whole_piece(name: str, parameter: torch.Tensor) -> Piece:
+    """All of a parameter that a process has, which is stepped where it lies."""
+    return Piece(name, _region(parameter, 0, parameter.numel()), parameter.detach().view(-1), parameter, 0)
 
 
 def _shape(parameter: Any) -> torch.Size:

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""AdamW's averages in bfloat16: rounding that is right on average and the same everywhere, and steps that stay close."""
+"""AdamW's averages in bfloat16: rounding that is right on average, the same everywhere; close steps."""
 
 import pytest
 import torch

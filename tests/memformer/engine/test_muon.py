@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from memformer.config.schema import OptimizerConfig
-from memformer.engine.fragments import Region
 from memformer.engine.matrix_exchange import MatrixExchange
 from memformer.engine.muon import Muon, orthogonalised
-from memformer.engine.optimizer import hidden_matrices, make_optimizer
-from memformer.engine.parameter_state import Piece
+from memformer.engine.optimizer import keep_matrices_whole, make_optimizer
+from memformer.engine.parameter_state import whole_piece
 from memformer.processes.topology import Axis
 from tests.memformer.engine.plain_muon import PlainMuon
 from tests.memformer.examples import small_model
@@ -68,23 +67,13 @@ def trained(optimizer: torch.optim.Optimizer, model: Any, steps: int = 3) -> Any
     return model
 
 
-def spread_alone(optimizer: torch.optim.Optimizer, model: Any) -> Muon:
-    """Whole matrices on this process."""
-    assert isinstance(optimizer, Muon)
-    whole = {name: p for name, p in model.named_parameters() if name in hidden_matrices(model)}
-    pieces = [Piece(name, Region.whole(p.shape), p.detach().view(-1), p, 0) for name, p in whole.items()]
-    optimizer.spread(
-        MatrixExchange(Axis(), list(model.parameters()), pieces, torch.device("cpu"), torch.float32),
-    )
-    return optimizer
-
-
 def test_steps_are_those_of_the_plain_rule() -> None:
     """Relative to the update; seen: 2e-6. Newton-Schulz carries rounding in float32 on, up to 485-fold."""
     config = OptimizerConfig(name="muon", learning_rate=0.02, momentum=0.9, memory_learning_rate=0.05)
     start = flat(small_model(torch.float32))
     made, plain = small_model(torch.float32), small_model(torch.float32)
-    optimizer = spread_alone(make_optimizer(made, config, torch.device("cpu")), made)
+    optimizer = make_optimizer(made, config, torch.device("cpu"))
+    keep_matrices_whole(optimizer, made)
     for group in optimizer.param_groups:
         group["lr"] *= group["rate_factor"]
     ours, theirs = flat(trained(optimizer, made)), flat(trained(PlainMuon(plain, config), plain))
@@ -96,8 +85,7 @@ def test_a_matrix_steps_as_by_torchs_muon() -> None:
     config = OptimizerConfig(name="muon", learning_rate=0.02, weight_decay=0.3)
     theirs, ours = (torch.ones(8, 12, requires_grad=True) for _ in range(2))
     optimizer = Muon([{"params": [ours], "weight_decay": 0.3, "muon": True}], 0.95, torch.float32, lr=0.02)
-    piece = Piece("m", Region.whole(ours.shape), ours.detach().view(-1), ours, 0)
-    optimizer.spread(MatrixExchange(Axis(), [ours], [piece], torch.device("cpu"), torch.bfloat16))
+    optimizer.spread(MatrixExchange(Axis(), [ours], [whole_piece("m", ours)], torch.device("cpu"), torch.bfloat16))
     reference = torch.optim.Muon(
         [theirs], lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
