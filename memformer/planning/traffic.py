@@ -81,7 +81,7 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
     elif zero_stage < 3:
         several = by_segment and zero_stage == 2
         sent["all_reduce"] = sum(payload(part, True) * (times if several else 1) for part, times, _ in parts)
-        sent["all_reduce"] += _norms(zero_stage, parameters, replicas)
+        sent["all_reduce"] += _norms(run, parameters)
         sent["all_gather"] = sum(4 * _padded(size, 2 * replicas) for size in _groups(parameters))
     else:
         for part, times, uses in parts:
@@ -89,7 +89,7 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
             sent["all_gather"] += payload(part, False, replicas) * (
                 1 if config.parallel.zero3_gather == "rollout" else uses
             )
-        sent["all_reduce"] = _norms(zero_stage, parameters, replicas)
+        sent["all_reduce"] = _norms(run, parameters)
     if replicas == 1:
         del sent["all_gather"]  # the other calls are made, and go nowhere
     return sent + (_matrices(run, parameters) if zero_stage else Counter())
@@ -108,7 +108,7 @@ def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     """Over all processes that hold a replica together: the norm; with stages, losses and the last memory."""
     parallel, sent = run.config.parallel, Counter[str]()
     if parallel.tensor * parallel.pipeline > 1:
-        sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.gradient_ranks)
+        sent["all_reduce"] = _norms(run, parameters)
     if parallel.pipeline > 1:
         sent["all_reduce"] += 4 * (2 * run.config.data.most_segments - 1)
         sent["broadcast"] = 4 * run.replica_lanes * math.prod(run.model.memory_shape)
@@ -154,12 +154,15 @@ def _width(shape: Shape, precision: str) -> int:
     return 2 if shape.low_precision and precision in AUTOCAST else 4
 
 
-def _norms(stage: int, parameters: Counter[Shape], replicas: int) -> int:
-    """Bytes of the gradient norm's sums over one axis: a number for each of the optimizer's groups."""
-    sizes = _groups(parameters)
+def _norms(run: Arrangement, parameters: Counter[Shape]) -> int:
+    """Bytes of the gradient norm's sums over one axis: a number for each of the optimizer's groups.
+
+    With stages as many as that has which has most of them: the others take part.
+    """
+    stage = run.config.parallel.zero_stage
     if stage == 3:
-        return 8 * sum(-(-size // (SUB_GROUP * replicas)) for size in sizes)
-    return 4 * len(sizes) if stage else 4
+        return 8 * sum(-(-size // (SUB_GROUP * run.gradient_ranks)) for size in _groups(parameters))
+    return 4 * max(len(_groups(run.parameters(each))) for each in range(run.stages)) if stage else 4
 
 
 def _groups(parameters: Counter[Shape]) -> list[int]:

@@ -6,6 +6,10 @@ variant. Errors are relative to the update, that is ||weights - reference|| / ||
 
 Tolerances: fp32 1e-5 (seen: 1e-6, the order of summation); bf16 3e-2 against the fp32 reference (seen: under 1e-2,
 bfloat16's 8 bits of mantissa), and 5e-3 nats on losses; fp16, with 3 bits more, 5e-3 (seen: 1e-3) and 5e-4.
+
+Muon's directions are gradients whose small singular values are made large, and their rounding with them, up to
+485-fold: fp32 1e-4 (seen: under 1e-5, against matrices in float64); 16 bits 1.5e-1 (seen: 7e-2 and 3e-2, where
+gradients and matrices are so rounded), with the losses of the others.
 """
 
 import dataclasses
@@ -350,7 +354,8 @@ def assert_equals_reference(case: Case, ranks: list[dict[str, Any]]) -> None:
     error = float((weights[0] - expected)[mask].norm() / (expected - initial)[mask].norm())
     stored = expected.bfloat16().float() if case.precision == "bf16" else expected
     assert bool(((weights[0] == stored) | (weights[0] == expected))[~mask].all()), "what is frozen has moved"
-    assert error < {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3}[case.precision], error
+    limits = {"adamw": {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3}, "muon": {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.15}}
+    assert error < limits[case.optimizer][case.precision], error
     # One process of each replica: all of them know its loss.
     speakers = {rank["replica"]: rank for rank in ranks}
     summed = [sum(rank["losses"][step] for rank in speakers.values()) for step in range(case.steps)]
