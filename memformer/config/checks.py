@@ -4,6 +4,7 @@
 Each takes a `memformer.config.schema.Config`, or a section of it, which calls it when it is made; `each_once` a list.
 """
 
+import json
 import math
 from typing import Any, TypeVar
 
@@ -49,14 +50,26 @@ def offloads(parallel: Any) -> None:
         )
 
 
-def implementation(optimizer: Any) -> None:
-    """What only torch's form of the optimizer has."""
+def optimizer(config: Any) -> None:
+    """What DeepSpeed's own AdamW does not do, as the whole optimizer or as that of a part of what is offloaded."""
+    offload: Any = config.deepspeed
+    for key in ("zero_optimization", "offload_optimizer"):  # of any form: what is no section is told elsewhere
+        offload = offload.get(key) if isinstance(offload, dict) else None
+    theirs = {
+        f"deepspeed.zero_optimization.offload_optimizer.{key} is {json.dumps(offload[key])}": "leave it out"
+        for key in ("ratio", "super_offload")
+        if isinstance(offload, dict) and key in offload
+    }
+    if config.optimizer.implementation == "deepspeed":
+        theirs["optimizer.implementation is deepspeed"] = "set it to torch"
     for field, plain in (("name", "adamw"), ("state_dtype", "float32")):
-        if optimizer.implementation == "deepspeed" and getattr(optimizer, field) != plain:
-            raise ValueError(
-                f"implementation is deepspeed, whose AdamW is not built for {field} {getattr(optimizer, field)}: set "
-                f"it to torch, or {field} to {plain}"
-            )
+        value = getattr(config.optimizer, field)
+        for said, mend in theirs.items():
+            if value != plain:
+                raise ValueError(
+                    f"{said}: DeepSpeed's own AdamW is not built for optimizer.{field} {value}: {mend}, or set the "
+                    f"latter to {plain}"
+                )
 
 
 def memory_parameters(config: Any) -> None:

@@ -184,11 +184,6 @@ class OptimizerConfig(Section):
     implementation: Literal["torch", "deepspeed"] = "torch"
     """torch's fused AdamW, or DeepSpeed's (FusedAdam on GPUs, CPUAdam with offload: compiled at the first start)."""
 
-    @model_validator(mode="after")
-    def _built_in_this_form(self) -> "OptimizerConfig":
-        checks.implementation(self)
-        return self
-
     @property
     def memory_factor(self) -> float:
         """What the learning rate is multiplied by for the memory's parameters."""
@@ -381,6 +376,7 @@ class Config(Section):
                 f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
             )
         checks.steps(self)
+        checks.optimizer(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)
         checks.replay(self)

@@ -114,6 +114,7 @@ class Case:
     chunked: bool = False
     weighted: bool = False
     optimizer: str = "adamw"
+    state_dtype: str = "float32"
 
     @property
     def world_size(self) -> int:
@@ -193,6 +194,7 @@ def config_of(case: Case) -> Config:
             },
             "optimizer": {
                 "name": case.optimizer,
+                "state_dtype": case.state_dtype,
                 "epsilon": 1e-3,
                 "memory_learning_rate": case.memory_learning_rate,
                 "gradient_clipping": case.clipping,
