@@ -153,7 +153,7 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw; or muon, which steps the matrices between embedding and head along their momentum made orthogonal, one
-    state instead of two, and all else by AdamW, with one learning rate for both (docs/parallelism.md)."""
+    state instead of two, and all else by AdamW, with one learning rate for both (docs/optimizers.md)."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     memory_learning_rate: float | None = Field(None, gt=0)
