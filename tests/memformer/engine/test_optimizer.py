@@ -109,7 +109,7 @@ def test_muon_steps_maps_between_hidden_vectors_and_nothing_else(kind: str) -> N
         lora = LoraConfig(rank=2)
         model = make(dataclasses.replace(config_of("llama", "associative"), lora=lora))
     else:
-        model = make(config_of("llama", kind))
+        model = make(config_of("qwen2", kind))  # whose head is not the embedding
     shapes = {name: p.dim() for name, p in model.named_parameters()}
     found = hidden_matrices(model)
     assert all(name.endswith(".weight") and shapes[name] == 2 for name in found)
