@@ -166,12 +166,16 @@ def test_bytes_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[s
 
 @pytest.mark.parametrize("case", [case for case in MUON if case.pipeline == 1], ids=str)
 def test_matrices_cross_the_network_as_planned(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
-    """What all processes send together, to the byte: each element to its owner and back, once."""
+    """What all processes send together, to the byte: each element to its owner and back, once.
+
+    At most, where tensor ranks have the same matrix of an associative memory: one of them sends it.
+    """
     config = config_of(case)
     stages = traffic_by_stage(config, config.model, case.world_size)
     planned = sum((stage["data"] + stage["tensor"])["all_to_all"] for stage in stages)
     sent = sum(rank["calls"].get("all_to_all_single", 0) for rank in trained[case])
-    assert 0 < sent == planned * case.world_size
+    assert 0 < sent <= planned * case.world_size
+    assert sent == planned * case.world_size or (case.backbone and case.tensor > 1)
 
 
 @pytest.mark.parametrize("case", SEGMENTS_OVER_RANKS, ids=str)
