@@ -3,7 +3,7 @@
 
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
 (`optimizer.state_dtype`). Frozen weights have neither of the others, and 2 bytes where matrices of bf16 runs are stored
-so. Left out is what Muon works on, under 1 GiB at a time, since no activations lie beside it.
+so. Left out is what Muon works on, about 1 GiB at a time, since no activations lie beside it.
 """
 
 import math
