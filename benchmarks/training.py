@@ -5,12 +5,13 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import torch
 
 from benchmarks.peers.reader import Reader, State
 from memformer.config.schema import OptimizerConfig
-from memformer.engine.optimizer import learning_rate, make_optimizer
+from memformer.engine.optimizer import keep_matrices_whole, learning_rate, make_optimizer
 
 PACED = (10, 40)  # steps whose pace says how many there is time for
 
@@ -44,6 +45,8 @@ class Recipe:
         horizon: Segments through which the gradient goes back. A rollout is cut into parts of so many; the state is
             carried from part to part, the gradient is not. None: the whole rollout.
         seconds: Wall time; where the first steps show that it will not do, fewer steps are taken. None: all.
+        optimizer: "adamw" or "muon".
+        state_dtype: What its states are stored in, "float32" or "bfloat16".
         rates: Beginnings of names of parameters, and what their rate is multiplied by; 0 freezes them.
     """
 
@@ -54,6 +57,8 @@ class Recipe:
     weight_decay: float = 0.0
     horizon: int | None = None
     seconds: float | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
     rates: tuple[tuple[str, float], ...] = ()
 
     def rate_of(self, name: str) -> float:
@@ -98,11 +103,14 @@ def train(
         final_fraction=0.0,
         weight_decay=recipe.weight_decay,
         beta2=0.98,
+        name=recipe.optimizer,
+        state_dtype=recipe.state_dtype,
     )
     device = next(reader.module.parameters()).device
     if not hasattr(reader.module, "undecayed"):
         reader.module.undecayed = set  # the models of other libraries: all of their matrices decay
     optimizer = make_optimizer(reader.module, settings, device)
+    keep_matrices_whole(optimizer, reader.module)
     _apply_rates(reader.module, optimizer, recipe)
     reader.module.train()
     state: State = None

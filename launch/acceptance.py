@@ -70,10 +70,10 @@ def check_resume(config: Config, resume: str, data: TrainingData | None) -> None
         return
     if data is None:
         known = {name: value for name, value in config.model.to_dict().items() if value is not None}
-        check_fits(start.checkpoint, {"family": config.model.family, "model": known})
+        check_fits(start.checkpoint, {"family": config.model.family, "model": known, "settings": config.values()})
         return
     model, train = data.complete(config.model, config.data.segment_length), data.train
     identity = {"family": model.family, "model": model.to_dict(), "tokenizer_sha256": train.tokenizer_sha256}
-    check_fits(start.checkpoint, identity)
+    check_fits(start.checkpoint, {**identity, "settings": config.values()})
     plan = {"fingerprint": train.fingerprint, "seed": config.seed}
     is_other_data(start.checkpoint, plan, config.data.on_change, config.data.path)

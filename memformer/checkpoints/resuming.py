@@ -211,12 +211,23 @@ def check_fits(directory: Path, identity: Mapping[str, Any]) -> list[str]:
             f"{directory}: was written with tokenizer_sha256 {state['tokenizer_sha256']}, this run has {tokenizer}: "
             "use the data set that the run was started on, or one built with its tokenizer.json"
         )
+    here, there = (_optimizer(known.get("settings", {})) for known in (identity, state))
+    if "settings" in identity and here != there:
+        raise UserError(
+            f"{directory}: was trained with optimizer.name {there}, and {here} cannot go on with its states: set it "
+            "back, or start another run_dir from an export of this one (init_from)"
+        )
     state = {**state, **sizes(state)}
     return [
         text.format(state[name], identity[name])
         for name, text in _LAYOUT.items()
         if name in identity and state[name] != identity[name]
     ]
+
+
+def _optimizer(settings: Mapping[str, Any]) -> str:
+    """`optimizer.name`; checkpoints from before there was a choice say nothing of it."""
+    return str(settings.get("optimizer", {}).get("name", "adamw"))
 
 
 def _as_written_now(saved_family: str, model: Mapping[str, Any]) -> Mapping[str, Any]:

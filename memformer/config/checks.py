@@ -5,6 +5,7 @@ Each takes a `memformer.config.schema.Config`, or a section of it, which calls i
 list, `in_a_cloud` an address.
 """
 
+import json
 import math
 from typing import Any, TypeVar
 
@@ -58,6 +59,28 @@ def offloads(parallel: Any) -> None:
             "offload_parameters is cpu: the parameters are the optimizer's master weights, which then lie there "
             "too, set offload_optimizer to cpu"
         )
+
+
+def optimizer(config: Any) -> None:
+    """What DeepSpeed's own AdamW does not do, as the whole optimizer or as that of a part of what is offloaded."""
+    offload: Any = config.deepspeed
+    for key in ("zero_optimization", "offload_optimizer"):  # of any form: what is no section is told elsewhere
+        offload = offload.get(key) if isinstance(offload, dict) else None
+    theirs = {
+        f"deepspeed.zero_optimization.offload_optimizer.{key} is {json.dumps(offload[key])}": "leave it out"
+        for key in ("ratio", "super_offload")
+        if isinstance(offload, dict) and key in offload
+    }
+    if config.optimizer.implementation == "deepspeed":
+        theirs["optimizer.implementation is deepspeed"] = "set it to torch"
+    for field, plain in (("name", "adamw"), ("state_dtype", "float32")):
+        value = getattr(config.optimizer, field)
+        for said, mend in theirs.items():
+            if value != plain:
+                raise ValueError(
+                    f"{said}: DeepSpeed's own AdamW is not built for optimizer.{field} {value}: {mend}, or set the "
+                    f"latter to {plain}"
+                )
 
 
 def memory_parameters(config: Any) -> None:

@@ -149,8 +149,11 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, its schedule, clipping."""
+    """AdamW or Muon, the schedule, clipping."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon, which steps the matrices between embedding and head along their momentum made orthogonal, one
+    state instead of two, and all else by AdamW, with one learning rate for both (docs/optimizers.md)."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     memory_learning_rate: float | None = Field(None, gt=0)
@@ -171,6 +174,11 @@ class OptimizerConfig(Section):
     """AdamW's second decay rate."""
     epsilon: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's momentum, with Nesterov's look ahead."""
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What AdamW's averages and Muon's momentum are stored in between steps. bfloat16: half the memory, rounded up or
+    down at random so that small changes count on average; weights and gradients stay float32."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest global L2 norm of the gradient; 0: no clipping."""
     implementation: Literal["torch", "deepspeed"] = "torch"
@@ -207,7 +215,7 @@ class ParallelConfig(Section):
     zero3_gather: Literal["rollout", "segment"] = "rollout"
     """ZeRO 3: gather the parameters once a rollout (one whole model resident), or layer by layer in every segment."""
     offload_optimizer: Literal["none", "cpu"] = "none"
-    """ZeRO 1-3: where optimizer states and fp32 master weights lie and AdamW runs; cpu: in host memory."""
+    """ZeRO 1-3: where optimizer states and fp32 master weights lie and are stepped; cpu: in host memory."""
     offload_parameters: Literal["none", "cpu"] = "none"
     """ZeRO 3: where each process's part of the parameters lies between its uses; cpu: in host memory."""
 
@@ -379,6 +387,7 @@ class Config(Section):
                 f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
             )
         checks.steps(self)
+        checks.optimizer(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)
         checks.replay(self)

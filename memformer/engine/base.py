@@ -26,6 +26,7 @@ import torch
 from memformer.config.schema import Config
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.frozen import frozen_in_float32
+from memformer.engine.optimizer import spread_matrices
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.precision import AUTOCAST, LossScale
@@ -35,6 +36,7 @@ from memformer.engine.zero import (
     leave_gradients_alone,
     parameters_gathered,
     parameters_readable,
+    take_part_in_all_norms,
     zero_kept_gradients,
 )
 from memformer.models.protocol import MemoryModel
@@ -105,8 +107,14 @@ class Engine(abc.ABC):
         self._plain = self._coalesced and self.zero_stage < 3 and not _WATCHED_BY_DEEPSPEED & set(config.deepspeed)
         if self._plain:
             leave_gradients_alone(self.deepspeed.optimizer)
+        if world.mesh.pipe.size > 1 and self.zero_stage:
+            most = max(world.mesh.pipe.gather(len(self.deepspeed.optimizer.bit16_groups)))
+            take_part_in_all_norms(self.deepspeed.optimizer, most)
         if self.zero_stage:
             ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage)
+        state = self.parameter_state()
+        dtype = torch.bfloat16 if precision in AUTOCAST else torch.float32
+        spread_matrices(state.base, self.deepspeed.module, state, world.mesh, world.device, dtype)
         self.at_segment: Callable[[], None] = lambda: None
         self.replay_buffer_bytes = 0
         self.frozen_from: Path | None = None

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""AdamW with decay on matrices only, and the learning rate as a pure function of the step."""
+"""AdamW or Muon with decay on matrices only, and the learning rate as a pure function of the step."""
 
 import math
 from typing import Any
@@ -8,43 +8,77 @@ import torch
 from torch import nn
 
 from memformer.config.schema import OptimizerConfig
+from memformer.engine.adamw import AdamW
+from memformer.engine.matrix_exchange import MatrixExchange
+from memformer.engine.muon import Muon
+from memformer.engine.parameter_state import ParameterState, whole_piece
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
+from memformer.models.scoring import Head
+from memformer.processes.topology import Axis, Mesh
+
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""By `optimizer.state_dtype`."""
+
+
+def hidden_matrices(model: MemoryModel) -> set[str]:
+    """Names of the parameters that Muon steps: linear maps between one hidden vector and another.
+
+    Not embeddings, of tokens or positions, nor the head, whose rows belong to one token each; nor what is no map and
+    does not decay (first slots, slot bias, gates); nor adapters, of which only the product of two is a map. A
+    matrix that a backbone has fused (queries, keys and values of GPT-2 and Pythia) is taken as the one matrix it is.
+    """
+    module: Any = model
+    tables = [each for each in module.modules() if isinstance(each, (nn.Embedding, Head))]
+    of_tokens = {id(parameter) for each in tables for parameter in each.parameters(recurse=False)}
+    undecayed, is_adapter = model.undecayed(), family_of(model.config).adapter
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and len(_shape(parameter)) == 2
+        if id(parameter) not in of_tokens and name not in undecayed and not (is_adapter and is_adapter(name))
+    }
 
 
 def parameter_groups(model: MemoryModel, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Matrices, which decay, and the rest (norms, biases, what the model leaves undecayed), which does not.
 
-    With a learning rate of the memory's own its parameters are two further groups of this kind. What is frozen is in
-    none, and a group that would be empty is left out.
+    With a learning rate of the memory's own its parameters are further groups of this kind; with Muon, so are the
+    matrices that it steps. What is frozen is in none, and a group that would be empty is left out.
 
     Returns:
-        `params`, `weight_decay`, and `rate_factor`, which the learning rate is multiplied by.
+        `params`, `weight_decay`, `rate_factor`, which the learning rate is multiplied by, and `muon`.
     """
     undecayed = model.undecayed()
     of_memory = None if config.memory_learning_rate is None else family_of(model.config).memory
-    found: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (apart, decays): [] for apart in (False, True) for decays in (True, False)
+    of_muon = hidden_matrices(model) if config.name == "muon" else set()
+    found: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {
+        (apart, *kind): [] for apart in (False, True) for kind in ((True, True), (False, True), (False, False))
     }
     for name, parameter in model.named_parameters():
-        # ds_shape: ZeRO-3's Init has replaced the data by a partition.
-        matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
         apart = of_memory is not None and of_memory(name)
+        decays = len(_shape(parameter)) >= 2 and name not in undecayed
         if parameter.requires_grad:
-            found[apart, matrix and name not in undecayed].append(parameter)
+            found[apart, name in of_muon, decays].append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decays else 0.0,
             "rate_factor": config.memory_factor if apart else 1.0,
+            "muon": muon,
         }
-        for (apart, decays), parameters in found.items()
+        for (apart, muon, decays), parameters in found.items()
         if parameters
     ]
 
 
+def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    # ds_shape: ZeRO-3's Init has replaced the data by a partition.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def make_optimizer(model: MemoryModel, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The AdamW that the settings ask for.
+    """The optimizer that the settings ask for; a `Muon` still has to be told where its matrices lie.
 
     Args:
         model: Its parameters.
@@ -58,7 +92,48 @@ def make_optimizer(model: MemoryModel, config: OptimizerConfig, device: torch.de
 
         made = DeepSpeedCPUAdam if device.type == "cpu" else FusedAdam
         return made(groups, adam_w_mode=True, **options)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(groups, fused=True, **options)
+    state_dtype = STORED[config.state_dtype]
+    if config.name == "muon":
+        return Muon(groups, config.momentum, state_dtype, **options)
+    return AdamW(groups, state_dtype, **options)
+
+
+def spread_matrices(
+    optimizer: torch.optim.Optimizer,
+    model: MemoryModel,
+    state: ParameterState,
+    mesh: Mesh,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Tells a `Muon` where its matrices lie, when ZeRO has put them there; nothing for another optimizer.
+
+    Called by all processes together.
+
+    Args:
+        optimizer: What `make_optimizer` made.
+        model: Whose parameters it steps.
+        state: These as pieces.
+        mesh: This process among all.
+        device: Where matrices are made orthogonal.
+        dtype: What in.
+    """
+    if not isinstance(optimizer, Muon):
+        return
+    names = hidden_matrices(model)
+    pieces = [piece for piece in state.stepped() if piece.name in names]
+    # Without ZeRO every replica has all gradients, and makes every matrix orthogonal itself.
+    axis = mesh.stage if state.zero_stage else mesh.tensor
+    optimizer.spread(MatrixExchange(axis, state.flats(), pieces, device, dtype))
+
+
+def keep_matrices_whole(optimizer: torch.optim.Optimizer, model: MemoryModel) -> None:
+    """The same where a plain model is trained by one process, without an engine; in float32."""
+    if not isinstance(optimizer, Muon):
+        return
+    names, parameters = hidden_matrices(model), dict(model.named_parameters())
+    pieces = [whole_piece(name, p) for name, p in parameters.items() if name in names]
+    optimizer.spread(MatrixExchange(Axis(), list(parameters.values()), pieces, pieces[0].flat.device, torch.float32))
 
 
 def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:

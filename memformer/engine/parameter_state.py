@@ -53,14 +53,18 @@ class ParameterState:
         zero_stage: Of the engine.
         mesh: This process among all.
 
+    Attributes:
+        zero_stage: Of the engine.
+        base: The optimizer that steps the parameters, inside DeepSpeed's own.
+
     Raises:
         UserError: `deepspeed` settings give the engine an optimizer whose memory this form does not know.
     """
 
     def __init__(self, deepspeed: Any, zero_stage: int, mesh: Mesh) -> None:
-        self._engine, self._zero_stage, self._mesh = deepspeed, zero_stage, mesh
-        self._base: Any = deepspeed.optimizer if zero_stage == 0 else deepspeed.optimizer.optimizer
-        if zero_stage == 0 and not isinstance(self._base, torch.optim.Optimizer):
+        self._engine, self.zero_stage, self._mesh = deepspeed, zero_stage, mesh
+        self.base: Any = deepspeed.optimizer if zero_stage == 0 else deepspeed.optimizer.optimizer
+        if zero_stage == 0 and not isinstance(self.base, torch.optim.Optimizer):
             raise UserError("deepspeed: its settings need parallel.zero_stage 1 or more here: set that")
         if zero_stage == 3 and deepspeed.optimizer.swap_optimizer:
             raise UserError("deepspeed: optimizer states on NVMe cannot be saved: offload to cpu")
@@ -73,6 +77,19 @@ class ParameterState:
     def pieces(self) -> Iterator[Piece]:
         """This process's pieces of what is trained; together those of all processes hold each element exactly once."""
         return self._pieces(frozen=False)
+
+    def stepped(self) -> Iterator[Piece]:
+        """What the optimizer steps here of each trained parameter, whether others step the same elements or not."""
+        for name, parameter in self._engine.module.named_parameters():
+            if not is_frozen(parameter) and (piece := self._stepped(name, parameter)) is not None:
+                yield piece
+
+    def flats(self) -> list[torch.Tensor]:
+        """The tensors that the optimizer steps here, in the order in which all processes of the stage step theirs."""
+        if self.zero_stage == 0:
+            return [p for p in self._engine.module.parameters() if not is_frozen(p)]
+        zero: Any = self._engine.optimizer
+        return list(zero.fp32_partitioned_groups_flat if self.zero_stage == 3 else zero.single_partition_of_fp32_groups)
 
     def frozen(self) -> dict[str, str]:
         """Name and dtype of the parameters that are not trained; empty where all are."""
@@ -90,7 +107,7 @@ class ParameterState:
                 yield piece
 
     def _piece(self, name: str, parameter: Any) -> Piece | None:
-        if self._zero_stage == 0 or (self._zero_stage < 3 and is_frozen(parameter)):
+        if self.zero_stage == 0 or (self.zero_stage < 3 and is_frozen(parameter)):
             # Every process has everything: each writes its share.
             flat, numel = parameter.detach().view(-1), parameter.numel()
             rank, size = self._mesh.gradients.rank, self._mesh.gradients.size
@@ -103,7 +120,7 @@ class ParameterState:
             count = min(flat.numel(), parameter.ds_numel - start)
             return Piece(name, _region(parameter, start, start + count), flat[:count], flat, 0) if count > 0 else None
         optimizer = self._engine.optimizer
-        if self._zero_stage == 3:
+        if self.zero_stage == 3:
             group, offset, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
             start = length * optimizer._get_param_partition_rank(parameter)
             count = min(length, parameter.ds_numel - start)  # the last partitions are padded
@@ -134,7 +151,7 @@ class ParameterState:
             if piece.region.rows or piece.region.columns:
                 blocks[piece.name] = piece.region.block
             tensors[f"{WEIGHT}/{piece.name}"] = piece.weight
-            for kind, value in self._base.state.get(piece.flat, {}).items():
+            for kind, value in self.base.state.get(piece.flat, {}).items():
                 if torch.is_tensor(value) and value.numel() == piece.flat.numel() and value.dim():
                     flat = value.view(-1)[piece.offset : piece.offset + piece.weight.numel()]
                     tensors[f"{kind}/{piece.name}"] = flat
@@ -153,21 +170,22 @@ class ParameterState:
         for name, parameter in self._engine.module.named_parameters():
             shape = _shape(parameter)
             if is_frozen(parameter):
-                piece = self._whole(name, parameter) if self._zero_stage < 3 else self._piece(name, parameter)
+                piece = whole_piece(name, parameter) if self.zero_stage < 3 else self._piece(name, parameter)
                 if piece is not None:
                     piece.weight.copy_(saved.read(WEIGHT, name, piece.region))
                 self._refresh(name, parameter, saved)
                 continue
-            piece = self._whole(name, parameter) if self._zero_stage == 0 else self._piece(name, parameter)
+            piece = self._stepped(name, parameter)
             if piece is not None:
                 piece.weight.copy_(saved.read(WEIGHT, name, piece.region))
                 kinds = [kind for kind in saved.kinds(name) if kind != WEIGHT]
                 state = self._state(piece.flat, saved.steps.get(name, 0.0)) if kinds else {}
                 for kind in kinds:
-                    target = state.setdefault(kind, torch.zeros_like(piece.flat)).view(-1)
+                    dtype = getattr(self.base, "state_dtype", None)
+                    target = state.setdefault(kind, torch.zeros_like(piece.flat, dtype=dtype)).view(-1)
                     values = saved.read(kind, name, piece.region)
                     target[piece.offset : piece.offset + len(values)].copy_(values)
-            if self._zero_stage == 3:
+            if self.zero_stage == 3:
                 partition = parameter.ds_tensor.data.view(-1)
                 start = partition.numel() * self._engine.optimizer._get_param_partition_rank(parameter)
                 stop = min(shape.numel(), start + partition.numel())
@@ -177,26 +195,30 @@ class ParameterState:
 
     def _refresh(self, name: str, parameter: Any, saved: FragmentReader) -> None:
         """Gives a whole parameter that is made from pieces elsewhere its numbers, where there is one just now."""
-        made = not is_frozen(parameter) and self._zero_stage in (1, 2)
-        if made or (self._zero_stage == 3 and parameter.ds_status.name == "AVAILABLE"):
+        made = not is_frozen(parameter) and self.zero_stage in (1, 2)
+        if made or (self.zero_stage == 3 and parameter.ds_status.name == "AVAILABLE"):
             shape = _shape(parameter)
             parameter.data.copy_(saved.read(WEIGHT, name, _region(parameter, 0, shape.numel())).view(shape))
 
-    def _whole(self, name: str, parameter: torch.Tensor) -> Piece:
-        region = _region(parameter, 0, parameter.numel())
-        return Piece(name, region, parameter.detach().view(-1), parameter, 0)
+    def _stepped(self, name: str, parameter: torch.Tensor) -> Piece | None:
+        return whole_piece(name, parameter) if self.zero_stage == 0 else self._piece(name, parameter)
 
     def _state(self, flat: torch.Tensor, step: float) -> dict[str, Any]:
         """The optimizer's state of a tensor, made as the optimizer itself would at its first step."""
-        state: dict[str, Any] = self._base.state[flat]
-        if isinstance(self._base, torch.optim.AdamW):
+        state: dict[str, Any] = self.base.state[flat]
+        if isinstance(self.base, torch.optim.AdamW):
             state["step"] = torch.tensor(step, dtype=torch.float32, device=flat.device)
         else:
             state["step"] = int(step)
-            for group in self._base.param_groups:
+            for group in self.base.param_groups:
                 if "step" in group:  # FusedAdam counts by group
                     group["step"] = int(step)
         return state
+
+
+def whole_piece(name: str, parameter: torch.Tensor) -> Piece:
+    """All of a parameter that a process has, which is stepped where it lies."""
+    return Piece(name, _region(parameter, 0, parameter.numel()), parameter.detach().view(-1), parameter, 0)
 
 
 def _shape(parameter: Any) -> torch.Size:

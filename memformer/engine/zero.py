@@ -45,6 +45,25 @@ def leave_gradients_alone(optimizer: Any) -> None:
     optimizer._grad_acc_hooks.clear()
 
 
+def take_part_in_all_norms(optimizer: Any, most: int) -> None:
+    """Pipeline stages: one with fewer groups of parameters than another takes part in the norms of the other's too.
+
+    DeepSpeed adds up a norm for each group over all stages, and stages have other kinds of parameters: one without
+    memory has no group for it. The norm of the whole is the same whichever groups meet.
+
+    Args:
+        optimizer: The engine's, at stage 1.
+        most: Groups of the stage that has most.
+    """
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    norm, missing = optimizer.scaled_global_norm, most - len(optimizer.bit16_groups)
+    if missing:
+        optimizer.scaled_global_norm = lambda *arguments, **keywords: combine_grad_norm_groups(
+            [norm(*arguments, **keywords), *(optimizer.get_grad_norm_direct([], []) for _ in range(missing))]
+        )
+
+
 def ask_for_the_norm_once(optimizer: Any, zero_stage: int) -> None:
     """The gradient's norm comes to the host once a step, where DeepSpeed looks at it there: it would ask three times.
 

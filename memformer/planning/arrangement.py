@@ -169,6 +169,7 @@ class Arrangement:
             self.config.training.train,
             self.config.optimizer.memory_learning_rate is not None,
             self.decoder_batch,
+            self.config.optimizer.name,
         )
 
     @functools.cached_property

@@ -170,7 +170,7 @@ def _communication_seconds(
     seconds = {}
     for axis, kinds in traffic.items():
         ring = (members[axis] - 1) / members[axis]
-        factors = {"all_reduce": 2 * ring, "all_gather": ring, "reduce_scatter": ring}
+        factors = {"all_reduce": 2 * ring, "all_gather": ring, "reduce_scatter": ring, "all_to_all": ring}
         here = members[axis] * min(gpus_per_node, spans[axis]) // spans[axis]  # of them on a node
         alone, together = hardware.within(2), hardware.within(max(2, here))
         if spans[axis] > gpus_per_node and hardware.network_bandwidth is not None:

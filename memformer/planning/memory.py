@@ -1,8 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a process holds during a step, by part: each part has a function of its own, with its reason.
 
-Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; frozen weights have neither of
-the others, and 2 bytes where matrices of bf16 runs are stored so.
+Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
+(`optimizer.state_dtype`). Frozen weights have neither of the others, and 2 bytes where matrices of bf16 runs are stored
+so. Left out is what Muon works on, about 1 GiB at a time, since no activations lie beside it.
 """
 
 import math
@@ -23,7 +24,8 @@ MENDS = {
     "outputs of encoders": "a larger parallel.segment, or fewer lanes (data.num_lanes)",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
     "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
-    "optimizer states": "a higher parallel.zero_stage, or parallel.offload_optimizer cpu",
+    "optimizer states": "a higher parallel.zero_stage, optimizer.state_dtype bfloat16, optimizer.name muon, or "
+    "parallel.offload_optimizer cpu",
     "weights": "parallel.tensor, parallel.pipeline, or zero_stage 3",
     "gathered parameters": "parallel.zero3_gather segment",
     "replay buffer": "activation_checkpointing.memory_interval near the square root of data.num_segments, or "
@@ -85,10 +87,15 @@ def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
-    """AdamW's two averages, of the process's part from ZeRO 1 on."""
-    count = _count(run, stage)
-    size = 8 * (count if run.config.parallel.zero_stage == 0 else count / run.gradient_ranks)
-    yield Part("optimizer states", size, _offloads_optimizer(run))
+    """AdamW's two averages, or Muon's momentum, of the process's part from ZeRO 1 on."""
+    numbers = sum(
+        (1 if shape.muon else 2) * shape.numel * count
+        for shape, count in run.parameters(stage).items()
+        if shape.trained
+    )
+    width = {"float32": 4, "bfloat16": 2}[run.config.optimizer.state_dtype]
+    ranks = 1 if run.config.parallel.zero_stage == 0 else run.gradient_ranks
+    yield Part("optimizer states", width * numbers / ranks, _offloads_optimizer(run))
 
 
 def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
@@ -42,12 +42,14 @@ class Shape(NamedTuple):
         low_precision: Whether ZeRO sends it in 16 bits: it is a linear layer's, or stored so.
         group: Number of the optimizer's group that it is in; -1: it is not trained.
         size: Bytes of an element as it is stored.
+        muon: Whether Muon steps it.
     """
 
     numel: int
     low_precision: bool
     group: int
     size: int = 4
+    muon: bool = False
 
     @property
     def trained(self) -> bool:
@@ -97,6 +99,7 @@ class Execution:
         train: The setting `training.train`.
         memory_rate: Whether the memory's parameters have a learning rate of their own.
         scored: Segments that are scored at once.
+        optimizer: The setting `optimizer.name`.
     """
 
     lanes: int
@@ -107,6 +110,7 @@ class Execution:
     train: str = "all"
     memory_rate: bool = False
     scored: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +292,7 @@ def _trace(
             dropped |= {id(head.weight) for head in heads if chunked}
             saved[WEIGHT_COPIES], among_saved = _weight_copies(model, dropped)
             saved[ACTIVATIONS] -= among_saved
-        in_layers, rest = _shapes(model, how.memory_rate)
+        in_layers, rest = _shapes(model, how)
     return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers), below), rest
 
 
@@ -333,18 +337,21 @@ def _parameters_of_layers(model: Any) -> set[int]:
     return {id(parameter) for layer in model.layers() for parameter in layer.parameters()}
 
 
-def _shapes(model: Any, memory_rate: bool) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
+def _shapes(model: Any, how: Execution) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
     """The parameters of the layers; and the others, by the model's attribute that holds them."""
     modules = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     linear = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
-    groups = parameter_groups(model, OptimizerConfig(memory_learning_rate=1e-3 if memory_rate else None))
+    settings = OptimizerConfig(name=how.optimizer, memory_learning_rate=1e-3 if how.memory_rate else None)
+    groups = parameter_groups(model, settings)
     group = {id(parameter): number for number, each in enumerate(groups) for parameter in each["params"]}
     layers = _parameters_of_layers(model)
     in_layers: Counter[Shape] = Counter()
     rest: dict[str, Counter[Shape]] = {}
     for name, parameter in model.named_parameters():
         low_precision = id(parameter) in linear or parameter.element_size() < 4
-        shape = Shape(parameter.numel(), low_precision, group.get(id(parameter), -1), parameter.element_size())
+        number = group.get(id(parameter), -1)
+        muon = number >= 0 and groups[number]["muon"]
+        shape = Shape(parameter.numel(), low_precision, number, parameter.element_size(), muon)
         found = in_layers if id(parameter) in layers else rest.setdefault(name.split(".")[0], Counter())
         found[shape] += 1
     return in_layers, rest

@@ -9,6 +9,11 @@ Counted is the payload of each call, as a test counts them in real processes. Wh
 | 1, 2 | all_reduce, linear layers in 16 bits under autocast | all_gather of each group, float32, padded | 4 B a group |
 | 3 | reduce_scatter, the same, each parameter padded | all_gather, the same; once a rollout | 8 B a group |
 
+Muon's matrices go to their owners and back (memformer/engine/matrix_exchange.py), in 16 bits where products are: from
+stage 1 on over all processes of a pipeline stage, counted as data; at stage 0 over those of a layer. A process gives
+what is counted here on average: the owner of a large matrix sends more. What tensor parallelism does not cut goes but
+once to its owner, and is counted as if every process sent it.
+
 Left out: what the trainer agrees on after a step (under 1 kB). With `zero3_gather: segment` the parameters are gathered
 for each use; how often depends on what DeepSpeed prefetches and keeps, so that the figure is an upper bound; and it
 compares its traces in broadcasts of some kB, whatever the width, which are left out too.
@@ -76,7 +81,7 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
     elif zero_stage < 3:
         several = by_segment and zero_stage == 2
         sent["all_reduce"] = sum(payload(part, True) * (times if several else 1) for part, times, _ in parts)
-        sent["all_reduce"] += _norms(zero_stage, parameters, replicas)
+        sent["all_reduce"] += _norms(run, parameters)
         sent["all_gather"] = sum(4 * _padded(size, 2 * replicas) for size in _groups(parameters))
     else:
         for part, times, uses in parts:
@@ -84,17 +89,26 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
             sent["all_gather"] += payload(part, False, replicas) * (
                 1 if config.parallel.zero3_gather == "rollout" else uses
             )
-        sent["all_reduce"] = _norms(zero_stage, parameters, replicas)
+        sent["all_reduce"] = _norms(run, parameters)
     if replicas == 1:
         del sent["all_gather"]  # the other calls are made, and go nowhere
-    return sent
+    return sent + (_matrices(run, parameters) if zero_stage else Counter())
+
+
+def _matrices(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
+    """Muon's, on the way to their owners and back."""
+    ranks = run.gradient_ranks if run.config.parallel.zero_stage else 1
+    if ranks * run.config.parallel.tensor == 1:
+        return Counter()
+    numbers = sum(shape.numel * count for shape, count in parameters.items() if shape.muon)
+    return Counter(all_to_all=2 * (2 if run.precision in AUTOCAST else 4) * numbers // ranks)
 
 
 def _replica(run: Arrangement, parameters: Counter[Shape]) -> Counter[str]:
     """Over all processes that hold a replica together: the norm; with stages, losses and the last memory."""
     parallel, sent = run.config.parallel, Counter[str]()
     if parallel.tensor * parallel.pipeline > 1:
-        sent["all_reduce"] = _norms(parallel.zero_stage, parameters, run.gradient_ranks)
+        sent["all_reduce"] = _norms(run, parameters)
     if parallel.pipeline > 1:
         sent["all_reduce"] += 4 * (2 * run.config.data.most_segments - 1)
         sent["broadcast"] = 4 * run.replica_lanes * math.prod(run.model.memory_shape)
@@ -112,7 +126,7 @@ def _tensor(run: Arrangement, stage: int) -> Counter[str]:
         # every group that the decoder takes at once.
         fetched = (run.segments if run.shared else run.decoders - 1) * run.groups * run.lanes
         sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
-    return sent
+    return sent if run.config.parallel.zero_stage else sent + _matrices(run, run.parameters(stage))
 
 
 def _pipeline(run: Arrangement, stage: int) -> Counter[str]:
@@ -140,12 +154,15 @@ def _width(shape: Shape, precision: str) -> int:
     return 2 if shape.low_precision and precision in AUTOCAST else 4
 
 
-def _norms(stage: int, parameters: Counter[Shape], replicas: int) -> int:
-    """Bytes of the gradient norm's sums over one axis: a number for each of the optimizer's groups."""
-    sizes = _groups(parameters)
+def _norms(run: Arrangement, parameters: Counter[Shape]) -> int:
+    """Bytes of the gradient norm's sums over one axis: a number for each of the optimizer's groups.
+
+    With stages as many as that has which has most of them: the others take part.
+    """
+    stage = run.config.parallel.zero_stage
     if stage == 3:
-        return 8 * sum(-(-size // (SUB_GROUP * replicas)) for size in sizes)
-    return 4 * len(sizes) if stage else 4
+        return 8 * sum(-(-size // (SUB_GROUP * run.gradient_ranks)) for size in _groups(parameters))
+    return 4 * max(len(_groups(run.parameters(each))) for each in range(run.stages)) if stage else 4
 
 
 def _groups(parameters: Counter[Shape]) -> list[int]:

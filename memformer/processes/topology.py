@@ -78,6 +78,7 @@ class Mesh:
         segment: Among those that share the rollouts of its lanes.
         gradients: Among all replicas (data x segment): gradients and ZeRO partitions are spread over this axis. Where
             no rollout is shared it is `data`.
+        stage: Among all processes of its stage (data x segment x tensor): over them a matrix lies.
         pipe_back: A second group of the pipe axis, for messages from later to earlier stages.
         segment_back: The same of the segment axis.
     """
@@ -88,6 +89,7 @@ class Mesh:
     replica: Axis
     segment: Axis
     gradients: Axis
+    stage: Axis
     pipe_back: Any = None
     segment_back: Any = None
 
@@ -95,7 +97,7 @@ class Mesh:
     def of_data(cls, rank: int, size: int) -> "Mesh":
         """Every process is a replica."""
         everyone = Axis(rank, size)
-        return cls(Axis(), everyone, Axis(), Axis(), Axis(), everyone)
+        return cls(Axis(), everyone, Axis(), Axis(), Axis(), everyone, everyone)
 
     @property
     def speaks(self) -> bool:
@@ -177,12 +179,17 @@ def make_mesh(
         return lists
 
     data = axis(along("data"))  # even where there is one: DeepSpeed needs a group to partition over
+    gradients = axis(along("data", "segment")) if segment > 1 else data
+    stage = gradients
+    if tensor > 1:
+        stage = axis(along("data", "segment", "tensor")) if pipeline > 1 else Axis(rank, size)
     mesh = Mesh(
         pipe=axis(along("pipe")) if pipeline > 1 else Axis(),
         data=data,
         tensor=axis(along("tensor")) if tensor > 1 else Axis(),
         segment=axis(along("segment")) if segment > 1 else Axis(),
-        gradients=axis(along("data", "segment")) if segment > 1 else data,
+        gradients=gradients,
+        stage=stage,
         pipe_back=axis(along("pipe")).group if pipeline > 1 else None,
         segment_back=axis(along("segment")).group if segment > 1 else None,
         replica=axis(along("pipe", "tensor")),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, long_text, memory_tasks, peers_text, pixels, texts
+from benchmarks import cases, long_text, memory_tasks, optimizers, peers_text, pixels, texts
 from benchmarks.training import Recipe, train
 
 
@@ -177,6 +177,21 @@ def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.Capture
     assert "| T = 4, paper, reset |" in (tmp_path / "result.md").read_text()
     with pytest.raises(SystemExit, match="rows of other sizes \\(length\\)"):
         long_text.main([*words, "--length", "1024"])
+
+
+def test_optimizers_are_judged_at_their_best_rate(tmp_path: Path) -> None:
+    """By the training loss with states in float32; a second call adds the other states."""
+    words = ["--quick", "--steps", "2", "--width", "16", "--lanes", "2", "--out", str(tmp_path / "result")]
+    words += ["--optimizers", "muon", "--rates", "1e-3", "1e-2"]
+    optimizers.main([*words, "--states", "float32"])
+    optimizers.main(words)
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [(row["states"], row["learning_rate"]) for row in rows] == [
+        (states, rate) for states in optimizers.STATES for rate in (1e-3, 1e-2)
+    ]
+    best = min(rows[:2], key=lambda row: row["training_losses"][-1])["learning_rate"]
+    text = (tmp_path / "result.md").read_text()
+    assert all(f"| muon, states in {states} | {best:g} |" in text for states in optimizers.STATES)
 
 
 def test_horizons_differ_in_the_gradient_alone() -> None:

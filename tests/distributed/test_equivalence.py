@@ -19,10 +19,14 @@ Segments over ranks come with data {1, 2} x ZeRO {0, 1, 2, 3}, and with what mee
 of several segments, loss weights, groups of lanes that are uneven, alone or more than the ranks, pieces that are
 uneven, rollouts that grow, 16 bits, a family whose decoder is not apart, and tensor parallelism.
 
+Muon comes with ZeRO {0, 1, 2, 3}, tensor {1, 2} and with data, segments, pipelines, a backbone, 16 bits, offload and a
+rate of the memory's own, thinned so that each meets a matrix that is cut in another way; stages that have other groups
+of parameters than others come with it and without.
+
 Tolerances: tests/distributed/short_runs.py.
 
 Covers: memformer/engine/making.py, memformer/engine/parallelize.py, memformer/engine/segment_engine.py,
-memformer/parallel/channels.py, memformer/parallel/segment/executor.py
+memformer/engine/matrix_exchange.py, memformer/parallel/channels.py, memformer/parallel/segment/executor.py
 """
 
 import itertools
@@ -32,6 +36,7 @@ import pytest
 
 from memformer.planning.arrangement import arrange
 from memformer.planning.memory import stage_memory
+from memformer.planning.traffic import traffic_by_stage
 from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import (
     Case,
@@ -119,7 +124,18 @@ BACKBONES = [
     Case(1, data=2, tensor=2, backbone="adapters", train="lora", clipping=0.05, **CHECKPOINTING["partitioned"]),
     Case(3, data=2, tensor=2, backbone="slots", clipping=0.05, mode="full"),
 ]
-CASES = GRID + SINGLE + PIPELINES + SEGMENTS_OVER_RANKS + FROZEN + BACKBONES
+MUON = [
+    Case(0, data=1, tensor=2, optimizer="muon", clipping=0.05),
+    Case(1, data=2, optimizer="muon", memory_learning_rate=3e-3),
+    Case(1, data=1, pipeline=2, optimizer="muon", clipping=0.05),
+    Case(2, "bf16", data=1, tensor=2, optimizer="muon"),
+    Case(2, data=1, segment=2, backbone="matrices", optimizer="muon", offload="optimizer"),
+    Case(3, "fp16", data=2, optimizer="muon"),
+    Case(2, data=1, tensor=2, backbone="adapters", train="lora", optimizer="muon"),
+    Case(3, data=2, tensor=2, optimizer="muon"),
+]
+GROUPS_OF_STAGES = [Case(1, data=1, pipeline=2, memory_learning_rate=3e-3)]
+CASES = GRID + SINGLE + PIPELINES + SEGMENTS_OVER_RANKS + FROZEN + BACKBONES + MUON + GROUPS_OF_STAGES
 SIZES = sorted({case.world_size for case in CASES})
 
 
@@ -138,7 +154,7 @@ COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
-COUNTED += BACKBONES[:4]
+COUNTED += BACKBONES[:4] + GROUPS_OF_STAGES
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
 COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.tensor == 1]  # else a bound
 
@@ -146,6 +162,20 @@ COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.
 @pytest.mark.parametrize("case", COUNTED, ids=str)
 def test_bytes_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
     assert_traffic_as_planned(case, trained[case])
+
+
+@pytest.mark.parametrize("case", [case for case in MUON if case.pipeline == 1], ids=str)
+def test_matrices_cross_the_network_as_planned(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
+    """What all processes send together, to the byte: each element to its owner and back, once.
+
+    At most, where tensor ranks have the same matrix of an associative memory: one of them sends it.
+    """
+    config = config_of(case)
+    stages = traffic_by_stage(config, config.model, case.world_size)
+    planned = sum((stage["data"] + stage["tensor"])["all_to_all"] for stage in stages)
+    sent = sum(rank["calls"].get("all_to_all_single", 0) for rank in trained[case])
+    assert 0 < sent <= planned * case.world_size
+    assert sent == planned * case.world_size or (case.backbone and case.tensor > 1)
 
 
 @pytest.mark.parametrize("case", SEGMENTS_OVER_RANKS, ids=str)

@@ -38,7 +38,9 @@ def arrange(world: World) -> dict[Any, Any]:
     for grid in GRIDS:
         tensor, pipeline, segment = grid
         mesh = world.arranged(*grid).mesh
-        axes = {name: getattr(mesh, name) for name in ("pipe", "data", "tensor", "replica", "segment", "gradients")}
+        axes = {
+            name: getattr(mesh, name) for name in ("pipe", "data", "tensor", "replica", "segment", "gradients", "stage")
+        }
         found[grid] = {name: members(axis, world.rank) for name, axis in axes.items()}
         for axis in axes.values():
             assert members(axis, world.rank)[axis.rank] == world.rank
@@ -71,6 +73,7 @@ def test_tensor_ranks_are_neighbours_then_segments_then_data_then_stages() -> No
     assert first[1, 1, 2]["segment"] == [0, 1] and first[1, 1, 2]["data"] == [0, 2] and first[1, 1, 2]["replica"] == [0]
     assert first[2, 1, 2]["segment"] == [0, 2] and first[2, 1, 2]["data"] == [0] and first[2, 1, 2]["replica"] == [0, 1]
     assert first[1, 1, 2]["gradients"] == first[1, 1, 4]["segment"] == [0, 1, 2, 3]
+    assert all(first[grid]["stage"] == list(range(WORLD // grid[1])) for grid in GRIDS)
     # Who have other lanes: one of each speaks.
     for grid, speakers in zip(GRIDS, (4, 2, 2, 1, 1, 2, 1, 1), strict=True):
         assert sum(rank[grid]["speaks"] for rank in ranks) == speakers

@@ -39,8 +39,8 @@ WAITS = (
             f"and once more {LOOKING}"),
     Allowed("memformer/engine/base.py", "_step_unsharded", "", 1, "ZeRO 0: whether the gradient is finite, its norm"),
     Allowed("memformer/engine/zero.py", "<lambda>", "", 1, "ZeRO 1-3: whether the gradient is finite, its norm"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/utils.py", 2, "ZeRO 1, 2: DeepSpeed puts a number on the "
-            "device to mark a norm that is not finite, once for each group of parameters"),
+    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/utils.py", 3, "ZeRO 1, 2: DeepSpeed puts a number on the "
+            "device to mark a norm that is not finite, once for each group of parameters: Muon has three"),
     Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 2, "ZeRO 3: the same"),
     Allowed("memformer/engine/base.py", "_accumulation", "runtime/zero/stage3.py", 1, "ZeRO 3: DeepSpeed waits for its "
             "stream of reductions, once at the rollout's end"),

@@ -304,6 +304,7 @@ IDENTITY = {
         ({"model": {**STATE["model"], "d_model": 48}}, "model.d_model is 32 there and 48 here"),
         ({"model": {**STATE["model"], "tied": True}}, "model.tied is null there and true here"),
         ({"family": "backbone"}, "model.family is memformer there and backbone here"),
+        ({"settings": {"optimizer": {"name": "muon"}}}, "was trained with optimizer.name adamw, and muon cannot go on"),
         ({"tokenizer_sha256": "u"}, "was written with tokenizer_sha256 t, this run has u"),
     ],
 )

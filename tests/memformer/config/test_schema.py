@@ -74,6 +74,17 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"model": {"d_model": 30}}, ["model", "num_heads is 8: choose a divisor of d_model/2 = 15"]),
         ({"data": {"path": "d", "num_lanes": 0}}, ["data.num_lanes: is 0:", "greater than or equal to 1"]),
         ({"optimizer": {"learning_rate": float("inf")}}, ["optimizer.learning_rate"]),
+        (
+            {"optimizer": {"name": "muon", "implementation": "deepspeed"}},
+            ["optimizer.implementation is deepspeed: DeepSpeed's own AdamW is not built for optimizer.name muon: set"],
+        ),
+        (
+            {
+                "optimizer": {"state_dtype": "bfloat16"},
+                "deepspeed": {"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}},
+            },
+            ["offload_optimizer.ratio is 0.5: DeepSpeed's own AdamW is not built for optimizer.state_dtype bfloat16:"],
+        ),
         ({"data": {}}, ["data.path: is missing: set it in the file or with --data.path VALUE"]),
         ({"model": {"segment_length": 64}}, ["model.segment_length is 64 but data.segment_length is 128"]),
         ({"training": {"max_steps": 10}, "optimizer": {"warmup_steps": 100}}, ["warmup_steps is 100: set it to", "10"]),

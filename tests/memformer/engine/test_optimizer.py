@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The learning rate's shape, and which parameters decay."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from memformer.config.schema import OptimizerConfig
-from memformer.engine.optimizer import learning_rate, make_optimizer, parameter_groups
+from memformer.engine.optimizer import hidden_matrices, learning_rate, make_optimizer, parameter_groups
+from memformer.models.backbone import LoraConfig
 from tests.memformer.examples import small_model
 from tests.memformer.models.backbone.examples import config_of, make
 
@@ -90,6 +92,36 @@ def test_the_memory_has_groups_of_its_own(model: Any) -> None:
     assert not any(
         name.endswith((".bias", "gate.weight", ".rows")) for name in map(names.get, map(id, split[2]["params"])) if name
     )
+
+
+MAPS = {"query", "key", "value", "output", "up", "down", "gate", "q_proj", "k_proj", "v_proj", "o_proj"}
+MAPS |= {"gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("kind", ["memformer", "associative", "slots", "tokens", "gpt2", "lora"])
+def test_muon_steps_maps_between_hidden_vectors_and_nothing_else(kind: str) -> None:
+    """Not embeddings, head, norms, biases, first slots, slot bias, gates of writes, adapters."""
+    if kind == "memformer":
+        model: Any = small_model()
+    elif kind == "gpt2":
+        model = make(config_of("gpt2", "associative"))
+    elif kind == "lora":
+        lora = LoraConfig(rank=2)
+        model = make(dataclasses.replace(config_of("llama", "associative"), lora=lora))
+    else:
+        model = make(config_of("qwen2", kind))  # whose head is not the embedding
+    shapes = {name: p.dim() for name, p in model.named_parameters()}
+    found = hidden_matrices(model)
+    assert all(name.endswith(".weight") and shapes[name] == 2 for name in found)
+    last = {name.split(".")[-2] for name in found}
+    assert last <= MAPS | {"c_attn", "c_proj", "c_fc"}
+    left = {name.removesuffix(".weight").split(".")[-1] for name in shapes if shapes[name] == 2 and name not in found}
+    assert left <= {"tokens", "embedding", "positions", "head", "bias", "rows", "gate", "lora_A", "lora_B"}
+    groups = parameter_groups(model, OptimizerConfig(name="muon", weight_decay=0.3))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [(group["muon"], group["weight_decay"]) for group in groups] == [(True, 0.3), (False, 0.3), (False, 0)]
+    assert {names[id(p)] for p in groups[0]["params"]} == found
+    assert sum(len(group["params"]) for group in groups) == len(names)
 
 
 def test_what_is_frozen_is_in_no_group() -> None:

@@ -23,10 +23,13 @@ from memformer.models.registry import family_of
 from memformer.models.scoring import Head
 from memformer.models.sizes import count_parameters, hardware_flops_per_token
 from memformer.planning import make_plan
+from memformer.planning.arrangement import arrange
 from memformer.planning.cost_model import KERNELS, LAUNCH_SECONDS
 from memformer.planning.devices import DEVICES
+from memformer.planning.memory import stage_memory
 from memformer.planning.search import search
 from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
+from memformer.planning.traffic import stage_traffic
 from memformer.replay import Carry, ReplayBuffer, Rollout, Segment, grouped_replay_backward
 
 LANES, LENGTH = 3, 32
@@ -97,6 +100,25 @@ def config_of(**sections: dict[str, object]) -> Config:
         "data": {"path": "not/there", "num_lanes": 16, "segment_length": LENGTH, "num_segments": 4},
     }
     return parse_config({**values, **sections}, "test")
+
+
+def test_states_of_muon_and_in_16_bits_are_as_small_as_they_are() -> None:
+    """One number for each of Muon's, two for AdamW's; its matrices go to their owners and back."""
+    matrices = sum(
+        p.numel() for name, p in Memformer(MODEL).named_parameters() if name.endswith(".weight") and p.dim() == 2
+    )
+    matrices -= MODEL.d_model * (MODEL.vocab_size or 0)
+    for zero_stage, name, dtype, width in (
+        (0, "muon", "float32", 4),
+        (1, "muon", "bfloat16", 2),
+        (1, "adamw", "bfloat16", 2),
+    ):
+        config = config_of(optimizer={"name": name, "state_dtype": dtype}, parallel={"zero_stage": zero_stage})
+        run = arrange(config, MODEL, 8)
+        numbers = 2 * count_parameters(MODEL) - (matrices if name == "muon" else 0)
+        assert stage_memory(run, 0)[0]["optimizer states"] == width * numbers / (8 if zero_stage else 1)
+        sent = stage_traffic(run, 0)["data"]["all_to_all"]
+        assert sent == (2 * 2 * matrices // 8 if name == "muon" and zero_stage else 0)
 
 
 def test_a_plan_adds_up() -> None:

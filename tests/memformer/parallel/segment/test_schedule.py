@@ -129,7 +129,7 @@ def test_a_runs_schedule_and_what_each_rank_trains() -> None:
     assert schedule.pieces == Pieces(3, 4) and schedule.kinds == (ADVANCE, DECODE, REPLAY)
     whole = np.zeros((4, 7), dtype=int)
     for rank in range(3):
-        mesh = Mesh(Axis(), Axis(1, 2), Axis(), Axis(), Axis(rank, 3), Axis(3 + rank, 6))
+        mesh = Mesh(Axis(), Axis(1, 2), Axis(), Axis(), Axis(rank, 3), Axis(3 + rank, 6), Axis(3 + rank, 6))
         trained = trained_segments(config, mesh)
         assert trained is not None
         for group in range(4):
