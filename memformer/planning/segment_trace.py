@@ -271,8 +271,9 @@ def _trace(
         ids = heads[0].weight.shape[0] if heads else config.vocab_size or 0
         kept = _Kept(here_anyway, (how.lanes * how.segment_length, ids))
         autocast = torch.autocast("cpu", dtype=AUTOCAST.get(how.precision), enabled=how.precision in AUTOCAST)
-        with torch.no_grad(), autocast:
-            model.advance(segment, memory)
+        if how.tensor > 1:  # without other ranks these tell nothing, and are most of the work: so is the backward
+            with torch.no_grad(), autocast:
+                model.advance(segment, memory)
         advance = Counter(sent)
         sent.clear()
         leaf = memory.requires_grad_()
@@ -286,7 +287,8 @@ def _trace(
             with autocast:
                 loss, _, following = model(segment, leaf)
             saved = Counter(kept.bytes)  # before the backward, in which checkpoints recompute
-        (loss + following.sum()).backward()
+        if how.tensor > 1:
+            (loss + following.sum()).backward()
         if how.precision in AUTOCAST:
             dropped = _parameters_of_layers(model) if how.recompute else set()
             dropped |= {id(head.weight) for head in heads if chunked}

@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,12 +89,22 @@ def test_streaming_itself_reads_our_shards(mds: Path, tmp_path: Path) -> None:
     assert names == [index.name(document) for document in range(len(index))]
 
 
-@pytest.mark.parametrize("column", ["tokens", "array"])
-def test_what_streaming_wrote_is_adopted_and_streams_the_same(dataset: Path, tmp_path: Path, column: str) -> None:
-    documents = documents_of(dataset)
+@pytest.fixture(scope="module")
+def by_streaming(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards that the library wrote, with the tokens in columns of two kinds."""
+    root, documents = tmp_path_factory.mktemp("streaming"), documents_of(dataset)
     flat = np.array([token for document in documents for token in document], "<u2")
-    np.savez(tmp_path / "documents.npz", tokens=flat, ends=np.cumsum([len(document) for document in documents]))
-    library("write", tmp_path / "documents.npz", tmp_path / "set")
+    np.savez(root / "documents.npz", tokens=flat, ends=np.cumsum([len(document) for document in documents]))
+    library("write", root / "documents.npz", root / "set")
+    return root / "set"
+
+
+@pytest.mark.parametrize("column", ["tokens", "array"])
+def test_what_streaming_wrote_is_adopted_and_streams_the_same(
+    dataset: Path, by_streaming: Path, tmp_path: Path, column: str
+) -> None:
+    documents = documents_of(dataset)
+    shutil.copytree(by_streaming, tmp_path / "set")
     manifest = adopt(tmp_path / "set", tokenizer="bytes", column=column, name_column="uid")
     assert len(manifest.shards) > 2
     index = DocumentIndex.load(tmp_path / "set")

@@ -2,6 +2,7 @@
 """What test processes have imported before they are forked: everything slow, with the collectives counted."""
 
 import gc
+import importlib.util
 import os
 
 from tests.distributed import collectives
@@ -17,6 +18,10 @@ import torch._dynamo  # noqa: E402, F401  # torch imports it when it makes an op
 
 import memformer.models.memformer.family  # noqa: E402
 import memformer.training.trainer  # noqa: E402, F401
+
+if importlib.util.find_spec("transformers"):
+    # Two and a half seconds of every process that builds a backbone.
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
 # For every engine of stage 3 DeepSpeed calls gc.collect(), which would go through all of these modules and copy the
 # pages that they lie in.

@@ -25,7 +25,7 @@ LINES: dict[tuple[str, ...], str] = {
     ("data", "adopt"): "mds --tokenizer bytes",
     ("data", "synthesise"): "recall:pairs=2 --lengths 0,200 --documents 4 --out {root}/recall",
     ("data", "inspect"): "data --verify",
-    ("plan",): "config.yaml --gpus-per-node 1",
+    ("plan",): "config.yaml --gpus-per-node 1 --precision fp32",
     ("evaluate",): "model --data data --max-segments 2",
     ("generate",): "model --prompt word --max-new-tokens 3",
     ("inspect-memory",): "model --text-file text/document-0.txt --out memory --no-pictures --horizon 1",

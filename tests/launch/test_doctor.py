@@ -8,11 +8,10 @@ import json
 import os
 import resource
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,7 @@ import pytest
 from launch import checks, cli, preflight
 from launch.checks import Finding
 from memformer.processes.ports import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import run_command
 
 
 def faults(findings: Iterator[Finding]) -> dict[str, Finding]:
@@ -136,14 +134,12 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 @pytest.mark.distributed
 def test_ranks_meet_and_agree() -> None:
     port = free_port()
-    command = [sys.executable, "-m", "launch.cli", "doctor", "--nodes", "--timeout", "60"]
-    ranks = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment(rank, 2, port), stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+
+    def answer(rank: int) -> str:
+        return run_command("doctor", "--nodes", "--timeout", "60", environment=environment(rank, 2, port)).stdout
+
+    with ThreadPoolExecutor() as both:
+        outputs = list(both.map(answer, range(2)))
     assert "2 of 2 ranks answered" in outputs[0], outputs
     assert "all-reduce: 2 ranks agree" in outputs[0], outputs
 

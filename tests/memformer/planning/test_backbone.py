@@ -58,12 +58,16 @@ def measured_bytes(config: BackboneConfig, precision: str, recompute: bool) -> t
     return kept, saved.peak_bytes
 
 
-CASES = [("llama", "associative", "fp32"), ("llama", "slots", "bf16"), ("gpt2", "tokens", "fp32")]
+CASES = [
+    ("llama", "associative", "fp32", False),
+    ("llama", "slots", "bf16", False),
+    ("llama", "slots", "bf16", True),
+    ("gpt2", "tokens", "fp32", True),
+]
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("kind", "memory", "precision"), CASES)
+@pytest.mark.parametrize(("kind", "memory", "precision", "recompute"), CASES)
 def test_activations_of_a_segment(kind: str, memory: str, precision: str, recompute: bool) -> None:
     """To the byte for what is kept after the forward; the peak of recomputation within 2 %."""
     config = config_of(kind, memory)

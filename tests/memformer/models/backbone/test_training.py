@@ -218,7 +218,7 @@ def test_what_is_not_built_is_refused_in_one_line(root: Path, capsys: pytest.Cap
 
 def test_a_plan_counts_it_also_with_layers_that_are_recomputed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "config.yaml").write_text(yaml.safe_dump(settings(root, "planned", 1)))
-    command = ["plan", str(root / "config.yaml"), "--gpus-per-node", "2", "--json"]
+    command = ["plan", str(root / "config.yaml"), "--gpus-per-node", "2", "--precision", "fp32", "--json"]
     assert main(command) == 0
     model = parse_config(settings(root, "planned", 1), "test").model.completed(257, 256, 16)
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
