@@ -309,7 +309,7 @@ class Engine(abc.ABC):
             if self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
             # Autocast drops its 16-bit copies of the weights where its outermost context ends. Inside of this one,
-            # which casts nothing, those of a segment serve the whole rollout.
+            # which casts nothing, those of a segment serve the whole rollout; those of pass 1 have a graph too.
             stack.enter_context(torch.autocast(self.world.device.type, enabled=False))
             self._clock.start()
             yield

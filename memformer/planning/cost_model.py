@@ -26,7 +26,7 @@ LAUNCH_SECONDS = 5e-6
 """Seconds in which Python and the driver start a kernel, about; less work than that a kernel leaves a device idle."""
 KERNELS = 50
 """Kernels of a layer's forward, about; its backward has twice as many. Derived, not measured on a GPU: a step of 350M
-with 3 segments and without `compile` starts 11,098 in all, counted on a simulated device."""
+with 3 segments and without `compile` starts 8,887 in all, counted on a simulated device."""
 RESERVED = 5e9
 """Bytes of a device left to the driver, the communication library and the allocator's fragments."""
 

@@ -110,6 +110,18 @@ def test_runs_went_where_they_should(records: dict[str, Any]) -> None:
     assert grouped > 1.4 * whole
 
 
+def test_weights_are_cast_once_a_rollout(records: dict[str, Any]) -> None:
+    """Whatever the number of its segments and groups of lanes: the encoder's and the writer's in pass 1, whose copies
+    the segments with a graph take as well; the decoder's then."""
+    one, groups = Counter[str](), Counter[str]()
+    for name, found in (("zero1", one), ("fp16, lane groups", groups)):
+        for phase, operation, kind, *_, count in of(records, name)["kernels"]:
+            if (operation, kind) == ("_to_copy", "casts of weights"):
+                found[phase] += count
+    assert groups["segment forward"] == one["segment forward"] == 2 * 4 + 2 + 1  # attention twice, feed-forward, head
+    assert groups["pass 1"] == one["pass 1"] == 2 * 4 + 2 + 3  # attention and reader, feed-forward, writer
+
+
 @pytest.mark.parametrize("name", READING)
 def test_reading_and_generating_ask_the_device_for_nothing_but_tokens(name: str, records: dict[str, Any]) -> None:
     """Three of them. Where prompts differ in length the host puts their places on the device, which is a wait each."""
