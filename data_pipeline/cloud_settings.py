@@ -97,6 +97,9 @@ def options_of(address: CloudAddress) -> tuple[dict[str, Any], dict[str, Any]]:
         UserError: The environment names an endpoint that cannot be used.
     """
     settings = _shared_keys() if address.scheme == "s3" else {}
+    for each in _ENDPOINTS[address.scheme]:
+        if os.environ.get(each) == "":  # the library would take it, and panic
+            raise UserError(f"{each} is set, and empty: unset it, or give https://HOST")
     name = next((each for each in _ENDPOINTS[address.scheme] if os.environ.get(each)), None)
     if name is None:
         return settings, {}

@@ -48,6 +48,7 @@ def copy_up(
     read_back: bool = True,
     stop: Callable[[], None] = nothing,
     equal: Mapping[str, str] | None = None,
+    before_last: Callable[[], None] = nothing,
 ) -> Copied:
     """Copies a directory to a cloud; its file `last` is put once all others are there and equal.
 
@@ -60,6 +61,7 @@ def copy_up(
         read_back: Whether to read every file from there, rather than rely on its size and the sum it was put with.
         stop: Called between blocks; what it raises ends the copy, which stays incomplete.
         equal: Objects that are there already, in other folders, by their SHA-256: they are copied inside the bucket.
+        before_last: Called before `last` is put; what it raises ends the copy as well.
 
     Raises:
         CloudError: It was not copied; there is no complete copy then.
@@ -92,6 +94,7 @@ def copy_up(
     if missing:
         raise CloudError(store.place(missing[0]), "is not there with its size", "it is sent again next time")
     stop()
+    before_last()
     store.put(marker, content)
     copied.seconds = time.monotonic() - began
     return copied

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.object_store import ObjectStore
+from data_pipeline.object_store import CloudError, ObjectStore
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import mirrored
 from memformer.checkpoints.copying import copy_down
@@ -86,7 +86,10 @@ def fetch(run: RunDirectory, what: Wanted, settings: CheckpointConfig) -> str:
         return "auto"
     began, step, place = time.monotonic(), files.step_of(Path(what.name)), what.store.place(what.name)
     final, temporary = files.step_directory(run, step), files.temporary_directory(run, step)
-    content, manifest = mirrored.read_manifest(what.store, what.name)
+    try:
+        content, manifest = mirrored.read_manifest(what.store, what.name)
+    except files.CheckpointDamaged as error:
+        raise _with_others(error, what.store, what.name) from None
     if _is_here(final, content):
         return str(final)
     try:
@@ -100,6 +103,8 @@ def fetch(run: RunDirectory, what: Wanted, settings: CheckpointConfig) -> str:
         files.put_in_place(run, temporary, final, manifest["files"])
         if _is_own(what.store, settings):
             mirrored.adopt(what.store, run)
+    except CloudError as error:
+        raise error if error.passing else _with_others(error, what.store, what.name) from None
     except OSError as error:
         raise UserError(
             f"--resume {place}: could not be written ({files.words(error)}): make room, or choose another run_dir",
@@ -110,6 +115,15 @@ def fetch(run: RunDirectory, what: Wanted, settings: CheckpointConfig) -> str:
     size = sum(int(entry["bytes"]) for entry in manifest["files"].values())
     run.event("fetch", step=step, address=str(what.store.address), bytes=size, seconds=time.monotonic() - began)
     return str(final)
+
+
+def _with_others(error: UserError, store: ObjectStore, name: str) -> UserError:
+    """What is wrong with a checkpoint of a mirror, and which others it has."""
+    others = [each for each in mirrored.complete_steps(store).values() if each != name]
+    beside = "it has no other"
+    if others:
+        beside = f"others there are {', '.join(others)}: name one, {store.address}/{others[-1]}"
+    return UserError(f"{error}; {beside}", exit_code=1)
 
 
 def _is_own(store: ObjectStore, settings: CheckpointConfig) -> bool:

@@ -7,6 +7,7 @@ next, and those that are kept for ever. The settings keep as many there as here.
 """
 
 import dataclasses
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,8 @@ class Mirror:
         self._waiting: dict[int, Path] = {}
         self._under_way: int | None = None
         self._failed: Path | None = None
+        self._passing = False  # whether what failed last may succeed later
+        self._life, self._taken = secrets.token_hex(8), False
         self._times: dict[int, float] = {}  # of the copies, by step
         self._tried = False  # in vain, since the last copy
         self._last: str | None = None  # the newest copy, from which what has not changed is copied there
@@ -80,6 +83,12 @@ class Mirror:
             files.hold(checkpoint)
             self._waiting[step], self._failed = checkpoint, None
             self._changed.notify_all()
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the last copy failed for a reason that may pass, such as a server that is not there."""
+        with self._changed:
+            return self._failed is not None and self._passing
 
     def offer_failed(self) -> None:
         """Tries once more what failed last."""
@@ -134,20 +143,31 @@ class Mirror:
                 self._store = self._store.reopened()  # the keys may have been the reason
             self._tried = True
             mirrored.claim(self._store, self._run)
+            if not self._taken:
+                mirrored.take(self._store, self._run, self._life)
+                self._taken = True
+            self._refuse_later_life()
             entries = files.read_manifest(path)["files"]
             self._times.pop(step, None)
             read_back = self._settings.mirror_read_back
             equal = self._equal(path.name)
-            copied = copy_up(self._store, path, path.name, entries, files.MANIFEST, read_back, self._stop, equal)
+            copied = copy_up(
+                self._store, path, path.name, entries, files.MANIFEST, read_back, self._stop, equal,
+                before_last=self._refuse_later_life,
+            )  # fmt: skip
             self._last, self._tried = path.name, False
         except _Leaving:
             raise
         except Exception as error:  # whatever it is, it is no reason to end the run
+            self._passing = getattr(error, "passing", False)
             return MirrorReport(step, address, error=_words(error))
         try:
             return MirrorReport(step, address, copied, self._delete_old(step))
         except UserError as error:
             return MirrorReport(step, address, copied, error=str(error))
+
+    def _refuse_later_life(self) -> None:
+        mirrored.refuse_later_life(self._store, self._life)
 
     def _equal(self, name: str) -> dict[str, str]:
         """The files of another copy, by their SHA-256: weights that are not trained are the same in all of them."""

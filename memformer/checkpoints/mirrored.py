@@ -5,7 +5,8 @@
     s3://BUCKET/RUN/step-00000100/...      a checkpoint, complete if its manifest.json is there
 
 A mirror belongs to one run. Two runs at one address would delete each other's checkpoints as old ones, so the second
-one to come is refused. Whoever goes on from a mirror on another machine goes on with that run, and has its mirror.
+one to come is refused. Whoever goes on from a mirror on another machine goes on with that run, and has its mirror; so
+mirror.json there also names the life that copies, and an earlier one that is not dead after all copies no more.
 """
 
 import json
@@ -104,6 +105,29 @@ def claim(store: ObjectStore, run: RunDirectory) -> None:
         refuse_others(store, run)
 
 
+def take(store: ObjectStore, run: RunDirectory, life: str) -> None:
+    """Says in a run's mirror that from now on this life of the run copies there, and no earlier one.
+
+    Raises:
+        CloudError: It cannot be said.
+    """
+    own = _own(run) or {}
+    here = {"run_dir": os.path.abspath(run.root), "host": socket.gethostname(), "life": life}
+    store.put(OWNER, (json.dumps({**own, **here}) + "\n").encode())
+
+
+def refuse_later_life(store: ObjectStore, life: str) -> None:
+    """Refuses to copy where another life of the run has begun to.
+
+    Raises:
+        CloudError: One has, or it cannot be told.
+    """
+    there = _owner(store)
+    if there is None or there["life"] != life:
+        who = "nobody's any more" if there is None else f"copied to by {there['run_dir']} on {there['host']}"
+        raise CloudError(str(store.address), f"is {who}, which goes on with the same run", "end one of the two")
+
+
 def adopt(store: ObjectStore, run: RunDirectory) -> None:
     """Makes a run the one that an address is the mirror of: it goes on from there.
 
@@ -155,6 +179,6 @@ def _own(run: RunDirectory) -> dict[str, str] | None:
 def _parsed(content: bytes, place: str) -> dict[str, str]:
     try:
         said = json.loads(content)
-        return {name: str(said[name]) for name in ("id", "run_dir", "host")}
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return {**{name: str(said[name]) for name in ("id", "run_dir", "host")}, "life": str(said.get("life", ""))}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CloudError(place, "does not say whose mirror this is", "restore it, or give another address") from None

@@ -15,6 +15,7 @@ from memformer.training.callbacks import Callback, TrainingState
 
 LOG = logging.getLogger("memformer")
 _TURN_SECONDS = 0.25
+_AGAIN_SECONDS = 2.0
 _CLOSING_SECONDS = 5.0
 
 
@@ -57,8 +58,12 @@ class Mirroring(Callback):
         deadline = time.monotonic() + self._settings.mirror_wait_seconds
         if self._mirror is not None:
             self._mirror.offer_failed()
-        while group.from_main(self._mirror is not None and self._mirror.busy and time.monotonic() < deadline):
+        again = time.monotonic() + _AGAIN_SECONDS
+        while group.from_main(self._may_come() and time.monotonic() < deadline):
             time.sleep(_TURN_SECONDS)
+            if self._mirror is not None and not self._mirror.busy and time.monotonic() > again:
+                self._mirror.offer_failed()
+                again = time.monotonic() + _AGAIN_SECONDS
         missing = [] if self._mirror is None else self._mirror.missing()
         if missing:
             self._state.event("mirror_incomplete", steps=missing, address=self._settings.mirror)
@@ -67,6 +72,10 @@ class Mirroring(Callback):
                 self._settings.mirror,
                 ", ".join(map(str, missing)),
             )
+
+    def _may_come(self) -> bool:
+        """Whether a copy is under way, or one that failed may succeed after all."""
+        return self._mirror is not None and (self._mirror.busy or self._mirror.may_pass)
 
     def _copied(self, report: MirrorReport) -> None:
         if report.copied is not None:

@@ -127,6 +127,25 @@ def test_a_copy_that_breaks_off_is_none_and_is_gone_on_with(
     assert copy_up(store, path, path.name, entries, files.MANIFEST).sent == entries[next(iter(entries))]["bytes"]
 
 
+def test_of_two_lives_at_once_the_later_one_has_the_mirror(
+    store: ObjectStore, run: RunDirectory, copies: Copies
+) -> None:
+    """As when a machine that was thought dead comes back: two futures of one run in one mirror would be none."""
+    assert copies.of(save(run, 4))[0].error is None
+    elsewhere = RunDirectory(run.root.parent / "elsewhere")
+    elsewhere.create()
+    mirrored.adopt(store, elsewhere)
+    later = Copies(store, elsewhere)
+    try:
+        assert later.of(save(elsewhere, 5))[0].error is None
+        said = copies.of(save(run, 6))[0].error or ""
+        assert f"is copied to by {elsewhere.root} on " in said and said.endswith("end one of the two"), said
+        assert mirrored.complete_steps(store).keys() == {4, 5}
+        assert later.of(save(elsewhere, 6))[0].error is None
+    finally:
+        later.mirror.close(5)
+
+
 def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(
     proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
@@ -357,8 +376,14 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
         check_resume(config, f"{address}/elsewhere", None)
     what = Wanted(store, path.name)  # of fewer attempts
     proxy.faults = [("/parameters/", clouds.flipped_bit)]
-    with pytest.raises(UserError, match=r"rank-00000\.safetensors: its content is not what was put there"):
+    older = files.step_directory(run, 2)
+    store.put(f"{older.name}/{files.MANIFEST}", b"{}")
+    named = (
+        rf"its content is not what was put there .*; others there are {older.name}: name one, {address}/{older.name}"
+    )
+    with pytest.raises(UserError, match=rf"rank-00000\.safetensors: {named}"):
         fetch(bare, what, settings)
+    store.delete([f"{older.name}/{files.MANIFEST}"])
     proxy.always = [("/parameters/", clouds.cut_body)]
     with pytest.raises(UserError, match="could not be read in 2 attempts: the answer was cut off"):
         fetch(bare, what, settings)
@@ -369,7 +394,7 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
     proxy.always = []
     seal(path, files={"../../outside": {"bytes": 1, "sha256": "x"}})
     store.put(f"{path.name}/manifest.json", (path / "manifest.json").read_bytes())
-    with pytest.raises(files.CheckpointDamaged, match=r"names '\.\./\.\./outside', outside the checkpoint"):
+    with pytest.raises(UserError, match=r"names '\.\./\.\./outside', outside the checkpoint; it has no other"):
         fetch(bare, what, settings)
 
 
