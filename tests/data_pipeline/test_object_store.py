@@ -176,6 +176,9 @@ def test_http_is_for_this_machine_or_by_permission(monkeypatch: pytest.MonkeyPat
         options_of(address)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     assert options_of(address)[1] == {"allow_http": True}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    with pytest.raises(UserError, match=r"^AWS_ENDPOINT_URL is set, and empty: unset it, or give https://HOST$"):
+        ObjectStore("s3://bucket")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://name:password@host")
     with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL is https://\*\*\*@host: give https://HOST"):
         options_of(address)
