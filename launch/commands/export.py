@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> None:
     from data_pipeline import UserError
     from data_pipeline.object_store import ObjectStore
     from memformer.checkpoints.directory import refuse_full, refuse_no_checkpoint
-    from memformer.checkpoints.export_copy import put_export, refuse_taken
 
     if arguments.max_file_megabytes < 1:
         raise UserError(f"--max-file-megabytes {arguments.max_file_megabytes}: give 1 or more")
@@ -52,9 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
     store = ObjectStore(arguments.out) if is_cloud(arguments.out) else None
     if store is None:
         refuse_full(arguments.out)
-    else:
+    from memformer.checkpoints.export_copy import put_export, refuse_taken  # and torch: only for what can be exported
+    from memformer.checkpoints.exporting import export
+
+    if store is not None:
         refuse_taken(store)
-    from memformer.checkpoints.exporting import export  # and torch: only for what can be exported
 
     with tempfile.TemporaryDirectory(prefix="memformer-export-") if store else nullcontext("") as scratch:
         result = export(

@@ -103,7 +103,7 @@ def test_every_part_outside_the_layers_has_a_stage(changes: dict[str, Any]) -> N
     assert set(stages.home.values()) == {"first", "writer", "last"}
 
 
-def config_of(**sections: dict[str, object]) -> Config:
+def config_of(**sections: object) -> Config:
     values: dict[str, object] = {
         "run_dir": "unused",
         "precision": "fp32",  # half the operations to trace of those under autocast
@@ -124,7 +124,8 @@ def test_states_of_muon_and_in_16_bits_are_as_small_as_they_are() -> None:
         (1, "muon", "bfloat16", 2),
         (1, "adamw", "bfloat16", 2),
     ):
-        config = config_of(optimizer={"name": name, "state_dtype": dtype}, parallel={"zero_stage": zero_stage})
+        optimizer = {"name": name, "state_dtype": dtype}
+        config = config_of(precision="bf16", optimizer=optimizer, parallel={"zero_stage": zero_stage})
         run = arrange(config, MODEL, 8)
         numbers = 2 * count_parameters(MODEL) - (matrices if name == "muon" else 0)
         assert stage_memory(run, 0)[0]["optimizer states"] == width * numbers / (8 if zero_stage else 1)
