@@ -17,13 +17,15 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.data_pipeline.faulty_server import running
 
 KEY, SECRET = "a-key", "a-secret-that-nobody-may-see"
 BUCKET = "bucket"
@@ -283,15 +285,6 @@ def held_until(released: threading.Event) -> Fault:
     return fault
 
 
-@contextmanager
-def between(server: str) -> Iterator[FaultyProxy]:
+def between(server: str) -> AbstractContextManager[FaultyProxy]:
     """A proxy before a server, for the block."""
-    proxy = FaultyProxy(server)
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join()
+    return running(FaultyProxy(server))

@@ -9,6 +9,7 @@ Longest first, so that no worker is left with a long file when the others have n
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -95,3 +96,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False  # which would go by the number of tests
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real S3 server, one for all tests of a worker."""
+    from tests import clouds
+
+    with clouds.serving_s3(tmp_path_factory.mktemp("s3")) as address:
+        yield address
+
+
+@pytest.fixture
+def s3_proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The server behind one that makes mistakes (`clouds.FaultyProxy`); the environment names it."""
+    from tests import clouds
+
+    with clouds.between(s3_server) as proxy:
+        clouds.use(proxy.address, monkeypatch)
+        yield proxy

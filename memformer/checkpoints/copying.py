@@ -48,7 +48,7 @@ def copy_up(
     read_back: bool = True,
     stop: Callable[[], None] = nothing,
     equal: Mapping[str, str] | None = None,
-    before_last: Callable[[], None] = nothing,
+    before_last: Callable[[], object] = nothing,
 ) -> Copied:
     """Copies a directory to a cloud; its file `last` is put once all others are there and equal.
 

@@ -142,18 +142,16 @@ class Mirror:
             if self._tried:
                 self._store = self._store.reopened()  # the keys may have been the reason
             self._tried = True
-            mirrored.claim(self._store, self._run)
-            if not self._taken:
-                mirrored.take(self._store, self._run, self._life)
+            if not self._taken or not mirrored.is_claimed(self._store, self._life):
+                mirrored.claim(self._store, self._run, self._life)
                 self._taken = True
-            self._refuse_later_life()
             entries = files.read_manifest(path)["files"]
             self._times.pop(step, None)
             read_back = self._settings.mirror_read_back
             equal = self._equal(path.name)
             copied = copy_up(
                 self._store, path, path.name, entries, files.MANIFEST, read_back, self._stop, equal,
-                before_last=self._refuse_later_life,
+                before_last=lambda: mirrored.is_claimed(self._store, self._life),
             )  # fmt: skip
             self._last, self._tried = path.name, False
         except _Leaving:
@@ -165,9 +163,6 @@ class Mirror:
             return MirrorReport(step, address, copied, self._delete_old(step))
         except UserError as error:
             return MirrorReport(step, address, copied, error=str(error))
-
-    def _refuse_later_life(self) -> None:
-        mirrored.refuse_later_life(self._store, self._life)
 
     def _equal(self, name: str) -> dict[str, str]:
         """The files of another copy, by their SHA-256: weights that are not trained are the same in all of them."""

@@ -67,65 +67,62 @@ def read_manifest(store: ObjectStore, name: str) -> tuple[bytes, dict[str, Any]]
     return content, files.checked_manifest(said, store.place(key), files.step_of(Path(name)))
 
 
-def refuse_others(store: ObjectStore, run: RunDirectory) -> bool:
+def refuse_others(store: ObjectStore, run: RunDirectory) -> dict[str, str] | None:
     """Refuses the mirror of another run.
 
     Returns:
-        Whether it is known to be this run's; otherwise there is none yet.
+        What is said there of this run; None: it is no mirror yet.
 
     Raises:
         UserError: It is another run's, or whose it is cannot be read.
     """
     there = _owner(store)
-    if there is None:
-        return False
-    own = _own(run)
-    if own is None or own["id"] != there["id"]:
-        raise UserError(
-            f"checkpoint.mirror: {store.address} is the mirror of another run ({there['run_dir']} on {there['host']}): "
-            f"give another address, or go on with that run by --resume {store.address}"
-        )
-    return True
+    if there is not None:
+        own = _own(run)
+        if own is None or own["id"] != there["id"]:
+            raise UserError(
+                f"checkpoint.mirror: {store.address} is the mirror of another run ({there['run_dir']} on "
+                f"{there['host']}): give another address, or go on with that run by --resume {store.address}"
+            )
+    return there
 
 
-def claim(store: ObjectStore, run: RunDirectory) -> None:
-    """Makes an address the mirror of a run, if it is not yet.
+def claim(store: ObjectStore, run: RunDirectory, life: str) -> None:
+    """Makes an address the mirror of a run, if it is not yet, and says that this life of the run copies there.
+
+    Args:
+        store: The address.
+        run: The run.
+        life: What tells this life from earlier and later ones, which copy no more from now on.
 
     Raises:
         UserError: As `refuse_others`.
         OSError: The run's directory cannot be written.
     """
-    if refuse_others(store, run):
-        return
-    own = _own(run) or {"id": secrets.token_hex(8), "run_dir": os.path.abspath(run.root), "host": socket.gethostname()}
-    write_atomically(run.mirror, json.dumps(own) + "\n")
-    try:
-        store.put(OWNER, run.mirror.read_bytes(), new=True)
-    except Exists:  # another run was faster
-        refuse_others(store, run)
+    there, here = refuse_others(store, run), {"run_dir": os.path.abspath(run.root), "host": socket.gethostname()}
+    own = _own(run) or {"id": secrets.token_hex(8), **here}
+    said = (json.dumps({**own, **here, "life": life}) + "\n").encode()
+    if there is None:
+        write_atomically(run.mirror, json.dumps(own) + "\n")
+        try:
+            store.put(OWNER, said, new=True)
+            return
+        except Exists:  # another process was faster
+            refuse_others(store, run)
+    store.put(OWNER, said)
 
 
-def take(store: ObjectStore, run: RunDirectory, life: str) -> None:
-    """Says in a run's mirror that from now on this life of the run copies there, and no earlier one.
-
-    Raises:
-        CloudError: It cannot be said.
-    """
-    own = _own(run) or {}
-    here = {"run_dir": os.path.abspath(run.root), "host": socket.gethostname(), "life": life}
-    store.put(OWNER, (json.dumps({**own, **here}) + "\n").encode())
-
-
-def refuse_later_life(store: ObjectStore, life: str) -> None:
-    """Refuses to copy where another life of the run has begun to.
+def is_claimed(store: ObjectStore, life: str) -> bool:
+    """Whether this life of a run copies there; it did, and if nothing is said there any more, it has to say it again.
 
     Raises:
-        CloudError: One has, or it cannot be told.
+        CloudError: A later life has begun to, or it cannot be told.
     """
     there = _owner(store)
-    if there is None or there["life"] != life:
-        who = "nobody's any more" if there is None else f"copied to by {there['run_dir']} on {there['host']}"
-        raise CloudError(str(store.address), f"is {who}, which goes on with the same run", "end one of the two")
+    if there is not None and there["life"] != life:
+        who = f"is copied to by {there['run_dir']} on {there['host']}, which goes on with the same run"
+        raise CloudError(str(store.address), who, "end one of the two")
+    return there is not None
 
 
 def adopt(store: ObjectStore, run: RunDirectory) -> None:

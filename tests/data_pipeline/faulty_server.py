@@ -7,11 +7,12 @@ import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 Fault = Callable[["Handler", bytes], None]
 """Answers in the server's place; gets the handler and the bytes that should be sent."""
 
@@ -119,9 +120,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[FaultyServer]:
-    """Serves a directory for the block."""
-    server = FaultyServer(root)
+def running(server: Server) -> Iterator[Server]:
+    """Has a server answer for the block, in a thread."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -130,6 +130,11 @@ def serving(root: Path) -> Iterator[FaultyServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serving(root: Path) -> AbstractContextManager[FaultyServer]:
+    """Serves a directory for the block."""
+    return running(FaultyServer(root))
 
 
 def error_503(handler: Handler, content: bytes) -> None:

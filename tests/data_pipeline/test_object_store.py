@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,20 +25,6 @@ pytest.importorskip("obstore")
 SHAPE = {"num_lanes": 5, "segment_length": 64, "num_segments": 3, "seed": 2}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with clouds.serving_s3(tmp_path_factory.mktemp("s3")) as address:
-        yield address
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The server behind one that makes mistakes; the environment names it."""
-    with clouds.between(server) as proxy:
-        clouds.use(proxy.address, monkeypatch)
-        yield proxy
-
-
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -48,7 +33,7 @@ def store(folder: str, attempts: int = 2, timeout_seconds: float = 1.0) -> Objec
     return ObjectStore(f"s3://{clouds.BUCKET}/{folder}", attempts, timeout_seconds)
 
 
-def test_what_is_put_is_what_comes_back(proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_put_is_what_comes_back(s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)  # the least that S3 takes as a part
     objects, large = store("plain", timeout_seconds=10), os.urandom((11 << 20) + 7)
     (tmp_path / "large").write_bytes(large)
@@ -56,7 +41,7 @@ def test_what_is_put_is_what_comes_back(proxy: FaultyProxy, tmp_path: Path, monk
     objects.put_file("a/large", tmp_path / "large", sha256(large))
     objects.put_file("a/empty", tmp_path / "empty", sha256(b""))
     objects.put("small", b"content")
-    assert proxy.requests["POST large"] == 2 and proxy.requests["PUT large"] == 3  # begun, three parts, completed
+    assert s3_proxy.requests["POST large"] == 2 and s3_proxy.requests["PUT large"] == 3  # begun, three parts, completed
     assert objects.read("a/large") == large and objects.read("a/empty") == b"" and objects.read("small") == b"content"
     assert objects.sizes() == {"a/large": len(large), "a/empty": 0, "small": 7}
     assert objects.sizes("a") == {"a/large": len(large), "a/empty": 0} and objects.folders() == ["a"]
@@ -75,7 +60,7 @@ def test_what_is_put_is_what_comes_back(proxy: FaultyProxy, tmp_path: Path, monk
 
 @pytest.mark.parametrize("size", [100, (5 << 20) + 1], ids=["small", "large"])
 def test_a_file_that_changed_is_not_put(
-    proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)
     (tmp_path / "file").write_bytes(bytes(size))
@@ -108,13 +93,13 @@ LASTING = ("expired", "denied", "region", "skewed")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_line_that_names_the_mend(proxy: FaultyProxy, fault: str) -> None:
+def test_a_fault_is_one_line_that_names_the_mend(s3_proxy: FaultyProxy, fault: str) -> None:
     objects, (answer, words) = store(f"faults-{fault}", timeout_seconds=0.5), FAULTS[fault]
     objects.put("object", bytes(100_000))
-    proxy.faults = [("GET /bucket/faults", answer)]
+    s3_proxy.faults = [("GET /bucket/faults", answer)]
     if fault not in (*LASTING, "short"):  # the library does not see that it is short
         assert objects.read("object") == bytes(100_000), "one that passes is tried again"
-    proxy.always, proxy.faults = [("/bucket/faults", answer)], []
+    s3_proxy.always, s3_proxy.faults = [("/bucket/faults", answer)], []
     with pytest.raises(CloudError, match=rf"^s3://bucket/faults-{fault}/object:? {words}") as caught:
         objects.read("object")
     assert caught.value.passing == (fault not in LASTING) and caught.value.exit_code == 1
@@ -124,7 +109,7 @@ def test_a_fault_is_one_line_that_names_the_mend(proxy: FaultyProxy, fault: str)
             objects.put("object", b"another")
 
 
-def test_what_cannot_be_reached_is_told(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_reached_is_told(s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         CloudError, match=r"^s3://no-bucket/run: there is no bucket no-bucket: make it, or mend the address"
     ):
@@ -194,7 +179,7 @@ def test_an_environment_that_does_not_say_enough_is_told(monkeypatch: pytest.Mon
 
 
 def test_keys_of_a_profile_are_used_where_the_environment_has_none(
-    proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
         monkeypatch.delenv(name)
@@ -222,7 +207,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def far_set(dataset: Path, proxy: FaultyProxy) -> str:
+def far_set(dataset: Path, s3_proxy: FaultyProxy) -> str:
     """The data set in the bucket."""
     objects = store("set", timeout_seconds=10)
     if not objects.sizes():
@@ -234,29 +219,29 @@ def far_set(dataset: Path, proxy: FaultyProxy) -> str:
 
 @pytest.mark.parametrize("mode", ["spool", "range"])
 def test_far_batches_are_the_near_ones_whatever_fails(
-    dataset: Path, far_set: str, proxy: FaultyProxy, tmp_path: Path, mode: str
+    dataset: Path, far_set: str, s3_proxy: FaultyProxy, tmp_path: Path, mode: str
 ) -> None:
     faults = [clouds.refusing(503, "SlowDown"), clouds.cut_body, clouds.cut_connection, clouds.flipped_bit]
-    proxy.faults = [("GET /bucket/set/manifest.json", faults[0])]
-    proxy.faults += [("GET /bucket/set/shard-000001.tar", fault) for fault in faults]
+    s3_proxy.faults = [("GET /bucket/set/manifest.json", faults[0])]
+    s3_proxy.faults += [("GET /bucket/set/shard-000001.tar", fault) for fault in faults]
     far = open_data(far_set, FarSettings(cache_dir=tmp_path, mode=mode, timeout_seconds=2, attempts=6))  # type: ignore[arg-type]
     assert far.fingerprint == DocumentIndex.load(dataset).fingerprint
     with SegmentStream(dataset, **SHAPE, epochs=1) as near, SegmentStream(far, **SHAPE, epochs=1) as stream:
         for expected, found in itertools.zip_longest(near, stream):
             assert_same(expected, found)
-    assert not proxy.faults, "every fault was met"
+    assert not s3_proxy.faults, "every fault was met"
 
 
-def test_a_far_set_is_verified_and_what_is_wrong_is_named(far_set: str, proxy: FaultyProxy, tmp_path: Path) -> None:
+def test_a_far_set_is_verified_and_what_is_wrong_is_named(far_set: str, s3_proxy: FaultyProxy, tmp_path: Path) -> None:
     far = FarSettings(cache_dir=tmp_path, attempts=2, timeout_seconds=1)
     index = open_data(far_set, far)
     assert isinstance(index, DocumentIndex) and verify_dataset(index) == []
     with pytest.raises(UserError, match=r"no data set at s3://bucket/none: it has no manifest\.json"):
         open_data(f"s3://{clouds.BUCKET}/none", far)
-    proxy.always = [("shard-000001.tar", clouds.refusing(503, "SlowDown"))]
+    s3_proxy.always = [("shard-000001.tar", clouds.refusing(503, "SlowDown"))]
     with pytest.raises(UserError, match=r"shard-000001\.tar could not be read in 2 attempts \(status 503 SlowDown\)"):
         verify_dataset(index)
-    proxy.always = []
+    s3_proxy.always = []
     store("set").delete(["shard-000001.tar"])
     assert [(fault.file, fault.problem) for fault in verify_dataset(index)] == [
         ("shard-000001.tar", "cannot be read (No such file or directory)")

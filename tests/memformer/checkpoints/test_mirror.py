@@ -49,21 +49,8 @@ pytest.importorskip("obstore")
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with clouds.serving_s3(tmp_path_factory.mktemp("s3")) as address:
-        yield address
-
-
 @pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with clouds.between(server) as proxy:
-        clouds.use(proxy.address, monkeypatch)
-        yield proxy
-
-
-@pytest.fixture
-def store(proxy: FaultyProxy) -> ObjectStore:
+def store(s3_proxy: FaultyProxy) -> ObjectStore:
     """An address that no other test has."""
     return ObjectStore(f"s3://{clouds.BUCKET}/run-{next(NUMBERS)}", attempts=2, timeout_seconds=1)
 
@@ -106,19 +93,19 @@ def copies(store: ObjectStore, run: RunDirectory) -> Iterator[Copies]:
 
 
 def test_a_copy_that_breaks_off_is_none_and_is_gone_on_with(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory
 ) -> None:
     path = save(run, 4)
     entries = files.read_manifest(path)["files"]
-    proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
-    proxy.faults = [("PUT", clouds.passed_on)]  # the first file gets through
+    s3_proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
+    s3_proxy.faults = [("PUT", clouds.passed_on)]  # the first file gets through
     with pytest.raises(CloudError, match=r"could not be written in 2 attempts: status 503 SlowDown"):
         copy_up(store, path, path.name, entries, files.MANIFEST)
     assert len(store.sizes()) == 1 and mirrored.complete_steps(store) == {}
-    proxy.always, first = [], next(iter(store.sizes())).rpartition("/")[2]
-    proxy.sent.clear()
+    s3_proxy.always, first = [], next(iter(store.sizes())).rpartition("/")[2]
+    s3_proxy.sent.clear()
     copied = copy_up(store, path, path.name, entries, files.MANIFEST)
-    assert first not in {name for name, count in proxy.sent.items() if count}
+    assert first not in {name for name, count in s3_proxy.sent.items() if count}
     assert copied.found == entries[next(iter(entries))]["bytes"] and mirrored.complete_steps(store) == {4: path.name}
     again = copy_up(store, path, path.name, entries, files.MANIFEST)
     assert again.sent == 0 and again.found == sum(entry["bytes"] for entry in entries.values())
@@ -142,35 +129,37 @@ def test_of_two_lives_at_once_the_later_one_has_the_mirror(
         assert f"is copied to by {elsewhere.root} on " in said and said.endswith("end one of the two"), said
         assert mirrored.complete_steps(store).keys() == {4, 5}
         assert later.of(save(elsewhere, 6))[0].error is None
+        store.delete([mirrored.OWNER])  # by somebody else: it is said again
+        assert later.of(save(elsewhere, 7))[0].error is None and mirrored.OWNER in store.sizes()
     finally:
         later.mirror.close(5)
 
 
 def test_another_checkpoint_of_the_same_step_takes_the_place_of_the_first(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
     copies.of(save(run, 4))
     path = save(run, 4, tokens=2)  # trained again, to something else
-    proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
+    s3_proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
     assert "503" in (copies.of(path)[0].error or "")
     assert mirrored.complete_steps(store) == {}, "half of one and half of the other is no checkpoint"
-    proxy.always = []
+    s3_proxy.always = []
     assert copies.of(path)[0].error is None
     assert mirrored.read_manifest(store, path.name)[1] == files.read_manifest(path)
 
 
 @pytest.mark.parametrize("read_back", [True, False], ids=["read-back", "by-size"])
 def test_bytes_that_change_on_the_way_are_found_where_they_are_read_back(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, read_back: bool
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, read_back: bool
 ) -> None:
     copies = Copies(store, run, mirror_read_back=read_back)
-    proxy.faults = [(f"GET /bucket/{store.address.prefix}/step-00000004/parameters", clouds.flipped_bit)]
+    s3_proxy.faults = [(f"GET /bucket/{store.address.prefix}/step-00000004/parameters", clouds.flipped_bit)]
     report = copies.of(save(run, 4))[0]
     copies.mirror.close(5)
     if read_back:
         assert report.copied is None and "is not what was sent (SHA-256 differs)" in str(report.error)
     else:
-        assert report.error is None and proxy.requests["GET rank-00000.safetensors"] == 0
+        assert report.error is None and s3_proxy.requests["GET rank-00000.safetensors"] == 0
 
 
 def test_as_many_are_kept_there_as_here(store: ObjectStore, run: RunDirectory) -> None:
@@ -191,21 +180,24 @@ def test_as_many_are_kept_there_as_here(store: ObjectStore, run: RunDirectory) -
 
 
 def test_what_is_equal_in_the_copy_before_is_not_sent_again(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
     """As frozen weights are, in every checkpoint."""
     name = "rank-00000.safetensors"
     copies.of(save(run, 4))
-    size = proxy.sent[name]
+    size = s3_proxy.sent[name]
     second = save(run, 8)
-    assert copies.of(second)[0].error is None and proxy.sent[name] == size
+    assert copies.of(second)[0].error is None and s3_proxy.sent[name] == size
     assert fetch_to(store, second.name, run.root / "there") == files.read_manifest(second)["files"].keys()
     again = Copies(store, run)  # another life, on a bucket that copies nothing by itself
-    proxy.always = [("PUT /bucket/", clouds.refusing_copies)]
+    s3_proxy.always = [("PUT /bucket/", clouds.refusing_copies)]
     third = again.of(save(run, 12))[0]
     again.mirror.close(5)
     assert (
-        third.error is None and proxy.sent[name] == 2 * size and third.copied is not None and third.copied.sent > size
+        third.error is None
+        and s3_proxy.sent[name] == 2 * size
+        and third.copied is not None
+        and third.copied.sent > size
     )
 
 
@@ -217,39 +209,39 @@ def fetch_to(store: ObjectStore, name: str, folder: Path) -> Any:
 
 
 def test_a_copy_that_is_half_deleted_is_none(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
     copies.of(save(run, 4), save(run, 8))
-    proxy.faults = [("?delete", clouds.passed_on)]
-    proxy.always = [("?delete", clouds.refusing(503, "SlowDown"))]
+    s3_proxy.faults = [("?delete", clouds.passed_on)]
+    s3_proxy.always = [("?delete", clouds.refusing(503, "SlowDown"))]
     report = copies.of(save(run, 12))[0]
     assert report.copied is not None and "could not be deleted in 2 attempts: status 503" in str(report.error)
     assert list(mirrored.complete_steps(store)) == [8, 12] and store.sizes("step-00000004")
-    proxy.always = []
+    s3_proxy.always = []
     copies.of(save(run, 16))
     assert not store.sizes("step-00000004") and list(mirrored.complete_steps(store)) == [12, 16]
 
 
 def test_what_fails_is_told_and_the_next_checkpoint_is_copied(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
-    proxy.always = [("/bucket/", clouds.refusing(403, "ExpiredToken"))]
+    s3_proxy.always = [("/bucket/", clouds.refusing(403, "ExpiredToken"))]
     report = copies.of(save(run, 4))[0]
     assert report.copied is None and "the credentials have expired" in str(report.error)
     assert copies.mirror.missing() == [4]
-    proxy.always = []
+    s3_proxy.always = []
     assert copies.of(save(run, 8))[0].error is None and copies.mirror.missing() == []
     assert list(mirrored.complete_steps(store)) == [8]
-    proxy.always = [("PUT", clouds.cut_connection)]
+    s3_proxy.always = [("PUT", clouds.cut_connection)]
     assert "the connection broke off" in str(copies.of(save(run, 12))[0].error)
-    proxy.always = []
+    s3_proxy.always = []
     copies.mirror.offer_failed()  # as at the end of a run
     until(lambda: not copies.mirror.busy)
     assert list(mirrored.complete_steps(store)) == [8, 12]
 
 
 def test_keys_that_are_renewed_are_used_for_the_next_checkpoint(
-    proxy: FaultyProxy, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_proxy: FaultyProxy, run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tmp_path / "credentials"
     keys.write_text(f"[default]\naws_access_key_id = {clouds.KEY}\naws_secret_access_key = old\n")
@@ -263,14 +255,14 @@ def test_keys_that_are_renewed_are_used_for_the_next_checkpoint(
 
 
 def test_a_checkpoint_that_is_being_copied_stays_and_the_newest_goes_next(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies
 ) -> None:
     released = threading.Event()
-    proxy.faults = [("PUT /bucket/run-", clouds.passed_on), ("PUT", clouds.held_until(released))]
+    s3_proxy.faults = [("PUT /bucket/run-", clouds.passed_on), ("PUT", clouds.held_until(released))]
     settings = CheckpointConfig(keep_last=1)
     for step in (4, 8, 12):
         copies.mirror.offer(save(run, step))
-        until(lambda: sum(count for name, count in proxy.requests.items() if name.startswith("PUT")) == 2)
+        until(lambda: sum(count for name, count in s3_proxy.requests.items() if name.startswith("PUT")) == 2)
         files.delete_old(run, step, settings)
     assert [files.step_of(path) for path in files.candidates(run)] == [12, 4], "8 waited, until 12 came"
     assert copies.mirror.missing() == [4, 12]
@@ -298,21 +290,21 @@ def test_a_mirror_has_one_run(store: ObjectStore, run: RunDirectory, copies: Cop
 
 
 def test_a_run_waits_for_its_last_copy_as_long_as_it_may_and_says_how_far_it_got(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, tmp_path: Path
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, tmp_path: Path
 ) -> None:
     checkpoint, released = {"mirror": str(store.address), "mirror_wait_seconds": 0.2}, threading.Event()
     config = tiny_config(tmp_path, "run", checkpoint=checkpoint)
     alone, nothing = World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1)), cast(Any, None)
     state = TrainingState(config, run, alone, nothing, nothing, Progress(step=4))
     path = save(run, 4)
-    proxy.always = [("PUT /bucket/run-", clouds.held_until(released))]
+    s3_proxy.always = [("PUT /bucket/run-", clouds.held_until(released))]
     with Mirroring(config.checkpoint, state, Start()) as mirroring:
         mirroring.after_save(state, SaveReport(4, path, None, 0.0, 0.0, 0))
         mirroring.wait()
         released.set()
-        proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
+        s3_proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
     assert [event["steps"] for event in events_of(run, "mirror_incomplete")] == [[4]]
-    proxy.always = []
+    s3_proxy.always = []
     with Mirroring(config.checkpoint, state, Start(path, own=True)) as mirroring:  # the next life
         until(lambda: bool(events_of(run, "mirror")))
         mirroring.wait()
@@ -324,12 +316,12 @@ def settings_of(store: ObjectStore) -> CheckpointConfig:
 
 
 def test_a_bare_machine_fetches_the_newest(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path
 ) -> None:
     first, second = save(run, 4), save(run, 8)
     copies.of(first, second)
     bare, settings = RunDirectory(tmp_path / "bare"), settings_of(store)
-    proxy.faults = [("GET /bucket/", fault) for fault in (clouds.cut_body, clouds.refusing(500, "InternalError"))]
+    s3_proxy.faults = [("GET /bucket/", fault) for fault in (clouds.cut_body, clouds.refusing(500, "InternalError"))]
     found = fetch(bare, wanted(bare, str(store.address), settings), settings)
     assert Path(found) == files.step_directory(bare, 8) and files.verify(Path(found)) == files.verify(second)
     assert (bare.checkpoints / "latest").read_text().strip() == "step-00000008"
@@ -360,7 +352,7 @@ def test_a_checkpoint_is_fetched_for_a_job_that_resumes_by_itself(
 
 
 def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
-    proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path
+    s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, copies: Copies, tmp_path: Path
 ) -> None:
     bare, settings, address = RunDirectory(tmp_path / "bare"), CheckpointConfig(), str(store.address)
     with pytest.raises(UserError, match=r"run-\d+: holds no complete checkpoint"):
@@ -375,7 +367,7 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         check_resume(config, f"{address}/elsewhere", None)
     what = Wanted(store, path.name)  # of fewer attempts
-    proxy.faults = [("/parameters/", clouds.flipped_bit)]
+    s3_proxy.faults = [("/parameters/", clouds.flipped_bit)]
     older = files.step_directory(run, 2)
     store.put(f"{older.name}/{files.MANIFEST}", b"{}")
     named = (
@@ -384,14 +376,14 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=rf"rank-00000\.safetensors: {named}"):
         fetch(bare, what, settings)
     store.delete([f"{older.name}/{files.MANIFEST}"])
-    proxy.always = [("/parameters/", clouds.cut_body)]
+    s3_proxy.always = [("/parameters/", clouds.cut_body)]
     with pytest.raises(UserError, match="could not be read in 2 attempts: the answer was cut off"):
         fetch(bare, what, settings)
     assert list(bare.checkpoints.iterdir()) == [] and not bare.events.exists()
-    proxy.always = [("/bucket", clouds.refusing(503, "SlowDown"))]
+    s3_proxy.always = [("/bucket", clouds.refusing(503, "SlowDown"))]
     with pytest.raises(UserError, match="503"):
         wanted(bare, address, settings)
-    proxy.always = []
+    s3_proxy.always = []
     seal(path, files={"../../outside": {"bytes": 1, "sha256": "x"}})
     store.put(f"{path.name}/manifest.json", (path / "manifest.json").read_bytes())
     with pytest.raises(UserError, match=r"names '\.\./\.\./outside', outside the checkpoint; it has no other"):
@@ -400,16 +392,16 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
 
 @pytest.mark.distributed
 def test_a_run_that_is_killed_in_a_copy_goes_on_bit_equal_from_the_mirror(
-    proxy: FaultyProxy, store: ObjectStore, tmp_path: Path
+    s3_proxy: FaultyProxy, store: ObjectStore, tmp_path: Path
 ) -> None:
     """On two processes; the machine with the run directory is lost."""
     small_dataset(tmp_path, characters=3_000)
     sections = {"training": {"max_steps": 6}, "parallel": {"zero_stage": 2}}
     mirrored_run = {**sections, "checkpoint": {"interval": 2, "mirror": str(store.address)}}
-    environment = clouds.environment(proxy.address)
+    environment = clouds.environment(s3_proxy.address)
     assert finish(start(tmp_path, "peace", sections)) == [0, 0]
     released = threading.Event()
-    proxy.always = [("/step-00000004/parameters/rank-00001", clouds.held_until(released))]
+    s3_proxy.always = [("/step-00000004/parameters/rank-00001", clouds.held_until(released))]
     doomed = start(tmp_path, "run", mirrored_run, environment=environment)
     run = RunDirectory(tmp_path / "run")
     wait_for(lambda: any(name.endswith("rank-00000.safetensors") for name in store.sizes("step-00000004")), doomed)
@@ -418,7 +410,7 @@ def test_a_run_that_is_killed_in_a_copy_goes_on_bit_equal_from_the_mirror(
         os.kill(process.pid, signal.SIGKILL)
     finish(doomed)
     released.set()
-    proxy.always = []
+    s3_proxy.always = []
     assert list(mirrored.complete_steps(store)) == [2] and store.sizes("step-00000004")
     before = metrics_of(run)[:2]
     shutil.rmtree(run.root)
@@ -440,33 +432,33 @@ def make_export(directory: Path) -> dict[str, bytes]:
     return content
 
 
-def test_an_export_is_there_complete_or_not_at_all(proxy: FaultyProxy, store: ObjectStore, tmp_path: Path) -> None:
+def test_an_export_is_there_complete_or_not_at_all(s3_proxy: FaultyProxy, store: ObjectStore, tmp_path: Path) -> None:
     content, address, cache = make_export(tmp_path / "export"), str(store.address), tmp_path / "cache"
-    proxy.always = [("PUT /bucket/run-", clouds.refusing(503, "SlowDown"))]
-    proxy.faults = [("PUT", clouds.passed_on), ("PUT", clouds.passed_on)]
+    s3_proxy.always = [("PUT /bucket/run-", clouds.refusing(503, "SlowDown"))]
+    s3_proxy.faults = [("PUT", clouds.passed_on), ("PUT", clouds.passed_on)]
     with pytest.raises(CloudError, match=r"config\.json could not be written in 2 attempts: status 503"):
         put_export(store, tmp_path / "export")
     with pytest.raises(UserError, match=r"run-\d+: holds no export: give an address that memformer export --out has"):
         fetch_export(address, cache)
-    proxy.always = []
+    s3_proxy.always = []
     refuse_taken(store)  # what is left of one is gone on with
     assert put_export(store, tmp_path / "export").found == 1002
-    proxy.faults = [(f"GET /bucket/{store.address.prefix}/model", clouds.flipped_bit)]
+    s3_proxy.faults = [(f"GET /bucket/{store.address.prefix}/model", clouds.flipped_bit)]
     with pytest.raises(UserError, match=r"model\.safetensors: its content is not what was put there"):
         fetch_export(address, cache)
     assert list((cache / "exports").iterdir()) == []
-    proxy.faults = []
+    s3_proxy.faults = []
     fetched = fetch_export(address, cache)
     assert {path.name: path.read_bytes() for path in fetched.iterdir()} == content
-    asked = proxy.requests["GET model.safetensors"]
-    assert fetch_export(address, cache) == fetched and proxy.requests["GET model.safetensors"] == asked
+    asked = s3_proxy.requests["GET model.safetensors"]
+    assert fetch_export(address, cache) == fetched and s3_proxy.requests["GET model.safetensors"] == asked
     with pytest.raises(UserError, match=r"--out .*/run-\d+: holds something already: choose another address"):
         refuse_taken(store)
 
 
-def test_the_doctor_looks_at_a_mirror(proxy: FaultyProxy, store: ObjectStore) -> None:
+def test_the_doctor_looks_at_a_mirror(s3_proxy: FaultyProxy, store: ObjectStore) -> None:
     assert [finding.level for finding in check_mirror(str(store.address))] == ["fine"]
     assert store.sizes() == {}
-    proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
+    s3_proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
     found = next(iter(check_mirror(str(store.address))))
     assert found.level == "error" and "access is denied (status 403 AccessDenied)" in found.found
