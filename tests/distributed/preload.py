@@ -11,13 +11,18 @@ from tests.distributed import collectives
 collectives.install()
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402
+from memformer.processes.group import import_deepspeed  # noqa: E402
+
+import_deepspeed()
 import deepspeed.module_inject.auto_ep_layer  # noqa: E402, F401  # DeepSpeed imports this when it makes an engine
 import pytest  # noqa: E402, F401  # which the modules import that the functions come from
 import torch._dynamo  # noqa: E402, F401  # torch imports it when it makes an optimizer
 
 import memformer.models.memformer.family  # noqa: E402
 import memformer.training.trainer  # noqa: E402, F401
+from memformer.config.schema import schema_of  # noqa: E402
+
+schema_of("memformer")  # pydantic reads the docstring of every field: a fifth of a second
 
 if importlib.util.find_spec("transformers"):
     # Two and a half seconds of every process that builds a backbone.

@@ -1,11 +1,13 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Runs a function in several real processes over gloo, bounded in time.
+"""Runs functions in several real processes over gloo, bounded in time.
 
 The processes are forked from a server that has imported torch and DeepSpeed once: a start costs a tenth of a second
-instead of seven. What went wrong is told of all ranks, what came first at the top: a rank that raised, one that died
-without a word, and one that is late, with the place where it is.
+instead of seven. A `Crew` does one function after another, each with a time of its own. What went wrong is told of all
+ranks, what came first at the top: a rank that raised, one that died without a word, and one that is late, with the
+place where it is.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -39,45 +41,98 @@ DEATH_SECONDS = 1.0
 def run_distributed(
     function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 240
 ) -> list[Any]:
-    """Calls `function(world, *arguments)` in `world_size` processes and returns their results by rank.
+    """Calls `function(world, *arguments)` in `world_size` processes of its own and returns their results by rank.
 
     Raises:
-        AssertionError: A process failed (its traceback is in the message), died, or did not answer in time (its stack
-            is in the message).
+        AssertionError: As of `Crew.run`.
     """
-    context, port = fork_server(), free_port()
-    with tempfile.TemporaryDirectory(prefix="stacks-") as folder:
-        ranks = [_Rank(context, number, Path(folder) / f"rank-{number}") for number in range(world_size)]
+    with Crew(world_size) as crew:
+        return crew.run(function, *arguments, timeout_seconds=timeout_seconds)
+
+
+class Crew:
+    """Processes of one world that do what they are given, until one of them fails; the next work then has new ones.
+
+    Args:
+        size: How many. They start with the first work, and end with the `with` statement.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._ranks: list[_Rank] = []
+        self._stacks = tempfile.TemporaryDirectory(prefix="stacks-")
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
         try:
-            for rank in ranks:
-                rank.start(function, world_size, port, arguments)
-            _collect(ranks, timeout_seconds)
-            problems = sorted((rank for rank in ranks if rank.problem), key=lambda rank: rank.since)
-            assert not problems, "\n\n".join(rank.problem for rank in problems)
-            for rank in ranks:
+            for rank in self._ranks:
+                rank.dismiss()
+            for rank in self._ranks:
                 rank.process.join(timeout=30)
         finally:
-            for rank in ranks:
-                rank.end()
-    return [rank.result for rank in ranks]
+            self._end()
+            self._stacks.cleanup()
+
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 240) -> list[Any]:
+        """Calls `function(world, *arguments)` in all processes and returns their results by rank.
+
+        Raises:
+            AssertionError: A process failed (its traceback is in the message), died, or did not answer in time (its
+                stack is in the message).
+        """
+        try:
+            if not self._ranks:
+                self._start()
+            for rank in self._ranks:
+                rank.give(function, arguments)
+            _collect(self._ranks, timeout_seconds)
+            problems = sorted((rank for rank in self._ranks if rank.problem), key=lambda rank: rank.since)
+            assert not problems, "\n\n".join(rank.problem for rank in problems)
+        except BaseException:
+            self._end()
+            raise
+        return [rank.result for rank in self._ranks]
+
+    def _start(self) -> None:
+        context, port = fork_server(), free_port()
+        for number in range(self.size):
+            self._ranks.append(_Rank(context, number, Path(self._stacks.name) / f"rank-{number}"))
+            self._ranks[-1].start(self.size, port)
+
+    def _end(self) -> None:
+        while self._ranks:
+            self._ranks.pop().end()
 
 
 class _Rank:
     """One process: what it answered, or what is wrong with it."""
 
     def __init__(self, context: ForkServerContext, number: int, stack_file: Path) -> None:
-        self.number, self.context, self.stack_file = number, context, stack_file
-        self.answers, self._child_end = context.Pipe(duplex=False)
+        self.number, self.stack_file = number, stack_file
+        self.answers, self._child_end = context.Pipe()
+        self._context = context
         self.process: Any = None
         self.answered = False
         self.result: Any = None
         self.problem, self.since = "", 0.0
 
-    def start(self, function: Callable[..., Any], size: int, port: int, arguments: Any) -> None:
-        given = (self._child_end, str(self.stack_file), function, self.number, size, port, arguments)
-        self.process = self.context.Process(target=_child, args=given, daemon=True)
+    def start(self, size: int, port: int) -> None:
+        given = (self._child_end, str(self.stack_file), self.number, size, port)
+        self.stack_file.unlink(missing_ok=True)
+        self.process = self._context.Process(target=_child, args=given, daemon=True)
         self.process.start()
         self._child_end.close()
+
+    def give(self, function: Callable[..., Any], arguments: Any) -> None:
+        self.answered, self.result = False, None
+        with contextlib.suppress(OSError):  # it has died: `look` says so
+            self.answers.send((function, arguments))
+
+    def dismiss(self) -> None:
+        with contextlib.suppress(OSError):
+            self.answers.send(None)
 
     def look(self) -> None:
         """Takes the answer if there is one, and notices a process that will give none."""
@@ -156,15 +211,7 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def _child(
-    answers: Connection,
-    stack_file: str,
-    function: Callable[..., Any],
-    rank: int,
-    size: int,
-    port: int,
-    arguments: Any,
-) -> None:
+def _child(work: Connection, stack_file: str, rank: int, size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -172,11 +219,15 @@ def _child(
     with open(stack_file, "w") as stacks:
         faulthandler.register(TELL_STACK, file=stacks)
         collectives.install()
-        try:
-            world = group.initialise("cpu", timeout_seconds=120)
-            # Pickled here: a result that cannot be is this rank's failure, and tensors travel by value.
-            answer = pickle.dumps((function(world, *arguments), None, time.monotonic()))
-        except BaseException:
-            answer = pickle.dumps((None, traceback.format_exc(), time.monotonic()))
-        answers.send_bytes(answer)
+        world = None
+        with contextlib.suppress(EOFError):
+            while given := work.recv():
+                function, arguments = given
+                try:
+                    world = world or group.initialise("cpu", timeout_seconds=120)
+                    # Pickled here: a result that cannot be is this rank's failure, and tensors travel by value.
+                    answer = pickle.dumps((function(world, *arguments), None, time.monotonic()))
+                except BaseException:
+                    answer = pickle.dumps((None, traceback.format_exc(), time.monotonic()))
+                work.send_bytes(answer)
         faulthandler.unregister(TELL_STACK)

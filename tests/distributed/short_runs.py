@@ -12,8 +12,11 @@ Muon's directions are gradients whose small singular values are made large, and 
 gradients and matrices are so rounded), with the losses of the others.
 """
 
+import contextlib
 import dataclasses
+import functools
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +39,7 @@ from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
 from tests.distributed.collectives import counted
+from tests.distributed.processes import Crew
 from tests.memformer.engine.plain_muon import PlainMuon
 
 LANES, SEGMENTS, LENGTH, STEPS = 4, 3, 8, 3  # the least with a segment between the first and the last
@@ -342,9 +346,19 @@ def train(world: World, case: Case) -> dict[str, Any]:
     return told | traffic | {"buffer": engine.replay_buffer_bytes}
 
 
-def train_all(world: World, cases: list[Case]) -> list[dict[str, Any]]:
-    """Every case, one after another."""
-    return [train(world, case) for case in cases]
+Trained = Callable[[Case], list[dict[str, Any]]]
+"""What `train` returned on each process."""
+
+
+@contextlib.contextmanager
+def trained_when_asked() -> Iterator[Trained]:
+    """Inside, gives the results of cases. Each is trained once, when it is first asked for.
+
+    Processes of each number train all their cases, since starting them costs most.
+    """
+    with contextlib.ExitStack() as stack:
+        crew = functools.cache(lambda size: stack.enter_context(Crew(size)))
+        yield functools.cache(lambda case: crew(case.world_size).run(train, case))
 
 
 def assert_equals_reference(case: Case, ranks: list[dict[str, Any]]) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import time
 from typing import Any
 
-import deepspeed
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -85,6 +84,8 @@ def measure(world: World) -> dict[str, dict[str, Any]]:
 
 def dtypes_of_both_runs() -> list[str]:
     """What a partitioned layer computes in under autocast: at first, and again in its backward."""
+    from deepspeed.checkpointing import checkpoint
+
     found = []
     linear = torch.nn.Linear(8, 8)
 
@@ -95,7 +96,7 @@ def dtypes_of_both_runs() -> list[str]:
 
     x = torch.ones(2, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = _partitioned(layer, deepspeed.checkpointing.checkpoint, x, torch.zeros(2, 8))
+        out = _partitioned(layer, checkpoint, x, torch.zeros(2, 8))
     out.sum().backward()
     return found
 

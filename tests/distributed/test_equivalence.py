@@ -30,6 +30,7 @@ memformer/engine/matrix_exchange.py, memformer/parallel/channels.py, memformer/p
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,13 +38,13 @@ import pytest
 from memformer.planning.arrangement import arrange
 from memformer.planning.memory import stage_memory
 from memformer.planning.traffic import traffic_by_stage
-from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import (
     Case,
+    Trained,
     assert_equals_reference,
     assert_traffic_as_planned,
     config_of,
-    train_all,
+    trained_when_asked,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -136,18 +137,12 @@ MUON = [
 ]
 GROUPS_OF_STAGES = [Case(1, data=1, pipeline=2, memory_learning_rate=3e-3)]
 CASES = GRID + SINGLE + PIPELINES + SEGMENTS_OVER_RANKS + FROZEN + BACKBONES + MUON + GROUPS_OF_STAGES
-SIZES = sorted({case.world_size for case in CASES})
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[Case, list[dict[str, Any]]]:
-    """Results by case and rank; one set of processes of each size trains all its cases."""
-    found: dict[Case, list[dict[str, Any]]] = {}
-    for size in SIZES:
-        cases = [case for case in CASES if case.world_size == size]
-        by_rank = run_distributed(train_all, size, cases)
-        found |= {case: [results[i] for results in by_rank] for i, case in enumerate(cases)}
-    return found
+def trained() -> Iterator[Trained]:
+    with trained_when_asked() as results:
+        yield results
 
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
@@ -160,12 +155,12 @@ COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)
-def test_bytes_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
-    assert_traffic_as_planned(case, trained[case])
+def test_bytes_are_those_of_the_plan(case: Case, trained: Trained) -> None:
+    assert_traffic_as_planned(case, trained(case))
 
 
 @pytest.mark.parametrize("case", [case for case in MUON if case.pipeline == 1], ids=str)
-def test_matrices_cross_the_network_as_planned(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
+def test_matrices_cross_the_network_as_planned(case: Case, trained: Trained) -> None:
     """What all processes send together, to the byte: each element to its owner and back, once.
 
     At most, where tensor ranks have the same matrix of an associative memory: one of them sends it.
@@ -173,21 +168,21 @@ def test_matrices_cross_the_network_as_planned(case: Case, trained: dict[Case, l
     config = config_of(case)
     stages = traffic_by_stage(config, config.model, case.world_size)
     planned = sum((stage["data"] + stage["tensor"])["all_to_all"] for stage in stages)
-    sent = sum(rank["calls"].get("all_to_all_single", 0) for rank in trained[case])
+    sent = sum(rank["calls"].get("all_to_all_single", 0) for rank in trained(case))
     assert 0 < sent <= planned * case.world_size
     assert sent == planned * case.world_size or (case.backbone and case.tensor > 1)
 
 
 @pytest.mark.parametrize("case", SEGMENTS_OVER_RANKS, ids=str)
-def test_memories_that_are_kept_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
+def test_memories_that_are_kept_are_those_of_the_plan(case: Case, trained: Trained) -> None:
     """Of the rank that keeps most of them: pieces differ by a segment."""
     config = config_of(case)
     run = arrange(config, config.model, case.world_size)
     planned = sum(part["replay buffer"] for part in map(dict, stage_memory(run, 0)) if "replay buffer" in part)
-    kept = [rank["buffer"] for rank in trained[case]]
+    kept = [rank["buffer"] for rank in trained(case)]
     assert max(kept) == planned or (case.segments % case.segment and max(kept) < planned)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_one_process_with_full_bptt(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
-    assert_equals_reference(case, trained[case])
+def test_equals_one_process_with_full_bptt(case: Case, trained: Trained) -> None:
+    assert_equals_reference(case, trained(case))

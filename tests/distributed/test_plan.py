@@ -7,21 +7,21 @@ trained nowhere else.
 Covers: memformer/planning/traffic.py, memformer/processes/collective_log.py
 """
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from memformer.planning.arrangement import arrange
 from memformer.planning.memory import stage_memory
-from tests.distributed.processes import run_distributed
 from tests.distributed.short_runs import (
     LANES,
     MODEL,
     Case,
+    Trained,
     assert_equals_reference,
     assert_traffic_as_planned,
     config_of,
-    train_all,
+    trained_when_asked,
 )
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -34,22 +34,21 @@ CASES += [Case(1, "bf16", data=1, pipeline=2, pipeline_layers=(1, 3), tie_embedd
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[Case, list[dict[str, Any]]]:
-    """Results by case and rank."""
-    by_rank = run_distributed(train_all, WORLD, CASES)
-    return {case: [results[i] for results in by_rank] for i, case in enumerate(CASES)}
+def trained() -> Iterator[Trained]:
+    with trained_when_asked() as results:
+        yield results
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bytes_by_kind(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
-    assert_traffic_as_planned(case, trained[case])
+def test_bytes_by_kind(case: Case, trained: Trained) -> None:
+    assert_traffic_as_planned(case, trained(case))
 
 
-def test_memories_that_are_computed_again_change_nothing(trained: dict[Case, list[dict[str, Any]]]) -> None:
+def test_memories_that_are_computed_again_change_nothing(trained: Trained) -> None:
     """Of six segments four memories are kept, half of each on a process; the weights are those of the reference."""
     case = next(each for each in CASES if each.memory_interval > 1)
-    assert_equals_reference(case, trained[case])
+    assert_equals_reference(case, trained(case))
     whole = 4 * LANES * MODEL.num_memory_slots * MODEL.d_model
-    assert [rank["buffer"] for rank in trained[case]] == [4 * whole // 2] * 2
+    assert [rank["buffer"] for rank in trained(case)] == [4 * whole // 2] * 2
     run = arrange(config_of(case), MODEL, WORLD)
     assert stage_memory(run, 0)[0]["replay buffer"] == 4 * whole // 2

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from memformer.processes.group import World
-from tests.distributed.processes import run_distributed
+from tests.distributed.processes import Crew, run_distributed
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -81,3 +81,21 @@ def test_a_result_that_cannot_be_pickled_is_that_ranks_failure() -> None:
     said = said_of("return a function")
     assert said.startswith("rank 1 failed:\n") and "pickle" in said
     assert "rank 0" not in said
+
+
+def process_of(world: World) -> int:
+    return os.getpid()
+
+
+def test_a_crew_goes_on_with_the_same_processes_and_after_a_failure_with_others() -> None:
+    with Crew(2) as crew:
+        first = crew.run(process_of)
+        assert len(set(first)) == 2 and crew.run(process_of) == first
+        assert [each.tolist() for each in crew.run(misbehave, "well")] == [[0, 0], [1, 1]]
+        with pytest.raises(AssertionError, match="rank 1 died without an answer, exit code 7"):
+            crew.run(misbehave, "die")
+        again = crew.run(process_of)
+        assert not set(again) & set(first)
+    for process in (*first, *again):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)

@@ -8,7 +8,7 @@ Covers: memformer/engine/base.py, memformer/engine/replay_engine.py, memformer/e
 
 import itertools
 import sys
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,13 +26,14 @@ from tests.distributed.short_runs import (
     LANES,
     LENGTH,
     Case,
+    Trained,
     assert_equals_reference,
     assert_traffic_as_planned,
     config_of,
     flat,
     model_of,
     rollout_of,
-    train_all,
+    trained_when_asked,
 )
 
 WORLD = 2
@@ -64,15 +65,14 @@ CASES += GROUPED
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[Case, list[dict[str, Any]]]:
-    """Results by case and rank; one pair of processes trains all cases, since starting them costs most."""
-    by_rank = run_distributed(train_all, WORLD, CASES)
-    return {case: [results[i] for results in by_rank] for i, case in enumerate(CASES)}
+def trained() -> Iterator[Trained]:
+    with trained_when_asked() as results:
+        yield results
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_one_process_with_full_bptt(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
-    assert_equals_reference(case, trained[case])
+def test_equals_one_process_with_full_bptt(case: Case, trained: Trained) -> None:
+    assert_equals_reference(case, trained(case))
 
 
 COUNTED = [Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
@@ -80,8 +80,8 @@ COUNTED += [Case(2, replay="bptt"), Case(3, mode="full"), *FROZEN, *RATES, *GROU
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)
-def test_bytes_are_those_of_the_plan(case: Case, trained: dict[Case, list[dict[str, Any]]]) -> None:
-    assert_traffic_as_planned(case, trained[case])
+def test_bytes_are_those_of_the_plan(case: Case, trained: Trained) -> None:
+    assert_traffic_as_planned(case, trained(case))
 
 
 def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[int]]:
@@ -119,6 +119,7 @@ def count_all(world: World) -> dict[tuple[int, int], dict[str, list[int]]]:
     counts = {(stage, t): count_one_step(world, stage, t) for stage in range(4) for t in (2, 5)}
     assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules, "the reason for compiled_when_called"
     assert "torch._inductor.compile_fx" not in sys.modules, "the compiler is imported where nothing is compiled"
+    assert "mlflow" not in sys.modules, "DeepSpeed's autotuner has imported it"
     # As `plan` counts them: sent in 16 bits, they lie in 32.
     config = config_of(Case(3, "bf16"))
     planned = make_plan(config, config.model, 1, WORLD, "h100").device_memory["gathered parameters"]
