@@ -6,7 +6,9 @@ memformer/training/evaluation.py, memformer/training/loop.py, memformer/training
 memformer/training/reports.py, memformer/training/save_schedule.py, memformer/training/trainer.py
 """
 
+import functools
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from memformer.run import jsonl
 from memformer.run.directory import TIMING_FIELDS, RunDirectory
 from memformer.training import Callback, TrainingState, train
 from tests.books import small_dataset
-from tests.distributed.processes import run_distributed
+from tests.distributed.processes import Crew
 
 STEPS, CRASH_AT = 6, 5
 CRASHES = (3, "fp32")
@@ -116,34 +118,51 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
     )
 
 
-def crash_and_resume(world: World, root: str) -> None:
-    """For each variant: one life, and one that goes on between checkpoints, from what that one had left by then.
+def two_lives(config: Config, crash_at: int) -> None:
+    with pytest.raises(Crash):
+        train(config, callbacks=[CrashAfter(crash_at)])
+    train(config)
+
+
+def crash_and_resume(world: World, root: str, stage: int, precision: str) -> None:
+    """One life, and one that goes on between checkpoints, from what that one had left by then.
 
     One variant crashes there in truth; tests/faults kills such runs at other moments.
     """
+    whole, broken = (config_of(Path(root), name, stage, precision) for name in ("whole", "broken"))
+    if (stage, precision) == CRASHES:
+        train(whole)
+        two_lives(broken, CRASH_AT)
+    else:
+        train(whole, callbacks=[CopyAfter(CRASH_AT, Path(broken.run_dir))])
+        train(broken)
 
-    def two_lives(config: Config, crash_at: int) -> None:
-        with pytest.raises(Crash):
-            train(config, callbacks=[CrashAfter(crash_at)])
-        train(config)
 
-    for stage, precision in VARIANTS:
-        whole, broken = (config_of(Path(root), name, stage, precision) for name in ("whole", "broken"))
-        if (stage, precision) == CRASHES:
-            train(whole)
-            two_lives(broken, CRASH_AT)
-        else:
-            train(whole, callbacks=[CopyAfter(CRASH_AT, Path(broken.run_dir))])
-            train(broken)
+def crash_early(world: World, root: str) -> None:
     two_lives(config_of(Path(root), "early", 1, "fp32"), crash_at=1)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def crew() -> Iterator[Crew]:
+    with Crew(2) as processes:
+        yield processes
+
+
+Runs = Callable[[int, str], Path]
+"""Gives the directory of a variant's runs; they are trained when it is first asked for."""
+
+
+@pytest.fixture(scope="module")
+def runs(crew: Crew, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("runs")
     small_dataset(root)
-    run_distributed(crash_and_resume, 2, str(root))
-    return root
+
+    @functools.cache
+    def trained(stage: int, precision: str) -> Path:
+        crew.run(crash_and_resume, str(root), stage, precision)
+        return root
+
+    return trained
 
 
 def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
@@ -152,9 +171,11 @@ def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("stage", "precision"), VARIANTS)
-def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> None:
+def test_resumed_run_is_bit_equal(runs: Runs, stage: int, precision: str) -> None:
     """Losses, gradient norms, memory figures: equal to the last bit, each step once; so is what was read."""
-    whole, broken = (RunDirectory(runs / f"{name}-{stage}-{precision}") for name in ("whole", "broken"))
+    whole, broken = (
+        RunDirectory(runs(stage, precision) / f"{name}-{stage}-{precision}") for name in ("whole", "broken")
+    )
     assert metrics_of(broken) == metrics_of(whole)
     assert [row["step"] for row in metrics_of(whole)] == list(range(1, STEPS + 1))
     for rank in (0, 1) if precision != "tensor" else (0,):
@@ -167,19 +188,21 @@ def test_resumed_run_is_bit_equal(runs: Path, stage: int, precision: str) -> Non
     assert [event["step"] for event in events if event["event"] == "resume"] == [4]
 
 
-def test_a_run_that_broke_off_before_its_first_checkpoint_starts_afresh(runs: Path) -> None:
+def test_a_run_that_broke_off_before_its_first_checkpoint_starts_afresh(runs: Runs, crew: Crew) -> None:
     """What the first life logged is trained again: it stands in the files once."""
-    whole, early = RunDirectory(runs / "whole-1-fp32"), RunDirectory(runs / "early-1-fp32")
+    root = runs(1, "fp32")
+    crew.run(crash_early, str(root))
+    whole, early = RunDirectory(root / "whole-1-fp32"), RunDirectory(root / "early-1-fp32")
     assert metrics_of(early) == metrics_of(whole)
     assert (early.audit / "rank-00001.jsonl").read_text() == (whole.audit / "rank-00001.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("stage", "precision"), VARIANTS)
-def test_export_of_any_stage_gives_the_trained_weights(runs: Path, tmp_path: Path, stage: int, precision: str) -> None:
+def test_export_of_any_stage_gives_the_trained_weights(runs: Runs, tmp_path: Path, stage: int, precision: str) -> None:
     """Both lives export the same weights, and their losses are those the checkpoint recorded."""
     exported = []
     for name in ("whole", "broken"):
-        result = export(runs / f"{name}-{stage}-{precision}", tmp_path / name)
+        result = export(runs(stage, precision) / f"{name}-{stage}-{precision}", tmp_path / name)
         assert result["step"] == STEPS
         assert result["largest_loss_difference"] < 1e-5
         exported.append(load_model(tmp_path / name).state_dict())
@@ -204,20 +227,23 @@ def trained_logits(world: World, root: str, stage: int) -> list[float]:
     return losses
 
 
-def test_exported_model_scores_like_the_engine(runs: Path, tmp_path: Path) -> None:
+def test_exported_model_scores_like_the_engine(runs: Runs, crew: Crew, tmp_path: Path) -> None:
     from memformer.models.probe import probe
 
-    expected = run_distributed(trained_logits, 2, str(runs), 3)[0]
-    export(runs / "whole-3-fp32", tmp_path / "model")
+    root = runs(3, "fp32")
+    expected = crew.run(trained_logits, str(root), 3)[0]
+    export(root / "whole-3-fp32", tmp_path / "model")
     assert probe(load_model(tmp_path / "model"), torch.device("cpu")) == pytest.approx(expected, abs=1e-5)
 
 
-def test_pictures_of_the_memory_are_images_of_tensorboard(runs: Path) -> None:
+def test_pictures_of_the_memory_are_images_of_tensorboard(runs: Runs) -> None:
     """Under ZeRO-3, where every process must take part and the bias is sharded."""
     pytest.importorskip("matplotlib")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = EventAccumulator(str(RunDirectory(runs / "whole-3-fp32").tensorboard), size_guidance={"images": 0})
+    board = EventAccumulator(
+        str(RunDirectory(runs(3, "fp32") / "whole-3-fp32").tensorboard), size_guidance={"images": 0}
+    )
     board.Reload()
     names = {"self_weight", "kinds", "similarity", "tokens", "perturbation"}
     assert set(board.Tags()["images"]) == {f"memory/{name}" for name in names}
