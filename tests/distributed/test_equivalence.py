@@ -3,11 +3,10 @@
 
 The grid is tensor 2 x data {1, 2} x ZeRO {0, 1, 2, 3} x activation checkpointing {none, full, partitioned,
 partitioned+cpu}. Of its 32 points every second one is run, so that each pair of settings occurs (on CPUs, where
-partitioned+cpu differs from partitioned only in DeepSpeed's bookkeeping): with data 2, which takes four processes, those
-on the diagonal. Then come settings that meet tensor
-parallelism in one place each: dropout, decoders of several segments, bf16, untied embeddings, a norm on the memory, a
-threshold of writes, lanes in groups, gathers by segment, four processes a layer, loss weights, and the reference
-algorithm with partitioned layers.
+partitioned+cpu differs from partitioned only in DeepSpeed's bookkeeping): with data 2, which takes four processes,
+those on the diagonal. Then come settings that meet tensor parallelism in one place each: dropout, decoders of several
+segments, bf16, untied embeddings, a norm on the memory, a threshold of writes, lanes in groups, gathers by segment,
+four processes a layer, loss weights, and the reference algorithm with partitioned layers.
 tests/distributed/test_zero.py has data 2 without tensor parallelism. What is left out: the grid at tensor 4, which
 would only repeat.
 
