@@ -1,6 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""How the tests are shared out among workers: `make test` has one more than cores, up to four (`pytest -n auto`):
-a third of their time is waiting, of processes for each other and for Slurm.
+"""How the tests are shared out among workers: `make test` has two more than cores, up to four (`pytest -n auto`):
+half of their time is waiting, of processes for each other and for Slurm.
 
 A file stays whole, so that what its fixtures make is made once. Files that would disturb each other are one piece of
 work, which one worker does: Slurm tests have one cluster, others look at how fast processes are or wait for moments.
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
+    return min(len(os.sched_getaffinity(0)) + 2, MOST_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
