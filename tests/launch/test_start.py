@@ -48,7 +48,7 @@ def watch(folder: Path, commands: list[list[str]], program: str = WATCHED) -> li
         input=json.dumps(commands),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,  # fifty commands, one after another
     )
     codes = [int(code) for code in done.stdout.split()]
     assert len(codes) == len(commands), done.stderr
