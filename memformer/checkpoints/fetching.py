@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -92,6 +93,7 @@ def fetch(run: RunDirectory, what: Wanted, settings: CheckpointConfig) -> str:
         raise _with_others(error, what.store, what.name) from None
     if _is_here(final, content):
         return str(final)
+    made = [folder for folder in (run.checkpoints, run.root) if not folder.exists()]
     try:
         run.create()
         shutil.rmtree(temporary, ignore_errors=True)
@@ -112,6 +114,9 @@ def fetch(run: RunDirectory, what: Wanted, settings: CheckpointConfig) -> str:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
     size = sum(int(entry["bytes"]) for entry in manifest["files"].values())
     run.event("fetch", step=step, address=str(what.store.address), bytes=size, seconds=time.monotonic() - began)
     return str(final)
