@@ -84,7 +84,7 @@ def measure(world: World) -> dict[str, dict[str, Any]]:
 
 def dtypes_of_both_runs() -> list[str]:
     """What a partitioned layer computes in under autocast: at first, and again in its backward."""
-    from deepspeed.checkpointing import checkpoint
+    import deepspeed
 
     found = []
     linear = torch.nn.Linear(8, 8)
@@ -96,7 +96,7 @@ def dtypes_of_both_runs() -> list[str]:
 
     x = torch.ones(2, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = _partitioned(layer, checkpoint, x, torch.zeros(2, 8))
+        out = _partitioned(layer, deepspeed.checkpointing.checkpoint, x, torch.zeros(2, 8))
     out.sum().backward()
     return found
 
