@@ -3,14 +3,16 @@
 
 `held_python` makes a stand-in for Python. The project's command, started by it (as a module, or as the copy that a job
 runs), starts its ranks by it too; these stand still after the step in the file RUN/hold, in the moment in which ranks
-look whether they are asked to stop, until they are, or the file says a later step, or is gone. Everything else that it
-is asked to run is run by Python itself.
+look whether they are asked to stop, until they are, or the file says a later step, or is gone. They start in half the
+time as well: without torch's compiler. Everything else that it is asked to run is run by Python itself.
 """
 
+import contextlib
 import os
 import runpy
 import sys
 import time
+import types
 from pathlib import Path
 
 COMMAND = ["-m", "launch.cli"]
@@ -47,6 +49,7 @@ def main(stand_in: str, arguments: list[str]) -> None:
         os.execv(sys.executable, [sys.executable, *arguments])
     sys.path[0] = arguments[0] if copy else os.getcwd()  # as Python itself does
     wait_for_the_test()
+    leave_the_compiler_out()
     sys.executable, sys.argv = stand_in, arguments[0 if copy else 1 :]
     if copy:
         runpy.run_path(arguments[0], run_name="__main__")
@@ -67,6 +70,19 @@ def wait_for_the_test() -> None:
         return int(asked)
 
     setattr(StopRequests, "urgency", property(urgency))  # noqa: B010 - mypy knows no assignment to a property
+
+
+def leave_the_compiler_out() -> None:
+    """torch imports its compiler, and SymPy with it, for the first optimizer: half of a start, for nothing here."""
+    stand_in = types.ModuleType("torch._dynamo")
+    # All that eager torch asks of it.
+    vars(stand_in).update(
+        disable=lambda function, *_, **__: function,
+        graph_break=lambda: None,
+        set_stance=lambda *_, **__: contextlib.nullcontext(),
+        trace_rules=types.SimpleNamespace(clear_lru_cache=lambda: None),
+    )
+    sys.modules["torch._dynamo"] = stand_in
 
 
 def must_wait(run: Path) -> bool:

@@ -7,7 +7,6 @@ Covers: launch/commands/launch_submitit.py, launch/submitit_job.py
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
 from memformer.run.lock import RunLock
 from tests.books import small_dataset
+from tests.held import held_python
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64}
@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("executor", "processes"), [("local", 2), ("debug", 1)])
 def test_on_this_machine_it_trains_and_finishes(config: Path, tmp_path: Path, executor: str, processes: int) -> None:
     small_dataset(tmp_path)
-    command = [sys.executable, "-m", "launch.cli", "launch", "submitit", str(config), "--executor", executor]
+    command = [held_python(tmp_path), "-m", "launch.cli", "launch", "submitit", str(config), "--executor", executor]
     done = subprocess.run(
         [*command, "--tasks-per-node", str(processes)], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
@@ -66,7 +66,7 @@ def test_on_this_machine_it_trains_and_finishes(config: Path, tmp_path: Path, ex
 @pytest.mark.parametrize("executor", ["local", "debug"])
 def test_a_failure_on_this_machine_is_told_and_ends_with_1(config: Path, tmp_path: Path, executor: str) -> None:
     small_dataset(tmp_path)
-    command = [sys.executable, "-m", "launch.cli", "launch", "submitit", str(config), "--executor", executor]
+    command = [held_python(tmp_path), "-m", "launch.cli", "launch", "submitit", str(config), "--executor", executor]
     command += ["--device", "cuda"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

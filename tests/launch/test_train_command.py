@@ -215,7 +215,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(workshop: Path, tmp_path: Path
     steps = ["--training.max_steps", "100000", "--optimizer.schedule", "constant", "--checkpoint.interval", "0"]
     words = [str(workshop / "config.yaml"), "--run_dir", str(run), *steps]
     if ask == "SIGUSR1":
-        command = [sys.executable, "-m", "launch.cli", "launch", "local", *words, "--nproc", "2"]
+        command = [held_python(tmp_path), "-m", "launch.cli", "launch", "local", *words, "--nproc", "2"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as launcher:
             try:
                 wait_for_steps(run / "metrics.jsonl", 5)

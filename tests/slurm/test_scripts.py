@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.books import book_text, small_dataset
+from tests.held import held_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import ROOT, job_log, records, write_config
 
@@ -21,7 +22,7 @@ def account(tmp_path: Path) -> Path:
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     command = tmp_path / ".venv/bin/memformer"
     command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m launch.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{held_python(tmp_path)}" -m launch.cli "$@"\n')
     command.chmod(0o755)
     for number in (1, 2):
         folder = tmp_path / f"texts/book-{number}"
@@ -71,10 +72,13 @@ def test_deepspeeds_own_launcher_with_a_hostfile(cluster: Cluster, tmp_path: Pat
     """For sites without Slurm: the same command on each node, here started there by srun instead of by a person."""
     config = write_config(tmp_path / "config.yaml", small_dataset(tmp_path), steps=6)
     (tmp_path / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent/mlflow.py").write_text("raise ImportError")  # which the launcher would import in four processes
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(tmp_path / "hostfile"), "--no_ssh"]
     place = "--master_addr=node1 --master_port=29611 --node_rank=$SLURM_NODEID --no_local_rank"
     without_slurm = (
-        'for name in ${!SLURM_*}; do [ "$name" = SLURM_NODEID ] || unset "$name"; done; export DS_ACCELERATOR=cpu'
+        'for name in ${!SLURM_*}; do [ "$name" = SLURM_NODEID ] || unset "$name"; done; '
+        f"export DS_ACCELERATOR=cpu PYTHONPATH={shlex.quote(str(tmp_path / 'absent'))}"
     )
     command = (
         f"{without_slurm}; exec {shlex.join(launcher)} {place} --module launch.cli train {shlex.quote(str(config))}"
