@@ -32,7 +32,7 @@ def slurm() -> Iterator[Cluster]:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A configuration of the tiny model on a small data set, in a directory of each test file's own."""
     root = tmp_path_factory.mktemp("runs")
-    return write_config(root / "config.yaml", small_dataset(root))
+    return write_config(root / "config.yaml", small_dataset(root, characters=4_500))  # one of four is read to its end
 
 
 @pytest.fixture
@@ -45,4 +45,8 @@ def cluster(slurm: Cluster) -> Iterator[Cluster]:
         if node not in slurm.daemons:
             slurm.start_node(node)
     slurm.client("scancel", "--user=root", check=False)
-    wait_until(lambda: slurm.idle_nodes() == slurm.nodes, 90, "every node idle again")
+    try:
+        wait_until(lambda: slurm.idle_nodes() == slurm.nodes, 90, "every node idle again")
+    except AssertionError as late:
+        shown = slurm.client("scontrol", "-o", "show", "node", check=False)
+        raise AssertionError(f"{late}\n{shown}\n{slurm.log('slurmctld')[-4000:]}") from None

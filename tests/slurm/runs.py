@@ -17,7 +17,7 @@ from tests.held import held_python
 from tests.slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 64
+STEPS = 40
 LIFE_SECONDS = 150  # a start of four processes on two busy cores, and all steps
 
 
@@ -30,7 +30,7 @@ def write_config(path: Path, data: Path, steps: int = STEPS) -> Path:
         "model": TINY_MODEL,
         "data": {"path": str(data), "num_lanes": 4, "segment_length": 32, "num_segments": 2, "audit": True},
         "training": {"max_steps": steps, "eval_interval": 0, "diagnostics_interval": 10},
-        "optimizer": {"warmup_steps": 5},
+        "optimizer": {"warmup_steps": 5, "learning_rate": 3e-3},
         "checkpoint": {"interval": 10},
     }
     path.write_text(yaml.safe_dump(settings))

@@ -83,8 +83,8 @@ def test_warned_preempted_and_without_a_node_or_the_controller(cluster: Cluster,
     saved = [event["step"] for event in records(run / "events.jsonl") if event["event"] == "preemption"]
     assert saved == [5]
 
-    hold(run, 20)
-    wait_for_step(run, 20)
+    hold(run, 12)
+    wait_for_step(run, 12)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
     other = cluster.client(*urgent, "--wrap=sleep 2").strip()
     cluster.wait_for(other, "COMPLETED", seconds=90)
