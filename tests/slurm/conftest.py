@@ -46,7 +46,7 @@ def cluster(slurm: Cluster) -> Iterator[Cluster]:
             slurm.start_node(node)
     slurm.client("scancel", "--user=root", check=False)
     try:
-        wait_until(lambda: slurm.idle_nodes() == slurm.nodes, 90, "every node idle again")
+        wait_until(lambda: slurm.idle_nodes() == slurm.nodes, 240, "every node idle again")
     except AssertionError as late:
         shown = slurm.client("scontrol", "-o", "show", "node", check=False)
         raise AssertionError(f"{late}\n{shown}\n{slurm.log('slurmctld')[-4000:]}") from None
