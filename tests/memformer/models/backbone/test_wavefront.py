@@ -211,7 +211,8 @@ class Counted:
 
 @pytest.mark.parametrize("kind", ["associative", "armt"])
 def test_a_reader_reads_whole_segments_through_it(kind: str) -> None:
-    """Whatever was read and asked before, and where documents differ in length: logits and state of one in turn."""
+    """Whatever was read and asked before, and where documents differ in length: logits and state of one in turn. To
+    1e-11 here: over dozens of segments the rule of ARMT, which divides by a sum, makes more of what was rounded."""
     model = make(config_of(memory=kind, segment_length=LENGTH), moved=0.1).eval()
     plain, ours = BackboneReader(model, 3), BackboneReader(model, 3)
     ours.wavefront = counted = Counted(BackboneWavefront(model))
@@ -223,8 +224,8 @@ def test_a_reader_reads_whole_segments_through_it(kind: str) -> None:
             ours.state.context, plain.state.context
         )
         assert (ours.state.known, ours.state.counts) == (plain.state.known, plain.state.counts)
-        assert torch.allclose(ours.state.memory, plain.state.memory, atol=1e-12, rtol=0)
-        assert torch.allclose(ours.logits, plain.logits, atol=1e-12, rtol=0)
+        assert differs(ours.state.memory, plain.state.memory) < 1e-11
+        assert differs(ours.logits, plain.logits) < 1e-11
     # 27 and 60 tokens: five segments of both, then the seven that the longer one has left.
     assert counted.given[:2] == [(5, 2), (7, 1)] and len(counted.given) > 3
 
