@@ -189,11 +189,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     repetitions = 1 if arguments.quick else arguments.repetitions
+    values = {**provenance(torch.device("cpu")), "base": BASE, "repetitions": repetitions}
     rows = []
     for case in cases(QUICK if arguments.quick else CHANGES):
         rows.append(measure(case, repetitions))
         print(rows[-1], file=sys.stderr, flush=True)
-    values = {**provenance(torch.device("cpu")), "base": BASE, "repetitions": repetitions, "rows": rows}
+    values["rows"] = rows
     tell(values, page(values), arguments)
 
 

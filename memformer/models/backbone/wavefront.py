@@ -106,7 +106,7 @@ class BackboneWavefront:
             each.gather()
         lanes, matrices = len(memory_BKC), len(self.memory.at)
         shape = (lanes, matrices, -1, memory_BKC.shape[2])
-        state_mBPC = memory_BKC.reshape(shape).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        state_mBPC = memory_BKC.reshape(shape).transpose(0, 1).contiguous()
         first_m1PC = self.model.initial_memory(1).to(memory_BKC.dtype).view(1, *shape[1:]).transpose(0, 1)
         within: deque[_Within] = deque()  # the newest, which is in the lowest layer, first
         x_nBLD: torch.Tensor | None = None
@@ -121,7 +121,8 @@ class BackboneWavefront:
             else:
                 low += 1
             assert x_nBLD is not None
-            x_nBLD = self._diagonal(x_nBLD, low, list(within), state_mBPC, first_m1PC, carried)
+            x_nBLD, following_mBPC = self._diagonal(x_nBLD, low, list(within), state_mBPC, first_m1PC)
+            state_mBPC = following_mBPC if carried else state_mBPC
             segment = next(coming, None)
             if low + len(within) == depth:
                 done = within.pop()
@@ -148,9 +149,8 @@ class BackboneWavefront:
         within: list[_Within],
         state_mBPC: torch.Tensor,
         first_m1PC: torch.Tensor,
-        carried: bool,
-    ) -> torch.Tensor:
-        """The layers low .. low+n-1, each on the segment that has come to it; the matrices change in place."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layers low .. low+n-1, each on the segment that has come to it: their outputs, and all matrices."""
         count, lanes, length, _ = x_nBLD.shape
         parts = [part for part, layer in enumerate(self.memory.at) if low <= layer < low + count]
         self._blocks.show(low, low + count)
@@ -171,15 +171,18 @@ class BackboneWavefront:
             x_nBLD = x_nBLD + added if at is None else x_nBLD.index_add(0, at, added)
         mask, more = self._seen(within, lanes, length)
         y_nBLD = self._blocks.module(x_nBLD.flatten(0, 1), attention_mask=mask, **more).view_as(x_nBLD)
-        if parts and carried:
+        if parts:
             behind = y_nBLD[..., length - self.memory.count :, :]
             behind = behind if at is None else behind[at]
             next_pBPC = self._writers.module(behind.flatten(0, 1), before_pBPC.flatten(0, 1)).view_as(before_pBPC)
             if any(each.short for each in own):  # only there may a lane have no document
                 reads_pB11 = torch.stack([each.target_length > 0 for each in own])[..., None, None]
                 next_pBPC = torch.where(reads_pB11, next_pBPC, before_pBPC)
-            state_mBPC[span] = next_pBPC
-        return y_nBLD
+            next_pBPC = next_pBPC.to(state_mBPC.dtype)
+            if len(parts) < len(state_mBPC):
+                next_pBPC = torch.cat([state_mBPC[: span.start], next_pBPC, state_mBPC[span.stop :]])
+            state_mBPC = next_pBPC
+        return y_nBLD, state_mBPC
 
     def _seen(self, within: list[_Within], lanes: int, length: int) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """The mask [n B, 1, L, L] of a diagonal, and its cosines and sines as transformers' layers take them."""
