@@ -54,6 +54,18 @@ def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return stack
 
 
+class _Joined(torch.autograd.Function):
+    """What parameters are views of, whose gradient is handed to them."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return whole.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (None, *gradients[0].unbind())
+
+
 class Stacked(nn.Module):
     """A module in the place of one that has weights.
 
@@ -76,13 +88,17 @@ class Stacked(nn.Module):
         self._whole: dict[str, torch.Tensor | None] = {}
 
     def gather(self) -> None:
-        """Puts the weights side by side, where they are not."""
+        """Puts the weights side by side, where they are not; where gradients are kept, they reach the parameters."""
         self._whole = {name: None if found[0] is None else side_by_side(found) for name, found in self._each.items()}
+        for name, whole in self._whole.items():
+            if whole is not None and torch.is_grad_enabled():
+                self._whole[name] = _Joined.apply(whole, *self._each[name])  # type: ignore[no-untyped-call]
 
     def show(self, first: int, last: int) -> None:
         """The layers first .. last-1 run from now on."""
         for name, whole in self._whole.items():
-            setattr(self, name, None if whole is None else whole[first:last])
+            everything = whole is None or last - first == len(whole)  # a slice has a gradient of the whole size
+            setattr(self, name, whole if everything else whole[first:last])  # type: ignore[index]
 
     def of_layers(self, x: torch.Tensor) -> torch.Tensor:
         """[n B, ..., I] as [n, rows, I]."""

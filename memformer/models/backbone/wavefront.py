@@ -8,8 +8,8 @@ So the cells of a diagonal t + l = s need nothing of each other, and all of them
     layer 0   t = 0    1       2       3                for T = 4, N = 2
     layer 1           t = 0    1       2       3
 
-The same products in other batches: equal to one segment after another, to rounding. Without gradient. Read as diagonal
-batching of ARMT (Sivtsov et al., 2025), by transformers' layers as they are.
+The same products in other batches: equal to one segment after another, to rounding, and so are gradients, which go back
+along the diagonals. Diagonal batching of ARMT (Sivtsov et al., 2025), here by transformers' layers as they are.
 
 Shapes: B lanes, n layers that run, of N, m of them with a matrix [P, C], L inputs of a segment, S of them scored, D
 width.
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from memformer.models.backbone.associative import AssociativeMemory
 from memformer.models.backbone.model import Backbone, BackboneLayer
@@ -55,17 +56,19 @@ class BackboneWavefront:
 
     Args:
         model: Whole, on one process, with an associative memory.
+        recompute: Of `scored`: keep the inputs of each diagonal alone, and run it again in the backward.
 
     Raises:
         ValueError: Its layers are not alike; one line.
     """
 
-    def __init__(self, model: Backbone) -> None:
+    def __init__(self, model: Backbone, recompute: bool = False) -> None:
         layers = [layer for layer in model.layers() if isinstance(layer, BackboneLayer)]
         memory: Any = model.memory
         assert isinstance(memory, AssociativeMemory) and len(layers) == len(model.layers())
         self.model: Backbone = model
         self.memory: AssociativeMemory = memory
+        self.recompute = recompute
         readers: list[Any] = [layer.reader for layer in layers if layer.reader is not None]
         try:
             self._blocks: Stack = Stack([layer.block for layer in layers])
@@ -76,6 +79,7 @@ class BackboneWavefront:
         for each in (self._readers, self._writers):
             each.module.rows = slice(None)  # type: ignore[assignment]  # each is given its own matrix alone
 
+    @torch.no_grad()
     def advance(self, segments: Iterable[Segment], memory: torch.Tensor) -> torch.Tensor:
         """The memory [B, K, C] behind segments of one length, by the layers that it depends on."""
         for _, _, found in self._run(segments, memory, self.memory.depth, True):
@@ -97,7 +101,23 @@ class BackboneWavefront:
         for segment, x_BSD, found in self._run(segments, memory, len(model.stack), carried):
             yield model.head(model.norm(x_BSD), model.targets(segment)), found
 
-    @torch.no_grad()
+    def scored(
+        self, segments: Iterable[Segment], memory: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`replay.WindowCell`: losses [T] and valid targets int64 [T] of segments, and the memory, with a graph.
+
+        Raises:
+            ValueError: The model is in training mode and has dropout, whose masks would be others than in turn.
+        """
+        model, losses, counts = self.model, [], []
+        if model.training and (model.config.dropout or (model.config.lora and model.config.lora.dropout)):
+            raise ValueError("a wavefront has no dropout: set model.dropout and model.lora.dropout to 0")
+        for segment, x_BSD, found in self._run(segments, memory, len(model.stack), True):
+            losses.append(segment.weighted(model.head(model.norm(x_BSD), model.targets(segment))).sum())
+            counts.append(segment.target_length.sum())
+            memory = memory if found is None else found
+        return torch.stack(losses), torch.stack(counts), memory
+
     def _run(
         self, segments: Iterable[Segment], memory_BKC: torch.Tensor, depth: int, carried: bool
     ) -> Iterator[tuple[Segment, torch.Tensor, torch.Tensor | None]]:
@@ -121,7 +141,11 @@ class BackboneWavefront:
             else:
                 low += 1
             assert x_nBLD is not None
-            x_nBLD, following_mBPC = self._diagonal(x_nBLD, low, list(within), state_mBPC, first_m1PC)
+            inputs = (x_nBLD, low, list(within), state_mBPC, first_m1PC)
+            if self.recompute and torch.is_grad_enabled():
+                x_nBLD, following_mBPC = checkpoint(self._diagonal, *inputs, use_reentrant=False)
+            else:
+                x_nBLD, following_mBPC = self._diagonal(*inputs)
             state_mBPC = following_mBPC if carried else state_mBPC
             segment = next(coming, None)
             if low + len(within) == depth:

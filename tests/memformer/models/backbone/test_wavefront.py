@@ -3,7 +3,7 @@
 
 Tolerance in float64 1e-12 of the largest number, in float32 1e-4: the same products in other batches.
 
-Covers: memformer/models/backbone/stacked.py
+Covers: memformer/models/backbone/stacked.py, memformer/replay/windows.py
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from memformer.models.backbone.reader import BackboneReader
 from memformer.models.backbone.stacked import NotStackable, Stack, side_by_side
 from memformer.models.backbone.wavefront import BackboneWavefront
 from memformer.models.registry import NotBuilt, wavefronts_of
-from memformer.replay import Carry, Rollout, Segment
+from memformer.replay import Carry, DecoderGroups, Rollout, Segment, bptt_backward, windowed_replay_backward
 from tests.books import small_dataset
 from tests.memformer.models.backbone.examples import SIZES, START, config_of, make
 
@@ -29,7 +29,7 @@ LENGTH = 5
 KINDS = ["associative", "armt", "one layer"]
 
 
-def segments_of(count: int, ragged: bool = False, lanes: int = 2) -> list[Segment]:
+def tokens_of(count: int, ragged: bool, lanes: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of documents that begin with the first; ragged: one ends and begins in between, and one is over before."""
     tokens = torch.arange(lanes * count * LENGTH).view(lanes, count, LENGTH) * 7 % START
     lengths, resets = torch.full((lanes, count), LENGTH), torch.zeros(lanes, count, dtype=torch.bool)
@@ -37,7 +37,11 @@ def segments_of(count: int, ragged: bool = False, lanes: int = 2) -> list[Segmen
     if ragged:
         lengths[0, 1], resets[0, 2] = 3, True
         lengths[1, count - 2], lengths[1, count - 1] = 1, 0
-    rollout = Rollout.of(tokens, lengths, resets)
+    return tokens, lengths, resets
+
+
+def segments_of(count: int, ragged: bool = False, lanes: int = 2) -> list[Segment]:
+    rollout = Rollout.of(*tokens_of(count, ragged, lanes))
     carry = Carry.empty(torch.zeros(lanes, 1, 1), LENGTH)
     return [rollout.segment(t, carry) for t in range(count)]
 
@@ -234,7 +238,7 @@ def test_a_reader_reads_whole_segments_through_it(kind: str) -> None:
 def index(tmp_path_factory: pytest.TempPathFactory) -> DocumentIndex:
     """Documents of uneven length."""
     folder = tmp_path_factory.mktemp("documents")
-    return DocumentIndex.load(small_dataset(folder, 4, 1_700) / "train")
+    return DocumentIndex.load(small_dataset(folder, 3, 1_600) / "train")
 
 
 @pytest.mark.parametrize(("lanes", "from_token"), [(1, 0), (2, 0), (2, 100)])
@@ -252,3 +256,53 @@ def test_evaluation_through_it_is_that_of_one_in_turn(index: DocumentIndex, lane
         for row, other in zip(report["by_position"], found[1][mode]["by_position"], strict=True):
             assert row == pytest.approx(other, rel=1e-12)
     assert found[0]["with_memory"]["loss"] != pytest.approx(found[0]["memory_reset"]["loss"], rel=1e-6)
+
+
+def gradients(model: Backbone, backward: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Of a ragged rollout of 7 segments, and its result."""
+    model.zero_grad()
+    tokens, lengths, resets = tokens_of(7, True)
+    result = backward(Rollout.of(tokens, lengths, resets), Carry.empty(begun(model).detach(), LENGTH))
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}, result
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_gradients_are_those_of_back_propagation_through_time(kind: str) -> None:
+    """Any window, with and without a second run of each diagonal, at every tied or frozen parameter."""
+    model = make(config_of(kind, "one layer" if kind == "qwen3" else "associative"), moved=0.1)
+    for parameter in [each for each in model.parameters() if each.dim() == 1][:2]:
+        parameter.requires_grad_(False)
+    expected, result = gradients(model, lambda *given: bptt_backward(model, *given, denominator=50.0))
+    for window, recompute in ((1, False), (3, True), (7, False)):
+        cell = BackboneWavefront(model, recompute)
+        found, ours = gradients(
+            model,
+            lambda *given, cell=cell, window=window: windowed_replay_backward(
+                cell, *given, denominator=50.0, window=window
+            ),
+        )
+        assert found.keys() == expected.keys()
+        assert max(differs(found[name], expected[name]) for name in expected if expected[name].any()) < 1e-12
+        assert differs(ours.segment_losses, result.segment_losses) < 1e-12
+        assert torch.equal(ours.segment_tokens, result.segment_tokens)
+        assert differs(ours.carry.memory, result.carry.memory) < 1e-12
+        borders = result.memory_gradient_norms[[span[0] - 1 for span in DecoderGroups(7, window).spans[1:]]]
+        assert torch.allclose(ours.memory_gradient_norms, borders, rtol=1e-10, atol=0)
+
+
+def test_adapters_are_trained_beside_a_frozen_backbone() -> None:
+    model = make(config_of(lora=LoraConfig(rank=2)), moved=0.1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora" in name or "memory" in name or "reader" in name)
+    expected, _ = gradients(model, lambda *given: bptt_backward(model, *given, denominator=1.0))
+    cell = BackboneWavefront(model)
+    found, _ = gradients(model, lambda *given: windowed_replay_backward(cell, *given, denominator=1.0, window=4))
+    assert found.keys() == expected.keys() and any("lora_B" in name for name in found)
+    assert max(differs(found[name], expected[name]) for name in expected) < 1e-12
+
+
+def test_dropout_is_refused_in_training() -> None:
+    model = make(config_of(dropout=0.1))
+    with pytest.raises(ValueError, match="a wavefront has no dropout"):
+        BackboneWavefront(model).scored(segments_of(2), begun(model))
+    BackboneWavefront(model.eval()).scored(segments_of(2), begun(model))
