@@ -92,7 +92,7 @@ class Stacked(nn.Module):
         self._whole = {name: None if found[0] is None else side_by_side(found) for name, found in self._each.items()}
         for name, whole in self._whole.items():
             if whole is not None and torch.is_grad_enabled():
-                self._whole[name] = _Joined.apply(whole, *self._each[name])  # type: ignore[no-untyped-call]
+                self._whole[name] = _Joined.apply(whole, *self._each[name])
 
     def show(self, first: int, last: int) -> None:
         """The layers first .. last-1 run from now on."""
