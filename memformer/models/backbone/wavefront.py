@@ -128,6 +128,7 @@ class BackboneWavefront:
         shape = (lanes, matrices, -1, memory_BKC.shape[2])
         state_mBPC = memory_BKC.reshape(shape).transpose(0, 1).contiguous()
         first_m1PC = self.model.initial_memory(1).to(memory_BKC.dtype).view(1, *shape[1:]).transpose(0, 1)
+        at_m = torch.tensor(self.memory.at, device=memory_BKC.device)  # once: a copy from the host is waited for
         within: deque[_Within] = deque()  # the newest, which is in the lowest layer, first
         x_nBLD: torch.Tensor | None = None
         coming = iter(segments)
@@ -141,7 +142,7 @@ class BackboneWavefront:
             else:
                 low += 1
             assert x_nBLD is not None
-            inputs = (x_nBLD, low, list(within), state_mBPC, first_m1PC)
+            inputs = (x_nBLD, low, list(within), state_mBPC, first_m1PC, at_m)
             if self.recompute and torch.is_grad_enabled():
                 x_nBLD, following_mBPC = checkpoint(self._diagonal, *inputs, use_reentrant=False)
             else:
@@ -173,14 +174,14 @@ class BackboneWavefront:
         within: list[_Within],
         state_mBPC: torch.Tensor,
         first_m1PC: torch.Tensor,
+        at_m: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layers low .. low+n-1, each on the segment that has come to it: their outputs, and all matrices."""
         count, lanes, length, _ = x_nBLD.shape
         parts = [part for part, layer in enumerate(self.memory.at) if low <= layer < low + count]
         self._blocks.show(low, low + count)
-        everything = len(parts) == count
-        # Places of the layers with a matrix among those that run.
-        at = None if everything else torch.tensor([self.memory.at[part] - low for part in parts], device=x_nBLD.device)
+        # Places of the layers with a matrix among those that run; None: all have one.
+        at = None if len(parts) == count else at_m[parts[0] : parts[-1] + 1] - low if parts else at_m[:0]
         own = [within[self.memory.at[part] - low].segment for part in parts]
         if parts:
             span = slice(parts[0], parts[-1] + 1)
