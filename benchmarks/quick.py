@@ -25,7 +25,8 @@ SCRIPTS = (
     "replay", "training_peers", "inference", "reading", "memory_tasks", "pixels", "long_text", "peers_text",
     "memory_slots", "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle",
     "backbone_replay", "decoder_batches", "backbone_books", "backbone_peers", "backbone_generation",
-    "logits_and_writer", "task_evaluation", "simulated_step", "optimizers",
+    "backbone_wavefront", "backbone_wavefront_training", "logits_and_writer", "task_evaluation", "simulated_step",
+    "optimizers",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 

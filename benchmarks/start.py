@@ -56,6 +56,8 @@ COMMANDS: dict[str, tuple[list[str], int]] = HELP | {
     "evaluate, a run": (["evaluate", "{root}/run", "--data", "{root}"], 2),
     "generate, no model": (["generate", "{root}/nowhere", "--prompt", "a"], 2),
     "generate, wrong value": (["generate", "{root}/nowhere", "--prompt", "a", "--top-p", "2"], 2),
+    "generate, no wavefront": (["generate", "{root}/model", "--prompt", "a", "--wavefront"], 2),
+    "evaluate, no wavefront": (["evaluate", "{root}/model", "--data", "{root}", "--wavefront"], 2),
     "inspect-memory, no model": (
         [
             "inspect-memory",
@@ -80,7 +82,10 @@ COMMANDS: dict[str, tuple[list[str], int]] = HELP | {
 
 
 def prepare(root: Path) -> None:
-    """Makes what the commands are given: a configuration whose data is missing, and a run that has not saved."""
+    """Makes what the commands are given: a configuration whose data is missing, a run that has not saved, and what
+    describes a Memformer without its weights."""
+    (root / "model").mkdir()
+    (root / "model" / "config.json").write_text('{"format": 1, "model": {}}\n')
     (root / "run" / "checkpoints").mkdir(parents=True)
     (root / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5, "step_seconds": 0.1}\n')
     (root / "config.yaml").write_text(f"run_dir: {root}/new\ndata:\n  path: {root}/nowhere\n  num_lanes: 4\n")

@@ -2,6 +2,7 @@
 """What the commands on exported models share: opening one, with its tokenizer, on a device."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipeline import Tokenizer
-    from memformer.models.protocol import MemoryModel
+    from memformer.models.protocol import MemoryModel, Wavefront
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +52,54 @@ def check_model(path: Path, said: str = "") -> None:
     named = f"{said}: {path}" if said else str(path)
     if not (path / "config.json").is_file():
         raise UserError(f"{named}: holds no config.json: give a directory made by memformer export")
+
+
+def add_wavefront_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """--wavefront."""
+    parser.add_argument(
+        "--wavefront",
+        action="store_true",
+        help=f"{what} along the diagonals of segments and layers, equal to rounding: faster for one or a few documents "
+        "where one layer's segment is little work for the device (memory.kind associative alone)",
+    )
+
+
+def check_wavefront(path: Path) -> None:
+    """Refuses --wavefront for a model that has none, before torch is imported.
+
+    A description that cannot be read is left to `open_model`, which says what of it is wrong.
+
+    Raises:
+        UserError: It has none.
+    """
+    from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of_architecture, wavefronts_of
+
+    file = next(file for file in (path / "memory.json", path / "config.json") if file.is_file())
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        kind = family_of_architecture(described.get("architecture", family(DEFAULT).architecture))
+        config = kind.config.from_dict(described["model"])
+    except (UnknownFamily, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return
+    try:
+        wavefronts_of(config).check(config)
+    except ValueError as error:
+        raise UserError(f"--wavefront: {error}: leave it out") from None
+
+
+def open_wavefront(model: "MemoryModel") -> "Wavefront":
+    """What reads documents along diagonals with a model.
+
+    Raises:
+        UserError: Its layers are not alike.
+    """
+    from memformer.models.registry import wavefronts_of
+
+    try:
+        found: Wavefront = wavefronts_of(model.config).build(model)
+    except ValueError as error:
+        raise UserError(f"--wavefront: {error}: leave it out") from None
+    return found
 
 
 def open_model(arguments: argparse.Namespace) -> "tuple[MemoryModel, Tokenizer]":

@@ -32,7 +32,7 @@ class Prompt(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the prompts or a state to go on from, how much to write and how to draw."""
-    from launch.models import add_model_arguments
+    from launch.models import add_model_arguments, add_wavefront_argument
 
     add_model_arguments(parser)
     add = parser.add_argument
@@ -48,15 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, metavar="K", help="draw among the K most likely tokens (default: all)")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw among tokens that reach it")
     add("--seed", type=int, default=0, metavar="N", help="seed of the draws; the next prompt has the next one")
+    add_wavefront_argument(parser, "read prompts")
     add("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Streams the continuation of one prompt to standard output, or shows those of several; with --json, to stderr."""
-    from launch.models import model_here, open_model
+    from launch.models import check_wavefront, model_here, open_model
 
     check(arguments)
-    model_here(arguments)
+    path = model_here(arguments)
+    if arguments.wavefront:
+        check_wavefront(path)
     texts = [read_prompt(prompt) for prompt in arguments.prompts or ()]
     model, tokenizer = open_model(arguments)
     from memformer.inference.generation import Written, draw, read_texts
@@ -112,11 +115,13 @@ def open_reader(arguments: argparse.Namespace, model: "MemoryModel", count: int)
         UserError: The state cannot be read, is another model's, or of another number of documents.
     """
     from data_pipeline import UserError
+    from launch.models import open_wavefront
     from memformer.inference.generation import reader_of
     from memformer.inference.state_file import load_state
 
+    wavefront = open_wavefront(model) if arguments.wavefront else None
     if arguments.load_state is None:
-        return reader_of(model, count)
+        return reader_of(model, count, wavefront=wavefront)
     state = load_state(Path(arguments.load_state), model)
     documents = state.batch_size
     count = count or documents
@@ -125,7 +130,7 @@ def open_reader(arguments: argparse.Namespace, model: "MemoryModel", count: int)
             f"--load-state {arguments.load_state}: is of {documents} documents, and there are {count} prompts: give "
             f"{documents} prompts, or none"
         )
-    reader = reader_of(model, count, state.segment_length)
+    reader = reader_of(model, count, state.segment_length, wavefront)
     reader.restore(state.rows([0] * count if documents == 1 else range(documents)))
     return reader
 

@@ -6,17 +6,16 @@ Both figures see the previous segment; "reset" takes away only what the memory c
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from data_pipeline import SegmentBatch
 from memformer.models.evaluation_mode import evaluation_mode
-from memformer.models.protocol import MemoryModel
+from memformer.models.protocol import MemoryModel, Wavefront
 from memformer.processes.group import all_sum
-from memformer.replay import Carry
+from memformer.replay import Carry, Segment
 from memformer.run.data import rollout_of
 from memformer.run.metrics import perplexity
 
@@ -73,6 +72,7 @@ def evaluate(
     max_segments: int | None = None,
     from_token: int = 0,
     autocast: contextlib.AbstractContextManager[Any] | None = None,
+    wavefront: Wavefront | None = None,
     total: Callable[[torch.Tensor], torch.Tensor] = all_sum,
 ) -> dict[str, Score]:
     """Scores documents in both modes, in one pass at constant memory, by their loss weights where they have any.
@@ -87,6 +87,8 @@ def evaluate(
         from_token: Targets from this token of their document on are scored. Segments in which no lane has one are read
             by what the memory depends on alone.
         autocast: The precision to compute in; None: the weights' own.
+        wavefront: Of the model: reads the segments of a batch along the diagonals of segments and layers, equal to
+            rounding; worth the more, the more segments a batch has. All their targets are computed.
         total: Sums a tensor over the replicas, in place.
     """
     sums = {mode: torch.zeros(3, BUCKETS, dtype=torch.float64, device=device) for mode in MODES}
@@ -108,14 +110,22 @@ def evaluate(
             # Segment number n of a document lies in bucket 0 for n = 0, else floor(log2 n) + 1.
             buckets = torch.where(buckets > 0, torch.log2(buckets.clamp(min=1).double()).floor().long() + 1, 0)
             initial = model.initial_memory(len(batch.tokens)).clone()
-            for mode, t in itertools.product(MODES, range(rollout.num_segments)):
-                if t == 0:
-                    carries.setdefault(mode, Carry.empty(initial, length))
-                    memory = carries[mode].memory
-                segment = rollout.segment(t, carries[mode])
-                memory = memory if mode == "with_memory" else initial
-                if scored[t]:
-                    losses, memory = model.losses(segment, memory)
+            for mode in MODES:
+                carry = carries.setdefault(mode, Carry.empty(initial, length))
+                segments = [rollout.segment(t, carry) for t in range(rollout.num_segments)]
+                carried = mode == "with_memory"
+                memory = carry.memory if carried else initial
+                if wavefront is None:
+                    read = _in_turn(model, scored, segments, memory, carried)
+                else:  # where the last documents end before the batch does, it ends with them
+                    count = 1 + int(batch.lengths.any(0).nonzero()[0].max(initial=0))
+                    read = iter(wavefront.losses(segments[:count], memory, carried))
+                for t, (losses, following) in enumerate(read):
+                    if following is not None:
+                        carries[mode] = rollout.carry(following)
+                    if losses is None or not scored[t]:
+                        continue
+                    segment = segments[t]
                     losses, counted = segment.weighted(losses), segment.counted
                     counts = (segment.target_length - before[:, t]).clamp(min=0)
                     if from_token:
@@ -126,9 +136,20 @@ def evaluate(
                     found = losses.sum(1, dtype=torch.float64)
                     for row, each in zip(sums[mode], (found, counts, counted), strict=True):
                         row.index_add_(0, buckets[:, t], each.double())
-                elif mode == "with_memory":
-                    memory = model.advance(segment, memory)
-                if t == rollout.num_segments - 1:
-                    carries[mode] = rollout.carry(memory)
     totals = {mode: total(each).cpu() for mode, each in sums.items()}
     return {mode: Score(each[0], each[1], each[2], weighted, length) for mode, each in totals.items()}
+
+
+def _in_turn(
+    model: MemoryModel, scored: Sequence[bool], segments: Sequence[Segment], memory: torch.Tensor, carried: bool
+) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """As `Wavefront.losses`, one segment after another; without losses where nothing is scored."""
+    following = memory
+    for t, segment in enumerate(segments):
+        losses = None
+        if scored[t]:
+            losses, following = model.losses(segment, memory)
+        elif carried:
+            following = model.advance(segment, memory)
+        memory = following if carried else memory
+        yield losses, following if t == len(segments) - 1 else None

@@ -103,6 +103,19 @@ class Stages:
     home: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Wavefronts:
+    """How a family reads a document along the diagonals of segments and layers: for `--wavefront`.
+
+    Attributes:
+        check: Of a configuration. ValueError, in one line: it has no wavefront.
+        build: Model -> a `protocol.Wavefront`; ValueError as above, of what the configuration does not say.
+    """
+
+    check: Callable[[Any], None]
+    build: Callable[[Any], Any]
+
+
 def _nothing(*_: Any) -> dict[str, Any]:
     return {}
 
@@ -164,6 +177,8 @@ class Family:
             starts from, one after another, or None where all are drawn, as where this is None; the others stay as they
             were drawn. ValueError, in one line: they cannot be had.
         export: How its exports are laid out; None: for this program alone.
+        wavefront: How it reads documents along diagonals; its readers then have an attribute `wavefront`, as
+            `segment_reader.SegmentReader`.
     """
 
     name: str
@@ -183,6 +198,7 @@ class Family:
     beside: Callable[[Any, Path, Iterable[str], Callable[[str], Any]], None] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]] | None] | None = None
     export: Export | None = None
+    wavefront: Wavefronts | None = None
 
     def trains(self, train: str, name: str) -> bool:
         """Whether a parameter is trained.

@@ -3,12 +3,12 @@
 
 A **cell** (`memformer.replay.Cell`) can be trained by memory replay. A `MemoryModel` is a cell that can also be
 optimized, checkpointed, evaluated and exported; a `Standalone` one also does without its memory. A `Reader` reads a
-document token by token, to continue it.
+document token by token, to continue it; a `Wavefront` many segments at once.
 
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -175,6 +175,24 @@ class Stage(Protocol):
 
     def eval(self) -> Any:
         """Switches dropout off."""
+
+
+class Wavefront(Protocol):
+    """Reads segments of the same lanes while those before them are still on their way through the layers.
+
+    Equal to a `MemoryModel` that reads one after another, to rounding; without gradient.
+    """
+
+    def advance(self, segments: Iterable[Segment], memory: torch.Tensor) -> torch.Tensor:
+        """The memory [B, K, C] behind segments of one length, from that before them."""
+
+    def losses(
+        self, segments: Iterable[Segment], memory: torch.Tensor, carried: bool = True
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Of each segment `MemoryModel.losses` [B, S]; and with the last one the memory [B, K, C] behind it.
+
+        Not `carried`, each is read with the memory that is given.
+        """
 
 
 class Reader(Protocol):

@@ -9,7 +9,7 @@ import functools
 from importlib.metadata import entry_points
 
 from memformer.models.configuration import ModelConfig
-from memformer.models.family_record import Family, Stages
+from memformer.models.family_record import Family, Stages, Wavefronts
 
 GROUP = "memformer.families"
 DEFAULT = "memformer"
@@ -67,6 +67,18 @@ def stages_of(config: ModelConfig) -> Stages:
     if stages is None:
         raise NotBuilt(f"parallel.pipeline: not built for family {config.family}: set it to 1")
     return stages
+
+
+def wavefronts_of(config: ModelConfig) -> Wavefronts:
+    """How the family of a configuration reads documents along diagonals.
+
+    Raises:
+        NotBuilt: It does not.
+    """
+    found = family_of(config).wavefront
+    if found is None:
+        raise NotBuilt(f"not built for family {config.family}, all of whose layers wait for one memory")
+    return found
 
 
 def family_of_architecture(architecture: str) -> Family:

@@ -79,6 +79,8 @@ class SegmentReader:
         self._known, self._counts = [0] * batch_size, [0] * batch_size
         self._decoded = [UNASKED] * batch_size  # tokens of the segment whose logits were asked for
         self._logits: torch.Tensor | None = None
+        self.wavefront: Any = None
+        """A `protocol.Wavefront` by which whole segments are read several at once; None: one after another."""
 
     @torch.no_grad()
     def read(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> None:
@@ -100,12 +102,41 @@ class SegmentReader:
             )
         done = [0] * lanes
         while done != left:
+            while self.wavefront is not None and done != (further := self._through(tokens, done, left)):
+                done = further
             takes = [min(self.segment_length - c, n - d) for c, n, d in zip(self._counts, left, done, strict=True)]
             self._take(tokens, done, takes)
             done = [d + take for d, take in zip(done, takes, strict=True)]
             full = [row for row, count in enumerate(self._counts) if count == self.segment_length]
             if full:
                 self._end(full)
+
+    def _through(self, tokens: torch.Tensor, done: list[int], left: list[int]) -> list[int]:
+        """Reads the segments of which rows between two of theirs have two or more at once; what is then done of each.
+
+        As many of each of these rows as of the one with the fewest: the next call goes on with the others.
+        """
+        length = self.segment_length
+        whole = [(n - d) // length * (c == 0) for c, n, d in zip(self._counts, left, done, strict=True)]
+        rows = [row for row, count in enumerate(whole) if count > 1]
+        if not rows:
+            return done
+        count = min(whole[row] for row in rows)
+        parts = torch.stack([tokens[row, done[row] : done[row] + count * length] for row in rows]).view(
+            -1, count, length
+        )
+        context, full = self._of(self._context, rows), torch.full((len(rows),), length, device=self.device)
+        known = torch.tensor([self._known[row] for row in rows], device=self.device)
+        segments, begins = [], not all(self._known[row] for row in rows)
+        for target in parts.unbind(1):
+            segments.append(Segment(context, known, target, full, known == 0, begins, False))
+            context, known, begins = target, full, False
+        memory = self.wavefront.advance(segments, self._of(self._memory, rows))
+        self._memory = self._put(self._memory, rows, memory)
+        self._context = self._put(self._context, rows, context.clone())
+        for row in rows:
+            self._known[row], self._decoded[row] = length, UNASKED
+        return [d + count * length * (row in rows) for row, d in enumerate(done)]
 
     def _take(self, tokens: torch.Tensor, done: list[int], takes: list[int]) -> None:
         """Puts the next tokens of each row into its segment."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from memformer.replay.piece import RolloutPiece
     from memformer.replay.rollout import Carry, Rollout
     from memformer.replay.segment import Segment
+    from memformer.replay.windows import WindowCell, windowed_replay_backward
 
 __all__ = [
     "Backward",
@@ -26,10 +27,12 @@ __all__ = [
     "RolloutPiece",
     "RolloutResult",
     "Segment",
+    "WindowCell",
     "bptt_backward",
     "grouped_replay_backward",
     "kept_memories",
     "memory_replay_backward",
+    "windowed_replay_backward",
 ]
 
 __getattr__ = face(
@@ -47,8 +50,10 @@ __getattr__ = face(
         "RolloutPiece": "piece",
         "RolloutResult": "backward",
         "Segment": "segment",
+        "WindowCell": "windows",
         "bptt_backward": "backward",
         "grouped_replay_backward": "grouped",
         "memory_replay_backward": "backward",
+        "windowed_replay_backward": "windows",
     },
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import backbone_books, backbone_needle, backbone_peers, backbone_replay
+from benchmarks import backbone_books, backbone_needle, backbone_peers, backbone_replay, backbone_wavefront
 from benchmarks.peers import backbone
 from benchmarks.peers.reader import MemoryReader
 from benchmarks.peers.segment_wrappers import ARMT, RMT
@@ -62,6 +62,15 @@ def test_replay_and_peers_run(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "peers.json").read_text())["rows"]
     grown = {row["method"]: row["allocated_bytes"] for row in rows if row["num_segments"] == 4}
     assert grown["tokens, replay"] < 0.5 * grown["RMT, BPTT"]
+
+
+def test_a_wavefront_is_the_same_reading_in_fewer_operators() -> None:
+    case = {**backbone_wavefront.BASE, **backbone_wavefront.QUICK[0]}
+    row = backbone_wavefront.measure(case, 1)
+    assert row["difference"] < 1e-4 and row["operators"]["wavefront"] < row["operators"]["in turn"]
+    assert min(row["milliseconds"].values()) > 0
+    values = {"date": "", "hardware": "", "torch": "", "commit": "c", "command": "", "rows": [row]}
+    assert "| an 8B Llama | 32 | 1,024 | 32,768 | 1,055 | 31.1 |" in backbone_wavefront.page(values)
 
 
 def test_the_wrapper_of_rmt_says_what_our_memory_of_tokens_says() -> None:

@@ -17,7 +17,7 @@ from memformer.models.backbone.exports import (
     weight_place,
 )
 from memformer.models.configuration import require
-from memformer.models.family_record import Export, Family, Role, Sharding
+from memformer.models.family_record import Export, Family, Role, Sharding, Wavefronts
 
 if TYPE_CHECKING:
     from memformer.models.backbone.flops import SegmentFlops
@@ -41,6 +41,24 @@ def _reader(model: "Backbone", batch_size: int = 1, segment_length: int | None =
     from memformer.models.backbone.reader import BackboneReader
 
     return BackboneReader(model, batch_size, segment_length)
+
+
+def _check_wavefront(config: BackboneConfig) -> None:
+    """Whether each layer's memory depends on no other layer's.
+
+    Raises:
+        ValueError: It does.
+    """
+    kind = config.memory.kind
+    mend = "all layers wait for it, and a wavefront needs matrices of each layer's own, which is associative"
+    require(kind == "associative", "memory.kind", kind, mend)
+
+
+def _wavefront(model: "Backbone") -> Any:
+    from memformer.models.backbone.wavefront import BackboneWavefront
+
+    _check_wavefront(model.config)
+    return BackboneWavefront(model)
 
 
 def _inspect(model: "Backbone") -> Any:
@@ -130,4 +148,5 @@ FAMILY = Family(
         beside=files_beside,
         base=base_files,
     ),
+    wavefront=Wavefronts(_check_wavefront, _wavefront),
 )

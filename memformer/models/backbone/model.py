@@ -209,10 +209,14 @@ class Backbone(nn.Module):
     def losses(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`scoring.token_losses` of the segment, [B, S], and the next memory [B, K, C]."""
         found = self.run(segment, memory_BKC, len(self.stack))
+        return self.head(self.norm(found.scored), self.targets(segment)), found.memory
+
+    def targets(self, segment: Segment) -> torch.Tensor:
+        """What `scoring.Head` scores, in the backbone's ids, int64 [B, S]."""
         if self.start_token_id != self.bos:
             target = segment.target.masked_fill(segment.target == self.start_token_id, self.bos)
             segment = segment._replace(target=target)
-        return self.head(self.norm(found.scored), scored_targets(segment)), found.memory
+        return scored_targets(segment)
 
     def forward(self, segment: Segment, memory_BKC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores a segment.

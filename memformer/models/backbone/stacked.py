@@ -1,0 +1,233 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Equal modules of several layers as one module: their weights side by side, their inputs one batch.
+
+    x [n B, L, D] of n neighbouring layers, layer by layer  ->  [n B, L, D], each layer's part by its own weights
+
+transformers' own code of a layer runs as it is; only what has weights in it is another module: a linear map is one
+batched product, a norm multiplies each layer's part by its own gains. All that has no weights (attention, rotary
+positions, activations) sees a larger batch. torch.func.vmap over the layer gives the same numbers, but has no batched
+attention on a CPU and runs it layer by layer there.
+
+The weights are stored once: the parameters of the layers become views of what they are stacked in, one kind after
+another, so that no more than one kind of all layers is there twice for a moment.
+
+Shapes: B lanes, N all layers, n of them that run, L inputs, D width; a map has I inputs and O outputs.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memformer.models.backbone.associative import at_least_float32
+from memformer.models.backbone.lora import LoraLinear
+
+_COMPARED = (bool, int, float, str, type(None))
+_OWN = {"layer_idx", "training"}
+"""What layers may differ in: their number, and what a stack has of its own."""
+
+
+class NotStackable(ValueError):
+    """Modules that cannot be run as one; the message says of what kind they are."""
+
+
+def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Equal parameters as one tensor [N, ...], which they are views of from then on; nothing is done if they are.
+
+    Their values, names and gradients stay. What gives a parameter new storage (moving the model to another device or
+    precision) ends it: ask again.
+    """
+    first = parameters[0]
+    size, step = (len(parameters), *first.shape), first.numel() * first.element_size()
+    there = first.untyped_storage().nbytes() - first.storage_offset() * first.element_size()
+    if there >= len(parameters) * step and all(
+        each.is_contiguous() and each.data_ptr() == first.data_ptr() + number * step
+        for number, each in enumerate(parameters)
+    ):
+        return first.detach().as_strided(size, (first.numel(), *first.stride()))
+    stack = torch.stack([each.detach() for each in parameters])
+    for parameter, view in zip(parameters, stack, strict=True):
+        parameter.data = view
+    return stack
+
+
+class _Joined(torch.autograd.Function):
+    """What parameters are views of, whose gradient is handed to them."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return whole.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (None, *gradients[0].unbind())
+
+
+class Stacked(nn.Module):
+    """A module in the place of one that has weights.
+
+    Args:
+        modules: The N modules.
+        names: Of their parameters, each of which may be None in all.
+
+    Attributes:
+        weight: Of the layers that run, [n, ...]; what asks a module for its weight's dtype finds it.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, modules: Sequence[Any], *names: str) -> None:
+        super().__init__()
+        self._each = {name: [getattr(module, name) for module in modules] for name in names}
+        for name, found in self._each.items():
+            if len({None if each is None else (each.shape, each.dtype, each.device) for each in found}) > 1:
+                raise NotStackable(f"{type(modules[0]).__name__}.{name} differs from layer to layer")
+        self._whole: dict[str, torch.Tensor | None] = {}
+
+    def gather(self) -> None:
+        """Puts the weights side by side, where they are not; where gradients are kept, they reach the parameters."""
+        self._whole = {name: None if found[0] is None else side_by_side(found) for name, found in self._each.items()}
+        for name, whole in self._whole.items():
+            if whole is not None and torch.is_grad_enabled():
+                self._whole[name] = _Joined.apply(whole, *self._each[name])
+
+    def show(self, first: int, last: int) -> None:
+        """The layers first .. last-1 run from now on."""
+        for name, whole in self._whole.items():
+            everything = whole is None or last - first == len(whole)  # a slice has a gradient of the whole size
+            setattr(self, name, whole if everything else whole[first:last])  # type: ignore[index]
+
+    def of_layers(self, x: torch.Tensor) -> torch.Tensor:
+        """[n B, ..., I] as [n, rows, I]."""
+        return x.reshape(len(self.weight), -1, x.shape[-1])
+
+
+class StackedLinear(Stacked):
+    """Linear maps: `nn.Linear`, or transformers' Conv1D, whose weight is [I, O]."""
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        super().__init__(modules, "weight", "bias")
+        self.transposed = not isinstance(modules[0], nn.Linear)
+        self.bias: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n B, ..., I] -> [n B, ..., O]."""
+        return self.of(x, self.weight if self.transposed else self.weight.mT, self.bias)
+
+    def of(self, x: torch.Tensor, weight_nIO: torch.Tensor, bias_nO: torch.Tensor | None) -> torch.Tensor:
+        """The maps of the layers that run."""
+        x_nRI = self.of_layers(x)
+        if bias_nO is None:
+            y_nRO = torch.bmm(x_nRI, weight_nIO)
+        else:
+            y_nRO = torch.baddbmm(bias_nO[:, None], x_nRI, weight_nIO)
+        return y_nRO.view(*x.shape[:-1], -1)
+
+
+class StackedLora(StackedLinear):
+    """Linear maps with low-rank ones beside them (`lora.LoraLinear`), not merged, without dropout."""
+
+    def __init__(self, modules: Sequence[LoraLinear]) -> None:
+        super().__init__(modules)
+        self.transposed, self.scale = modules[0].transposed, modules[0].scale
+        self.lora_A = StackedLinear([module.lora_A for module in modules])
+        self.lora_B = StackedLinear([module.lora_B for module in modules])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n B, ..., I] -> [n B, ..., O]."""
+        added: torch.Tensor = self.lora_B(self.lora_A(x))
+        return super().forward(x) + self.scale * added
+
+
+class StackedLayerNorm(Stacked):
+    """`nn.LayerNorm` over the last dimension."""
+
+    def __init__(self, modules: Sequence[nn.LayerNorm]) -> None:
+        super().__init__(modules, "weight", "bias")
+        self.eps = modules[0].eps
+        self.bias: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n B, ..., D], normed."""
+        # In half precision it is rounded once, behind its weights, as torch's own is.
+        y_nRD = F.layer_norm(at_least_float32(self.of_layers(x)), x.shape[-1:], eps=self.eps) * self.weight[:, None]
+        return (y_nRD if self.bias is None else y_nRD + self.bias[:, None]).to(x.dtype).view_as(x)
+
+
+class StackedRMSNorm(Stacked):
+    """Root mean square norms of transformers, by their own code: it multiplies by a weight that may be [n, 1, D]."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__(modules, "weight")
+        self.norm = copy.deepcopy(modules[0])
+        del self.norm.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n B, ..., D], normed."""
+        self.norm.weight = self.weight[:, None]
+        normed: torch.Tensor = self.norm(self.of_layers(x))
+        return normed.view_as(x)
+
+
+def _kind(module: nn.Module) -> Any:
+    """What stands in the place of a module with weights; None: it is not known."""
+    name = type(module).__name__
+    if isinstance(module, LoraLinear):
+        return StackedLora if type(module.inputs).__name__ == "Inputs" else None
+    if type(module) is nn.Linear or name == "Conv1D":
+        return StackedLinear
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.elementwise_affine:
+        return StackedLayerNorm
+    return StackedRMSNorm if name.endswith("RMSNorm") and list(module._parameters) == ["weight"] else None
+
+
+def _stacked(modules: Sequence[nn.Module]) -> nn.Module:
+    first, kind = modules[0], _kind(modules[0])
+    name = type(first).__name__
+    if any(type(each) is not type(first) or each._modules.keys() != first._modules.keys() for each in modules):
+        raise NotStackable(f"layers differ in what stands in the place of {name}")
+    for key, value in vars(first).items():
+        if isinstance(value, _COMPARED) and key not in _OWN and any(getattr(each, key) != value for each in modules):
+            raise NotStackable(f"{name}.{key} differs from layer to layer")
+    if kind is not None:
+        made: nn.Module = kind(modules)
+        return made
+    if any(each is not None for each in first._parameters.values()):
+        raise NotStackable(f"weights of {name} are not known")
+    one = copy.copy(first)
+    one._modules = {
+        key: child if child is None else _stacked([each._modules[key] for each in modules])  # type: ignore[misc]
+        for key, child in first._modules.items()
+    }
+    return one
+
+
+class Stack:
+    """Modules of several layers as one.
+
+    Args:
+        modules: Of N layers; their parameters become views when it is first shown.
+
+    Attributes:
+        module: Is called as each of them is, with the inputs of the layers that run; in evaluation mode.
+
+    Raises:
+        NotStackable: They differ, or have weights in something that is not known.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.module = _stacked(modules).eval()
+        self._parts = [each for each in self.module.modules() if isinstance(each, Stacked)]
+
+    def gather(self) -> None:
+        """Before reading: the weights as they are now."""
+        for part in self._parts:
+            part.gather()
+
+    def show(self, first: int, last: int) -> None:
+        """The layers first .. last-1 run from now on."""
+        for part in self._parts:
+            part.show(first, last)
