@@ -50,9 +50,9 @@ class MemformerConfig(ModelConfig):
     overwritten moves towards b; a slot that keeps itself forgets nothing.
     paper: b, at every segment, whatever is written: what lies across b shrinks to `1/(1 + |b|)` of itself each time.
     At 10 times the training length off recalls 95 to 100 %, written 78 to 100 % (copy, recall and needle, two or three
-    seeds each), paper 12 to 25 % (docs/results/cpu-memory-written.md). Books do not tell off from paper (three seeds,
-    5.542 and 5.541), but with off one seed left its memory unused, and of two models of `make train` (one seed) that
-    with off was 7 % worse: paper stays the default (docs/results/cpu-long-text-forgetting.md).
+    seeds each), paper 12 to 25 % (docs/results/cpu-memory-written.md). Books do not tell them apart (three seeds each:
+    5.542, 5.548 and 5.541), but with off one seed left its memory unused, and of two models of `make train` (one seed)
+    that with off was 7 % worse: paper stays the default (docs/results/cpu-long-text-forgetting.md).
     true and false, as older files have them, are paper and off."""
     memory_write_threshold: float = 0.0
     """Smallest share of its part of a slot that a writer head replaces, 0 to below 1. A share below it becomes 0, which
