@@ -94,7 +94,7 @@ def count(world: World, way: dict[str, Any], lengths: Sequence[int]) -> list[dic
             {
                 **way,
                 "T": segments,
-                "sent_bytes": sum(sent) * (PROCESSES - 1) / PROCESSES,
+                "sent_bytes": sum(sent) * (PROCESSES - 1) // PROCESSES,
                 "calls": {kind: size for kind, (_, size) in calls.items()},
                 "buffer_bytes": engine.replay_buffer_bytes,
             }
