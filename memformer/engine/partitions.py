@@ -71,9 +71,14 @@ class Partitions:
         self._square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=device)
 
     def _scatter(self, number: int, out: torch.Tensor) -> None:
-        """Sends a group's gradients to their owners, so many at a time; `out` gets this process's part, averaged."""
+        """Sends a group's gradients to their owners, so many at a time.
+
+        Args:
+            number: Of the group.
+            out: float32 zeros, [elements of a part], which get the average of this process's part.
+        """
         zero, ranks = self._zero, self._axis.size
-        dtype = self._sent(number).gradients if ranks > 1 else out.dtype
+        dtype = self._sent(number).gradients
         found = [
             (parameter.grad.reshape(-1), offset)
             for parameter, offset in zip(
@@ -86,7 +91,7 @@ class Partitions:
         for start in range(0, len(out), most := max(1, zero.reduce_bucket_size // ranks)):
             stop = min(start + most, len(out))
             # [ranks, stop - start]: of each process's part the same stretch; zeros are what has no gradient.
-            bucket = torch.zeros(ranks, stop - start, dtype=dtype, device=out.device)
+            bucket = out[None, start:stop] if ranks == 1 else out.new_zeros(ranks, stop - start, dtype=dtype)
             targets, sources = [], []
             for gradient, offset in found:
                 for rank in range(offset // len(out), -(-(offset + len(gradient)) // len(out))):
@@ -100,8 +105,7 @@ class Partitions:
             if ranks > 1:
                 own = bucket.new_empty(stop - start)
                 dist.reduce_scatter_tensor(own, bucket.view(-1), group=self._axis.group)
-                bucket = own
-            out[start:stop].copy_(bucket.view(-1))
+                out[start:stop].copy_(own)
 
     def norm(self) -> torch.Tensor:
         """Global L2 norm of what `reduce` made, of the whole model, as DeepSpeed asks for it; on the host."""

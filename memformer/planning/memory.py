@@ -123,7 +123,7 @@ def _buffers(run: Arrangement, stage: int) -> Iterator[Part]:
     if reduced_at_the_end(run.config):
         sizes = groups(run, run.parameters(stage)).items()
         size = max((group.gradients * min(bucket, each) for group, each in sizes), default=0)
-        size *= 1 + 1 / run.gradient_ranks
+        size *= 1 + 1 / run.gradient_ranks if run.gradient_ranks > 1 else 0  # one process sends nothing
     yield Part("reduction buffers", size)
 
 
