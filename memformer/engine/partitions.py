@@ -19,11 +19,11 @@ from memformer.engine.sent import Sent
 from memformer.parallel.tensor import slice_of
 from memformer.processes.topology import Mesh
 
-_LEFT_TO_DEEPSPEED = {"flops_profiler", "wall_clock_breakdown", "memory_breakdown"}
+_WATCHED_BY_DEEPSPEED = {"flops_profiler", "wall_clock_breakdown", "memory_breakdown"}
 """Keys of the section `deepspeed` for which it must see every forward and backward."""
-_LEFT_TO_DEEPSPEED |= {"communication_data_type", "prescale_gradients", "gradient_predivide_factor", "torch_autocast"}
-_OF_REDUCTION = {"reduce_scatter", "use_multi_rank_bucket_allreduce", "overlap_comm", "contiguous_gradients"}
-"""Keys of `deepspeed.zero_optimization` that say how DeepSpeed reduces gradients."""
+_OF_REDUCTION = {"communication_data_type", "prescale_gradients", "gradient_predivide_factor", "torch_autocast"}
+_OF_REDUCTION_BY_ZERO = {"reduce_scatter", "use_multi_rank_bucket_allreduce", "overlap_comm", "contiguous_gradients"}
+"""Keys of the section, and of its `zero_optimization`, that say how DeepSpeed reduces gradients."""
 
 
 def reduced_at_the_end(config: Config) -> bool:
@@ -31,8 +31,8 @@ def reduced_at_the_end(config: Config) -> bool:
 
     At stages 1 and 2, unless they are reduced by segment, or the section `deepspeed` asks for what only it can do.
     """
-    of_zero = config.deepspeed.get("zero_optimization", {})
-    asked = _LEFT_TO_DEEPSPEED & set(config.deepspeed) or _OF_REDUCTION & set(of_zero)
+    asked = (_WATCHED_BY_DEEPSPEED | _OF_REDUCTION) & set(config.deepspeed)
+    asked |= _OF_REDUCTION_BY_ZERO & set(config.deepspeed.get("zero_optimization", {}))
     return config.parallel.zero_stage in (1, 2) and config.parallel.gradient_reduction == "rollout" and not asked
 
 
