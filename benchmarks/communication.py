@@ -1,8 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What crosses the network in an optimizer step, whatever the rollout's length; what the replay buffer keeps.
 
-Bytes are counted at the calls of real processes over gloo (2 replicas; 2 tensor-parallel processes for the buffer). The
-limit beside them: each gradient crosses once, which is what ZeRO needs for a step of one segment.
+Bytes are counted at the calls of real processes over gloo (2 replicas; 2 tensor-parallel processes for the buffer), and
+weighed by what each of p processes sends of a call's payload in a ring: (p-1)/p of it for a reduce_scatter or an
+all_gather, twice that for an all_reduce. The least beside them, whatever the number of segments: each gradient goes
+once to the process that steps it, each weight once back from there; those of linear maps in 16 bits under bf16.
 
 python benchmarks/communication.py [--segments 1 2 4 8 16 32] [--quick] [--out STEM] [--json]
 """
@@ -39,9 +41,11 @@ MODEL = MemformerConfig(
     start_token_id=256,
 )
 PROCESSES, LANES, LENGTH = 2, 4, 8
+RING = {"all_reduce": 2, "reduce_scatter_tensor": 1, "all_gather_into_tensor": 1}
+"""How often a call's payload goes round, but for the part of it that each process has."""
 WAYS = [
     *({"zero_stage": stage, "precision": "fp32"} for stage in range(4)),
-    *({"zero_stage": stage, "precision": "bf16"} for stage in (1, 3)),
+    *({"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)),
     *({"zero_stage": stage, "precision": "fp32", "gradient_reduction": "segment"} for stage in (2, 3)),
 ]
 BUFFERS = [
@@ -85,13 +89,13 @@ def count(world: World, way: dict[str, Any], lengths: Sequence[int]) -> list[dic
             with counted() as calls:
                 carry = engine.rollout_backward(rollout, carry, LANES * segments * LENGTH, seed=0).carry
                 engine.step(1e-3)
-        sizes = {kind: size for kind, (_, size) in calls.items()}
+        sent = (RING[kind] * size for kind, (_, size) in calls.items()) if config.parallel.tensor == 1 else ()
         rows.append(
             {
                 **way,
                 "T": segments,
-                "gradient_bytes": sizes.get("all_reduce", 0) + sizes.get("reduce_scatter_tensor", 0),
-                "parameter_bytes": sizes.get("all_gather_into_tensor", 0),
+                "sent_bytes": sum(sent) * (PROCESSES - 1) // PROCESSES,
+                "calls": {kind: size for kind, (_, size) in calls.items()},
                 "buffer_bytes": engine.replay_buffer_bytes,
             }
         )
@@ -107,29 +111,28 @@ def count_all(world: World, lengths: Sequence[int]) -> dict[str, list[dict[str, 
     }
 
 
-def limit_bytes(way: dict[str, Any]) -> int:
-    """Every gradient once, in the type in which it is sent."""
-    if way["precision"] == "fp32" or way["zero_stage"] == 0:
-        return 4 * count_parameters(MODEL)
-    rest = (
-        sum(p.numel() for p in Memformer(MODEL).parameters() if p.dim() == 1) + MODEL.num_memory_slots * MODEL.d_model
-    )
-    return 2 * (count_parameters(MODEL) - rest) + 4 * rest
+def least_bytes(way: dict[str, Any]) -> float:
+    """Every gradient and every weight once; a head that is tied to the embedding counts as a linear map."""
+    size = 4 * count_parameters(MODEL)
+    if way["precision"] == "bf16":
+        maps = [module for module in Memformer(MODEL).modules() if isinstance(module, torch.nn.Linear)]
+        size -= 2 * sum(module.weight.numel() for module in maps)
+    return 2 * size * (PROCESSES - 1) / PROCESSES
 
 
 def measure(lengths: Sequence[int]) -> dict[str, Any]:
     """Runs the processes and sets what they counted beside the limits."""
     found: dict[str, Any] = run_distributed(count_all, PROCESSES, list(lengths), timeout_seconds=1800)[0]
     for row in found["traffic"]:
-        row["gradient_over_limit"] = row["gradient_bytes"] / limit_bytes(row)
+        row["over_least"] = row["sent_bytes"] / least_bytes(row)
     for row in found["buffers"]:
         lanes = LANES if row["tensor"] == 2 else LANES // PROCESSES
         row["whole_bytes"] = 4 * (row["T"] - 1) * lanes * MODEL.num_memory_slots * MODEL.d_model
         row["of_whole"] = row["buffer_bytes"] / row["whole_bytes"] if row["whole_bytes"] else None
-    once = [row["gradient_over_limit"] for row in found["traffic"] if "gradient_reduction" not in row]
+    once = [row["over_least"] for row in found["traffic"] if "gradient_reduction" not in row]
     parts = [row["of_whole"] for row in found["buffers"] if row["partition_activations"] and row["of_whole"]]
     found["summary"] = {
-        "largest_gradient_over_limit": max(once),
+        "largest_over_least": max(once),
         "segments": list(lengths),
         "partitioned_buffer_of_whole": max(parts),
     }
@@ -159,15 +162,18 @@ def page(values: dict[str, Any]) -> str:
             f"{count_parameters(MODEL):,} parameters, {LANES} lanes. T segments a rollout. Nothing here depends on the "
             "machine's speed.",
             "",
-            "**Gradients: bytes over those of sending each gradient once.** Above 1 are the norm's sums, 8 to 16 B. "
-            "Largest over all T with one reduction a rollout: "
-            f"**{found['largest_gradient_over_limit']:.5f}**. The last two rows reduce once a segment, for comparison.",
+            "**What a process sends, over the least**: each gradient once to the process that steps it, each weight "
+            "once back; those of linear maps in 16 bits under bf16. Of a call's payload a process of p sends (p-1)/p "
+            "for a reduce_scatter or an all_gather, and twice that for an all_reduce. Largest over all T with one "
+            f"reduction a rollout: **{found['largest_over_least']:.3f}**. Above 1 are, at stages 1 and 2 under bf16, "
+            "the embedding, whose float32 numbers are looked up although the head that is tied to it takes 16 bits; "
+            "and the norm's sums. The last two rows reduce once a segment, stage 2 by DeepSpeed's all_reduce.",
             "",
-            table(values["traffic"], ("zero_stage", "precision", "gradient_reduction"), "gradient_over_limit"),
+            table(values["traffic"], ("zero_stage", "precision", "gradient_reduction"), "over_least"),
             "",
-            "**Parameters gathered, bytes a process, by T** (stage 3 gathers once a rollout):",
+            "**The same in bytes a process:**",
             "",
-            table(values["traffic"], ("zero_stage", "precision", "gradient_reduction"), "parameter_bytes"),
+            table(values["traffic"], ("zero_stage", "precision", "gradient_reduction"), "sent_bytes"),
             "",
             "**Replay buffer, bytes a process**; with `partition_activations` each tensor-parallel process keeps "
             f"{found['partitioned_buffer_of_whole']:.3f} of what one would keep (T = {longest} and below; the last "

@@ -201,8 +201,8 @@ def communication_rows() -> list[list[str]]:
     figures = values["summary"]
     return [
         [
-            f"Gradient bytes a step, 1 to {max(figures['segments'])} segments, ZeRO 0-3",
-            f"{figures['largest_gradient_over_limit']:.2f} of sending each gradient once",
+            f"Bytes sent in a step, 1 to {max(figures['segments'])} segments, ZeRO 0-3",
+            f"at most {figures['largest_over_least']:.2f} of each gradient once to its owner and each weight back",
             f"replay buffer of 2 tensor-parallel processes: {figures['partitioned_buffer_of_whole']:.2f} of the whole",
             link(path),
         ]

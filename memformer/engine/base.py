@@ -3,9 +3,9 @@
 
 What makes it exact at every ZeRO stage (DeepSpeed 0.19.8):
 
-* Stages 1-3 must not see several backward passes as several micro-batches. `coalesce_grad_reduction` keeps gradients
-  local until the rollout's end and reduces them once; stage 0 does the same by its accumulation boundary. At stages 1
-  and 2 the segments then need nothing of DeepSpeed, and it is left out of them.
+* Stages 1-3 must not see several backward passes as several micro-batches. At stages 1 and 2 DeepSpeed is left out of
+  the segments: gradients stay local until the rollout's end and are reduced once (memformer/engine/partitions.py). At
+  stage 3 its `coalesce_grad_reduction` does the same, and its accumulation boundary at stage 0.
 * Stage 3 never clears its gradient partitions, nor any stage those it offloads: a parameter without a gradient in a
   rollout would be given the previous step's again. They are zeroed before each rollout.
 * Gradients are averaged over the replicas, so the loss is divided by (targets that count, of all lanes / replicas).
@@ -29,6 +29,7 @@ from memformer.engine.frozen import frozen_in_float32
 from memformer.engine.optimizer import spread_matrices
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
+from memformer.engine.partitions import Partitions, reduced_at_the_end
 from memformer.engine.precision import AUTOCAST, LossScale
 from memformer.engine.zero import (
     ask_for_the_norm_once,
@@ -45,9 +46,6 @@ from memformer.processes import collective_log
 from memformer.processes.group import World
 from memformer.processes.spans import span
 from memformer.replay import Carry, Rollout, RolloutResult
-
-_WATCHED_BY_DEEPSPEED = {"flops_profiler", "wall_clock_breakdown", "memory_breakdown"}
-"""Keys of the section `deepspeed` for which it must see every forward and backward."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +102,14 @@ class Engine(abc.ABC):
         self.config, self.world = config, world
         self.zero_stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
-        self._plain = self._coalesced and self.zero_stage < 3 and not _WATCHED_BY_DEEPSPEED & set(config.deepspeed)
-        if self._plain:
-            leave_gradients_alone(self.deepspeed.optimizer)
-        if world.mesh.pipe.size > 1 and self.zero_stage:
-            most = max(world.mesh.pipe.gather(len(self.deepspeed.optimizer.bit16_groups)))
-            take_part_in_all_norms(self.deepspeed.optimizer, most)
-        if self.zero_stage:
+        self._partitions = Partitions(self.deepspeed.optimizer, world.mesh) if self.zero_stage in (1, 2) else None
+        self._plain = reduced_at_the_end(config)
+        if self._partitions and self._plain:
+            leave_gradients_alone(self.deepspeed.optimizer, self._partitions.norm)
+        elif self.zero_stage:
+            if world.mesh.pipe.size > 1:
+                most = max(world.mesh.pipe.gather(len(self.deepspeed.optimizer.bit16_groups)))
+                take_part_in_all_norms(self.deepspeed.optimizer, most)
             ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage)
         state = self.parameter_state()
         dtype = torch.bfloat16 if precision in AUTOCAST else torch.float32
@@ -234,12 +233,16 @@ class Engine(abc.ABC):
         return self._clock.seconds()
 
     def whole_model(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, the module's parameters can be read directly on every process (ZeRO-3 gathers them)."""
+        """Inside, the module's float32 parameters can be read directly on every process (ZeRO gathers them)."""
+        if self._partitions:
+            self._partitions.widen()
         return parameters_readable(self.module, self.zero_stage)
 
     @contextlib.contextmanager
     def master_weights(self) -> Iterator[None]:
         """Inside, the model computes with its float32 weights, and in float32 with those stored in 16 bits."""
+        if self._partitions:
+            self._partitions.widen()
         with gathered_in_float32(self.module, self.zero_stage), frozen_in_float32(self.module):
             yield
 
@@ -252,7 +255,8 @@ class Engine(abc.ABC):
 
     def _step_sharded(self) -> StepReport:
         self.deepspeed.set_gradient_accumulation_boundary(True)
-        self.deepspeed.step()
+        with self._partitions.gathering() if self._partitions else contextlib.nullcontext():
+            self.deepspeed.step()
         norm = float(self.deepspeed.get_global_grad_norm())
         return StepReport(norm, applied=not self.deepspeed.optimizer.overflow)
 
@@ -306,7 +310,9 @@ class Engine(abc.ABC):
         with contextlib.ExitStack() as stack:
             zero_kept_gradients(self.deepspeed.optimizer, self.zero_stage)
             stack.enter_context(self._gathered())
-            if self._coalesced:
+            if self._plain:
+                self.deepspeed.optimizer.zero_grad()  # those of a rollout that was given up
+            elif self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
             # Autocast drops its 16-bit copies of the weights where its outermost context ends. Inside of this one,
             # which casts nothing, those of a segment serve the whole rollout; those of pass 1 have a graph too.
@@ -317,6 +323,8 @@ class Engine(abc.ABC):
             self._look_at_gradients()
             with span("reduction"):
                 stack.close()
+                if self._partitions and self._plain:
+                    self._partitions.reduce()
 
     def _forward(self, *inputs: Any) -> Any:
         """The module's forward with a graph, in the run's precision."""

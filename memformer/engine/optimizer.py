@@ -12,6 +12,7 @@ from memformer.engine.adamw import AdamW
 from memformer.engine.matrix_exchange import MatrixExchange
 from memformer.engine.muon import Muon
 from memformer.engine.parameter_state import ParameterState, whole_piece
+from memformer.engine.sent import Sent, sent_by_parameter
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 from memformer.models.scoring import Head
@@ -40,35 +41,44 @@ def hidden_matrices(model: MemoryModel) -> set[str]:
     }
 
 
-def parameter_groups(model: MemoryModel, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: MemoryModel, config: OptimizerConfig, sent_in: torch.dtype | None = None
+) -> list[dict[str, Any]]:
     """Matrices, which decay, and the rest (norms, biases, what the model leaves undecayed), which does not.
 
     With a learning rate of the memory's own its parameters are further groups of this kind; with Muon, so are the
-    matrices that it steps. What is frozen is in none, and a group that would be empty is left out.
+    matrices that it steps; and what is sent in other precisions. What is frozen is in none, and a group that would be
+    empty is left out.
+
+    Args:
+        model: Its parameters.
+        config: The settings.
+        sent_in: The 16 bits in which ZeRO 1 and 2 send what is only multiplied; None: all is sent alike.
 
     Returns:
-        `params`, `weight_decay`, `rate_factor`, which the learning rate is multiplied by, and `muon`.
+        `params`, `weight_decay`, `rate_factor`, which the learning rate is multiplied by, `muon`, and `sent`.
     """
     undecayed = model.undecayed()
     of_memory = None if config.memory_learning_rate is None else family_of(model.config).memory
     of_muon = hidden_matrices(model) if config.name == "muon" else set()
-    found: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {
-        (apart, *kind): [] for apart in (False, True) for kind in ((True, True), (False, True), (False, False))
-    }
+    kinds = [(apart, *kind) for apart in (False, True) for kind in ((True, True), (False, True), (False, False))]
+    found: dict[tuple[bool, bool, bool], dict[Sent, list[nn.Parameter]]] = {kind: {} for kind in kinds}
+    sent = sent_by_parameter(model, sent_in)
     for name, parameter in model.named_parameters():
         apart = of_memory is not None and of_memory(name)
         decays = len(_shape(parameter)) >= 2 and name not in undecayed
         if parameter.requires_grad:
-            found[apart, name in of_muon, decays].append(parameter)
+            found[apart, name in of_muon, decays].setdefault(sent[id(parameter)], []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decays else 0.0,
             "rate_factor": config.memory_factor if apart else 1.0,
             "muon": muon,
+            "sent": how,
         }
-        for (apart, muon, decays), parameters in found.items()
-        if parameters
+        for (apart, muon, decays), by_precision in found.items()
+        for how, parameters in by_precision.items()
     ]
 
 
@@ -77,15 +87,18 @@ def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def make_optimizer(model: MemoryModel, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: MemoryModel, config: OptimizerConfig, device: torch.device, sent_in: torch.dtype | None = None
+) -> torch.optim.Optimizer:
     """The optimizer that the settings ask for; a `Muon` still has to be told where its matrices lie.
 
     Args:
         model: Its parameters.
         config: The settings.
         device: Where the optimizer steps: the model's device, or the CPU when it is offloaded.
+        sent_in: As in `parameter_groups`.
     """
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, sent_in)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.implementation == "deepspeed":
         from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam

@@ -15,6 +15,7 @@ from memformer.config.schema import Config
 from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
 from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import make_optimizer
+from memformer.engine.precision import AUTOCAST
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import stages_of
 from memformer.parallel.activation_checkpointing import checkpoint_layers
@@ -56,7 +57,9 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
         # A layer's parameters come and go with the layer, and not with each linear map in it: fewer Python hooks, which
         # a GPU waits for, and none inside a compiled layer.
         deepspeed.utils.set_z3_leaf_modules(module, list({type(layer) for layer in module.layers()}))
-    optimizer = make_optimizer(module, config.optimizer, optimizer_device)
+    # ZeRO 1 and 2 send each of the optimizer's groups as one tensor, so what is sent otherwise is in another.
+    sent_in = AUTOCAST.get(precision) if config.parallel.zero_stage in (1, 2) else None
+    optimizer = make_optimizer(module, config.optimizer, optimizer_device, sent_in)
     with telling_unfit_values(config), local_rank_of(world.device):
         engine, *_ = deepspeed.initialize(
             model=module,

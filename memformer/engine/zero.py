@@ -34,12 +34,17 @@ def zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
             flat.grad.zero_()
 
 
-def leave_gradients_alone(optimizer: Any) -> None:
-    """Takes away what stages 1 and 2 call in every backward for every parameter.
+def leave_gradients_alone(optimizer: Any, norm: Callable[[], torch.Tensor]) -> None:
+    """Takes away what stages 1 and 2 call in every backward for every parameter, and how they take the norm.
 
-    While reductions are coalesced it does nothing but count, in Python, inside the backward: milliseconds a segment, in
-    which a GPU waits. What is reduced at the end is what then lies in `.grad`.
+    Where gradients are reduced by others, it is Python inside the backward: milliseconds a segment, in which a GPU
+    waits.
+
+    Args:
+        optimizer: The engine's.
+        norm: Gives the global norm, on the host.
     """
+    optimizer.scaled_global_norm = norm
     for hook in optimizer._grad_acc_hooks:
         hook.remove()
     optimizer._grad_acc_hooks.clear()

@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from memformer.engine.partitions import reduced_at_the_end
 from memformer.engine.precision import AUTOCAST
 from memformer.models.registry import stages_of
 from memformer.planning.arrangement import Arrangement
 from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES
+from memformer.planning.traffic import groups
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default `reduce_bucket_size`, elements."""
@@ -99,20 +101,30 @@ def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
-    """Whole until they are reduced, which is after the rollout or after each segment; then ZeRO 2 and 3 keep a part."""
+    """Whole until they are reduced, which is after the rollout or after each segment; then a part is kept."""
     parallel, count = run.config.parallel, _count(run, stage)
     share = count / run.gradient_ranks
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
     yield Part("gradients", 4 * count if whole else 4 * share)
-    if parallel.zero_stage >= 2:
+    if parallel.zero_stage >= 2 or reduced_at_the_end(run.config):
         yield Part("gradient partition", 4 * share, _offloads_optimizer(run))
 
 
 def _buffers(run: Arrangement, stage: int) -> Iterator[Part]:
-    """DeepSpeed's bucket of gradients on their way, in fp32, and its 16-bit copy that is sent under autocast."""
-    if run.config.parallel.zero_stage:
-        bucket = run.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
-        yield Part("reduction buffers", bucket * (6 if run.precision in AUTOCAST else 4))
+    """Gradients on their way, of one group at a time, at most `reduce_bucket_size`, and what comes back of them.
+
+    DeepSpeed's own bucket has that size whatever the model's, in fp32, and a 16-bit copy that is sent under autocast.
+    The weights on their way back, in 16 bits, come when gradients and activations are gone, and are not counted.
+    """
+    if not run.config.parallel.zero_stage:
+        return
+    bucket = run.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
+    size: float = bucket * (6 if run.precision in AUTOCAST else 4)
+    if reduced_at_the_end(run.config):
+        sizes = groups(run, run.parameters(stage)).items()
+        size = max((group.gradients * min(bucket, each) for group, each in sizes), default=0)
+        size *= 1 + 1 / run.gradient_ranks if run.gradient_ranks > 1 else 0  # one process sends nothing
+    yield Part("reduction buffers", size)
 
 
 def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:

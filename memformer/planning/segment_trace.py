@@ -23,6 +23,7 @@ from memformer.config.schema import OptimizerConfig
 from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
+from memformer.engine.sent import of_linear_maps, only_multiplied
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
 from memformer.models.scoring import Head, count_chunks
@@ -39,10 +40,12 @@ class Shape(NamedTuple):
 
     Attributes:
         numel: Elements that the process has.
-        low_precision: Whether ZeRO sends it in 16 bits: it is a linear layer's, or stored so.
+        low_precision: Whether ZeRO sends its gradient, and at stage 3 itself, in 16 bits: it is a linear layer's, or
+            stored so.
         group: Number of the optimizer's group that it is in; -1: it is not trained.
         size: Bytes of an element as it is stored.
         muon: Whether Muon steps it.
+        multiplied: Whether it is only multiplied, so that ZeRO 1 and 2 send it in 16 bits.
     """
 
     numel: int
@@ -50,6 +53,7 @@ class Shape(NamedTuple):
     group: int
     size: int = 4
     muon: bool = False
+    multiplied: bool = False
 
     @property
     def trained(self) -> bool:
@@ -341,8 +345,7 @@ def _parameters_of_layers(model: Any) -> set[int]:
 
 def _shapes(model: Any, how: Execution) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
     """The parameters of the layers; and the others, by the model's attribute that holds them."""
-    modules = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    linear = {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
+    linear, multiplied = of_linear_maps(model), only_multiplied(model)
     settings = OptimizerConfig(name=how.optimizer, memory_learning_rate=1e-3 if how.memory_rate else None)
     groups = parameter_groups(model, settings)
     group = {id(parameter): number for number, each in enumerate(groups) for parameter in each["params"]}
@@ -353,7 +356,8 @@ def _shapes(model: Any, how: Execution) -> tuple[Counter[Shape], dict[str, Count
         low_precision = id(parameter) in linear or parameter.element_size() < 4
         number = group.get(id(parameter), -1)
         muon = number >= 0 and groups[number]["muon"]
-        shape = Shape(parameter.numel(), low_precision, number, parameter.element_size(), muon)
+        sizes = parameter.numel(), low_precision, number, parameter.element_size()
+        shape = Shape(*sizes, muon, id(parameter) in multiplied)
         found = in_layers if id(parameter) in layers else rest.setdefault(name.split(".")[0], Counter())
         found[shape] += 1
     return in_layers, rest

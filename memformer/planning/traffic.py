@@ -1,13 +1,19 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The bytes that a process gives to collectives and messages in one optimizer step.
 
-Counted is the payload of each call, as a test counts them in real processes. What DeepSpeed 0.19.8 sends:
+Counted is the payload of each call, as a test counts them in real processes. Of a payload of N bytes in a ring of p
+processes each sends (p-1)/p N for a reduce_scatter or an all_gather, twice that for an all_reduce. At stages 1 and 2
+memformer/engine/partitions.py sends, at stages 0 and 3 DeepSpeed 0.19.8:
 
 | stage | gradients | parameters | norm |
 |---|---|---|---|
 | 0 | all_reduce, float32 | | |
-| 1, 2 | all_reduce, linear layers in 16 bits under autocast | all_gather of each group, float32, padded | 4 B a group |
-| 3 | reduce_scatter, the same, each parameter padded | all_gather, the same; once a rollout | 8 B a group |
+| 1, 2 | reduce_scatter, each group padded; of linear layers 16 bits under autocast | all_gather, the same | 4 B |
+| 3 | reduce_scatter, each parameter padded; the same | all_gather, the same; once a rollout | 8 B a group |
+
+The weights that stages 1 and 2 gather in 16 bits are those that are only multiplied (memformer/engine/sent.py). With
+`gradient_reduction: segment`, stages 1 and 2 leave gradients to DeepSpeed, which sends them by all_reduce, and 4 B
+a group for the norm.
 
 Muon's matrices go to their owners and back (memformer/engine/matrix_exchange.py), in 16 bits where products are: from
 stage 1 on over all processes of a pipeline stage, counted as data; at stage 0 over those of a layer. A process gives
@@ -21,8 +27,10 @@ compares its traces in broadcasts of some kB, whatever the width, which are left
 
 import math
 from collections import Counter
+from typing import NamedTuple
 
 from memformer.config.schema import Config
+from memformer.engine.partitions import reduced_at_the_end
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
 from memformer.parallel.pipeline.traffic import sent_by_stage
@@ -77,12 +85,16 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
         )
 
     if zero_stage == 0:
-        sent["all_reduce"] = 4 * sum(_groups(parameters))
+        sent["all_reduce"] = 4 * sum(groups(run, parameters).values())
     elif zero_stage < 3:
-        several = by_segment and zero_stage == 2
-        sent["all_reduce"] = sum(payload(part, True) * (times if several else 1) for part, times, _ in parts)
+        padded = [(group, _padded(size, 2 * replicas)) for group, size in groups(run, parameters).items()]
+        if reduced_at_the_end(config):
+            sent["reduce_scatter"] = sum(group.gradients * size for group, size in padded)
+        else:
+            several = by_segment and zero_stage == 2
+            sent["all_reduce"] = sum(payload(part, True) * (times if several else 1) for part, times, _ in parts)
         sent["all_reduce"] += _norms(run, parameters)
-        sent["all_gather"] = sum(4 * _padded(size, 2 * replicas) for size in _groups(parameters))
+        sent["all_gather"] = sum(group.weights * size for group, size in padded)
     else:
         for part, times, uses in parts:
             sent["reduce_scatter"] += payload(part, True, replicas) * (times if by_segment else 1)
@@ -91,7 +103,9 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
             )
         sent["all_reduce"] = _norms(run, parameters)
     if replicas == 1:
-        del sent["all_gather"]  # the other calls are made, and go nowhere
+        del sent["all_gather"]  # DeepSpeed makes its other calls, and they go nowhere
+        if zero_stage and reduced_at_the_end(config):
+            return Counter(_matrices(run, parameters))
     return sent + (_matrices(run, parameters) if zero_stage else Counter())
 
 
@@ -155,23 +169,41 @@ def _width(shape: Shape, precision: str) -> int:
 
 
 def _norms(run: Arrangement, parameters: Counter[Shape]) -> int:
-    """Bytes of the gradient norm's sums over one axis: a number for each of the optimizer's groups.
+    """Bytes of the gradient norm's sums over one axis: one number, or where DeepSpeed sums one for each group.
 
     With stages as many as that has which has most of them: the others take part.
     """
     stage = run.config.parallel.zero_stage
     if stage == 3:
-        return 8 * sum(-(-size // (SUB_GROUP * run.gradient_ranks)) for size in _groups(parameters))
-    return 4 * max(len(_groups(run.parameters(each))) for each in range(run.stages)) if stage else 4
+        return 8 * sum(-(-size // (SUB_GROUP * run.gradient_ranks)) for size in groups(run, parameters).values())
+    if stage == 0 or reduced_at_the_end(run.config):
+        return 4
+    return 4 * max(len(groups(run, run.parameters(each))) for each in range(run.stages))
 
 
-def _groups(parameters: Counter[Shape]) -> list[int]:
+class Group(NamedTuple):
+    """What tells apart the optimizer's groups of parameters, each of which ZeRO 1 and 2 send as one tensor.
+
+    Attributes:
+        number: As `parameter_groups` has it where all is sent alike.
+        gradients: Bytes in which an element of the gradient is sent.
+        weights: Bytes in which an element of the weight is.
+    """
+
+    number: int
+    gradients: int = 4
+    weights: int = 4
+
+
+def groups(run: Arrangement, parameters: Counter[Shape]) -> Counter[Group]:
     """Elements of each of the optimizer's groups."""
-    sizes = Counter[int]()
+    sizes = Counter[Group]()
+    apart = run.config.parallel.zero_stage in (1, 2) and run.precision in AUTOCAST
     for shape, count in parameters.items():
         if shape.trained:
-            sizes[shape.group] += shape.numel * count
-    return list(sizes.values())
+            widths = (4 - 2 * shape.low_precision, 4 - 2 * shape.multiplied) if apart else (4, 4)
+            sizes[Group(shape.group, *widths)] += shape.numel * count
+    return sizes
 
 
 def _padded(size: int, multiple: int) -> int:

@@ -386,7 +386,7 @@ def assert_traffic_as_planned(case: Case, ranks: list[dict[str, Any]]) -> None:
     for rank, own in enumerate(ranks):
         if rank and (case.tensor > 1 or case.segment > 1):
             continue  # the vocabulary, or a rollout, does not divide evenly; the plan is of the first process
-        stage = stages[rank if case.pipeline > 1 else 0]
+        stage = stages[rank * case.pipeline // case.world_size]
         messages = Counter(stage["segment"] if case.segment > 1 else stage["pipeline"])
         expected = (
             stage["data"] + stage["tensor"] + stage["replica"] + Counter(all_reduce=messages.pop("all_reduce", 0))

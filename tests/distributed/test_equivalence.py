@@ -92,7 +92,7 @@ PIPELINES = [
     Case(1, data=1, pipeline=2, num_memory_slots=0),
     Case(1, data=1, pipeline=2, weighted=True),
     Case(0, "bf16", data=1, pipeline=2, chunked=True),
-    Case(1, "bf16", data=1, pipeline=2),
+    Case(1, "bf16", data=2, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
     Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written", memory_write_threshold=0.3),
@@ -127,7 +127,7 @@ MUON = [
     Case(0, data=1, tensor=2, optimizer="muon", clipping=0.05),
     Case(1, data=2, optimizer="muon", memory_learning_rate=3e-3),
     Case(1, data=1, pipeline=2, optimizer="muon", clipping=0.05),
-    Case(2, "bf16", data=1, tensor=2, optimizer="muon"),
+    Case(2, "bf16", data=2, tensor=2, optimizer="muon"),
     Case(2, data=1, segment=2, backbone="matrices", optimizer="muon", offload="optimizer"),
     Case(3, "fp16", data=2, optimizer="muon"),
     Case(2, data=1, tensor=2, backbone="adapters", train="lora", optimizer="muon"),
@@ -145,7 +145,7 @@ def trained() -> Iterator[Trained]:
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
-COUNTED += [Case(0, data=1, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
+COUNTED += [Case(0, data=1, pipeline=2), Case(1, "bf16", data=2, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4] + GROUPS_OF_STAGES
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]

@@ -30,7 +30,7 @@ from tests.distributed.processes import Crew
 
 STEPS, CRASH_AT = 6, 5
 CRASHES = (3, "fp32")
-VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16"), (3, "fp16"), (3, "tensor")]
+VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"), (3, "fp16"), (3, "tensor")]
 
 
 class Crash(BaseException):

@@ -38,10 +38,11 @@ from tests.distributed.short_runs import (
 
 WORLD = 2
 
+SEGMENT_IN_BF16 = Case(1, "bf16", gradient_reduction="segment")
 CASES = [Case(stage, precision) for stage, precision in itertools.product(range(4), ("fp32", "bf16", "fp16"))]
 CASES += [Case(stage, clipping=0.05) for stage in range(4)]
 CASES += [Case(stage, mode="full") for stage in (0, 1, 3)]
-CASES += [Case(stage, gradient_reduction="segment") for stage in (1, 2, 3)]
+CASES += [Case(stage, gradient_reduction="segment") for stage in (1, 2, 3)] + [SEGMENT_IN_BF16]
 CASES += [Case(stage, lanes_per_micro_batch=1, growing=True) for stage in range(4)]
 CASES += [Case(stage, offload="optimizer", clipping=0.05) for stage in (1, 2, 3)]
 CASES += [Case(stage, offload="optimizer", gradient_reduction="segment") for stage in (2, 3)]
@@ -76,7 +77,7 @@ def test_equals_one_process_with_full_bptt(case: Case, trained: Trained) -> None
 
 
 COUNTED = [Case(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")]
-COUNTED += [Case(2, replay="bptt"), Case(3, mode="full"), *FROZEN, *RATES, *GROUPED[:4]]
+COUNTED += [SEGMENT_IN_BF16, Case(2, replay="bptt"), Case(3, mode="full"), *FROZEN, *RATES, *GROUPED[:4]]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=str)
@@ -104,6 +105,30 @@ def count_one_step(world: World, stage: int, segments: int) -> dict[str, list[in
     return counts
 
 
+def reduced_by(world: World, **keys: Any) -> tuple[set[str], torch.Tensor, bool]:
+    """With keys of `deepspeed.zero_optimization`: the large calls of a step, the weights after it, if all are whole."""
+    case = Case(2, "bf16", clipping=0.05)
+    config = config_of(case)
+    config = config.model_copy(update={"deepspeed": {"zero_optimization": keys}})
+    engine = make_engine(model_of(case), config, world, "bf16")
+    own, rollout = LANES // world.size, rollout_of(0)
+    with counted() as calls:
+        lanes = rollout.lanes(world.rank * own, (world.rank + 1) * own)
+        carry = Carry.empty(engine.initial_memory(own), LENGTH)
+        engine.rollout_backward(lanes, carry, int(rollout.lengths.sum()), seed=0)
+        engine.step(1e-3)
+    sent = flat(engine.module)
+    with engine.master_weights():
+        whole = flat(engine.module)
+    rounded = (sent == whole.bfloat16()) & (sent != whole)
+    assert rounded.any() and ((sent == whole) | rounded).all(), "weights are sent in bf16 or as they are"
+    pieces = [(piece.name, piece.region, piece.weight) for piece in engine.parameter_state().pieces()]
+    named = dict(engine.module.named_parameters())
+    kept = all(torch.equal(named[name].view(-1)[at.start : at.stop], weight) for name, at, weight in pieces)
+    engine.close()
+    return {kind for kind, (_, size) in calls.items() if size > 1000}, whole, kept
+
+
 def gathered_bytes(world: World) -> int:
     """What the parameters that ZeRO 3 has gathered under bf16 take on this process."""
     case = Case(3, "bf16")
@@ -120,6 +145,12 @@ def count_all(world: World) -> dict[tuple[int, int], dict[str, list[int]]]:
     assert "deepspeed.runtime.zero.muon.original_muon" in sys.modules, "the reason for compiled_when_called"
     assert "torch._inductor.compile_fx" not in sys.modules, "the compiler is imported where nothing is compiled"
     assert "mlflow" not in sys.modules, "DeepSpeed's autotuner has imported it"
+    (ours, weights, kept), (chunks, *same), (theirs, *as_well) = (
+        reduced_by(world, **keys) for keys in ({}, {"reduce_bucket_size": 1000}, {"reduce_scatter": False})
+    )
+    assert ours == chunks == {"reduce_scatter_tensor", "all_gather_into_tensor"} and "all_reduce" in theirs
+    assert kept and same[1] and as_well[1], "float32 weights are the owners'"
+    assert torch.equal(weights, same[0]) and torch.allclose(weights, as_well[0], rtol=0, atol=1e-7)
     # As `plan` counts them: sent in 16 bits, they lie in 32.
     config = config_of(Case(3, "bf16"))
     planned = make_plan(config, config.model, 1, WORLD, "h100").device_memory["gathered parameters"]

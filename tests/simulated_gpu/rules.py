@@ -38,10 +38,10 @@ WAITS = (
     Allowed("memformer/processes/group.py", "all_max_each", "", 2, "what the processes agree on after a step, "
             f"and once more {LOOKING}"),
     Allowed("memformer/engine/base.py", "_step_unsharded", "", 1, "ZeRO 0: whether the gradient is finite, its norm"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "", 1, "ZeRO 1-3: whether the gradient is finite, its norm"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/utils.py", 3, "ZeRO 1, 2: DeepSpeed puts a number on the "
-            "device to mark a norm that is not finite, once for each group of parameters: Muon has three"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 2, "ZeRO 3: the same"),
+    Allowed("memformer/engine/partitions.py", "norm", "", 1, "ZeRO 1, 2: the same"),
+    Allowed("memformer/engine/zero.py", "<lambda>", "", 1, "ZeRO 3: the same"),
+    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 2, "ZeRO 3: DeepSpeed puts a number on "
+            "the device to mark a norm that is not finite, once for each group of parameters"),
     Allowed("memformer/engine/base.py", "_accumulation", "runtime/zero/stage3.py", 1, "ZeRO 3: DeepSpeed waits for its "
             "stream of reductions, once at the rollout's end"),
     Allowed("memformer/inference/diagnostics.py", "pooled", "", 1, LOOKING),
@@ -65,9 +65,8 @@ FLOAT64 = (
             "number of processes"),
     Allowed("memformer/inference/diagnostics.py", "sums", "", 24, "the same"),
     Allowed("memformer/inference/diagnostics.py", "pooled", "", 9, "the same"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage_1_and_2.py", 99, "DeepSpeed takes the norm of "
-            "the gradient in float64: a read of the shard"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 99, "the same"),
+    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 99, "DeepSpeed takes the norm of the "
+            "gradient in float64: a read of the shard"),
     Allowed("memformer/engine/zero.py", "<lambda>", "", 9, "the norms of the groups"),
 )  # fmt: skip
 

@@ -97,6 +97,9 @@ class AssociativeWriter(nn.Module):
     Weights that were loaded in half precision compute keys, values and gates in theirs; what is written stays float32.
     """
 
+    multiplies_in_float32 = True
+    """Its maps use all bits of their weights, under autocast too: ZeRO must not send them in 16."""
+
     def __init__(self, config: BackboneConfig, part: int) -> None:
         super().__init__()
         count = FEATURES * config.memory.d_key
