@@ -9,6 +9,7 @@ Covers: memformer/engine/base.py, memformer/engine/replay_engine.py, memformer/e
 import itertools
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
