@@ -83,12 +83,6 @@ def refuse_others(arguments: argparse.Namespace) -> None:
             raise UserError("--from-token is for a data set: tasks score their answers alone, leave it out")
 
 
-def segments_together(segments: int, most: int | None) -> int:
-    """Segments of a batch that a wavefront reads, of so many a lane; at most `most` are read, so it divides that."""
-    count = max(1, min(TOGETHER, segments if most is None else min(segments, most)))
-    return count if most is None else next(each for each in range(count, 0, -1) if most % each == 0)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Scores the data set or asks the tasks, and prints a table."""
     from data_pipeline import DocumentIndex, SegmentStream, UserError, open_data
@@ -135,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.wavefront:
         wavefront = open_wavefront(model)
         segments = int((-(-index.lengths // length)).sum()) // lanes
-        together = segments_together(segments, arguments.max_segments)
+        together = max(1, min(TOGETHER, segments, arguments.max_segments or segments))
     with SegmentStream(
         index,
         num_lanes=lanes,

@@ -96,7 +96,10 @@ def evaluate(
     length, weighted = 0, False
     with evaluation_mode(model), autocast or contextlib.nullcontext():
         for done, batch in enumerate(batches):
-            if max_segments is not None and done * batch.tokens.shape[1] >= max_segments:
+            count = there = batch.tokens.shape[1]
+            if max_segments is not None:
+                count = min(there, max_segments - done * there)
+            if count <= 0:
                 break
             rollout, length = rollout_of(batch, device), batch.tokens.shape[2]
             scored = [True] * rollout.num_segments
@@ -112,14 +115,14 @@ def evaluate(
             initial = model.initial_memory(len(batch.tokens)).clone()
             for mode in MODES:
                 carry = carries.setdefault(mode, Carry.empty(initial, length))
-                segments = [rollout.segment(t, carry) for t in range(rollout.num_segments)]
+                segments = [rollout.segment(t, carry) for t in range(count)]
                 carried = mode == "with_memory"
                 memory = carry.memory if carried else initial
                 if wavefront is None:
                     read = _in_turn(model, scored, segments, memory, carried)
                 else:  # where the last documents end before the batch does, it ends with them
-                    count = 1 + int(batch.lengths.any(0).nonzero()[0].max(initial=0))
-                    read = iter(wavefront.losses(segments[:count], memory, carried))
+                    until = 1 + int(batch.lengths.any(0).nonzero()[0].max(initial=0))
+                    read = iter(wavefront.losses(segments[:until], memory, carried))
                 for t, (losses, following) in enumerate(read):
                     if following is not None:
                         carries[mode] = rollout.carry(following)

@@ -58,7 +58,12 @@ def windowed_replay_backward(
 
     Returns:
         As there, but that the memory's gradients are those before windows 1, 2, ...
+
+    Raises:
+        ValueError: The window has no segment.
     """
+    if window < 1:
+        raise ValueError(f"window is {window}: give the segments whose graph is there at a time, 1 or more")
     buffer = ReplayBuffer() if buffer is None else buffer
     windows = DecoderGroups(rollout.num_segments, window).spans
     segments = [[rollout.segment(t, carry) for t in span] for span in windows]

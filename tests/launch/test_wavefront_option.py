@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from launch.cli import main
-from launch.commands.evaluate import segments_together
 from memformer.models.backbone.wavefront import BackboneWavefront
 from tests.books import small_dataset
 from tests.memformer.models.backbone.examples import config_of, make
@@ -76,12 +75,6 @@ def test_a_data_set_has_the_same_figures(place: Path, capsys: pytest.CaptureFixt
             assert ours[mode]["loss"] == pytest.approx(turns[mode]["loss"], rel=1e-5)
         # One document is held out: of a few dozen segments, in one batch for each mode.
         assert reads == [-(-ours["with_memory"]["tokens"] // 16)] * 2
-
-
-def test_a_batch_divides_what_is_read_at_most() -> None:
-    assert [segments_together(*each) for each in ((7, None), (700, None), (700, 100), (700, 67), (5, 100), (0, 1))] == [
-        *(7, 64, 50, 1, 5, 1)
-    ]
 
 
 def test_what_has_none_is_refused_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ Shapes: B lanes, N all layers, n of them that run, L inputs, D width; a map has 
 """
 
 import copy
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,9 +49,10 @@ def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         for number, each in enumerate(parameters)
     ):
         return first.detach().as_strided(size, (first.numel(), *first.stride()))
-    stack = torch.stack([each.detach() for each in parameters])
-    for parameter, view in zip(parameters, stack, strict=True):
-        parameter.data = view
+    with torch.inference_mode(False):  # else the parameters could not be trained any more
+        stack = torch.stack([each.detach() for each in parameters])
+        for parameter, view in zip(parameters, stack, strict=True):
+            parameter.data = view
     return stack
 
 
@@ -81,18 +83,25 @@ class Stacked(nn.Module):
 
     def __init__(self, modules: Sequence[Any], *names: str) -> None:
         super().__init__()
-        self._each = {name: [getattr(module, name) for module in modules] for name in names}
-        for name, found in self._each.items():
-            if len({None if each is None else (each.shape, each.dtype, each.device) for each in found}) > 1:
-                raise NotStackable(f"{type(modules[0]).__name__}.{name} differs from layer to layer")
+        self._modules_of_layers, self._names = list(modules), names
         self._whole: dict[str, torch.Tensor | None] = {}
+        for name in names:
+            self._each(name)
+
+    def _each(self, name: str) -> list[Any]:
+        """A parameter of each layer, as it is now: loading may have put another in its place."""
+        found = [getattr(module, name) for module in self._modules_of_layers]
+        if len({None if each is None else (each.shape, each.dtype, each.device) for each in found}) > 1:
+            raise NotStackable(f"{type(self._modules_of_layers[0]).__name__}.{name} differs from layer to layer")
+        return found
 
     def gather(self) -> None:
         """Puts the weights side by side, where they are not; where gradients are kept, they reach the parameters."""
-        self._whole = {name: None if found[0] is None else side_by_side(found) for name, found in self._each.items()}
-        for name, whole in self._whole.items():
-            if whole is not None and torch.is_grad_enabled():
-                self._whole[name] = _Joined.apply(whole, *self._each[name])
+        for name in self._names:
+            each = self._each(name)
+            whole = None if each[0] is None else side_by_side(each)
+            joined = whole is not None and torch.is_grad_enabled()
+            self._whole[name] = _Joined.apply(whole, *each) if joined else whole
 
     def show(self, first: int, last: int) -> None:
         """The layers first .. last-1 run from now on."""
@@ -221,9 +230,21 @@ class Stack:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.module = _stacked(modules).eval()
         self._parts = [each for each in self.module.modules() if isinstance(each, Stacked)]
+        self._layers = list(modules)
+        self._stacked_from = self._all()
+
+    def _all(self) -> list[nn.Module]:
+        return [each for layer in self._layers for each in layer.modules()]
 
     def gather(self) -> None:
-        """Before reading: the weights as they are now."""
+        """Before reading: the weights as they are now.
+
+        Raises:
+            NotStackable: A module of a layer was exchanged for another, or parameters differ now.
+        """
+        found = self._all()
+        if len(found) != len(self._stacked_from) or any(map(operator.is_not, found, self._stacked_from)):
+            raise NotStackable("a module of a layer is another than when the wavefront was made: make it anew")
         for part in self._parts:
             part.gather()
 

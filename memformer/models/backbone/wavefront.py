@@ -65,7 +65,9 @@ class BackboneWavefront:
     def __init__(self, model: Backbone, recompute: bool = False) -> None:
         layers = [layer for layer in model.layers() if isinstance(layer, BackboneLayer)]
         memory: Any = model.memory
-        assert isinstance(memory, AssociativeMemory) and len(layers) == len(model.layers())
+        if not isinstance(memory, AssociativeMemory):
+            raise ValueError(f"memory.kind is {model.config.memory.kind}: a wavefront needs associative")
+        assert len(layers) == len(model.layers())
         self.model: Backbone = model
         self.memory: AssociativeMemory = memory
         self.recompute = recompute

@@ -241,16 +241,22 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DocumentIndex:
     return DocumentIndex.load(small_dataset(folder, 3, 1_600) / "train")
 
 
-@pytest.mark.parametrize(("lanes", "from_token"), [(1, 0), (2, 0), (2, 100)])
-def test_evaluation_through_it_is_that_of_one_in_turn(index: DocumentIndex, lanes: int, from_token: int) -> None:
-    """Documents that end within a batch and begin there, and a batch that the last of them ends before."""
+@pytest.mark.parametrize(("lanes", "from_token", "most"), [(1, 0, None), (2, 0, None), (2, 100, None), (2, 0, 19)])
+def test_evaluation_through_it_is_that_of_one_in_turn(
+    index: DocumentIndex, lanes: int, from_token: int, most: int | None
+) -> None:
+    """Documents that end within a batch and begin there, and a batch that the last of them ends before, or that has
+    more segments than are asked for."""
     config = config_of(vocab_size=257, start_token_id=256, segment_length=24)
     model, found = make(config, moved=0.1).eval(), []
     for together in (1, 16):
         with SegmentStream(index, num_lanes=lanes, segment_length=24, num_segments=together, epochs=1) as stream:
             wavefront = BackboneWavefront(model) if together > 1 else None
-            scores = evaluate(model, stream, model.device, from_token=from_token, wavefront=wavefront)
+            more = {"from_token": from_token, "max_segments": most, "wavefront": wavefront}
+            scores = evaluate(model, stream, model.device, **more)  # type: ignore[arg-type]
         found.append({mode: score.report() for mode, score in scores.items()})
+    if most:
+        assert found[0]["with_memory"]["tokens"] == lanes * most * 24
     for mode, report in found[0].items():
         assert report["loss"] == pytest.approx(found[1][mode]["loss"], rel=1e-12)
         for row, other in zip(report["by_position"], found[1][mode]["by_position"], strict=True):
@@ -306,3 +312,29 @@ def test_dropout_is_refused_in_training() -> None:
     with pytest.raises(ValueError, match="a wavefront has no dropout"):
         BackboneWavefront(model).scored(segments_of(2), begun(model))
     BackboneWavefront(model.eval()).scored(segments_of(2), begun(model))
+
+
+def test_weights_that_others_have_replaced_are_those_that_read() -> None:
+    model, segments = make(config_of(), moved=0.1).eval(), segments_of(4)
+    wavefront, memory = BackboneWavefront(model), begun(model)
+    list(wavefront.losses(segments, memory))
+    model.load_state_dict({name: 1.3 * each for name, each in model.state_dict().items()}, assign=True)
+    with torch.no_grad():
+        expected = in_turn(model, segments, memory)[1]
+        assert differs(list(wavefront.losses(segments, memory))[-1][1], expected) < 1e-12  # type: ignore[arg-type]
+    block: Any = model.layers()[0]
+    block.block.mlp.up_proj = torch.nn.Linear(*reversed(block.block.mlp.up_proj.weight.shape), bias=False)
+    with pytest.raises(ValueError, match=r"another than when the wavefront was made: make it anew"):
+        wavefront.advance(segments, memory)
+
+
+def test_a_model_that_has_read_in_inference_mode_can_be_trained() -> None:
+    model, rollout = make(config_of(), moved=0.1), Rollout.of(*tokens_of(3, False))
+    wavefront = BackboneWavefront(model)
+    carry = Carry.empty(model.initial_memory(2).detach(), LENGTH)
+    with torch.inference_mode():
+        wavefront.advance(segments_of(3), model.initial_memory(2))
+    bptt_backward(model, rollout, carry, denominator=9.0, seed=0)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match=r"window is 0: give"):
+        windowed_replay_backward(wavefront, rollout, carry, denominator=9.0, window=0)
