@@ -3,7 +3,8 @@
 
 Tolerances: tests/distributed/short_runs.py.
 
-Covers: memformer/engine/base.py, memformer/engine/replay_engine.py, memformer/engine/zero.py
+Covers: memformer/engine/base.py, memformer/engine/partitions.py, memformer/engine/replay_engine.py,
+memformer/engine/zero.py
 """
 
 import itertools
