@@ -36,6 +36,7 @@ REFUSED = {
         "cannot be put into checkpoints",
     ],
     "{zero_optimization: {overlap_comm: auto}}": ["deepspeed.zero_optimization.overlap_comm: is auto", "leave it out"],
+    "{zero_optimization: {round_robin_gradients: true}}": ["checkpoints need the parameters in their own order"],
     "{train_micro_batch_size_per_gpu: auto}": ["deepspeed.train_micro_batch_size_per_gpu: is this system's own"],
     "{zero_optimization: 3}": ["deepspeed.zero_optimization: is 3: it is a section"],
     "{wandb: true}": ["deepspeed.wandb: is true: it is a section"],
