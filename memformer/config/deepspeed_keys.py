@@ -38,10 +38,11 @@ TAKEN: dict[str, Any] = {
     "zero_optimization": {
         **_names(
             "contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce "
-            "allgather_partitions allgather_bucket_size overlap_comm load_from_fp32_weights "
-            "elastic_checkpoint sub_group_size ignore_unused_parameters parameter_alignment zero_hpz_partition_size "
-            "zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients memory_efficient_linear "
-            "pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory "
+            "allgather_partitions allgather_bucket_size overlap_comm load_from_fp32_weights elastic_checkpoint "
+            "sub_group_size ignore_unused_parameters parameter_alignment zero_hpz_partition_size "
+            "zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients "
+            "memory_efficient_linear pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings "
+            "enable_sanity_checks save_muon_momentum_buffer_in_memory "
             "stage3_gather_fp16_weights_on_model_save"
         ),
         **{
