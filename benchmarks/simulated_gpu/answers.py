@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-DEVICE = torch.device("cuda", 0)
-
 
 class Output(NamedTuple):
     """A tensor that an operation gives.
@@ -22,6 +20,7 @@ class Output(NamedTuple):
         stride: In elements.
         offset: In its storage.
         dtype: Its type.
+        device: Where it is: what has no numbers at all ("meta") takes no memory of the device.
         source: Number of the input whose storage it shares; -1: it has its own.
         same: Whether it is that input itself.
     """
@@ -30,6 +29,7 @@ class Output(NamedTuple):
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
+    device: torch.device
     source: int
     same: bool
 
@@ -68,7 +68,7 @@ def outputs_of(result: Any, inputs: Sequence[torch.Tensor]) -> Any:
     same = next((i for i, each in enumerate(inputs) if each is result), -1)
     source = same if same >= 0 else storages.index(own) if own in storages else -1
     size, stride = tuple(result.shape), tuple(result.stride())
-    return Output(size, stride, result.storage_offset(), result.dtype, source, same >= 0)
+    return Output(size, stride, result.storage_offset(), result.dtype, result.device, source, same >= 0)
 
 
 def made(outputs: Any, inputs: Sequence[torch.Tensor], mode: FakeTensorMode) -> Any:
@@ -79,7 +79,7 @@ def made(outputs: Any, inputs: Sequence[torch.Tensor], mode: FakeTensorMode) -> 
         meta = torch.empty_strided(outputs.size, outputs.stride, dtype=outputs.dtype, device="meta")
         if outputs.source >= 0:
             meta.set_(inputs[outputs.source].untyped_storage(), outputs.offset, outputs.size, outputs.stride)
-        return FakeTensor(mode, meta, DEVICE)
+        return FakeTensor(mode, meta, outputs.device)
     if isinstance(outputs, tuple):
         return tuple(made(each, inputs, mode) for each in outputs)
     return outputs

@@ -136,7 +136,8 @@ def faults(device: SimulatedDevice) -> dict[str, Any]:
         host.pin_memory().to("cuda:0", non_blocking=True)
         host.mul(2)
         dist.all_reduce(x)
-    return _as_json(device.fresh_records()) | {"said": said, "asked": len(waits)}
+    nowhere = [torch.zeros_like(x, device="meta").device.type for _ in range(2)]  # the second by a kept answer
+    return _as_json(device.fresh_records()) | {"said": said, "asked": len(waits), "nowhere": nowhere}
 
 
 def _as_json(records: Records) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def test_the_device_sees_what_it_should(records: dict[str, Any]) -> None:
                 "copy to the device from pageable memory"]  # fmt: skip
     assert Counter({row[1]: row[-1] for row in found["waits"]}) == Counter(expected)
     assert found["asked"] == len(expected)
+    assert found["nowhere"] == ["meta", "meta"], "what has no numbers takes no memory"
     assert [row[1] for row in found["host_work"]].count("mul") == 1
     (collective,) = found["collectives"]
     assert collective[1:3] == ["all_reduce", "float32"] and collective[-2:] == [1, 64]
