@@ -64,8 +64,8 @@ def trained(config: str, run: Path, data: Path, steps: int | None) -> Path:
     gpus = visible_gpus()
     processes = 1 << (min(gpus, 8).bit_length() - 1) if gpus else 2
     settings = ["--run_dir", str(run), "--data.path", str(data)]
-    if steps:
-        settings += ["--training.max_steps", str(steps)]
+    if steps:  # with the warm-up of a configuration that names none
+        settings += ["--optimizer.warmup_steps", str(min(100, steps // 10)), "--training.max_steps", str(steps)]
     memformer("launch", "local", config, "--nproc", str(processes), *settings)
     say("the sharded checkpoint as single-GPU weights")
     shutil.rmtree(run / "model", ignore_errors=True)

@@ -88,7 +88,8 @@ def test_repeated_it_keeps_the_data_and_exports_anew(
     quickstart.main()
     again = ["launch", "export", "evaluate", "generate", "launch", "export", "evaluate"]
     assert [words[0] for words in given[9:]] == again
-    assert given[9][-2:] == given[13][-2:] == ["--training.max_steps", "7"]
+    steps = ["--optimizer.warmup_steps", "0", "--training.max_steps", "7"]
+    assert given[9][-4:] == given[13][-4:] == steps
     assert not old.exists()
 
 
