@@ -132,8 +132,8 @@ def test_adapters_are_applied(kind: str) -> None:
 
 @torch.no_grad()
 def test_weights_in_bfloat16() -> None:
-    """As an export in bf16 is loaded: rounded where one segment after another is (to 3 % of the largest number, as kernels
-    of other processors sum in other orders, where bfloat16 itself is off by 6 %); the memory stays float32."""
+    """As an export in bf16 is loaded: rounded where one segment after another is, to 3 % of the largest number (0 was
+    seen; kernels of other processors sum otherwise), where bfloat16 itself is off by 6 %. The memory is float32."""
     model, segments = make(config_of(), torch.float32, moved=0.1).eval().to(torch.bfloat16), segments_of(5, True)
     memory = begun(model)
     found, turns = BackboneWavefront(model).advance(segments, memory), in_turn(model, segments, memory)[1]
