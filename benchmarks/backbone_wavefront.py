@@ -30,7 +30,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import interleaved_seconds, markdown_table, median_ratio, page_head, provenance, tell
+from benchmarks.common import (
+    add_measuring_options,
+    interleaved_seconds,
+    markdown_table,
+    median_ratio,
+    page_head,
+    provenance,
+    tell,
+)
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.parts import language_model
 from memformer.models.backbone.pretrained import copy_weights
@@ -167,6 +175,7 @@ def page(values: dict[str, Any]) -> str:
             "documents of T segments of S tokens, read to their ends without logits. *Difference* is that of the "
             "memories, of the largest number. A quotient above 1 says that the wavefront is the faster one.",
             "",
+            *([values["notes"], ""] if values.get("notes") else []),
             markdown_table(columns, table),
             "",
             "One core computes a product in about the same time whether it is one of a batch or not, so what a "
@@ -182,20 +191,17 @@ def page(values: dict[str, Any]) -> str:
 def main() -> None:
     """Measures, prints, and writes the results where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3, help="of each timing (default 3)")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--quick", action="store_true", help="one tiny model, one repetition")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    repetitions = 1 if arguments.quick else arguments.repetitions
-    values = {**provenance(torch.device("cpu")), "base": BASE, "repetitions": repetitions}
+    add_measuring_options(parser, "one tiny model, one repetition")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    repetitions = options.repetitions or (1 if options.quick else 3)
+    values = {**provenance(torch.device("cpu")), "base": BASE, "repetitions": repetitions, "notes": options.notes}
     rows = []
-    for case in cases(QUICK if arguments.quick else CHANGES):
+    for case in cases(QUICK if options.quick else CHANGES):
         rows.append(measure(case, repetitions))
         print(rows[-1], file=sys.stderr, flush=True)
     values["rows"] = rows
-    tell(values, page(values), arguments)
+    tell(values, page(values), options)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.activations import SavedActivations
-from benchmarks.common import interleaved_seconds, markdown_table, median_ratio, page_head, provenance, tell
+from benchmarks.common import (
+    add_measuring_options,
+    interleaved_seconds,
+    markdown_table,
+    median_ratio,
+    page_head,
+    provenance,
+    tell,
+)
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.wavefront import BackboneWavefront
 from memformer.replay import Carry, Rollout, bptt_backward, memory_replay_backward, windowed_replay_backward
@@ -137,6 +145,7 @@ def page(values: dict[str, Any]) -> str:
             "float32. Quotients above 1 say that the way is faster than replay, or than BPTT. *Difference* is that of "
             "the gradients from replay's, relative; in float64 it is below 1e-12 (tests).",
             "",
+            *([values["notes"], ""] if values.get("notes") else []),
             markdown_table(columns, table),
         ]
     )
@@ -145,18 +154,21 @@ def page(values: dict[str, Any]) -> str:
 def main() -> None:
     """Measures, prints, and writes the results where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=2, help="of each timing (default 2)")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--quick", action="store_true", help="one tiny model, one repetition")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    repetitions = 1 if arguments.quick else arguments.repetitions
-    values = {**provenance(torch.device("cpu")), "base": BASE, "repetitions": repetitions, "rows": []}
-    for change in QUICK if arguments.quick else CHANGES:
+    add_measuring_options(parser, "one tiny model, one repetition")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    repetitions = options.repetitions or (1 if options.quick else 2)
+    values = {
+        **provenance(torch.device("cpu")),
+        "base": BASE,
+        "repetitions": repetitions,
+        "notes": options.notes,
+        "rows": [],
+    }
+    for change in QUICK if options.quick else CHANGES:
         values["rows"] += measure({**BASE, **change}, repetitions)
         print(values["rows"][-1], file=sys.stderr, flush=True)
-    tell(values, page(values), arguments)
+    tell(values, page(values), options)
 
 
 if __name__ == "__main__":

@@ -126,10 +126,7 @@ class Partitions:
     def _gather(self) -> None:
         """All processes get all weights, equal to the last bit: the owners' are rounded where the others' are."""
         for number, flat in enumerate(self._zero.bit16_groups_flat if self._axis.size > 1 else ()):
-            own, dtype = (
-                self._zero.parallel_partitioned_bit16_groups[number][self._axis.rank],
-                self._sent(number).weights,
-            )
+            own, dtype = self._own(number), self._sent(number).weights
             if dtype == flat.dtype:
                 dist.all_gather_into_tensor(flat, own, group=self._axis.group)
                 continue
@@ -143,10 +140,15 @@ class Partitions:
         """All processes get the float32 weights of what was sent in 16 bits, once after a step."""
         for number, flat in enumerate(self._zero.bit16_groups_flat if self._rounded else ()):
             if self._sent(number).weights != flat.dtype:
-                own = self._zero.parallel_partitioned_bit16_groups[number][self._axis.rank]
+                own = self._own(number)
                 own.copy_(self._zero.single_partition_of_fp32_groups[number])
                 dist.all_gather_into_tensor(flat, own, group=self._axis.group)
         self._rounded = False
+
+    def _own(self, number: int) -> torch.Tensor:
+        """This process's part of a group's weights, a view."""
+        own: torch.Tensor = self._zero.parallel_partitioned_bit16_groups[number][self._axis.rank]
+        return own
 
     def _sent(self, number: int) -> Sent:
         sent: Sent = self._zero.optimizer.param_groups[number]["sent"]
