@@ -10,16 +10,21 @@ exit codes: 0 the plan fits the device; 1 it does not; 2 bad usage."""
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.errors import UserError
 from launch.answers import answer
 from launch.overrides import SettingsParser
+from memformer.config.files import read_values
 from memformer.config.schema import Config, load_config
 from memformer.config.topology import replicas_of
 from memformer.planning.devices import DEVICES, device_of
 
 Parser = SettingsParser
+
+NO_DATA = "data.path is not given"
+"""Stands for the data set of a configuration that names none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plans, prints, and tells by the exit code whether it fits."""
-    config = load_config(arguments.config, arguments.overrides)
+    unneeded = _unneeded(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, [*arguments.overrides, *unneeded])
     for name in ("nodes", "gpus_per_node"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
@@ -71,10 +77,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if plan.fits else 1
 
 
+def _unneeded(path: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides for settings without a default that are not given: sizes alone can be planned."""
+    values = read_values(path, overrides)
+    data = values.get("data", {})
+    found = [] if "run_dir" in values else ["--run_dir", "planned"]
+    return found if not isinstance(data, dict) or "path" in data else [*found, "--data.path", NO_DATA]
+
+
 def _model(config: Config) -> Any:
     """The model with its vocabulary: as set, or from the data set."""
     if config.model.vocab_size is not None:
         return config.model
+    if config.data.path == NO_DATA:
+        raise UserError(
+            "model.vocab_size and data.path are missing: set one of the two, the first where there is no data"
+        )
     from memformer.run.data import TrainingData
 
     try:

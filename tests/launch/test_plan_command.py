@@ -38,6 +38,15 @@ def test_json_has_everything_and_nothing_is_started(tmp_path: Path, capsys: pyte
     assert not dist.is_initialized() and not (tmp_path / "run").exists()
 
 
+def test_sizes_alone_can_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "sizes.yaml"
+    config.write_text(yaml.safe_dump({"model": TINY_MODEL}))
+    command = ["plan", str(config), "--gpus-per-node", "1"]
+    assert main([*command, "--model.vocab_size", "257"]) == 0
+    assert main(command) == 2
+    assert "model.vocab_size and data.path are missing" in capsys.readouterr().err
+
+
 def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(tmp_path, "--gpus-per-node", "2", "--search", "--data.num_segments", "1") == 0
     text = capsys.readouterr().out
