@@ -387,6 +387,7 @@ class Config(Section):
                 f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
             )
         checks.steps(self)
+        checks.residual_stream(self)
         checks.optimizer(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)

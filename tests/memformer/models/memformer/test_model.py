@@ -18,7 +18,7 @@ import torch
 from memformer import Memformer, MemformerConfig
 from memformer.engine.parallelize import compile_layers
 from memformer.models.memformer import computation
-from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Rotary
+from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Norm, Rotary
 from memformer.models.scoring import token_losses
 from memformer.replay import Segment
 from tests.memformer.examples import SMALL, START, full_segment, random_memory, random_tokens, small_config, small_model
@@ -32,6 +32,7 @@ LANES, LENGTH = 3, 8
         ({"num_encoder_layers": 0}, "num_encoder_layers is 0: set it to 1 or more"),
         ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
         ({"block": "new"}, "block is new: choose paper or modern"),
+        ({"residual_dtype": "bf16"}, "residual_dtype is bf16: choose float32 or compute"),
         ({"num_memory_slots": -1}, "num_memory_slots is -1: set it to 0 or more"),
         ({"memory_temperature": 0.0}, "memory_temperature is 0.0: set it above 0"),
         (
@@ -414,18 +415,42 @@ def test_dropout_draws_only_in_training() -> None:
     assert torch.equal(model.logits(segment, memory)[0], model.logits(segment, memory)[0])
 
 
-def test_bf16_autocast_keeps_losses_and_memory_in_float32() -> None:
-    model = small_model(torch.float32)
+@pytest.mark.parametrize("stream", ["float32", "compute"])
+def test_bf16_autocast_keeps_losses_and_memory_in_float32(stream: str) -> None:
+    model = small_model(torch.float32, residual_dtype=stream)
+    seen = set()
+    for layer in model.layers():
+        layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
     segment, memory = full_segment(LANES, LENGTH), random_memory(small_model(torch.float32), LANES)
     expected_loss, _, expected_memory = model(segment, memory)
+    assert seen == {torch.float32}
+    seen.clear()
     with torch.autocast("cpu", torch.bfloat16):
         loss, _, next_memory = model(segment, memory)
         assert torch.equal(model.advance(segment, memory), next_memory)
+    assert seen == {torch.bfloat16 if stream == "compute" else torch.float32}
     assert loss.dtype == next_memory.dtype == torch.float32
     assert loss.item() == pytest.approx(expected_loss.item(), rel=0.02)
     torch.testing.assert_close(next_memory, expected_memory, rtol=0, atol=0.05)
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_norm_of_16_bits_takes_its_mean_and_variance_in_float32() -> None:
+    """Rounded where it reads its gain and where it is done: 2^-8 of its largest numbers, and of what is summed back."""
+    norm = Norm(64)
+    torch.nn.init.normal_(norm.weight)
+    x = (100 + torch.randn(8, 64)).bfloat16().requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    expected, weights = torch.nn.functional.layer_norm(wide, (64,), norm.weight, norm.bias), torch.randn(8, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = norm(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=2**-7, atol=2**-7)
+    wanted = torch.autograd.grad(expected, (wide, norm.weight), weights)
+    found = torch.autograd.grad(got, (x, norm.weight), weights.bfloat16())
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=2**-5, atol=2**-5)
 
 
 def test_a_bfloat16_model_runs() -> None:
