@@ -175,7 +175,7 @@ def replay(config: Any) -> None:
             f"{asked}: a rollout has {config.data.most_segments} segments (data.num_segments) at most, set it to no "
             "more"
         )
-    if config.compile and config.model.dropout:
+    if config.compile is True and config.model.dropout:
         raise ValueError(
             f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or one of the others to "
             "1 or false"
@@ -247,7 +247,7 @@ def segments(config: Any) -> None:
             f"parallel.gradient_reduction is segment, but {asked}, whose processes come to their segments at other "
             "times: set it to rollout"
         )
-    if config.compile and config.model.dropout:
+    if config.compile is True and config.model.dropout:
         raise ValueError(
             f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or compile to false"
         )

@@ -4,7 +4,7 @@
 Shapes: B lanes, S tokens of a query segment, L keys, D width, H heads, E = D/H.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ class Norm(nn.LayerNorm):
         """[..., D] -> [..., D]; mean and variance are float32, or wider."""
         if input.dtype == self.weight.dtype:
             return super().forward(input)
-        weight, bias = self.weight, self.bias
+        weight, bias = cast(torch.Tensor, self.weight), cast(torch.Tensor, self.bias)
         if input.device.type != "cpu":  # There float32 weights are taken, without which the mean would have 16 bits.
             weight, bias = weight.to(input.dtype), bias.to(input.dtype)
         with torch.autocast(input.device.type, enabled=False):
