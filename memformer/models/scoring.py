@@ -184,7 +184,7 @@ class _ChunkedLosses(torch.autograd.Function):
         for_weight = weight_VD.new_zeros(weight_VD.shape, dtype=normalisers_N.dtype) if needs_weight else None
         for_bias = normalisers_N.new_zeros(len(own)) if needs_bias else None
         for at in _chunks(len(x_ND), ctx.rows):
-            out = _softmax(_products(x_ND[at], own, bias_V))
+            out = _softmax(_products(x_ND[at], own, bias_V), own_N[at, None])
             same = out.dtype == x_ND.dtype
             out = torch.mul(out, share_N[at, None], out=out if same else torch.empty_like(out, dtype=x_ND.dtype))
             found = torch.where(elsewhere_N[at, None], out.gather(1, ids_N[at, None]), found_N[at, None].to(out.dtype))
@@ -220,13 +220,16 @@ def _products(x_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor 
     return torch.addmm(bias_V.to(x_nD.dtype), x_nD, weight_VD.t())
 
 
-def _softmax(logits_nV: torch.Tensor) -> torch.Tensor:
-    """Of bfloat16 in bfloat16, which it is multiplied in: half of the bytes, and summed in float32 all the same.
+def _softmax(logits_nV: torch.Tensor, normalisers_n1: torch.Tensor) -> torch.Tensor:
+    """Of logits with these log-sum-exps; written to, or new ones.
 
-    A logit of bfloat16 is off by 2^-9 of itself, so that its exponential is by more than it is then rounded. In float16
-    small shares of many ids would be lost.
+    That of bfloat16 is one kernel, in the dtype that it is multiplied in and summed in float32: a fifth of the bytes. A
+    logit of bfloat16 is off by 2^-9 of itself, its exponential by more than it is then rounded. In float16 the small
+    shares of many ids would be lost, and wider ones would take room for two chunks.
     """
-    return (logits_nV if logits_nV.dtype == torch.bfloat16 else widened(logits_nV)).softmax(dim=-1)
+    if logits_nV.dtype == torch.bfloat16:
+        return logits_nV.softmax(dim=-1)
+    return widened(logits_nV).sub_(normalisers_n1).exp_()
 
 
 def _local(targets_N: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
