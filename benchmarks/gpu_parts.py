@@ -29,7 +29,7 @@ from benchmarks.gpu_runs import PARTS as RUNS
 from benchmarks.gpu_runs import Setting
 from benchmarks.peers.cached_decoder import CachedDecoder, KeyValueReader
 from memformer import Memformer, MemformerConfig
-from memformer.engine.parallelize import compile_layers
+from memformer.engine.compilation import compile_layers
 from memformer.engine.precision import AUTOCAST
 from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import Carry, Rollout, Segment, bptt_backward, memory_replay_backward

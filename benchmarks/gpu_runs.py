@@ -99,7 +99,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 def trained(setting: Setting, name: str, config: str, steps: int, **overrides: object) -> dict[str, Any]:
     """A run of `steps` steps: medians of the steps from the fourth on, and how long it took to get there."""
     run, log = setting.work / name, setting.work / f"{name}.log"
-    words = settings(setting, run, steps, **{**overrides, **small_words(setting)})
+    words = settings(setting, run, steps, **{"compile": "false", **overrides, **small_words(setting)})
     started = time.perf_counter()
     finished(memformer(setting, ["train", f"configs/{config}.yaml", *words], log), log)
     wall = time.perf_counter() - started
@@ -125,8 +125,7 @@ def speed(config: str, compiled: bool, steps: int = 10, **overrides: object) -> 
         sizes: dict[str, object] = {"data__num_lanes": 8, "data__segment_length": 1024, "data__num_segments": 8}
         precision = setting.pick("bf16", "fp32")  # 16 bits are slow on most CPUs
         words = {**sizes, "precision": precision, "parallel__zero_stage": 1, **overrides}
-        if compiled:
-            words["compile"] = "true"
+        words["compile"] = "true" if compiled else "false"
         name = f"{config}{'-compiled' if compiled else ''}"
         return trained(setting, f"train-{name}", f"model/{config}", setting.pick(steps, 5), **words)
 

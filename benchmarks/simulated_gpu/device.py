@@ -317,6 +317,10 @@ def _moved(name: str, args: Any, inputs: Sequence[torch.Tensor], outputs: Sequen
         return _distinct(args[1]) + written
     if name == "embedding":  # the rows that are taken, and not the table
         return _distinct(args[1]) + 2 * written
+    if name == "gather":  # the numbers that are taken, and not all of them
+        return _distinct(args[2]) + 2 * written
+    if name == "scatter_add_":  # the numbers that are added to
+        return 2 * _distinct(args[2]) // args[2].element_size() * args[0].element_size() + sum(map(_distinct, args[2:]))
     if name.startswith(("_foreach", "_fused")) and not outputs:  # in place: the lists are read, and most are written
         return 2 * sum(map(_distinct, inputs))
     return sum(map(_distinct, inputs)) + written

@@ -42,6 +42,13 @@ def steps(config: Any) -> None:
         raise ValueError(f"profile.steps is {config.profile.steps}: the last step is training.max_steps = {last}")
 
 
+def residual_stream(config: Any) -> None:
+    """What precision a residual stream in 16 bits is for."""
+    if getattr(config.model, "residual_dtype", "float32") == "compute" and config.precision in ("fp32", "fp16"):
+        why = "nothing is in 16 bits" if config.precision == "fp32" else "a stream that grows would leave its range"
+        raise ValueError(f"model.residual_dtype is compute: in precision {config.precision} {why}, set it to float32")
+
+
 def offloads(parallel: Any) -> None:
     """What offloading asks of the stage of ZeRO."""
     if parallel.offload_optimizer != "none" and parallel.zero_stage == 0:
@@ -168,7 +175,7 @@ def replay(config: Any) -> None:
             f"{asked}: a rollout has {config.data.most_segments} segments (data.num_segments) at most, set it to no "
             "more"
         )
-    if config.compile and config.model.dropout:
+    if config.compile is True and config.model.dropout:
         raise ValueError(
             f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or one of the others to "
             "1 or false"
@@ -240,7 +247,7 @@ def segments(config: Any) -> None:
             f"parallel.gradient_reduction is segment, but {asked}, whose processes come to their segments at other "
             "times: set it to rollout"
         )
-    if config.compile and config.model.dropout:
+    if config.compile is True and config.model.dropout:
         raise ValueError(
             f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or compile to false"
         )

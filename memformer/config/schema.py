@@ -347,8 +347,9 @@ class Config(Section):
     elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto: GPUs if there are any."""
-    compile: bool = False
-    """torch.compile each layer (worth it on GPUs; adds a minute to the start)."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile each layer, in the run's first steps; what comes of it is kept in run_dir/compiled for later lives.
+    auto: on GPUs, where it was timed (docs/parallelism.md), if there is a compiler."""
     init_from: Place | None = None
     """Directory of an export whose weights a new run starts from; a run that resumes ignores it."""
     tensorboard: bool = True
@@ -387,6 +388,7 @@ class Config(Section):
                 f"model.segment_length is {model_length} but data.segment_length is {length}: leave the former out"
             )
         checks.steps(self)
+        checks.residual_stream(self)
         checks.optimizer(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)

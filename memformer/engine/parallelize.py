@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config
+from memformer.engine.compilation import compile_model, why_plain
 from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
 from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import make_optimizer
@@ -21,11 +22,9 @@ from memformer.models.registry import stages_of
 from memformer.parallel.activation_checkpointing import checkpoint_layers
 from memformer.parallel.pipeline.construction import keep_layers
 from memformer.parallel.pipeline.split import split_of
-from memformer.parallel.tensor import leave_uncompiled, shard_model
+from memformer.parallel.tensor import shard_model
 from memformer.processes.environment import local_rank_of
 from memformer.processes.group import World
-
-RECOMPILE_LIMIT = 64
 
 
 def parallelize(model: MemoryModel, config: Config, world: World, precision: str) -> Any:
@@ -47,8 +46,8 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     module.to(world.device)
     if pipe.size > 1:
         module = stages.cut(module, split.encoder(pipe.rank), split.decoder(pipe.rank))
-    if config.compile:
-        compile_layers(module)
+    if why_plain(config, world.device) is None:
+        compile_model(module, config)
     checkpoint_layers(module, config, world)
     optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed
@@ -73,25 +72,3 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     if config.parallel.zero_stage:
         engine.optimizer.torch_autocast_gradscaler = None
     return engine
-
-
-def compile_layers(model: MemoryModel) -> None:
-    """torch.compile of what each layer computes: the layers of a stack share their graphs.
-
-    Hooks of the layer (ZeRO-3's) and its recomputation stay outside. Under tensor parallelism a layer's graph breaks
-    where the processes talk.
-    """
-    import torch._dynamo.config
-
-    # With and without masks, gradients, a reset memory, in training and out of it: a stack has more forms than torch
-    # compiles of one function by default, and it would run the later ones as they are, without a word.
-    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
-    if model.config.dropout:
-        import torch._inductor.config
-
-        # The replay must redraw the masks of the first pass; compiled random numbers differ between the graph with
-        # gradients and the one without.
-        torch._inductor.config.fallback_random = True
-    leave_uncompiled()
-    for layer in model.layers():
-        layer.forward = torch.compile(layer.forward)

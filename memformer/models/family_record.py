@@ -177,6 +177,7 @@ class Family:
             starts from, one after another, or None where all are drawn, as where this is None; the others stay as they
             were drawn. ValueError, in one line: they cannot be had.
         export: How its exports are laid out; None: for this program alone.
+        compiled: Whether `compile: auto` compiles its layers: where a GPU has been seen to gain by it.
         wavefront: How it reads documents along diagonals; its readers then have an attribute `wavefront`, as
             `segment_reader.SegmentReader`.
     """
@@ -198,6 +199,7 @@ class Family:
     beside: Callable[[Any, Path, Iterable[str], Callable[[str], Any]], None] | None = None
     weights: Callable[[Any], Iterator[tuple[str, Any]] | None] | None = None
     export: Export | None = None
+    compiled: bool = False
     wavefront: Wavefronts | None = None
 
     def trains(self, train: str, name: str) -> bool:

@@ -134,10 +134,11 @@ def _dtype_of_products(x: torch.Tensor) -> torch.dtype:
 class _ChunkedLosses(torch.autograd.Function):
     """Cross entropy whose logits exist for some rows at a time, in the forward and again in the backward.
 
-    Kept between the two is a number a token, its log-sum-exp: the softmax is exp(logit - that). So the backward costs
-    one more product with the head (4 instead of 3 in all), and every gradient is that of the plain form, whatever
-    weights the losses get later. Forms that compute gradients in the forward (Liger Kernel, Hsu et al., 2024) save that
-    product, and need one weight for all tokens, known before: float16's scale would come too late.
+    Kept between the two are three numbers a token: its log-sum-exp, over the ids here and over all, and the target's
+    logit. So the backward costs one more product with the head (4 instead of 3 in all), and every gradient is that of
+    the plain form, whatever weights the losses get later. Forms that compute gradients in the forward (Liger Kernel,
+    Hsu et al., 2024) save that product, and need one weight for all tokens, known before: float16's scale would come
+    too late.
     """
 
     @staticmethod
@@ -154,38 +155,42 @@ class _ChunkedLosses(torch.autograd.Function):
         ids_N, elsewhere_N = _local(targets_N, score.first, len(own))
         normalisers, scores = [], []
         for at in _chunks(len(x_ND), rows):
-            logits = _logits(x_ND[at], own, bias_V)
+            logits = widened(_products(x_ND[at], own, bias_V))
             scores.append(logits.gather(1, ids_N[at, None])[:, 0])
             # By one kernel, where the steps of a log-sum-exp are four that read and write all logits.
             logits = torch.log_softmax(logits, dim=-1)
             normalisers.append(scores[-1] - logits.gather(1, ids_N[at, None])[:, 0])
             del logits  # before the next chunk's
         scores_N = torch.cat(scores).masked_fill_(elsewhere_N, 0)
-        normalisers_N, scores_N = score.joined(torch.cat(normalisers), scores_N)
-        ctx.save_for_backward(x_ND, weight_VD, bias_V, targets_N, normalisers_N)
+        own_N = torch.cat(normalisers)
+        normalisers_N, scores_N = score.joined(own_N, scores_N)
+        ctx.save_for_backward(x_ND, weight_VD, bias_V, targets_N, own_N, normalisers_N, scores_N)
         ctx.first, ctx.rows = score.first, rows
         return (normalisers_N - scores_N).masked_fill_(targets_N == IGNORE, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_ND, weight_VD, bias_V, targets_N, normalisers_N = ctx.saved_tensors
+        x_ND, weight_VD, bias_V, targets_N, own_N, normalisers_N, scores_N = ctx.saved_tensors
         own = weight_VD.to(x_ND.dtype)
         ids_N, elsewhere_N = _local(targets_N, ctx.first, len(own))
         gradient_N = gradient_N.masked_fill(targets_N == IGNORE, 0)
-        found_N = elsewhere_N.to(normalisers_N.dtype) - 1  # what the target itself takes off the softmax
+        share_N = gradient_N * (own_N - normalisers_N).exp()  # of the softmax over all ids in that over the ids here
+        # The target's own, where a softmax that is rounded near 1 would leave nothing to take from 1.
+        found_N = gradient_N * torch.expm1(scores_N - normalisers_N)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         for_x = torch.empty_like(x_ND) if needs_x else None
         # Chunks add up in float32: in 16 bits each addition would round.
         for_weight = weight_VD.new_zeros(weight_VD.shape, dtype=normalisers_N.dtype) if needs_weight else None
         for_bias = normalisers_N.new_zeros(len(own)) if needs_bias else None
         for at in _chunks(len(x_ND), ctx.rows):
-            out = _logits(x_ND[at], own, bias_V).sub_(normalisers_N[at, None]).exp_()
-            out.scatter_add_(1, ids_N[at, None], found_N[at, None])
-            if for_bias is not None:
-                for_bias += gradient_N[at] @ out
+            out = _softmax(_products(x_ND[at], own, bias_V), own_N[at, None])
             same = out.dtype == x_ND.dtype
-            out = torch.mul(out, gradient_N[at, None], out=out if same else torch.empty_like(out, dtype=x_ND.dtype))
+            out = torch.mul(out, share_N[at, None], out=out if same else torch.empty_like(out, dtype=x_ND.dtype))
+            found = torch.where(elsewhere_N[at, None], out.gather(1, ids_N[at, None]), found_N[at, None].to(out.dtype))
+            out.scatter_(1, ids_N[at, None], found)
+            if for_bias is not None:
+                for_bias += out.sum(0, dtype=for_bias.dtype)
             if for_x is not None:
                 torch.mm(out, own, out=for_x[at])
             if for_weight is not None:
@@ -208,11 +213,23 @@ def _chunks(tokens: int, rows: int) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, tokens, rows)]
 
 
-def _logits(x_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
-    """Logits of some tokens, [n, V], as `nn.Linear` gives them, in float32 or wider; the caller may write to them."""
+def _products(x_nD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None) -> torch.Tensor:
+    """Logits of some tokens, [n, V], as `nn.Linear` gives them; the caller may write to them."""
     if bias_V is None:
-        return widened(x_nD @ weight_VD.t())
-    return widened(torch.addmm(bias_V.to(x_nD.dtype), x_nD, weight_VD.t()))
+        return x_nD @ weight_VD.t()
+    return torch.addmm(bias_V.to(x_nD.dtype), x_nD, weight_VD.t())
+
+
+def _softmax(logits_nV: torch.Tensor, normalisers_n1: torch.Tensor) -> torch.Tensor:
+    """Of logits with these log-sum-exps; written to, or new ones.
+
+    That of bfloat16 is one kernel, in the dtype that it is multiplied in and summed in float32: a fifth of the bytes. A
+    logit of bfloat16 is off by 2^-9 of itself, its exponential by more than it is then rounded. In float16 the small
+    shares of many ids would be lost, and wider ones would take room for two chunks.
+    """
+    if logits_nV.dtype == torch.bfloat16:
+        return logits_nV.softmax(dim=-1)
+    return widened(logits_nV).sub_(normalisers_n1).exp_()
 
 
 def _local(targets_N: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:

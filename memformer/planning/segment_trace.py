@@ -199,9 +199,9 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     chunk_bytes = scored_again = 0
     if chunks > 1:
         # Forward: a chunk's logits and their log-softmax in float32. Backward: its softmax, that in the 16 bits of the
-        # products, and the gradient of the head's weight so far.
+        # products, of bfloat16 both in these, and the gradient of the head's weight so far.
         logits = -(-tokens // chunks) * ids
-        chunk_bytes = max(8 * logits, (6 if how.precision in AUTOCAST else 4) * logits + 4 * ids * width)
+        chunk_bytes = max(8 * logits, (6 if how.precision == "fp16" else 4) * logits + 4 * ids * width)
         scored_again = 2 * ids * width
 
     def at(a: SegmentTrace, b: SegmentTrace) -> SegmentTrace:

@@ -36,6 +36,7 @@ class RunDirectory:
         self.heartbeats = self.root / "heartbeats"
         self.hangs = self.root / "hangs"
         self.profile = self.root / "profile"
+        self.compiled = self.root / "compiled"
         self.loggers = self.root / "loggers"
         self.lock = self.root / "lock"
         self.mirror = self.root / "mirror.json"

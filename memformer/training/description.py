@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config
+from memformer.engine.compilation import kept_in, why_plain
 from memformer.engine.precision import resolve_precision
 from memformer.models.configuration import ModelConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
@@ -159,6 +160,11 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
         config.parallel.zero_stage,
         precision,
     )
+    plain = why_plain(config, world.device)
+    if plain is None:
+        LOG.info("layers are compiled in the first steps, which take longer, and kept in %s", kept_in(config))
+    elif world.device.type == "cuda":
+        LOG.info("layers are not compiled: %s", plain)
     if world.mesh.pipe.size > 1:
         _describe_pipeline(config, model, world)
     if "model" not in config.model_fields_set:

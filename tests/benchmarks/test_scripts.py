@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, long_text, memory_tasks, optimizers, peers_text, pixels, texts
+from benchmarks import cases, long_text, memory_tasks, optimizers, peers_text, pixels, residual_dtype, texts
 from benchmarks.training import Recipe, train
 
 
@@ -192,6 +192,17 @@ def test_optimizers_are_judged_at_their_best_rate(tmp_path: Path) -> None:
     best = min(rows[:2], key=lambda row: row["training_losses"][-1])["learning_rate"]
     text = (tmp_path / "result.md").read_text()
     assert all(f"| muon, states in {states} | {best:g} |" in text for states in optimizers.STATES)
+
+
+def test_streams_are_held_against_that_in_float32(tmp_path: Path) -> None:
+    words = ["--quick", "--steps", "2", "--width", "16", "--layers", "1", "1", "--lanes", "2"]
+    residual_dtype.main([*words, "--streams", "float32", "compute", "--out", str(tmp_path / "result")])
+    plain, narrow = json.loads((tmp_path / "result.json").read_text())["rows"]
+    text, difference = (tmp_path / "result.md").read_text(), narrow["test_loss"] - plain["test_loss"]
+    assert "| bf16, stream in float32 |" in text and "| +0.0000 | +0.0000 |" in text
+    assert (
+        f"| {difference:+.4f} | {difference:+.4f} |" in text and plain["training_losses"] != narrow["training_losses"]
+    )
 
 
 def test_horizons_differ_in_the_gradient_alone() -> None:

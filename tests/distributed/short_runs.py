@@ -103,6 +103,7 @@ class Case:
     memory_write_threshold: float = 0.0
     overlap: int = 0
     block: str = "paper"
+    residual_dtype: str = "float32"
     data: int = 2
     tensor: int = 1
     pipeline: int = 1
@@ -153,6 +154,7 @@ def config_of(case: Case) -> Config:
         "memory_write_threshold",
         "overlap",
         "block",
+        "residual_dtype",
         "num_memory_slots",
     )
     model = MODEL.to_dict() | {name: getattr(case, name) for name in of_model}
@@ -264,7 +266,7 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
 
     Lanes are taken in the groups that the case's processes have, so that dropout draws the same masks.
     """
-    config, model = config_of(dataclasses.replace(case, precision="fp32")), model_of(case)
+    config, model = config_of(dataclasses.replace(case, precision="fp32", residual_dtype="float32")), model_of(case)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(case, name))
     if case.optimizer == "muon":

@@ -62,7 +62,7 @@ GRID = [
 SINGLE = [
     Case(1, data=1, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
     Case(2, data=2, tensor=2, dropout=0.2, chunked=True),
-    Case(0, data=1, tensor=2, precision="bf16", block="modern", **CHECKPOINTING["partitioned"]),
+    Case(0, "bf16", data=1, tensor=2, residual_dtype="compute", block="modern", **CHECKPOINTING["partitioned"]),
     Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written", block="modern"),
     Case(
         2,
@@ -91,7 +91,7 @@ PIPELINES = [
     Case(0, data=1, pipeline=2, pipeline_layers=(1, 3), lanes_per_micro_batch=3, clipping=0.05, tie_embeddings=False),
     Case(1, data=1, pipeline=2, num_memory_slots=0),
     Case(1, data=1, pipeline=2, weighted=True),
-    Case(0, "bf16", data=1, pipeline=2, chunked=True),
+    Case(0, "bf16", data=1, pipeline=2, chunked=True, residual_dtype="compute"),
     Case(1, "bf16", data=2, pipeline=2),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
@@ -106,7 +106,7 @@ SEGMENTS_OVER_RANKS = [
     Case(1, data=1, segment=2, weighted=True, lanes_per_micro_batch=3),
     Case(2, data=1, segment=2, lanes_per_micro_batch=1, mode="full", overlap=3, offload="optimizer"),
     Case(3, data=1, segment=2, segments=4, growing=True, lanes_per_micro_batch=4),
-    Case(1, "bf16", data=1, segment=2),
+    Case(1, "bf16", data=1, segment=2, residual_dtype="compute"),
     Case(0, "fp16", data=1, segment=2, clipping=0.05),
     Case(2, data=1, segment=2, backbone="adapters", train="lora", cpu_checkpointing=True),
     *(Case(stage, data=2, segment=2, clipping=0.05) for stage in range(4)),

@@ -7,6 +7,7 @@ Covers: memformer/engine/base.py, memformer/engine/partitions.py, memformer/engi
 memformer/engine/zero.py
 """
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ CASES += [Case(3, "bf16", chunked=True), Case(1, "fp16", chunked=True), Case(3, 
 GROUPED = [Case(stage, decoder_batch=2, dropout=0.2) for stage in range(4)]
 GROUPED += [Case(stage, gradient_reduction="segment", decoder_batch=3) for stage in (2, 3)]
 GROUPED += [Case(3, offload="parameters", decoder_batch=2)]
-GROUPED += [Case(3, "bf16", decoder_batch=2, zero3_gather="segment", mode="full", dropout=0.2, segments=5)]
+_FEW = Case(3, "bf16", decoder_batch=2, zero3_gather="segment", mode="full", dropout=0.2, segments=5)
+GROUPED += [dataclasses.replace(_FEW, residual_dtype="compute")]
 GROUPED += [Case(1, "fp16", decoder_batch=3, growing=True), Case(0, decoder_batch=2, lanes_per_micro_batch=1)]
 GROUPED += [Case(1, decoder_batch=3, weighted=True, mode="full", chunked=True)]
 CASES += GROUPED

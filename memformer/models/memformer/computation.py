@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from memformer.models.memformer.config import MemformerConfig
-from memformer.models.memformer.layers import Rotary
+from memformer.models.memformer.layers import Rotary, as_multiplied
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryWriter
 from memformer.models.overlap import before, causal_mask
 from memformer.replay.segment import Segment
@@ -58,6 +58,7 @@ def read(
     """Encoder layers, [B, S, D] -> [B, S, D], without the norm that follows the last."""
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     rotary = Rotary.table(0, x_BSD.shape[1], config, x_BSD.device)
+    x_BSD = _kept(x_BSD, config)
     for layer in layers:
         x_BSD = layer(x_BSD, memory_BKD, mask, rotary)
     return x_BSD
@@ -131,6 +132,12 @@ def respond(
     rotary = Rotary.table(0, first + length, config, y_BND.device)
     context_rotary, rotary = rotary.rows(0, width), rotary.rows(first, first + length)
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
+    y_BND = _kept(y_BND, config)
     for layer in layers:
         y_BND = layer(y_BND, context_BSD, mask, context_rotary, rotary, seen)
     return y_BND
+
+
+def _kept(x_BSD: torch.Tensor, config: MemformerConfig) -> torch.Tensor:
+    """The residual stream in the dtype that it is kept in."""
+    return as_multiplied(x_BSD) if config.residual_dtype == "compute" else x_BSD

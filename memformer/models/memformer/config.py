@@ -21,7 +21,7 @@ class MemformerConfig(ModelConfig):
 
     family: ClassVar[str] = "memformer"
     stacks: ClassVar[tuple[str, ...]] = ("num_encoder_layers", "num_decoder_layers")
-    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"overlap"}
+    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"overlap", "residual_dtype"}
 
     num_encoder_layers: int = 4
     """Encoder layers N; each reads the memory."""
@@ -82,6 +82,10 @@ class MemformerConfig(ModelConfig):
     """Share one matrix between the token embedding and the output head."""
     norm_epsilon: float = 1e-5
     """Epsilon of the layer norms."""
+    residual_dtype: Literal["float32", "compute"] = "float32"
+    """What precision bf16 keeps the residual stream and its gradient in, from layer to layer. compute: in bfloat16, as
+    the products that add to it are; norms take their mean and variance in float32 either way. Elsewhere it has no
+    meaning: a model whose weights are float32 computes in float32."""
     vocab_size: int | None = None
     """Token ids; null: taken from the data set's tokenizer."""
     start_token_id: int | None = None
@@ -97,6 +101,8 @@ class MemformerConfig(ModelConfig):
             require(getattr(self, name) <= MOST_LAYERS, name, getattr(self, name), f"set it to at most {MOST_LAYERS}")
         object.__setattr__(self, "memory_forgetting", forgetting_of(self.memory_forgetting, "memory_forgetting"))
         require(self.block in ("paper", "modern"), "block", self.block, "choose paper or modern")
+        kept = self.residual_dtype
+        require(kept in ("float32", "compute"), "residual_dtype", kept, "choose float32 or compute")
         require(self.num_memory_slots >= 0, "num_memory_slots", self.num_memory_slots, "set it to 0 or more")
         require(self.overlap >= 0, "overlap", self.overlap, "set it to 0 or more")
         require(self.memory_temperature > 0, "memory_temperature", self.memory_temperature, "set it above 0")

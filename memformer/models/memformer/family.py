@@ -111,4 +111,5 @@ FAMILY = Family(
     inspect=_inspect,
     memory=_of_memory,
     export=Export("memformer_lm", "modeling_memformer.py", _export_config),
+    compiled=True,
 )

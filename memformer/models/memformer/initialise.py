@@ -27,6 +27,7 @@ from torch import nn
 
 from memformer.models.construction import Construction
 from memformer.models.memformer.config import MemformerConfig
+from memformer.models.memformer.layers import Norm
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryWriter
 
 TYPICAL_SEGMENT_LENGTH = 256
@@ -39,7 +40,7 @@ class DrawnParts(Protocol):
     embedding: Any
     encoder: nn.ModuleList
     decoder: nn.ModuleList
-    decoder_norm: nn.LayerNorm
+    decoder_norm: Norm
     writer: MemoryWriter | None
     forget: BiasedMemoryNormalisation
 

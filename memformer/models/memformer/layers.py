@@ -4,7 +4,7 @@
 Shapes: B lanes, S tokens of a query segment, L keys, D width, H heads, E = D/H.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,23 @@ def as_multiplied(x: torch.Tensor) -> torch.Tensor:
     if torch.is_autocast_enabled(kind) and x.dtype == torch.float32:
         return x.to(torch.get_autocast_dtype(kind))
     return x
+
+
+class Norm(nn.LayerNorm):
+    """A layer norm of the residual stream, which gives the dtype that it is given.
+
+    torch's own, under autocast, widens what has 16 bits to float32, and hands that on.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., D]; mean and variance are float32, or wider."""
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
+        weight, bias = cast(torch.Tensor, self.weight), cast(torch.Tensor, self.bias)
+        if input.device.type != "cpu":  # There float32 weights are taken, without which the mean would have 16 bits.
+            weight, bias = weight.to(input.dtype), bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 def split_heads(x_BSD: torch.Tensor, num_heads: int) -> torch.Tensor:

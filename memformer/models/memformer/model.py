@@ -14,7 +14,7 @@ from memformer.models.construction import Construction
 from memformer.models.memformer import computation
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.initialise import initialise
-from memformer.models.memformer.layers import Attention, FeedForward, Rotary, as_multiplied
+from memformer.models.memformer.layers import Attention, FeedForward, Norm, Rotary, as_multiplied
 from memformer.models.memformer.memory import BiasedMemoryNormalisation, MemoryReader, MemoryWriter
 from memformer.models.scoring import Head, of_targets, scored_targets
 from memformer.replay.random_state import drawn
@@ -36,13 +36,13 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
-        self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.self_norm = Norm(config.d_model, config.norm_epsilon)
         self.self_attention = Attention(config)
         self.reader: MemoryReader | None = None
         if config.num_memory_slots:
-            self.read_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+            self.read_norm = Norm(config.d_model, config.norm_epsilon)
             self.reader = MemoryReader(config)
-        self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.ff_norm = Norm(config.d_model, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
 
@@ -63,11 +63,11 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: MemformerConfig) -> None:
         super().__init__()
-        self.self_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.self_norm = Norm(config.d_model, config.norm_epsilon)
         self.self_attention = Attention(config)
-        self.cross_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.cross_norm = Norm(config.d_model, config.norm_epsilon)
         self.cross_attention = Attention(config)
-        self.ff_norm = nn.LayerNorm(config.d_model, config.norm_epsilon)
+        self.ff_norm = Norm(config.d_model, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
         self.dropout = Dropout(config.dropout)
         self.rotary_cross_attention = config.rotary_cross_attention
@@ -143,13 +143,13 @@ class Memformer(nn.Module):
         self.start_token_id = config.start_token_id
         self.embedding = built(Embedding(config, config.vocab_size))
         self.encoder = nn.ModuleList(built(EncoderLayer(config)) for _ in range(config.num_encoder_layers))
-        self.encoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
+        self.encoder_norm = built(Norm(config.d_model, config.norm_epsilon))
         self.writer: MemoryWriter | None = None
         if config.num_memory_slots:
             self.writer = built(MemoryWriter(config))
             self.forget = built(BiasedMemoryNormalisation(config))
         self.decoder = nn.ModuleList(built(DecoderLayer(config)) for _ in range(config.num_decoder_layers))
-        self.decoder_norm = built(nn.LayerNorm(config.d_model, config.norm_epsilon))
+        self.decoder_norm = built(Norm(config.d_model, config.norm_epsilon))
         self.head = Head(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight

@@ -171,6 +171,10 @@ def test_a_minimal_file_has_defaults() -> None:
             ["zero3_gather is segment, but parallel.segment is 2", "set it to rollout"],
         ),
         ({"parallel": {"segment": 2}, "compile": True, "model": {"dropout": 0.1}}, ["segment is 2: with compile"]),
+        (
+            {"precision": "fp16", "model": {"residual_dtype": "compute"}},
+            ["residual_dtype is compute", "precision fp16"],
+        ),
         ({"parallel": {"segment": 5}}, ["segment is 5, but a rollout has 4 segments", "give at least 5"]),
         (
             {"parallel": {"segment": 2}, "data": {"path": "d", "num_segments": {0: 1, 9: 4}}},

@@ -64,6 +64,19 @@ def test_chunks_are_the_plain_form(
     assert plain["losses"][1, 4:].eq(0).all() and chunked["losses"][1, 4:].eq(0).all() and chunked["x"][2].eq(0).all()
 
 
+def test_a_target_that_is_nearly_certain_keeps_its_gradient_in_16_bits() -> None:
+    """Its share of 0.9999 is 1 in bfloat16; what it lacks of 1 is the gradient, and is not taken from that."""
+    head = Head(2, 2, bias=False)
+    head.weight.data = torch.tensor([[9.25, 0.0], [0.0, 0.0]])
+    head.chunk_bytes = 8
+    x = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head(x, torch.tensor([[0, 0]])).sum().backward()
+    assert x.grad is not None
+    expected = 9.25 * torch.tensor(-9.25).sigmoid()
+    torch.testing.assert_close(x.grad[0, :, 0], -expected.expand(2), rtol=2**-7, atol=0)
+
+
 def test_few_logits_are_whole_to_the_last_bit() -> None:
     whole, plain = found(CHUNK_BYTES, torch.float32, True, None), found(0, torch.float32, True, None)
     assert all(torch.equal(whole[name], plain[name]) for name in plain)

@@ -2,7 +2,7 @@
 """The model as a whole: settings, initial values, what may depend on what, precision, compilation.
 
 Covers: memformer/models/memformer/computation.py, memformer/models/memformer/config.py,
-memformer/models/memformer/initialise.py, memformer/models/memformer/layers.py
+memformer/models/memformer/initialise.py
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from memformer import Memformer, MemformerConfig
-from memformer.engine.parallelize import compile_layers
+from memformer.engine.compilation import compile_layers
 from memformer.models.memformer import computation
-from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Rotary
 from memformer.models.scoring import token_losses
 from memformer.replay import Segment
 from tests.memformer.examples import SMALL, START, full_segment, random_memory, random_tokens, small_config, small_model
@@ -32,6 +31,7 @@ LANES, LENGTH = 3, 8
         ({"num_encoder_layers": 0}, "num_encoder_layers is 0: set it to 1 or more"),
         ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
         ({"block": "new"}, "block is new: choose paper or modern"),
+        ({"residual_dtype": "bf16"}, "residual_dtype is bf16: choose float32 or compute"),
         ({"num_memory_slots": -1}, "num_memory_slots is -1: set it to 0 or more"),
         ({"memory_temperature": 0.0}, "memory_temperature is 0.0: set it above 0"),
         (
@@ -314,38 +314,6 @@ def test_older_files_keep_their_meaning() -> None:
     assert (read.overlap, read.block) == (0, "paper")
 
 
-def test_modern_feed_forward_is_swiglu() -> None:
-    block = FeedForward(small_config(block="modern")).double()
-    assert block.gate is not None
-    x = random_memory(small_model(), LANES)
-    gate, up, down = (linear.weight for linear in (block.gate, block.up, block.down))
-    expected = ((x @ gate.T) * torch.sigmoid(x @ gate.T) * (x @ up.T)) @ down.T
-    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
-
-
-def test_modern_attention_looks_at_directions_and_gains() -> None:
-    """Queries and keys of any length give the same, which plain attention does not; float64, 1e-5 by the epsilon."""
-    for block in ("modern", "paper"):
-        torch.manual_seed(0)
-        attention = Attention(small_config(block=block, norm_epsilon=1e-9)).double()
-        x = random_memory(small_model(), LANES)
-        before = attention.attend(x, attention.keys_values(x, None))
-        with torch.no_grad():
-            attention.query.weight.mul_(7)
-            attention.key.weight.mul_(0.3)
-        after = attention.attend(x, attention.keys_values(x, None))
-        assert torch.allclose(after, before, rtol=0, atol=1e-5) == (block == "modern")
-
-
-def test_a_gain_is_of_one_head_and_place() -> None:
-    norm, x = HeadNorm(SMALL).double(), torch.randn(2, 2, 5, 8, dtype=torch.float64)
-    with torch.no_grad():
-        norm.weight.copy_(torch.arange(16))
-    expected = x / (x.square().mean(-1, keepdim=True) + SMALL.norm_epsilon).sqrt()
-    expected = expected * torch.arange(16).view(1, 2, 1, 8)
-    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
-
-
 def test_without_slots_there_is_no_memory() -> None:
     model = small_model(num_memory_slots=0)
     names = [name for name, _ in model.named_parameters()]
@@ -363,37 +331,6 @@ def test_the_encoder_is_bidirectional() -> None:
     context[:, -1] = (context[:, -1] + 1) % START
     difference = model.encode(segment._replace(context=context), memory)[0] - model.encode(segment, memory)[0]
     assert difference.abs().amax(-1).min() > 1e-6
-
-
-def test_rotary_positions_are_relative() -> None:
-    """Attention does not change when queries and keys move by the same number of positions, but when one does."""
-    config = small_config()
-    attention = Attention(config).double()
-    x_BSD = torch.randn(1, LENGTH, config.d_model, dtype=torch.float64)
-    table = Rotary.table(0, 4 * LENGTH, config, x_BSD.device)
-
-    def attend(query_start: int, key_start: int) -> torch.Tensor:
-        queries, keys = table.rows(query_start, query_start + LENGTH), table.rows(key_start, key_start + LENGTH)
-        return attention.attend(x_BSD, attention.keys_values(x_BSD, keys), queries)
-
-    torch.testing.assert_close(attend(13, 9), attend(4, 0), rtol=0, atol=1e-6)
-    assert (attend(5, 0) - attend(4, 0)).abs().max() > 1e-3
-
-
-def test_a_rotation_has_the_gradient_of_its_products() -> None:
-    """Its backward is written by hand; the reference is a matrix of cosines and sines for each position."""
-    config, size = small_config(), 6
-    config = dataclasses.replace(config, d_model=size * config.num_heads)
-    x = torch.randn(2, config.num_heads, LENGTH, size, dtype=torch.float64, requires_grad=True)
-    table = Rotary.table(3, 3 + LENGTH, config, x.device)
-    cos, sin = (torch.diag_embed(each.double()) for each in table)
-    turns = torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)
-    expected, got = torch.einsum("sij,bhsj->bhsi", turns, x), table.rotate(x)
-    weights = torch.randn_like(got)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(
-        torch.autograd.grad(got, x, weights), torch.autograd.grad(expected, x, weights), rtol=0, atol=1e-14
-    )
 
 
 @pytest.mark.parametrize("setting", [True, False])
@@ -414,13 +351,20 @@ def test_dropout_draws_only_in_training() -> None:
     assert torch.equal(model.logits(segment, memory)[0], model.logits(segment, memory)[0])
 
 
-def test_bf16_autocast_keeps_losses_and_memory_in_float32() -> None:
-    model = small_model(torch.float32)
+@pytest.mark.parametrize("stream", ["float32", "compute"])
+def test_bf16_autocast_keeps_losses_and_memory_in_float32(stream: str) -> None:
+    model = small_model(torch.float32, residual_dtype=stream)
+    seen = set()
+    for layer in model.layers():
+        layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
     segment, memory = full_segment(LANES, LENGTH), random_memory(small_model(torch.float32), LANES)
     expected_loss, _, expected_memory = model(segment, memory)
+    assert seen == {torch.float32}
+    seen.clear()
     with torch.autocast("cpu", torch.bfloat16):
         loss, _, next_memory = model(segment, memory)
         assert torch.equal(model.advance(segment, memory), next_memory)
+    assert seen == {torch.bfloat16 if stream == "compute" else torch.float32}
     assert loss.dtype == next_memory.dtype == torch.float32
     assert loss.item() == pytest.approx(expected_loss.item(), rel=0.02)
     torch.testing.assert_close(next_memory, expected_memory, rtol=0, atol=0.05)

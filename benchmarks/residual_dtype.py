@@ -1,0 +1,152 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""What a residual stream in bfloat16 costs: books in precision bf16 with either `model.residual_dtype`, and in fp32.
+
+    python benchmarks/residual_dtype.py                       about ten minutes on one CPU core
+    python benchmarks/residual_dtype.py --quick --json        a minute: few steps
+    python benchmarks/residual_dtype.py --seeds 0 1 2 --out benchmarks/results/DATE-cpu-residual-dtype
+
+Rows of a seed read the same bytes in the same order and start from the same weights. Each model is tested in the
+precision that it was trained in.
+"""
+
+import argparse
+import functools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of, spread
+from benchmarks.common import markdown_table, page_head
+from benchmarks.peers.reader import MemformerReader, parameters
+from benchmarks.tasks.text import START
+from benchmarks.texts import excerpts, losses_by_segment, rollouts, texts
+from benchmarks.training import Recipe, train
+from memformer import MemformerConfig
+
+TEST_SEED = 1_000_000  # of the excerpts that are tested
+NAMES = {"fp32": "fp32", "float32": "bf16, stream in float32", "compute": "bf16, stream in bfloat16"}
+"""Rows of the table by `model.residual_dtype`; fp32: without autocast."""
+
+
+def measure(options: argparse.Namespace, case: Case) -> list[Row]:
+    """Trains and scores one model."""
+    torch.manual_seed(case["seed"])
+    stream: Any = case["stream"]
+    config = MemformerConfig(
+        options.layers[0],
+        options.layers[1],
+        d_model=options.width,
+        num_heads=4,
+        d_ff=4 * options.width,
+        num_memory_slots=16,
+        vocab_size=START + 1,
+        start_token_id=START,
+        segment_length=options.segment_length,
+        residual_dtype="compute" if stream == "compute" else "float32",
+    )
+    reader = MemformerReader(config, name=NAMES[stream])
+    if stream != "fp32":
+        reader.precision = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    documents = texts("books")
+    data = rollouts(
+        documents.trained, options.lanes, options.length, options.step_segments, options.segment_length, case["seed"]
+    )
+    recipe = Recipe(options.steps, options.learning_rate, "wsd", weight_decay=0.1)
+    history = train(reader, data, recipe, lambda line: print(line, flush=True))
+    test = excerpts(documents.held_out, options.excerpts, options.test_length, np.random.default_rng(TEST_SEED))
+    losses, _ = losses_by_segment(reader, test, options.segment_length)
+    row = {
+        **case,
+        "parameters": parameters(reader),
+        "training_bytes": options.steps * options.lanes * options.step_segments * options.segment_length,
+        "test_bytes": test.numel(),
+        "training_losses": history.losses,
+        "test_loss": float(losses.mean()),
+        "perplexity": math.exp(float(losses.mean())),
+    }
+    print(f"{NAMES[stream]}, seed {row['seed']}: {row['perplexity']:.4f}", flush=True)
+    return [row]
+
+
+def page(values: dict[str, Any]) -> str:
+    """The result page in Markdown."""
+    sizes, rows = values["sizes"], values["rows"]
+    first, table, curves = rows[0], [], []
+    plain = {row["seed"]: row["test_loss"] for row in rows if row["stream"] == "float32"}
+    for stream, name in NAMES.items():
+        found = [row for row in rows if row["stream"] == stream]
+        if not found:
+            continue
+        scores = [row["perplexity"] for row in found]
+        differences = [row["test_loss"] - plain[row["seed"]] for row in found if row["seed"] in plain]
+        mean = f"{statistics.fmean(differences):+.4f}" if differences else ""
+        each = ", ".join(f"{difference:+.4f}" for difference in differences)
+        table.append([name, statistics.fmean(scores), spread(scores), mean, each])
+        tenths = zip(*(row["training_losses"] for row in found), strict=True)
+        curves.append([name, *(statistics.fmean(tenth) for tenth in tenths)])
+    return "\n".join(
+        [
+            *page_head("A residual stream in bfloat16: books", values),
+            f"Bytes; a Memformer of {first['parameters']:,} parameters ({sizes['layers'][0]}+{sizes['layers'][1]} "
+            f"layers, width {sizes['width']}, 16 slots); {sizes['steps']} steps of {sizes['lanes']} lanes, "
+            f"{sizes['step_segments']} segments of {sizes['segment_length']} bytes, peak rate "
+            f"{sizes['learning_rate']:g}; tested on {first['test_bytes']:,} bytes of other books in the precision of "
+            f"training; seeds {seeds_of(rows)}. *Difference*: of the test loss in nats a byte to bf16 with a stream in "
+            "float32, mean over seeds and seed by seed.",
+            "",
+            markdown_table(["precision", "perplexity", "spread", "difference", "by seed"], table),
+            "",
+            "Training loss of each tenth of the steps, means over seeds:",
+            "",
+            markdown_table(["precision", *map(str, range(1, len(curves[0])))], curves),
+            *(["", values["notes"]] if values["notes"] else []),
+        ]
+    )
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", nargs="+", choices=NAMES, default=list(NAMES), help="rows; default all")
+    parser.add_argument("--steps", type=int, help="optimizer steps; default 250")
+    parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
+    parser.add_argument("--step-segments", type=int, default=4, help="T; default 4")
+    parser.add_argument("--segment-length", type=int, default=64, help="S in bytes; default 64")
+    parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
+    parser.add_argument("--excerpts", type=int, default=32, help="of the test; default 32")
+    parser.add_argument("--test-length", type=int, help="bytes of each; default 4096")
+    parser.add_argument("--width", type=int, default=64, help="d_model; default 64")
+    parser.add_argument("--layers", nargs=2, type=int, default=[2, 10], help="encoder's and decoder's; default 2 10")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak; default 3e-3")
+    add_options(parser, "15 steps, short test excerpts")
+    options = parser.parse_args(words)
+    if options.quick:
+        options.excerpts = 8
+    options.steps = options.steps or (15 if options.quick else 250)
+    options.test_length = options.test_length or (512 if options.quick else 4096)
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    options = parse(words)
+    names = (
+        "steps", "step_segments", "lanes", "segment_length", "length", "excerpts", "test_length", "width", "layers",
+        "learning_rate",
+    )  # fmt: skip
+    cases = [{"stream": stream, "seed": seed} for seed in options.seeds for stream in options.streams]
+    sizes = {name: getattr(options, name) for name in names}
+    values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
+    if options.json:
+        print(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main()
