@@ -185,8 +185,7 @@ def page(values: dict[str, Any]) -> str:
             "",
             markdown_table(["run", "phase", "collective", "dtype", "calls", "bytes"], sent),
             "",
-            "**Where the host waits for the device.** The loop around a step waits once more for its metrics, and once "
-            "to agree with the other processes (tests/simulated_gpu/rules.py):",
+            "**Where the host waits for the device.** The loop around does not (tests/simulated_gpu/rules.py):",
             "",
             markdown_table(["run", "times", "place"], waits),
             *(["", values["notes"]] if values["notes"] else []),

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from memformer.parallel.tensor import slice_of
+from memformer.processes.topology import Mesh
+
 
 def zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
     """Clears gradients that DeepSpeed keeps from one step to the next and would apply again.
@@ -69,7 +72,9 @@ def take_part_in_all_norms(optimizer: Any, most: int) -> None:
         )
 
 
-def ask_for_the_norm_once(optimizer: Any, zero_stage: int) -> None:
+def ask_for_the_norm_once(
+    optimizer: Any, zero_stage: int, mesh: Mesh, fetch: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     """The gradient's norm comes to the host once a step, where DeepSpeed looks at it there: it would ask three times.
 
     Each time a GPU would be waited for. On the CPU nothing changes, to the last bit.
@@ -77,13 +82,53 @@ def ask_for_the_norm_once(optimizer: Any, zero_stage: int) -> None:
     Args:
         optimizer: The engine's.
         zero_stage: 1 to 3.
+        mesh: This process among all.
+        fetch: Gives the values of a tensor on the host.
     """
     if zero_stage < 3:
         norm = optimizer.scaled_global_norm
-        optimizer.scaled_global_norm = lambda *arguments, **keywords: norm(*arguments, **keywords).cpu()
+        optimizer.scaled_global_norm = lambda *arguments, **keywords: fetch(norm(*arguments, **keywords))
     elif not optimizer.offload_optimizer:
-        norms = optimizer._get_norm_groups
-        optimizer._get_norm_groups = lambda: list(torch.stack(norms()).cpu())
+        optimizer._get_norm_groups = lambda: list(fetch(group_norms(optimizer, mesh)))
+
+
+def group_norms(optimizer: Any, mesh: Mesh) -> torch.Tensor:
+    """ZeRO-3: the gradient's norm of each group of parameters, of the whole model, float64 [groups].
+
+    DeepSpeed makes a float64 copy of each gradient for it, has a collective for each group, and marks a norm that is
+    not finite by a number that it puts on the device, for which the host waits. Whether it is finite is seen from it.
+
+    Args:
+        optimizer: The engine's.
+        mesh: This process among all.
+    """
+    squares = []
+    for gradients, parameters in zip(optimizer.averaged_gradients.values(), optimizer.fp16_groups, strict=True):
+        # What tensor parallelism does not cut counts on the first of its processes.
+        here = zip(gradients, parameters, strict=True)
+        counted = [each for each, p in here if mesh.tensor.rank == 0 or slice_of(p) is not None]
+        norms = (
+            torch._foreach_norm(counted, 2, dtype=torch.float64) if counted else [gradients[0].new_zeros(()).double()]
+        )
+        squares.append(torch.stack(list(norms)).pow(2.0).sum())
+    return mesh.replica.sum(mesh.gradients.sum(torch.stack(squares))) ** 0.5
+
+
+def wait_on_the_device(optimizer: Any) -> None:
+    """ZeRO-3 on GPUs: what comes after the reductions waits for their stream on the device, not on the host.
+
+    Args:
+        optimizer: The engine's. Where it is offloaded the host copies what was reduced, and goes on waiting.
+    """
+
+    stream: Any = torch.cuda.Stream
+
+    class Joined(stream):  # type: ignore[misc]
+        def synchronize(self) -> None:
+            torch.cuda.current_stream().wait_stream(self)
+
+    if not optimizer.offload_optimizer and optimizer.reduce_and_partition_stream != torch.cuda.default_stream():
+        optimizer.reduce_and_partition_stream = Joined()
 
 
 @contextlib.contextmanager
