@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from memformer.processes import collective_log, hosts, meeting, rendezvous
+from memformer.processes import collective_log, hosts, meeting, rendezvous, time_outs
 from memformer.processes.environment import local_rank_of, prepare_environment
 from memformer.processes.topology import Axis, Mesh, make_mesh
 
@@ -127,6 +127,8 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     vars(importlib.import_module("deepspeed.runtime.compiler"))["compile"] = lambda: compiled_when_called
 
     deepspeed.utils.logger.setLevel("ERROR")
+    if device.type == "cuda":
+        time_outs.keep_in_order(os.environ, timeout_seconds)
     with local_rank_of(device):  # it binds the group to the device of that number
         deepspeed.init_distributed(
             dist_backend="nccl" if device.type == "cuda" else "gloo",
