@@ -34,6 +34,7 @@ from memformer.engine.partitions import Partitions, reduced_at_the_end
 from memformer.engine.precision import AUTOCAST, LossScale
 from memformer.engine.zero import (
     ask_for_the_norm_once,
+    coordinator_at_rest,
     gathered_in_float32,
     leave_gradients_alone,
     parameters_gathered,
@@ -304,11 +305,14 @@ class Engine(abc.ABC):
         """
         return (counted_tokens or 1) / self.world.mesh.gradients.size
 
-    def _gathered(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
         """What ZeRO-3 keeps gathered while a rollout is trained."""
         if self.zero_stage == 3 and self.config.parallel.zero3_gather == "rollout":
-            return parameters_gathered(self.module)
-        return contextlib.nullcontext()
+            with parameters_gathered(self.module), coordinator_at_rest(self.module, self.deepspeed.optimizer):
+                yield
+        else:
+            yield
 
     @property
     def _coalesced(self) -> bool:

@@ -175,22 +175,42 @@ def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def modules_in_any_order(module: torch.nn.Module, optimizer: Any) -> Iterator[None]:
-    """ZeRO-3: inside, each process runs the module when it likes, without the others.
+def coordinator_at_rest(module: torch.nn.Module, optimizer: Any) -> Iterator[None]:
+    """ZeRO-3: inside, DeepSpeed neither fetches nor releases parameters, nor notes the order in which they are used.
 
-    All parameters are gathered. DeepSpeed records in which order modules run, to fetch their parameters ahead, and at
-    the beginning of a forward it compares that with the first process, which may then be waiting for this one. Here
-    nothing is fetched, so nothing is recorded.
+    All are gathered, so that there is nothing to do for its hooks around each module, forward and backward; to find
+    that out takes them more of the host's time than the rollout. Each process may run the module when it likes, without
+    the others, with whose order it would be compared.
+
+    Args:
+        module: All that is used.
+        optimizer: The engine's.
     """
     coordinator: Any = optimizer.parameter_offload.get_param_coordinator()
-    if not coordinator.is_invalid_trace():
-        coordinator._invalidate_trace()
-    coordinator.reset_step = lambda: None
+    hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for each in module.modules():
+        for found in (each._forward_pre_hooks, each._forward_hooks):
+            if any(map(_is_of_deepspeed, found.values())):
+                hooks.append((found, dict(found)))
+    names = ("trace_prologue", "record_module", "reset_step", "fetch_sub_module", "release_sub_module")
+    for name in names:
+        setattr(coordinator, name, lambda *_, **__: None)
     try:
-        with parameters_gathered(module):
-            yield
+        for found, before in hooks:
+            for key in [key for key, hook in before.items() if _is_of_deepspeed(hook)]:
+                del found[key]
+        yield
     finally:
-        del coordinator.reset_step
+        for found, before in hooks:
+            found.clear()
+            found.update(before)  # in their order
+        for name in names:
+            delattr(coordinator, name)
+
+
+def _is_of_deepspeed(hook: Any) -> bool:
+    """Whether ZeRO-3 has hung it on a module; what it hangs are functions that a decorator of its own has wrapped."""
+    return getattr(hook, "__module__", "").startswith(("deepspeed.runtime.zero.", "deepspeed.utils.nvtx"))
 
 
 def spread_unsent(module: torch.nn.Module, options: dict[str, Any]) -> None:
