@@ -105,6 +105,10 @@ def test_runs_went_where_they_should(records: dict[str, Any]) -> None:
     """Evaluated, compared and skipped: the runs that are to do so have."""
     assert {"evaluation", "step_times"} <= set(of(records, "looked at")["events"])
     assert "skip" in of(records, "skipped")["events"]
+    between = [
+        row[-2] for row in of(records, "asked in between")["collectives"] if row[:2] == ["rollout", "gloo all_reduce"]
+    ]
+    assert between == [2], "of three segments"
     assert [name for name in CASES if "save" in of(records, name)["events"]] == list(SAVED)
     grouped, whole = (sum(row[-1] for row in of(records, name)["kernels"]) for name in ("fp16, lane groups", "zero1"))
     assert grouped > 1.4 * whole
