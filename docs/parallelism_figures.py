@@ -47,7 +47,7 @@ def table() -> str:
         total = memory.pop("total")
         model = sum(memory.pop(part, 0) for part in ("weights", "master weights", "16-bit weights"))
         states = memory.pop("optimizer states") + memory.pop("gradients") + memory.pop("gradient partition", 0)
-        kept = memory.pop("activations") + memory.pop("logits") + memory.pop("replay buffer", 0)
+        kept = sum(memory.pop(part, 0) for part in ("activations", "logits", "replay buffer"))
         sent = {axis: sum(kinds.values()) for axis, kinds in plan.traffic.items()}
         rows.append(
             [

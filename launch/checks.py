@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.errors import UserError
+from launch.machine import available_cores, gpu_numa_nodes, in_ranges, numa_nodes
 
 Level = Literal["fine", "warning", "error"]
 GIB = 2**30
@@ -26,6 +27,7 @@ LEFTOVER_SECONDS = 24 * 3600.0
 SPEED_BYTES = 64 * 2**20
 LEAST_OPEN_FILES = 4096
 LARGEST_SKEW_SECONDS = 2.0
+INFINIBAND = Path("/sys/class/infiniband")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,15 +136,42 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
         )
 
 
+def check_cores() -> Iterator[Finding]:
+    """Which cores this process may run on, and whether they are beside its GPU."""
+    cores = available_cores()
+    if len(cores) == 1 and (os.cpu_count() or 1) > 1:
+        mend = "under Slurm, ask for --cpus-per-task and see that srun has it (SRUN_CPUS_PER_TASK); else mend taskset"
+        yield Finding(
+            "warning", "cores", f"one of {os.cpu_count()}: the process, its data and NCCL's threads share it", mend
+        )
+    else:
+        yield Finding("fine", "cores", f"{len(cores)} of {os.cpu_count()} ({in_ranges(cores)})")
+    gpus, nodes = gpu_numa_nodes(), {number: set(cpus) for number, cpus in numa_nodes().items()}
+    for gpu, node in gpus.items() if len(gpus) == 1 else ():  # with more, which is this process's is known to it alone
+        if node in nodes and not nodes[node] & set(cores):
+            yield Finding(
+                "warning",
+                "cores beside the GPU",
+                f"GPU {gpu} is at NUMA node {node}, the cores are elsewhere",
+                "srun --distribution=block:block, with --gpu-bind=closest or --cpu-bind by the site's rules",
+            )
+
+
 def check_limits() -> Iterator[Finding]:
-    """How many files a process may open: shards, sockets to every other rank, checkpoints."""
+    """How many files a process may open: shards, sockets to every other rank, checkpoints; what it may pin."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < LEAST_OPEN_FILES:
+    if resource.RLIM_INFINITY != soft < LEAST_OPEN_FILES:
         yield Finding(
             "warning", "open files", f"at most {soft}", f"ulimit -n {min(hard, 65536)}, before the run starts"
         )
     else:
         yield Finding("fine", "open files", f"at most {soft}")
+    pinned, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    adapters = sorted(path.name for path in INFINIBAND.glob("*"))
+    if adapters and resource.RLIM_INFINITY != pinned < GIB:
+        mend = "ulimit -l unlimited; under Slurm, PropagateResourceLimitsExcept=MEMLOCK, and slurmd unlimited"
+        found = f"{pinned / 2**20:.3g} MiB, with {', '.join(adapters)}: NCCL registers its buffers there"
+        yield Finding("warning", "locked memory", found, mend)
 
 
 def check_host_name() -> Iterator[Finding]:
@@ -251,6 +280,7 @@ def local_findings(run_dir: Path, mirror: str | None = None) -> Iterator[Finding
         check_gpus,
         check_operators,
         check_shared_memory,
+        check_cores,
         check_limits,
         check_host_name,
         lambda: check_disk(run_dir),

@@ -5,6 +5,7 @@ import os
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 
 def visible_gpus() -> int:
@@ -39,3 +40,40 @@ def core_slices(cores: list[int], parts: int) -> list[list[int]]:
         return [[] for _ in range(parts)]
     edges = [len(cores) * part // parts for part in range(parts + 1)]
     return [cores[start:end] for start, end in pairwise(edges)]
+
+
+def in_ranges(numbers: list[int]) -> str:
+    """Sorted numbers as Linux and Slurm write them: 0-3,8."""
+    starts = [each for each in numbers if each - 1 not in numbers]
+    ends = [each for each in numbers if each + 1 not in numbers]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> dict[int, list[int]]:
+    """The cores of each NUMA node of this machine; empty where that cannot be read."""
+    found = {}
+    for path in sorted(root.glob("node[0-9]*/cpulist")):
+        try:
+            words = path.read_text().strip().split(",")
+        except OSError:
+            continue
+        edges = [tuple(map(int, word.split("-"))) for word in words if word]
+        found[int(path.parent.name[4:])] = [core for edge in edges for core in range(edge[0], edge[-1] + 1)]
+    return found
+
+
+def gpu_numa_nodes(root: Path = Path("/sys/bus/pci/devices")) -> dict[int, int]:
+    """The NUMA node of each GPU that torch sees, by its number; those of which it is not known are left out."""
+    import torch
+
+    found = {}
+    for number in range(torch.cuda.device_count()):
+        device: Any = torch.cuda.get_device_properties(number)
+        try:
+            place = f"{device.pci_domain_id:04x}:{device.pci_bus_id:02x}:{device.pci_device_id:02x}.0"
+            node = int((root / place / "numa_node").read_text())
+        except (AttributeError, OSError, ValueError):  # an older torch, a container
+            continue
+        if node >= 0:
+            found[number] = node
+    return found

@@ -177,10 +177,11 @@ def _say(connection: socket.socket, **words: Any) -> None:
 
 
 def _try_all_reduce(rank: int, size: int, environment: Mapping[str, str], timeout_seconds: float) -> str | None:
-    """Sums the ranks' numbers over the backend that training will use; what went wrong, or None."""
+    """Sums the ranks' numbers over the backends that training will use; what went wrong, or None."""
     import torch
     import torch.distributed as dist
 
+    from memformer.processes import hosts
     from memformer.processes.group import choose_device
 
     try:
@@ -197,9 +198,11 @@ def _try_all_reduce(rank: int, size: int, environment: Mapping[str, str], timeou
         total = torch.tensor([float(rank)], device=device)
         dist.all_reduce(total)
         answer = float(total)
+        hosts.join(timeout_seconds)  # gloo's, beside NCCL's
+        beside = float(hosts.everyone().sum(torch.tensor(float(rank))))
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     expected = size * (size - 1) / 2
-    return None if answer == expected else f"the sum is {answer}, not {expected}"
+    return None if answer == beside == expected else f"the sums are {answer} and {beside}, not {expected}"

@@ -57,7 +57,7 @@ class SimulatedDevice(TorchDispatchMode):
         phase: The part of the step that runs.
         answer: What a float is answered with that the device was asked for, and the host does not know.
         allocated: Bytes of the storages that live.
-        peak: The most so far; set it to `allocated` to look at a stretch.
+        peak: The most so far.
     """
 
     def __init__(self, peaks: Peaks = H100, track_memory: bool = False) -> None:
@@ -258,7 +258,8 @@ class SimulatedDevice(TorchDispatchMode):
                 if key not in self._storages:
                     self._storages[key] = -(-storage.nbytes() // _ALIGNED) * _ALIGNED
                     self.allocated += self._storages[key]
-                    self.peak = max(self.peak, self.allocated)
+                    self.peak, most = max(self.peak, self.allocated), self.records.most_allocated
+                    most[self.phase] = max(most[self.phase], self.allocated)
                     weakref.finalize(storage, self._freed, key)
 
     def _freed(self, key: int) -> None:

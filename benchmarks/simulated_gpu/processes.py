@@ -13,6 +13,10 @@ from benchmarks.simulated_gpu.device import LeftOnTheHost, SimulatedDevice, is_o
 from benchmarks.simulated_gpu.records import Collective, here
 from tests.distributed.collectives import PAYLOADS, payload_bytes
 
+GLOO = "gloo"
+"""Before the names of collectives between hosts, in which the device has no part."""
+_on_the_host: list[Any] = []
+
 
 class _Done:
     """A collective that is over."""
@@ -43,18 +47,25 @@ def install(device: SimulatedDevice, world_size: int, rank: int = 0) -> None:
         if hasattr(dist, name):
             setattr(dist, name, _collective(device, name))
     replaced.irecv = replaced.recv = lambda *_, **__: _Done()
+    new_group = dist.new_group
 
-    def barrier(*_: Any, **__: Any) -> None:
-        device.wait("barrier")
+    def grouped(*arguments: Any, backend: str | None = None, **keywords: Any) -> Any:
+        made = new_group(*arguments, **keywords)
+        if backend == GLOO:
+            _on_the_host.append(made)
+        return made
+
+    def barrier(*_: Any, group: Any = None, **__: Any) -> None:
+        _objects(device, "barrier", group)
 
     def gather(found: list[Any], value: Any, group: Any = None) -> None:
-        device.wait("all_gather_object")
-        _record(device, "all_gather_object", group, None)
+        _objects(device, "all_gather_object", group)
         found[:] = [value] * len(found)
 
     def broadcast(values: list[Any], *_: Any, group: Any = None, **__: Any) -> None:
-        device.wait("broadcast_object_list")
-        _record(device, "broadcast_object_list", group, None)
+        _objects(device, "broadcast_object_list", group)
+
+    replaced.new_group = grouped
 
     replaced.barrier, replaced.all_gather_object, replaced.broadcast_object_list = barrier, gather, broadcast
     replaced.get_backend = lambda group=None: "nccl"
@@ -66,12 +77,24 @@ def _collective(device: SimulatedDevice, name: str) -> Callable[..., _Done]:
     def call(*arguments: Any, group: Any = None, **keywords: Any) -> _Done:
         payload = arguments[position] if len(arguments) > position else next(iter(keywords.values()))
         tensors = [payload] if isinstance(payload, torch.Tensor) else list(payload)
-        if not all(map(is_on_device, tensors)):
-            raise LeftOnTheHost(f"{here()}: {name} over NCCL is given a tensor of the CPU")
+        over, other = ("gloo", "the device") if _is_on_the_host(group) else ("NCCL", "the CPU")
+        if any(is_on_device(each) == _is_on_the_host(group) for each in tensors):
+            raise LeftOnTheHost(f"{here()}: {name} over {over} is given a tensor of {other}")
         _record(device, name, group, tensors)
         return _Done()
 
     return call
+
+
+def _is_on_the_host(group: Any) -> bool:
+    return any(group is each for each in _on_the_host)
+
+
+def _objects(device: SimulatedDevice, name: str, group: Any) -> None:
+    """Of objects: over NCCL they are put on the device and fetched from there."""
+    if not _is_on_the_host(group):
+        device.wait(name)
+    _record(device, name, group, None)
 
 
 def _record(device: SimulatedDevice, name: str, group: Any, tensors: list[torch.Tensor] | None) -> None:
@@ -79,6 +102,7 @@ def _record(device: SimulatedDevice, name: str, group: Any, tensors: list[torch.
     if ranks is not None and len(ranks) == dist.get_world_size():
         ranks = None
     dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+    name = f"{GLOO} {name}" if _is_on_the_host(group) else name
     entry = device.records.collectives.setdefault(Collective(device.phase, name, dtype, ranks, here()), [0, 0])
     entry[0] += 1
     entry[1] += payload_bytes(tensors or [])

@@ -114,12 +114,14 @@ class Records:
         collectives: [calls, bytes] by collective.
         waits: How often the host waited, by place.
         host_work: Elements that the host itself computed in operations on more than a few, by phase and place.
+        most_allocated: Bytes by phase, where memory is followed.
     """
 
     kernels: dict[Kernel, Work] = dataclasses.field(default_factory=dict)
     collectives: dict[Collective, list[int]] = dataclasses.field(default_factory=dict)
     waits: Counter[Wait] = dataclasses.field(default_factory=Counter)
     host_work: Counter[tuple[str, str, Place]] = dataclasses.field(default_factory=Counter)
+    most_allocated: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 @functools.cache

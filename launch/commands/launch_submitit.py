@@ -176,7 +176,12 @@ def slurm_parameters(options: SlurmOptions, directory: Path) -> dict[str, Any]:
         **{key: getattr(options, key) for key in named if getattr(options, key) is not None},
         "additional_parameters": further,
         # submitit starts itself by `python -m`, which would put the directory of the submission before the copy.
-        "setup": [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(directory / 'code'))}", *options.set_up],
+        "setup": [
+            f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(directory / 'code'))}",
+            # As in slurm/pretrain.sbatch: srun inherits no cores a task since Slurm 22.05; neighbours lie side by side.
+            "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} SLURM_DISTRIBUTION=${SLURM_DISTRIBUTION:-block:block}",
+            *options.set_up,
+        ],
         "signal_delay_s": options.warning_seconds,
         "srun_args": ["--kill-on-bad-exit=1", "--wait=120", *container],
         "stderr_to_stdout": True,

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config
+from memformer.engine.fetching import Fetching
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.frozen import frozen_in_float32
 from memformer.engine.optimizer import spread_matrices
@@ -33,11 +34,13 @@ from memformer.engine.partitions import Partitions, reduced_at_the_end
 from memformer.engine.precision import AUTOCAST, LossScale
 from memformer.engine.zero import (
     ask_for_the_norm_once,
+    coordinator_at_rest,
     gathered_in_float32,
     leave_gradients_alone,
     parameters_gathered,
     parameters_readable,
     take_part_in_all_norms,
+    wait_on_the_device,
     zero_kept_gradients,
 )
 from memformer.models.protocol import MemoryModel
@@ -56,11 +59,13 @@ class StepReport:
         grad_norm: Global L2 norm of the gradient before clipping; inf or nan where it was not finite.
         applied: False when the step was skipped whole because the gradient was not finite.
         loss_scale: What the objective was multiplied by; None unless the precision is fp16.
+        beside: What the step was asked to bring to the host beside.
     """
 
     grad_norm: float
     applied: bool
     loss_scale: float | None = None
+    beside: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +108,16 @@ class Engine(abc.ABC):
         self.zero_stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
         self._partitions = Partitions(self.deepspeed.optimizer, world.mesh) if self.zero_stage in (1, 2) else None
-        self._plain = reduced_at_the_end(config)
-        if self._partitions and self._plain:
-            leave_gradients_alone(self.deepspeed.optimizer, self._partitions.norm)
+        self._plain, self._fetching = reduced_at_the_end(config), Fetching()
+        if (partitions := self._partitions) and self._plain:
+            leave_gradients_alone(self.deepspeed.optimizer, lambda: self._fetching.fetch(partitions.norm()))
         elif self.zero_stage:
             if world.mesh.pipe.size > 1:
                 most = max(world.mesh.pipe.gather(len(self.deepspeed.optimizer.bit16_groups)))
                 take_part_in_all_norms(self.deepspeed.optimizer, most)
-            ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage)
+            ask_for_the_norm_once(self.deepspeed.optimizer, self.zero_stage, world.mesh, self._fetching.fetch)
+        if self.zero_stage == 3 and world.device.type == "cuda":
+            wait_on_the_device(self.deepspeed.optimizer)
         state = self.parameter_state()
         dtype = torch.bfloat16 if precision in AUTOCAST else torch.float32
         spread_matrices(state.base, self.deepspeed.module, state, world.mesh, world.device, dtype)
@@ -208,15 +215,22 @@ class Engine(abc.ABC):
         """
         self.parameter_state().load(saved)
 
-    def step(self, learning_rate: float) -> StepReport:
-        """Applies the reduced gradients, or skips the step on all processes if their norm is not finite."""
+    def step(self, learning_rate: float, beside: torch.Tensor | None = None) -> StepReport:
+        """Applies the reduced gradients, or skips the step on all processes if their norm is not finite.
+
+        Args:
+            learning_rate: Of the step.
+            beside: What the host is to know as well, float64 [count]; it comes in the copy of the norm.
+        """
+        if beside is not None:
+            self._fetching.take_along(beside)
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
         report = self._step_unsharded() if self.zero_stage == 0 else self._step_sharded()
         if self.loss_scale is not None:
             report = dataclasses.replace(report, loss_scale=self.loss_scale.value)
             self.loss_scale.update(report.applied)
-        return report
+        return report if beside is None else dataclasses.replace(report, beside=tuple(self._fetching.taken_along()))
 
     def bad_parameters(self) -> list[str]:
         """Parameters whose gradient, on this process and before the reduction, was not finite in the last rollout.
@@ -266,7 +280,7 @@ class Engine(abc.ABC):
         if self.loss_scale is not None:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.loss_scale.value)
         norm = self._gradient_norm(parameters)
-        finite = math.isfinite(norm_value := float(norm))
+        finite = math.isfinite(norm_value := float(self._fetching.fetch(norm)))
         if not finite:
             self.deepspeed.zero_grad()
             return StepReport(norm_value, applied=False)
@@ -291,11 +305,14 @@ class Engine(abc.ABC):
         """
         return (counted_tokens or 1) / self.world.mesh.gradients.size
 
-    def _gathered(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
         """What ZeRO-3 keeps gathered while a rollout is trained."""
         if self.zero_stage == 3 and self.config.parallel.zero3_gather == "rollout":
-            return parameters_gathered(self.module)
-        return contextlib.nullcontext()
+            with parameters_gathered(self.module), coordinator_at_rest(self.module, self.deepspeed.optimizer):
+                yield
+        else:
+            yield
 
     @property
     def _coalesced(self) -> bool:

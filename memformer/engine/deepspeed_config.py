@@ -29,6 +29,9 @@ def deepspeed_config(config: Config, world_size: int, precision: str) -> dict[st
     if zero_stage == 3:
         # Every parameter is partitioned, small ones too: what is resident is then what the settings say.
         zero["stage3_param_persistence_threshold"] = 0
+        # Its own linear maps, in Python, keep no gathered weight for the backward but gather it again: of use where a
+        # segment's weights go with it. Where they stay for the rollout, torch's do in one kernel what these do in two.
+        zero["memory_efficient_linear"] = config.parallel.zero3_gather == "segment"
     for section, setting in (
         ("offload_optimizer", config.parallel.offload_optimizer),
         ("offload_param", config.parallel.offload_parameters),

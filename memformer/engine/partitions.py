@@ -108,8 +108,8 @@ class Partitions:
                 out[start:stop].copy_(own)
 
     def norm(self) -> torch.Tensor:
-        """Global L2 norm of what `reduce` made, of the whole model, as DeepSpeed asks for it; on the host."""
-        return self._mesh.replica.sum(self._axis.sum(self._square)).sqrt().cpu()
+        """Global L2 norm of what `reduce` made, of the whole model; a scalar on the device."""
+        return self._mesh.replica.sum(self._axis.sum(self._square)).sqrt()
 
     @contextlib.contextmanager
     def gathering(self) -> Iterator[None]:

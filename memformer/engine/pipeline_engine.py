@@ -153,9 +153,9 @@ class PipelineReplayEngine(Engine):
         task = group.start * group.rollout.num_segments + segment
         return 2 * (task * self.world.mesh.pipe.size + self.model.number) + decoder
 
-    def step(self, learning_rate: float) -> StepReport:
+    def step(self, learning_rate: float, beside: torch.Tensor | None = None) -> StepReport:
         """Applies the reduced gradients on all stages, or on none if their common norm is not finite."""
-        report = super().step(learning_rate)
+        report = super().step(learning_rate, beside)
         if report.applied:
             self._refresh_copies()
         return report

@@ -15,7 +15,6 @@ import torch
 from memformer.config.schema import Config
 from memformer.engine.base import LaneGroup
 from memformer.engine.replay_engine import ReplayEngine
-from memformer.engine.zero import modules_in_any_order
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
 from memformer.parallel.activation_checkpointing import replay_buffer
@@ -111,11 +110,6 @@ class SegmentReplayEngine(ReplayEngine):
     def at_own_pace(self) -> contextlib.AbstractContextManager[None]:
         """As in `Engine`: under ZeRO-3 parameters are gathered before."""
         return self._gathered()
-
-    def _gathered(self) -> contextlib.AbstractContextManager[None]:
-        if self.zero_stage == 3:
-            return modules_in_any_order(self.module, self.deepspeed.optimizer)
-        return contextlib.nullcontext()
 
     def _spans(self, lanes: int) -> list[tuple[int, int]]:
         return groups_of(self.config, lanes)

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from memformer.parallel.tensor import slice_of
+from memformer.processes.topology import Mesh
+
 
 def zero_kept_gradients(optimizer: Any, zero_stage: int) -> None:
     """Clears gradients that DeepSpeed keeps from one step to the next and would apply again.
@@ -69,7 +72,9 @@ def take_part_in_all_norms(optimizer: Any, most: int) -> None:
         )
 
 
-def ask_for_the_norm_once(optimizer: Any, zero_stage: int) -> None:
+def ask_for_the_norm_once(
+    optimizer: Any, zero_stage: int, mesh: Mesh, fetch: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     """The gradient's norm comes to the host once a step, where DeepSpeed looks at it there: it would ask three times.
 
     Each time a GPU would be waited for. On the CPU nothing changes, to the last bit.
@@ -77,13 +82,53 @@ def ask_for_the_norm_once(optimizer: Any, zero_stage: int) -> None:
     Args:
         optimizer: The engine's.
         zero_stage: 1 to 3.
+        mesh: This process among all.
+        fetch: Gives the values of a tensor on the host.
     """
     if zero_stage < 3:
         norm = optimizer.scaled_global_norm
-        optimizer.scaled_global_norm = lambda *arguments, **keywords: norm(*arguments, **keywords).cpu()
+        optimizer.scaled_global_norm = lambda *arguments, **keywords: fetch(norm(*arguments, **keywords))
     elif not optimizer.offload_optimizer:
-        norms = optimizer._get_norm_groups
-        optimizer._get_norm_groups = lambda: list(torch.stack(norms()).cpu())
+        optimizer._get_norm_groups = lambda: list(fetch(group_norms(optimizer, mesh)))
+
+
+def group_norms(optimizer: Any, mesh: Mesh) -> torch.Tensor:
+    """ZeRO-3: the gradient's norm of each group of parameters, of the whole model, float64 [groups].
+
+    DeepSpeed makes a float64 copy of each gradient for it, has a collective for each group, and marks a norm that is
+    not finite by a number that it puts on the device, for which the host waits. Whether it is finite is seen from it.
+
+    Args:
+        optimizer: The engine's.
+        mesh: This process among all.
+    """
+    squares = []
+    for gradients, parameters in zip(optimizer.averaged_gradients.values(), optimizer.fp16_groups, strict=True):
+        # What tensor parallelism does not cut counts on the first of its processes.
+        here = zip(gradients, parameters, strict=True)
+        counted = [each for each, p in here if mesh.tensor.rank == 0 or slice_of(p) is not None]
+        norms = (
+            torch._foreach_norm(counted, 2, dtype=torch.float64) if counted else [gradients[0].new_zeros(()).double()]
+        )
+        squares.append(torch.stack(list(norms)).pow(2.0).sum())
+    return mesh.replica.sum(mesh.gradients.sum(torch.stack(squares))) ** 0.5
+
+
+def wait_on_the_device(optimizer: Any) -> None:
+    """ZeRO-3 on GPUs: what comes after the reductions waits for their stream on the device, not on the host.
+
+    Args:
+        optimizer: The engine's. Where it is offloaded the host copies what was reduced, and goes on waiting.
+    """
+
+    stream: Any = torch.cuda.Stream
+
+    class Joined(stream):  # type: ignore[misc]
+        def synchronize(self) -> None:
+            torch.cuda.current_stream().wait_stream(self)
+
+    if not optimizer.offload_optimizer and optimizer.reduce_and_partition_stream != torch.cuda.default_stream():
+        optimizer.reduce_and_partition_stream = Joined()
 
 
 @contextlib.contextmanager
@@ -130,22 +175,42 @@ def parameters_gathered(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def modules_in_any_order(module: torch.nn.Module, optimizer: Any) -> Iterator[None]:
-    """ZeRO-3: inside, each process runs the module when it likes, without the others.
+def coordinator_at_rest(module: torch.nn.Module, optimizer: Any) -> Iterator[None]:
+    """ZeRO-3: inside, DeepSpeed neither fetches nor releases parameters, nor notes the order in which they are used.
 
-    All parameters are gathered. DeepSpeed records in which order modules run, to fetch their parameters ahead, and at
-    the beginning of a forward it compares that with the first process, which may then be waiting for this one. Here
-    nothing is fetched, so nothing is recorded.
+    All are gathered, so that there is nothing to do for its hooks around each module, forward and backward; to find
+    that out takes them more of the host's time than the rollout. Each process may run the module when it likes, without
+    the others, with whose order it would be compared.
+
+    Args:
+        module: All that is used.
+        optimizer: The engine's.
     """
     coordinator: Any = optimizer.parameter_offload.get_param_coordinator()
-    if not coordinator.is_invalid_trace():
-        coordinator._invalidate_trace()
-    coordinator.reset_step = lambda: None
+    hooks: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for each in module.modules():
+        for found in (each._forward_pre_hooks, each._forward_hooks):
+            if any(map(_is_of_deepspeed, found.values())):
+                hooks.append((found, dict(found)))
+    names = ("trace_prologue", "record_module", "reset_step", "fetch_sub_module", "release_sub_module")
+    for name in names:
+        setattr(coordinator, name, lambda *_, **__: None)
     try:
-        with parameters_gathered(module):
-            yield
+        for found, before in hooks:
+            for key in [key for key, hook in before.items() if _is_of_deepspeed(hook)]:
+                del found[key]
+        yield
     finally:
-        del coordinator.reset_step
+        for found, before in hooks:
+            found.clear()
+            found.update(before)  # in their order
+        for name in names:
+            delattr(coordinator, name)
+
+
+def _is_of_deepspeed(hook: Any) -> bool:
+    """Whether ZeRO-3 has hung it on a module; what it hangs are functions that a decorator of its own has wrapped."""
+    return getattr(hook, "__module__", "").startswith(("deepspeed.runtime.zero.", "deepspeed.utils.nvtx"))
 
 
 def spread_unsent(module: torch.nn.Module, options: dict[str, Any]) -> None:

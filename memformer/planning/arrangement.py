@@ -21,10 +21,12 @@ from memformer.parallel.segment.schedule import DECODE, SegmentSchedule
 from memformer.parallel.segment.sharing import groups_of
 from memformer.parallel.segment.sharing import schedule_of as shared_schedule
 from memformer.planning.segment_trace import (
+    ACTIVATIONS,
     Execution,
     SegmentTrace,
     Shape,
     StackTraces,
+    largest_layer,
     recomputation_peak,
     trace_parts,
 )
@@ -178,9 +180,19 @@ class Arrangement:
         return trace_parts(self.model, self.execution)
 
     def segment(self, stage: int) -> SegmentTrace:
-        """One segment of a stage; what is in no layer is counted with the last stage, which has most of it."""
+        """One segment of a stage. What is in no layer is counted with the last stage, what is kept of it (the writer's,
+        most of it) with the writer's, but for the logits."""
         advanced = None if self.schedule else self.model.advanced_counts()
-        return self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=advanced)
+        found = self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=advanced)
+        elsewhere = (stage == self.writer_stage) - (stage == self.stages - 1)
+        if not elsewhere:
+            return found
+        kept = {**found.saved, ACTIVATIONS: found.saved[ACTIVATIONS] + elsewhere * self.traces.rest.saved[ACTIVATIONS]}
+        return dataclasses.replace(found, saved=Counter(kept))
+
+    def advanced_layer(self) -> int:
+        """Bytes that a layer has under way in the first pass, at most: what it would keep for a graph."""
+        return largest_layer(self.model, self.execution)
 
     def encoder(self, stage: int) -> SegmentTrace:
         """The encoder's layers in one segment, where the decoder is apart from them (`Family.decoder_apart`)."""

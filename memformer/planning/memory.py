@@ -1,5 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What a process holds during a step, by part: each part has a function of its own, with its reason.
+"""What a process holds in the fullest moment of a step, by part: each part has a function of its own, with its reason.
+
+Moments are the rollout, in the middle of a segment's backward, and the reduction of its gradients, when activations and
+16-bit weights are gone. The optimizer's step holds less than the second. Held to what a simulated GPU allocates
+(tests/simulated_gpu).
 
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
 (`optimizer.state_dtype`). Frozen weights have neither of the others, and 2 bytes where matrices of bf16 runs are stored
@@ -60,13 +64,36 @@ class Part(NamedTuple):
 
 
 def stage_memory(run: Arrangement, stage: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Bytes by part on the device and in host memory, of a process of the stage."""
-    device: dict[str, float] = {}
-    host: dict[str, float] = {}
-    for parts in (_weights, _optimizer, _gradients, _buffers, _gathered, _copies, _segments, _memories):
-        for part in parts(run, stage):
-            (host if part.on_host else device)[part.name] = part.size
-    return device, host
+    """Bytes by part on the device, in the fullest moment, and in host memory, of a process of the stage."""
+    device = max(moments(run, stage).values(), key=lambda parts: sum(parts.values()))
+    return device, {part.name: part.size for part in _all(run, stage) if part.on_host}
+
+
+def moments(run: Arrangement, stage: int) -> dict[str, dict[str, float]]:
+    """Bytes by part on the device of a process of the stage, in each of a step's moments."""
+    resting = {part.name: part.size for part in _resting(run, stage) if not part.on_host}
+    return {
+        name: resting | {part.name: part.size for part in of_moment(run, stage) if not part.on_host}
+        for name, of_moment in (("rollout", _rollout), ("reduction", _reduction))
+    }
+
+
+def _all(run: Arrangement, stage: int) -> Iterator[Part]:
+    yield from _resting(run, stage)
+    yield from _reduction(run, stage)
+    yield from _rollout(run, stage)
+
+
+def _resting(run: Arrangement, stage: int) -> Iterator[Part]:
+    """What is there in every moment."""
+    for parts in (_weights, _optimizer, _buffers_of_deepspeed, _gathered, _copies):
+        yield from parts(run, stage)
+
+
+def _rollout(run: Arrangement, stage: int) -> Iterator[Part]:
+    """What is there in a segment's backward."""
+    for parts in (_gradients, _segments, _memories):
+        yield from parts(run, stage)
 
 
 def largest(parts: dict[str, float]) -> tuple[str, float, str]:
@@ -76,15 +103,15 @@ def largest(parts: dict[str, float]) -> tuple[str, float, str]:
 
 
 def _weights(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The weights, whole below ZeRO 3; and those that the optimizer steps, where they are not the same tensors.
+    """The weights, whole below ZeRO 3; and from ZeRO 1 on those that the optimizer steps: a flat copy of its part.
 
-    ZeRO 1 and 2 step a flat copy of their part. ZeRO 3 steps the part that it holds, unless that lies elsewhere.
+    At ZeRO 3 DeepSpeed 0.19.8 means to step the part that it holds, but compares its device with a name, and copies it.
     """
     parallel, share = run.config.parallel, _count(run, stage) / run.gradient_ranks
     stored = _stored(run, stage)
     offloaded, optimizer_offloaded = parallel.offload_parameters == "cpu", _offloads_optimizer(run)
     yield Part("weights", stored / run.gradient_ranks if parallel.zero_stage == 3 else stored, offloaded)
-    if parallel.zero_stage in (1, 2) or (parallel.zero_stage == 3 and optimizer_offloaded and not offloaded):
+    if parallel.zero_stage:
         yield Part("master weights", 4 * share, optimizer_offloaded)
 
 
@@ -103,28 +130,51 @@ def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
 def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
     """Whole until they are reduced, which is after the rollout or after each segment; then a part is kept."""
     parallel, count = run.config.parallel, _count(run, stage)
-    share = count / run.gradient_ranks
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
-    yield Part("gradients", 4 * count if whole else 4 * share)
-    if parallel.zero_stage >= 2 or reduced_at_the_end(run.config):
-        yield Part("gradient partition", 4 * share, _offloads_optimizer(run))
+    yield Part("gradients", 4 * count if whole else 4 * count / run.gradient_ranks)
 
 
-def _buffers(run: Arrangement, stage: int) -> Iterator[Part]:
-    """Gradients on their way, of one group at a time, at most `reduce_bucket_size`, and what comes back of them.
+def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
+    """One group of gradients after another goes on its way, at most `reduce_bucket_size` at a time, and is gone then.
 
-    DeepSpeed's own bucket has that size whatever the model's, in fp32, and a 16-bit copy that is sent under autocast.
-    The weights on their way back, in 16 bits, come when gradients and activations are gone, and are not counted.
+    The weights on their way back, in 16 bits, come when all gradients are gone, and are not counted.
     """
-    if not run.config.parallel.zero_stage:
+    if not reduced_at_the_end(run.config):
+        yield from _gradients(run, stage)
         return
-    bucket = run.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
-    size: float = bucket * (6 if run.precision in AUTOCAST else 4)
-    if reduced_at_the_end(run.config):
-        sizes = groups(run, run.parameters(stage)).items()
-        size = max((group.gradients * min(bucket, each) for group, each in sizes), default=0)
-        size *= 1 + 1 / run.gradient_ranks if run.gradient_ranks > 1 else 0  # one process sends nothing
-    yield Part("reduction buffers", size)
+    ranks, left, kept = run.gradient_ranks, 4.0 * _count(run, stage), 0.0
+    found = []
+    # Of what decays, the embedding is the first parameter, and sent in float32.
+    for group, size in sorted(
+        groups(run, run.parameters(stage)).items(), key=lambda it: (it[0].number, -it[0].gradients)
+    ):
+        kept += 4 * size / ranks
+        on_their_way = group.gradients * min(_bucket(run), size) * (1 + 1 / ranks) if ranks > 1 else 0
+        found.append((left, kept, on_their_way))
+        left -= 4 * size
+    left, kept, on_their_way = max(found, key=sum, default=(0.0, 0.0, 0.0))
+    yield Part("gradients", left)
+    yield Part("gradient partition", kept, _offloads_optimizer(run))
+    yield Part("reduction buffers", on_their_way)
+
+
+def _buffers_of_deepspeed(run: Arrangement, stage: int) -> Iterator[Part]:
+    """Where it reduces gradients itself: its part of them, and a bucket of a fixed size whatever the model's.
+
+    In float32, with a 16-bit copy that is sent under autocast.
+    """
+    zero_stage = run.config.parallel.zero_stage
+    if not zero_stage or reduced_at_the_end(run.config):
+        return
+    if zero_stage >= 2:
+        yield Part("gradient partition", 4 * _count(run, stage) / run.gradient_ranks, _offloads_optimizer(run))
+    yield Part("reduction buffers", _bucket(run) * (6 if run.precision in AUTOCAST else 4))
+
+
+def _bucket(run: Arrangement) -> int:
+    """Elements."""
+    size: int = run.config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", REDUCE_BUCKET)
+    return size
 
 
 def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -151,6 +201,9 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     """What autograd keeps of the segments whose graphs are held, and of the one whose layers are recomputed."""
     kept, held = run.segment(stage).saved, run.held_graphs(stage)
     activations = held * kept[ACTIVATIONS]
+    # Beside what is kept, the gradient of the logits; or one chunk of them, on the last stage, which has the head.
+    last = stage == run.stages - 1
+    logits = last * run.traces.chunk_bytes or 2 * (run.decoder_batch if run.decodes_apart else held) * kept[LOGITS]
     if run.decodes_apart:
         held, encoder = run.decoder_batch, run.encoder(stage).saved[ACTIVATIONS]
         decoder = held * run.decoder(stage).saved[ACTIVATIONS]
@@ -159,11 +212,15 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
         if run.shared:  # the encoder's graphs come before the decoder's and after
             activations = max(encoder, decoder, recomputed)
     elif run.execution.recompute:
-        activations = max(activations, run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS])
+        recomputed = run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS]
+        if recomputed > activations + logits:  # the logits are gone by then
+            activations, logits = recomputed, 0
+    if run.stages > 1:  # the first pass goes on beside the graphs that are held
+        activations += run.advanced_layer()
+        width = stages_of(run.model).width(run.model)
+        yield Part("messages", 4 * run.lanes * run.config.data.segment_length * width * (held + 2))
     yield Part("activations", activations)
-    # Beside what is kept, the gradient of the logits; or one chunk of them, on the last stage, which has the head.
-    last = stage == run.stages - 1
-    yield Part("logits", last * run.traces.chunk_bytes or 2 * held * kept[LOGITS])
+    yield Part("logits", logits)
     yield Part("16-bit weights", kept[WEIGHT_COPIES])
     if run.shared and run.decodes_apart:
         # Of every piece that is under way the encoder's outputs, or their gradients; and one batch of both.

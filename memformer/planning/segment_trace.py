@@ -164,9 +164,18 @@ def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str,
         counts: Layers that the process has of each stack.
     """
     how = dataclasses.replace(how, recompute=True)
-    below = trace_parts(config, how).of(counts).below[ACTIVATIONS]
+    return trace_parts(config, how).of(counts).below[ACTIVATIONS] + largest_layer(config, how)
+
+
+def largest_layer(config: ModelConfig, how: Execution) -> int:
+    """Bytes that a layer keeps by itself, at most.
+
+    Args:
+        config: The model, with vocab_size.
+        how: How the segment is computed.
+    """
     two, three = (_largest_layer(_bare(config), dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
-    return below + two + (how.lanes - 2) * (three - two)
+    return two + (how.lanes - 2) * (three - two)
 
 
 @functools.lru_cache(maxsize=64)

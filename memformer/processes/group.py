@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
-from memformer.processes import collective_log, meeting, rendezvous
-from memformer.processes.environment import prepare_environment
+from memformer.processes import collective_log, hosts, meeting, rendezvous, time_outs
+from memformer.processes.environment import local_rank_of, prepare_environment
 from memformer.processes.topology import Axis, Mesh, make_mesh
 
 P = ParamSpec("P")
@@ -110,7 +110,7 @@ def initialise(device_setting: str = "auto", timeout_seconds: float = 1800) -> W
 
 
 def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
-    """Imports DeepSpeed for the device and initialises its communication (gloo on CPUs, NCCL on GPUs)."""
+    """Imports DeepSpeed and initialises communication for the device: gloo on CPUs; NCCL on GPUs, and gloo beside."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     collective_log.install()
     # What DeepSpeed calls goes by a new name in torch 2.14; that is between the two of them.
@@ -127,12 +127,16 @@ def join_deepspeed(device: torch.device, timeout_seconds: float) -> None:
     vars(importlib.import_module("deepspeed.runtime.compiler"))["compile"] = lambda: compiled_when_called
 
     deepspeed.utils.logger.setLevel("ERROR")
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
+    if device.type == "cuda":
+        time_outs.keep_in_order(os.environ, timeout_seconds)
+    with local_rank_of(device):  # it binds the group to the device of that number
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+    hosts.join(timeout_seconds)
 
 
 def import_deepspeed() -> Any:
@@ -166,12 +170,12 @@ def compiled_when_called(function: Callable[P, T], **options: Any) -> Callable[P
 
 
 def everyone() -> Axis:
-    """All processes of the run; this one alone before it has joined them."""
+    """All processes of the run, for tensors of their devices; this one alone before it has joined them."""
     return Axis(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Axis()
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, in place."""
+    """The sum of a tensor of the device over all processes, in place."""
     return everyone().sum(values)
 
 
@@ -180,34 +184,37 @@ def all_max(value: int) -> int:
     return all_max_each([value])[0]
 
 
+# What follows is agreed on by the hosts (memformer/processes/hosts.py): no device is waited for.
+
+
 def all_max_each(values: Sequence[int]) -> list[int]:
     """The largest over all processes of each of several integers, in one collective."""
-    axis = everyone()
-    if axis.size == 1:
-        return list(values)
-    own = torch.tensor(list(values))
-    if dist.get_backend() == "nccl":
-        own = own.pin_memory().to(torch.device("cuda", torch.cuda.current_device()), non_blocking=True)
-    return [int(value) for value in axis.max(own).tolist()]
+    return [int(value) for value in hosts.everyone().max(torch.tensor(list(values))).tolist()]
+
+
+def sum_of_numbers(value: float) -> float:
+    """The sum of a number over all processes, in float64."""
+    return float(hosts.everyone().sum(torch.tensor(value, dtype=torch.float64)))
 
 
 def gather(value: Any) -> list[Any]:
     """A small picklable object of every process, by rank, on all processes."""
-    return everyone().gather(value)
+    return hosts.everyone().gather(value)
 
 
 def from_main(value: Any) -> Any:
     """Rank 0's value of a small picklable object, on all processes."""
-    shared = [value]
-    if everyone().size > 1:
-        dist.broadcast_object_list(shared, src=0)
+    shared, axis = [value], hosts.everyone()
+    if axis.size > 1:
+        dist.broadcast_object_list(shared, src=0, group=axis.group)
     return shared[0]
 
 
 def barrier() -> None:
-    """Waits for all processes."""
-    if everyone().size > 1:
-        dist.barrier()
+    """Waits for all processes, on the host."""
+    axis = hosts.everyone()
+    if axis.size > 1:
+        dist.barrier(group=axis.group)
 
 
 def lost_peer(error: BaseException) -> str | None:

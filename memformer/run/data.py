@@ -218,14 +218,12 @@ def far_settings(config: DataConfig) -> FarSettings:
 def agreement(world: "World") -> Callable[[Damage], Damage]:
     """How processes tell each other which documents they found damaged: one number a batch, and names where needed."""
 
-    import torch
-
     from memformer.processes import group
 
     def agree(found: Damage) -> Damage:
         if world.size == 1:
             return found
-        if not group.all_sum(torch.tensor(len(found), device=world.device)).item():
+        if not group.all_max(len(found)):
             return {}
         return {document: line for each in group.gather(dict(found)) for document, line in each.items()}
 
@@ -265,9 +263,9 @@ def counted_tokens(batch: SegmentBatch, world: "World") -> float:
     """
     if batch.loss_weights is None:
         return batch.valid_tokens
-    import torch
+    from memformer.processes import group
 
-    return float(world.mesh.gradients.sum(torch.tensor(batch.counted, dtype=torch.float64, device=world.device)))
+    return group.sum_of_numbers(batch.counted if world.mesh.replica.rank == 0 else 0.0)
 
 
 class Audit:

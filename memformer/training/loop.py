@@ -86,8 +86,9 @@ class TrainingLoop:
                 with told_when_out_of_memory(state, lambda: self.segments_done):
                     result = engine.rollout_backward(step.rollout, before, counted, step.seed)
                     points.before_optimizer_step(state)
+                    sums = self.meter.sums(result)
                     with span("optimizer"):
-                        report = engine.step(rate)
+                        report = engine.step(rate, sums)
             except StepAbandoned:
                 return self.stop()
             state.stepped(batch, result.carry, stream)

@@ -45,6 +45,20 @@ class Meter:
         self._state, self._data_tokens = state, data_tokens
         self._costs = Costs.of(state.config, state.engine.model.config, state.world)
 
+    def sums(self, result: RolloutResult) -> torch.Tensor:
+        """What is measured of a rollout, over all replicas, for the optimizer's step to bring to the host.
+
+        Called by all processes together: one small all-reduce.
+
+        Args:
+            result: What the rollout left.
+
+        Returns:
+            The loss, and the square of the memory's gradient at each boundary; float64 on the device.
+        """
+        local = torch.cat([result.segment_losses.double().sum()[None], result.memory_gradient_norms.double().square()])
+        return self._state.world.mesh.data.sum(local)
+
     def measure(
         self,
         result: RolloutResult,
@@ -56,11 +70,11 @@ class Meter:
     ) -> StepFigures:
         """Measures the step that is done; called by all processes together.
 
-        One small all-reduce for the loss and the memory's gradient, and at some steps one for the memory's figures.
+        At some steps with an all-reduce for the memory's figures.
 
         Args:
             result: What its rollout left.
-            report: What its optimizer step did.
+            report: What its optimizer step did, with `sums` beside.
             learning_rate: Of this step.
             step: What it was made of; the memory's diagnostics read its first segment again.
             counted: `counted_tokens` of its batch.
@@ -68,8 +82,7 @@ class Meter:
         """
         state, tokens, number = self._state, step.batch.valid_tokens, self._state.progress.step
         data, engine, optimizer = state.world.mesh.data, state.engine, state.config.optimizer
-        local = torch.cat([result.segment_losses.double().sum()[None], result.memory_gradient_norms.double().square()])
-        loss_sum, *squares = data.sum(local).tolist()
+        loss_sum, *squares = report.beside
         interval = state.config.training.diagnostics_interval
         memory = None
         if interval and (number == 1 or number % interval == 0):

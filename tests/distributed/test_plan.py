@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from memformer.planning.arrangement import arrange
-from memformer.planning.memory import stage_memory
+from memformer.planning.memory import moments
 from tests.distributed.short_runs import (
     LANES,
     MODEL,
@@ -51,4 +51,4 @@ def test_memories_that_are_computed_again_change_nothing(trained: Trained) -> No
     whole = 4 * LANES * MODEL.num_memory_slots * MODEL.d_model
     assert [rank["buffer"] for rank in trained(case)] == [4 * whole // 2] * 2
     run = arrange(config_of(case), MODEL, WORLD)
-    assert stage_memory(run, 0)[0]["replay buffer"] == 4 * whole // 2
+    assert moments(run, 0)["rollout"]["replay buffer"] == 4 * whole // 2

@@ -58,6 +58,33 @@ def test_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ulimit -n 4096" in faults(checks.check_limits())["open files"].mend
 
 
+def test_little_memory_to_pin_beside_infiniband(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65536, 65536))
+    monkeypatch.setattr(checks, "INFINIBAND", tmp_path)
+    assert not faults(checks.check_limits()), "nothing registers memory here"
+    (tmp_path / "mlx5_0").mkdir()
+    assert "0.0625 MiB, with mlx5_0" in faults(checks.check_limits())["locked memory"].found
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert not faults(checks.check_limits())
+
+
+def test_one_core_a_task_and_cores_far_from_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(checks, "gpu_numa_nodes", lambda: {0: 1})
+    monkeypatch.setattr(checks, "numa_nodes", lambda: {0: list(range(8)), 1: list(range(8, 16))})
+    monkeypatch.setattr(checks, "available_cores", lambda: [3])
+    found = faults(checks.check_cores())
+    assert found["cores"].found.startswith("one of 16") and "SRUN_CPUS_PER_TASK" in found["cores"].mend
+    assert "GPU 0 is at NUMA node 1" in found["cores beside the GPU"].found
+    monkeypatch.setattr(checks, "available_cores", lambda: [6, 7, 8])
+    assert not faults(checks.check_cores())
+    (fine,) = checks.check_cores()
+    assert fine.found == "3 of 16 (6-8)"
+    monkeypatch.setattr(checks, "gpu_numa_nodes", lambda: {0: 1, 1: 0})
+    monkeypatch.setattr(checks, "available_cores", lambda: [3, 4])
+    assert not faults(checks.check_cores()), "with two GPUs, which is this process's is not known"
+
+
 def test_a_name_that_other_nodes_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostbyname", lambda _: "127.0.1.1")
     assert not faults(checks.check_host_name())

@@ -1,11 +1,20 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What `launch.machine` says of a machine with GPUs, without them, and with few cores."""
 
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
-from launch.machine import available_cores, core_slices, visible_gpus
+from launch.machine import (
+    available_cores,
+    core_slices,
+    gpu_numa_nodes,
+    in_ranges,
+    numa_nodes,
+    visible_gpus,
+)
 
 
 @pytest.fixture
@@ -59,3 +68,26 @@ def test_slices_share_out_all_cores_evenly(parts: int) -> None:
 def test_more_ranks_than_cores_are_not_bound() -> None:
     assert core_slices([0, 1], 3) == [[], [], []]
     assert available_cores()
+
+
+@pytest.mark.parametrize(("numbers", "words"), [([], ""), ([4], "4"), ([0, 1, 2, 3, 8], "0-3,8"), ([1, 3], "1,3")])
+def test_numbers_in_ranges(numbers: list[int], words: str) -> None:
+    assert in_ranges(numbers) == words
+
+
+def test_numa_nodes_of_cores_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, cores in ((0, "0-2,8"), (1, "3-5\n")):
+        (tmp_path / f"node{number}").mkdir()
+        (tmp_path / f"node{number}" / "cpulist").write_text(cores)
+    assert numa_nodes(tmp_path) == {0: [0, 1, 2, 8], 1: [3, 4, 5]}
+    assert numa_nodes(tmp_path / "none") == {}
+    torch = types.ModuleType("torch")
+    places = [types.SimpleNamespace(pci_domain_id=0, pci_bus_id=bus, pci_device_id=0) for bus in (0x1B, 0x43, 0x52)]
+    torch.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        device_count=lambda: 4, get_device_properties=lambda n: (*places, types.SimpleNamespace())[n]
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    for place, node in (("0000:1b:00.0", "1\n"), ("0000:43:00.0", "-1\n")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "numa_node").write_text(node)
+    assert gpu_numa_nodes(tmp_path) == {0: 1}, "the second has none, the third no file, the fourth an older torch"

@@ -126,7 +126,9 @@ def test_options_reach_slurm() -> None:
     assert found["partition"] == "gpu"
     further = {"mem": "0", "reservation": "r", "switches": "1", "exclusive": True, "requeue": True}
     assert found["additional_parameters"] == {**further, "kill-on-invalid-dep": "yes"}
-    assert found["setup"] == ["export PYTHONSAFEPATH=1 PYTHONPATH='/runs/a b/code'", "module x"]
+    path, cores, *others = found["setup"]
+    assert path == "export PYTHONSAFEPATH=1 PYTHONPATH='/runs/a b/code'" and others == ["module x"]
+    assert cores.startswith("export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} ")
 
 
 class FailedJobError(Exception):

@@ -34,19 +34,9 @@ class Allowed(NamedTuple):
 
 
 WAITS = (
-    Allowed("memformer/training/measuring.py", "measure", "", 1, "the loss and the memory's gradient: once a step"),
-    Allowed("memformer/processes/group.py", "all_max_each", "", 2, "what the processes agree on after a step, "
-            f"and once more {LOOKING}"),
-    Allowed("memformer/engine/base.py", "_step_unsharded", "", 1, "ZeRO 0: whether the gradient is finite, its norm"),
-    Allowed("memformer/engine/partitions.py", "norm", "", 1, "ZeRO 1, 2: the same"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "", 1, "ZeRO 3: the same"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 2, "ZeRO 3: DeepSpeed puts a number on "
-            "the device to mark a norm that is not finite, once for each group of parameters"),
-    Allowed("memformer/engine/base.py", "_accumulation", "runtime/zero/stage3.py", 1, "ZeRO 3: DeepSpeed waits for its "
-            "stream of reductions, once at the rollout's end"),
+    Allowed("memformer/engine/fetching.py", "fetch", "", 1, "whether the gradient is finite, and all that is measured: "
+            "the only wait of a step"),
     Allowed("memformer/inference/diagnostics.py", "pooled", "", 1, LOOKING),
-    Allowed("memformer/processes/topology.py", "gather", "", 3, f"times and checksums of all processes, {LOOKING}; "
-            "which lane a skipped step went wrong in"),
     Allowed("memformer/guards/replicas.py", "different_replicas", "", 2, LOOKING),
     Allowed("memformer/guards/replicas.py", "_differs", "", 4, LOOKING),
     Allowed("memformer/guards/faulty_steps.py", "first_bad", "", 2, "a step that is skipped is looked into"),
@@ -61,13 +51,13 @@ FLOAT32_PRODUCTS = (
 )  # fmt: skip
 
 FLOAT64 = (
-    Allowed("memformer/training/measuring.py", "measure", "", 9, "sums of a few losses, which must not depend on the "
+    Allowed("memformer/training/measuring.py", "sums", "", 9, "sums of a few losses, which must not depend on the "
             "number of processes"),
+    Allowed("memformer/engine/fetching.py", "fetch", "", 9, "these and the norm, put together"),
     Allowed("memformer/inference/diagnostics.py", "sums", "", 24, "the same"),
     Allowed("memformer/inference/diagnostics.py", "pooled", "", 9, "the same"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "runtime/zero/stage3.py", 99, "DeepSpeed takes the norm of the "
-            "gradient in float64: a read of the shard"),
-    Allowed("memformer/engine/zero.py", "<lambda>", "", 9, "the norms of the groups"),
+    Allowed("memformer/engine/zero.py", "group_norms", "", 99, "ZeRO 3: the norm of the gradient, as DeepSpeed takes "
+            "it: a read of the shard"),
 )  # fmt: skip
 
 
@@ -109,9 +99,9 @@ def float32_products(record: Mapping[str, Any], phases: Sequence[str] = (*ROLLOU
 
 
 def sent(record: Mapping[str, Any], phases: Sequence[str]) -> Counter[str]:
-    """Bytes by kind of collective, by the names of `plan`."""
+    """Bytes between devices by kind of collective, by the names of `plan`."""
     found: Counter[str] = Counter()
     for phase, kind, _, _, _, _, size in record["collectives"]:
-        if phase in phases and size:
+        if phase in phases and size and not kind.startswith("gloo "):
             found[kind.removesuffix("_into_tensor").removesuffix("_tensor")] += size
     return found

@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tensor": {"parallel": {"tensor": 2}},
     "pipeline": {"parallel": {"pipeline": 2}},
     "backbone": {"model": BACKBONE},
+    "asked in between": {"training": {"finish_step_seconds": 0}},
     "muon": {"optimizer": {"name": "muon", "state_dtype": "bfloat16"}},
     "skipped": {"parallel": {"zero_stage": 0}},
 }

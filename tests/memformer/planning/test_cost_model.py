@@ -26,7 +26,7 @@ from memformer.planning import make_plan
 from memformer.planning.arrangement import arrange
 from memformer.planning.cost_model import KERNELS, LAUNCH_SECONDS
 from memformer.planning.devices import DEVICES
-from memformer.planning.memory import stage_memory
+from memformer.planning.memory import moments, stage_memory
 from memformer.planning.search import search
 from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.planning.traffic import stage_traffic
@@ -156,7 +156,7 @@ def test_the_memory_of_a_decoder_batch(mode: str) -> None:
         parallel={"zero_stage": 1},
         activation_checkpointing={"mode": mode},
     )
-    memory = make_plan(config, config.model, 1, 8, "h100").device_memory
+    memory = moments(arrange(config, MODEL, 8), 0)["rollout"]
     torch.manual_seed(0)
     model = Memformer(MODEL)
     if mode == "full":

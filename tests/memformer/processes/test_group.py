@@ -4,6 +4,9 @@
 Several processes: tests/distributed/test_topology.py (axes), and every other test of that folder.
 """
 
+import os
+import types
+
 import pytest
 import torch
 
@@ -35,6 +38,29 @@ def test_a_process_that_is_alone_waits_for_nobody() -> None:
     assert group.gather({"a": 1}) == [{"a": 1}]
     assert group.from_main("word") == "word"
     group.barrier()
+
+
+@pytest.mark.parametrize(("device", "local_rank"), [("cuda:0", "0"), ("cuda:3", "3"), ("cpu", "3")])
+def test_the_group_is_bound_to_the_device_of_the_process(
+    device: str, local_rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed takes the GPU of the number LOCAL_RANK, which a task that sees one GPU does not have."""
+    seen: list[tuple[str, str]] = []
+
+    def init_distributed(dist_backend: str, **_: object) -> None:
+        seen.append((os.environ["LOCAL_RANK"], dist_backend))
+
+    logger = types.SimpleNamespace(setLevel=lambda level: None)
+    deepspeed = types.SimpleNamespace(init_distributed=init_distributed, utils=types.SimpleNamespace(logger=logger))
+    for name in ("LOCAL_RANK", "DS_ACCELERATOR", "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(group, "import_deepspeed", lambda: deepspeed)
+    monkeypatch.setattr(group, "importlib", types.SimpleNamespace(import_module=lambda name: types.SimpleNamespace()))
+    monkeypatch.setattr(group.collective_log, "install", lambda: None)
+    monkeypatch.setattr(group.hosts, "join", lambda seconds: None)
+    group.join_deepspeed(torch.device(device), 1800)
+    assert seen == [(local_rank, "gloo" if device == "cpu" else "nccl")]
+    assert os.environ["LOCAL_RANK"] == "3"
 
 
 def test_what_is_compiled_when_called_is_compiled_once_and_not_before() -> None:
