@@ -101,8 +101,6 @@ def memory_parameters(config: Any) -> None:
         )
     if train != "lora" and model.adapted:
         raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
-    if train != "all" and config.parallel.pipeline > 1:
-        raise ValueError(f"training.train is {train}: not built for parallel.pipeline above 1: set that to 1")
 
 
 def tensor_parallel(config: Any) -> None:

@@ -183,7 +183,7 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
     lanes = run.replica_lanes if run.stages > 1 or run.shared else run.lanes
     count = run.segments if run.shared else run.memories.count
     processes = run.config.parallel.tensor if checkpointing.partition_activations else 1
-    size = 4 * count * lanes * math.prod(run.model.memory_shape) / processes
+    size = 4 * count * lanes * run.memory_numbers(stage) / processes
     yield Part("replay buffer", size, checkpointing.cpu_checkpointing)
 
 

@@ -22,7 +22,8 @@ from memformer.models.backbone.associative import (
     recalled,
     written,
 )
-from memformer.models.backbone.model import Backbone, BackboneLayer
+from memformer.models.backbone.computation import BackboneLayer
+from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.slots import SlotMemory, slot_config
 from memformer.models.looking import Association, Figure, Looked
 from memformer.models.memformer import computation

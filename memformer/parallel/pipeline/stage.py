@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`StagedModel`: the stages of a pipeline, which answer together as one model.
 
-Shapes: B lanes, S tokens a segment, [K, C] a lane's memory.
+Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, of which a stage reads all, or the rows of its own layers.
 """
 
 import functools
@@ -39,9 +39,10 @@ class StagedModel:
         self.config: ModelConfig = stage.config
         stages = stages_of(self.config)
         self.memory_shape, self.width = self.config.memory_shape, stages.width(self.config)
-        self.decoder_length = functools.partial(stages.decoder_length, self.config)
+        self.lengths = functools.partial(stages.lengths, self.config)
         self._encodes, self._decodes = len(split.encoder(number)) > 0, len(split.decoder(number)) > 0
-        self._writes, self._last = number == split.writer_stage, number == split.stages - 1
+        self._encoded_further = number < split.stages - 1 and len(split.encoder(number + 1)) > 0
+        self._writes, self._last = number in split.writer_stages, number == split.stages - 1
 
     @property
     def training(self) -> bool:
@@ -75,9 +76,9 @@ class StagedModel:
 
     @torch.no_grad()
     def initial_memory(self, lanes: int) -> torch.Tensor:
-        """The memory [lanes, K, C] of lanes that have read nothing, from the writer's stage, without a graph."""
+        """The memory [lanes, K, C] of lanes that have read nothing, from the stages that write it, without a graph."""
         has_memory = self._writes and self.memory_shape[0] > 0
-        return self._from_writer(self.stage.initial_memory(lanes) if has_memory else None, lanes)
+        return self.whole_memory(self.stage.initial_memory(lanes) if has_memory else None, lanes)
 
     @torch.no_grad()
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
@@ -85,7 +86,7 @@ class StagedModel:
         memory = self._begun(segment, memory)
         after = memory.clone()
         self._read(segment, memory, after)
-        return self._from_writer(after, len(after))
+        return self.whole_memory(after, len(after))
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the valid targets' losses times their weights, their number, next memory [B, K, C]), no graph."""
@@ -109,7 +110,7 @@ class StagedModel:
         found, after = self._pass(segment, memory, spans, [None] * len(spans), seed_part or _unseeded)
         for (start, stop), each in zip(spans, found, strict=False):  # none but on the last stage
             losses[start:stop] = each
-        return self.channels.broadcast(losses, self.split.stages - 1), self._from_writer(after, len(after))
+        return self.channels.broadcast(losses, self.split.stages - 1), self.whole_memory(after, len(after))
 
     @torch.no_grad()
     def logits(self, segment: Segment, memory: torch.Tensor, at_2N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,12 +132,12 @@ class StagedModel:
             logits[each] = part.float()
         if len(logits):
             self.channels.broadcast(logits, self.split.stages - 1)
-        return logits, self._from_writer(after, len(after))
+        return logits, self.whole_memory(after, len(after))
 
     @torch.no_grad()
     def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        """`MemoryModel.self_weights`; None for a model without memory."""
-        if not self.memory_shape[0]:
+        """`MemoryModel.self_weights`; None for a model without memory, or with one of each layer's own."""
+        if not self.memory_shape[0] or self.split.rows is not None:
             return None
         memory = self._begun(segment, memory)
         context = self._read(segment, memory, memory.clone())
@@ -163,9 +164,11 @@ class StagedModel:
             seed_part: See `losses`.
 
         Returns:
-            Losses or logits of each group, on the last stage, elsewhere nothing; the next memory, on the writer's.
+            Losses or logits of each group, on the last stage, elsewhere nothing; the next memory of what the stage
+            writes.
         """
-        memory = self._begun(segment, memory)
+        own = self.split.memory(self.number)
+        memory = self._begun(segment, memory)[:, own] if self.split.rows is None else memory[:, own]
         after = memory.clone()
         under_way: list[Transfer] = []
         found = []
@@ -174,8 +177,10 @@ class StagedModel:
             context = None
             if self._encodes:
                 seed_part(False)
-                context = self._encode(part, memory[start:stop], after[start:stop], under_way)
-                if self._writes and not self._decodes:
+                context = self._encode(part, memory[start:stop], after[start:stop], under_way, at_2N)
+                if self._last and not self._decodes:
+                    found.append(context)
+                elif not (self._decodes or self._encoded_further):
                     under_way.append(self.channels.send(EVALUATION, context, self.number + 1))
             if self._decodes:
                 seed_part(True)
@@ -185,8 +190,8 @@ class StagedModel:
         return found, after
 
     def _begun(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
-        """The memory that a segment is read with, on all stages."""
-        return self._from_writer(self.stage.begin(segment.reset, memory), len(memory))
+        """The memory that a segment is read with, on all stages, where one of them writes it."""
+        return self.whole_memory(self.stage.begin(segment.reset, memory), len(memory))
 
     def _read(self, segment: Segment, memory: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
         """`_encode` for all lanes at once, on the encoder's stages; complete when it returns."""
@@ -197,14 +202,22 @@ class StagedModel:
         return context
 
     def _encode(
-        self, segment: Segment, memory: torch.Tensor, after: torch.Tensor, under_way: list[Transfer]
+        self,
+        segment: Segment,
+        memory: torch.Tensor,
+        after: torch.Tensor,
+        under_way: list[Transfer],
+        at_2N: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The encoder's output of a group of lanes, on the writer's stage; the memory after it goes into `after`."""
-        x = None if self.number == 0 else self._receive(segment)
-        x, *written = self.stage.encode_part(segment, memory, x)
+        """What this stage's encoder layers make of a group of lanes; the memory after it goes into `after`.
+
+        Where others follow it is sent on to them.
+        """
+        x = None if self.number == 0 else self._receive(segment, self.lengths(segment.target.shape[1])[0])
+        x, *written = self.stage.read_part(segment, memory, x, **({} if at_2N is None else {"at_2N": at_2N}))
         if written:
             after.copy_(written[0])
-        if not self._writes:
+        if self._encoded_further:
             under_way.append(self.channels.send(EVALUATION, x, self.number + 1))
         return x
 
@@ -216,27 +229,35 @@ class StagedModel:
         under_way: list[Transfer],
     ) -> list[torch.Tensor]:
         """A group's losses or logits, alone in a list, on the last stage; elsewhere nothing, and the stream goes on."""
-        decoded = self.decoder_length(segment.target.shape[1])
+        encoded, decoded = self.lengths(segment.target.shape[1])
         y = None if self.number == self.split.decoder_stage else self._receive(segment, decoded)
         if context is None:
-            context = self._receive(segment)
+            context = self._receive(segment, encoded)
         (y,) = self.stage.decode_part(segment, context, y, at_2N)
         if self._last:
             return [y]
         under_way += [self.channels.send(EVALUATION, each, self.number + 1) for each in (y, context)]
         return []
 
-    def _receive(self, segment: Segment, length: int | None = None) -> torch.Tensor:
-        """What a layer hands to the next, [B, length or S, width], from the stage before."""
-        lanes, own = segment.target.shape
-        return self.channels.receive(EVALUATION, (lanes, length or own, self.width), self.number - 1).wait()
+    def _receive(self, segment: Segment, length: int) -> torch.Tensor:
+        """What a layer hands to the next, [B, length, width], from the stage before."""
+        return self.channels.receive(EVALUATION, (len(segment.target), length, self.width), self.number - 1).wait()
 
-    def _from_writer(self, memory: torch.Tensor | None, lanes: int) -> torch.Tensor:
-        """The writer's stage's memory on all stages, in the weights' dtype, [lanes, K, C]."""
-        shared = self._weight().new_empty(lanes, *self.memory_shape)
-        if self._writes and memory is not None:
-            shared.copy_(memory)
-        return self.channels.broadcast(shared, self.split.writer_stage) if shared.numel() else shared
+    def whole_memory(self, own: torch.Tensor | None, lanes: int) -> torch.Tensor:
+        """The memory on all stages, as messages have it, [lanes, K, C], from what each of those writes that write it.
+
+        Args:
+            own: What this stage writes; read if it does.
+            lanes: Of the memory.
+        """
+        shared = torch.empty(lanes, *self.memory_shape, dtype=self.channels.dtype, device=self.device)
+        for stage in self.split.writer_stages if shared.numel() else ():
+            rows = self.split.memory(stage)
+            part = shared[:, rows].contiguous()
+            if stage == self.number and own is not None:
+                part.copy_(own)
+            shared[:, rows] = self.channels.broadcast(part, stage)
+        return shared
 
     def _weight(self) -> torch.Tensor:
         return next(self.stage.named_parameters())[1]
