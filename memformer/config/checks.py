@@ -196,6 +196,12 @@ def pipeline(config: Any) -> None:
             f"parallel.pipeline is {stages}, but the model has {layers} layers, and each stage needs one: set it to at "
             f"most {layers}"
         )
+    rows, columns = () if cut.rows is None else cut.rows(config.model), config.model.memory_shape[1]
+    if config.activation_checkpointing.partition_activations and any(n * columns % parallel.tensor for n in rows):
+        raise ValueError(
+            f"activation_checkpointing.partition_activations is true: parallel.tensor {parallel.tensor} does not "
+            f"divide the {max(rows) * columns} numbers of a layer's memory ({max(rows)} x {columns}): set it to false"
+        )
     if parallel.zero_stage > 1:
         raise ValueError(
             f"parallel.zero_stage is {parallel.zero_stage}: a pipeline stage keeps its gradients whole until all "
