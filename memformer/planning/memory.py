@@ -142,9 +142,9 @@ def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _copies(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The embedding with its gradient, on stages that use the first one's."""
+    """The embedding with its gradient if it is trained, on stages that use the first one's."""
     if run.model.tied() and stage in run.embedding_copies:
-        yield Part("copies of the embedding", 8 * run.embedding)
+        yield Part("copies of the embedding", 4 * (run.embedding + run.trained_embedding))
 
 
 def _segments(run: Arrangement, stage: int) -> Iterator[Part]:

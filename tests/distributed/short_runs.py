@@ -158,7 +158,7 @@ def config_of(case: Case) -> Config:
     )
     model = MODEL.to_dict() | {name: getattr(case, name) for name in of_model}
     if case.backbone:
-        model = {"family": "backbone"} | BACKBONES[case.backbone].to_dict()
+        model = {"family": "backbone"} | BACKBONES[case.backbone].to_dict() | {"dropout": case.dropout}
     checkpointing = (
         "mode",
         "partition_activations",

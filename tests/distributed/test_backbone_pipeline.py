@@ -6,6 +6,8 @@ memory, so that one written on two stages goes on on one process and back. Updat
 test_equivalence.py. Tolerances: tests/memformer/models/family_runs.py.
 """
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from memformer import load_model
 from memformer.checkpoints.exporting import export
 from memformer.config.schema import parse_config
 from memformer.engine.making import make_engine
+from memformer.models.backbone.stage import BackboneStage
 from memformer.models.registry import family_of
+from memformer.parallel.pipeline.split import split_of
 from memformer.processes.group import World
 from memformer.replay import Carry
+from memformer.replay.random_state import mix_seed, segment_seeds
 from memformer.run import jsonl
 from memformer.training.initial_weights import construction_of
 from tests.books import small_dataset
@@ -36,6 +41,7 @@ from tests.memformer.models.family_runs import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
+DROPOUT = Case(0, data=1, pipeline=2, backbone="lower", pipeline_layers=(1, 2), lanes_per_micro_batch=2, dropout=0.3)
 CASE = Case(1, data=1, pipeline=2, backbone="lower", pipeline_layers=(2, 1))
 
 
@@ -67,6 +73,37 @@ def answers_of_stages(world: World) -> list[Any]:
     return found
 
 
+def gradients_with_dropout(world: World) -> dict[str, Any]:
+    """Of this stage, by name."""
+    engine = make_engine(model_of(DROPOUT), config_of(DROPOUT), world.arranged(1, 2), "fp32")
+    engine.rollout_backward(rollout_of(1), Carry.empty(engine.initial_memory(LANES) + 0.1, LENGTH), 50, seed=7)
+    found = {name: p.grad.numpy() for name, p in engine.model.named_parameters() if p.grad is not None}
+    engine.close()
+    return found
+
+
+def reference_with_dropout(case: Case) -> dict[str, torch.Tensor]:
+    """The same in one process: the stages called in turn, one graph over the rollout, masks from the same streams."""
+    whole, rollout, objective = model_of(case), rollout_of(1), torch.zeros(())
+    split = split_of(config_of(case), whole.config)
+    stages = [BackboneStage(copy.deepcopy(whole), split.span(number)) for number in range(2)]
+    with segment_seeds(mix_seed(7, 0), torch.device("cpu")) as seed_stream:
+        for start in range(0, LANES, 2):
+            part = rollout.lanes(start, start + 2)
+            carry = Carry.empty(whole.initial_memory(2) + 0.1, LENGTH)
+            memories = [carry.memory[:, split.memory(number)] for number in range(2)]
+            for t in range(case.segments):
+                x = None
+                for number, stage in enumerate(stages):
+                    seed_stream(2 * ((start * case.segments + t) * 2 + number))
+                    x, memories[number] = stage.read_part(part.segment(t, carry), memories[number], x)
+                objective = objective + x.sum()
+    (objective / 50).backward()
+    found = {name: p.grad for stage in stages for name, p in stage.named_parameters()}
+    found["embedding.weight"] += stages[1].copy.grad
+    return found
+
+
 def held_by_stages(world: World, values: dict[str, Any]) -> int:
     """Elements that a process has drawn or read when its stage's model is made."""
     config, world = parse_config(values, "test"), world.arranged(1, 2)
@@ -77,7 +114,12 @@ def held_by_stages(world: World, values: dict[str, Any]) -> int:
 
 def on_two(world: World, root: str) -> list[Any]:
     runs = [settings(Path(root), name, 2) for name in ("stages", "to stages")]
-    return [life(world, *runs), answers_of_stages(world), held_by_stages(world, runs[0])]
+    return [
+        life(world, *runs),
+        answers_of_stages(world),
+        held_by_stages(world, runs[0]),
+        gradients_with_dropout(world),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +167,21 @@ def test_a_resumed_run_is_equal_to_the_last_bit(root: Path, found: list[Any]) ->
 def test_stages_answer_together_as_the_whole_model(found: list[Any]) -> None:
     """Every stage has every answer; 1e-5 of rounding."""
     expected = answered(model_of(CASE))
-    for _, answers, _ in found:
+    for _, answers, *_ in found:
         for own, value in zip(answers, expected, strict=True):
             torch.testing.assert_close(torch.as_tensor(own), value, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_replayed(found: list[Any]) -> None:
+    """Gradients equal those of one graph with the same masks; rounding apart, 1e-5 of each gradient's norm."""
+    expected, gradients = reference_with_dropout(DROPOUT), found[0][3] | found[1][3]
+    assert gradients.keys() == expected.keys()
+    without = reference_with_dropout(dataclasses.replace(DROPOUT, dropout=0.0))
+    for name, gradient in gradients.items():
+        difference = torch.from_numpy(gradient) - expected[name]
+        assert float(difference.norm()) < 1e-5 * max(1e-3, float(expected[name].norm())), name
+    name = "stack.1.block.self_attn.v_proj.weight"
+    assert not torch.allclose(without[name], expected[name], rtol=0.1), "the masks matter"
 
 
 def test_a_stage_makes_its_own_layers_alone(root: Path, found: list[Any]) -> None:

@@ -148,6 +148,7 @@ MUON = [
     Case(0, data=1, tensor=2, optimizer="muon", clipping=0.05),
     Case(1, data=2, optimizer="muon", memory_learning_rate=3e-3),
     Case(1, data=1, pipeline=2, optimizer="muon", clipping=0.05),
+    Case(1, data=1, pipeline=2, backbone="matrices", optimizer="muon"),
     Case(2, "bf16", data=2, tensor=2, optimizer="muon"),
     Case(2, data=1, segment=2, backbone="matrices", optimizer="muon", offload="optimizer"),
     Case(3, "fp16", data=2, optimizer="muon"),
@@ -174,7 +175,7 @@ COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, "bf16", data=2, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
-COUNTED += BACKBONES[:4] + BACKBONE_PIPELINES[:7] + GROUPS_OF_STAGES
+COUNTED += BACKBONES[:4] + BACKBONE_PIPELINES[:6] + IN_16_BITS[:2] + GROUPS_OF_STAGES
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
 COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.tensor == 1]  # else a bound
 
