@@ -179,7 +179,8 @@ def page(values: dict[str, Any]) -> str:
             "",
             f"Over the {len(values['layer_memories'])} points: at most {found['own_most_above_formula']:.3f} above the "
             f"formula, {found['own_most_from_count']:.3f} from what is counted, and where T > 1 at least "
-            f"{found['own_least_below_round']:.3f} less than with one memory that goes round.",
+            f"{found['own_least_below_round']:.3f} less than with one memory that goes round: where m reaches p, other "
+            "groups of lanes hide its way.",
             "",
             markdown_table(memories, [[row[column] for column in memories] for row in values["layer_memories"]]),
         ]
