@@ -27,7 +27,7 @@ from memformer.replay.random_state import mix_seed, segment_seeds
 from memformer.run import jsonl
 from memformer.training.initial_weights import construction_of
 from tests.books import small_dataset
-from tests.distributed.processes import run_distributed
+from tests.distributed.processes import Crew
 from tests.distributed.short_runs import LANES, LENGTH, Case, config_of, model_of, rollout_of
 from tests.memformer.models.backbone.test_training import pretrained
 from tests.memformer.models.family_runs import (
@@ -133,13 +133,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(root: Path) -> list[Any]:
     """Of each stage, what `on_two` returns; the runs are one, stages, and both ways between them, broken off or not."""
-    assert run_distributed(life, 1, settings(root, "one", 1)) == [[0]]
-    break_off(root / "one", "to stages")
-    done = run_distributed(on_two, 2, str(root))
-    break_off(root / "stages", "from stages")
-    break_off(root / "stages", "again")
-    assert run_distributed(life, 1, settings(root, "from stages", 1)) == [[0]]
-    assert run_distributed(life, 2, settings(root, "again", 2)) == [[0]] * 2
+    with Crew(1) as alone, Crew(2) as both:
+        assert alone.run(life, settings(root, "one", 1)) == [[0]]
+        break_off(root / "one", "to stages")
+        done = both.run(on_two, str(root))
+        break_off(root / "stages", "from stages")
+        break_off(root / "stages", "again")
+        assert alone.run(life, settings(root, "from stages", 1)) == [[0]]
+        assert both.run(life, settings(root, "again", 2)) == [[0]] * 2
     return done
 
 

@@ -85,6 +85,11 @@ class SharedMemoryLayout(Layout):
         return self.decoder_stage, task._replace(kind=DECODE)
 
     @property
+    def default_window(self) -> int:
+        """As in `Layout`: about two a stage reach the bubble of `schedule`."""
+        return 2 * self.stages + 2
+
+    @property
     def embedding_stages(self) -> set[int]:
         """As in `Layout`: encoder and decoder begin with it."""
         return {0, self.decoder_stage}
@@ -185,6 +190,11 @@ class SharedMemoryLayout(Layout):
 @dataclasses.dataclass(frozen=True)
 class LayerMemoryLayout(Layout):
     """Layers with memories of their own; no memory leaves its stage."""
+
+    @property
+    def default_window(self) -> int:
+        """As in `Layout`: p fill equal stages, as in 1F1B; one more, where they are not quite equal."""
+        return self.stages + 1
 
     def advances(self, stage: int) -> bool:
         """As in `Layout`."""

@@ -237,7 +237,7 @@ def replay_schedule(split: Split, work: Work, micro_batches: int, window: int | 
         split: Layers by stage.
         work: What the rollout asks of them.
         micro_batches: Groups of lanes.
-        window: Segments in flight; None: as many as `default_window` has it.
+        window: Segments in flight; None: as many as `Layout.default_window` has it.
     """
     layout = split.layout(micro_batches, work.segments, work.recurrent)
     return ReplaySchedule(layout, split.costs(work), window)

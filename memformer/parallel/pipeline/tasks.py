@@ -113,6 +113,11 @@ class Layout(abc.ABC):
         return None
 
     @property
+    @abc.abstractmethod
+    def default_window(self) -> int:
+        """Segments in flight, W, where the settings leave it open."""
+
+    @property
     def embedding_stages(self) -> set[int]:
         """Stages whose layers are given embeddings of tokens."""
         return {0}

@@ -281,6 +281,7 @@ def test_bubble_where_memories_stay_on_their_stages(p: int) -> None:
         schedule = ReplaySchedule(LayerMemoryLayout(p, m, t, p - 1), [StageCost(7, 7, 7 * backward)] * p)
         work, waited = m * (t - 1 + t * (1 + backward)), (p - 1) * (1 + backward)
         assert schedule.makespan <= 7 * (work + waited), (m, t)
+        assert max(schedule.held_graphs(stage) for stage in range(p)) <= p + 1
         assert schedule.bubble <= waited / (work + waited) + 1e-12 <= (p - 1) / (m * t + p - 1) + 2e-12
         assert schedule.bubble == pytest.approx(waited / (work + waited)) or m > 1
 
