@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tensor": {"parallel": {"tensor": 2}},
     "pipeline": {"parallel": {"pipeline": 2}},
     "backbone": {"model": BACKBONE},
+    "backbone, pipeline": {"model": BACKBONE, "parallel": {"pipeline": 2}},
     "muon": {"optimizer": {"name": "muon", "state_dtype": "bfloat16"}},
     "skipped": {"parallel": {"zero_stage": 0}},
 }
