@@ -61,6 +61,7 @@ def answered(model: Any) -> list[torch.Tensor]:
     for t in range(2):
         segment = rollout.segment(t, carry)
         found += [model.logits(segment, memory, torch.tensor([[0, 2, 2], [1, 0, 7]]))[0]]
+        found.append(model.advance(segment, memory))
         losses, memory = model.losses(segment, memory)
         found += [losses, memory]
     return found

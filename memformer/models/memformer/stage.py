@@ -81,6 +81,7 @@ class MemformerStage(nn.Module):
         memory_BKD: torch.Tensor,
         x_BSD: torch.Tensor | None,
         next_reset_B: torch.Tensor | None = None,
+        at_2N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """This stage's encoder layers, all of which pass 1 needs too.
 
@@ -89,6 +90,7 @@ class MemformerStage(nn.Module):
             memory_BKD: The memory it is read with, as `begin` gives it.
             x_BSD: What the stage before made of it; None on stage 0.
             next_reset_B: Lanes that start a document with the segment after it; None after the last one.
+            at_2N: Not asked for: the decoder scores.
 
         Returns:
             The stream for the next stage [B, S, D]; or, on the writer's stage, the encoder's output [B, S, D] and, of

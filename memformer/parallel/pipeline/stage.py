@@ -83,9 +83,10 @@ class StagedModel:
     @torch.no_grad()
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, C] alone, without a graph."""
-        memory = self._begun(segment, memory)
+        memory = self._given(segment, memory)
         after = memory.clone()
-        self._read(segment, memory, after)
+        if self.number <= self.split.writer_stage:
+            self._read("advance", segment, memory, after, self.number < self.split.writer_stage)
         return self.whole_memory(after, len(after))
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -139,8 +140,9 @@ class StagedModel:
         """`MemoryModel.self_weights`; None for a model without memory, or with one of each layer's own."""
         if not self.memory_shape[0] or self.split.rows is not None:
             return None
-        memory = self._begun(segment, memory)
-        context = self._read(segment, memory, memory.clone())
+        memory, context = self._given(segment, memory), None
+        if self._encodes:
+            context = self._read("read", segment, memory, memory.clone(), self._encoded_further)
         found_2BK = memory.new_zeros(2, *memory.shape[:2])
         if self._writes and context is not None:
             found_2BK.copy_(self.stage.self_weights(segment, memory, context))
@@ -167,8 +169,7 @@ class StagedModel:
             Losses or logits of each group, on the last stage, elsewhere nothing; the next memory of what the stage
             writes.
         """
-        own = self.split.memory(self.number)
-        memory = self._begun(segment, memory)[:, own] if self.split.rows is None else memory[:, own]
+        memory = self._given(segment, memory)
         after = memory.clone()
         under_way: list[Transfer] = []
         found = []
@@ -177,10 +178,10 @@ class StagedModel:
             context = None
             if self._encodes:
                 seed_part(False)
-                context = self._encode(part, memory[start:stop], after[start:stop], under_way, at_2N)
+                context = self._encode("read", part, memory[start:stop], after[start:stop], at_2N)
                 if self._last and not self._decodes:
                     found.append(context)
-                elif not (self._decodes or self._encoded_further):
+                elif not self._decodes:
                     under_way.append(self.channels.send(EVALUATION, context, self.number + 1))
             if self._decodes:
                 seed_part(True)
@@ -189,36 +190,40 @@ class StagedModel:
             transfer.wait()
         return found, after
 
-    def _begun(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
-        """The memory that a segment is read with, on all stages, where one of them writes it."""
+    def _given(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
+        """The memory that this stage reads of a segment: with the initial one, where one stage alone has that."""
+        if self.split.rows is not None:
+            return memory[:, self.split.memory(self.number)]
         return self.whole_memory(self.stage.begin(segment.reset, memory), len(memory))
 
-    def _read(self, segment: Segment, memory: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
-        """`_encode` for all lanes at once, on the encoder's stages; complete when it returns."""
-        under_way: list[Transfer] = []
-        context = self._encode(segment, memory, after, under_way) if self._encodes else None
-        for transfer in under_way:
-            transfer.wait()
-        return context
+    def _read(self, part: str, segment: Segment, memory: torch.Tensor, after: torch.Tensor, sent: bool) -> torch.Tensor:
+        """`_encode` for all lanes at once, sent on or not; complete when it returns."""
+        found = self._encode(part, segment, memory, after)
+        if sent:
+            self.channels.send(EVALUATION, found, self.number + 1).wait()
+        return found
 
     def _encode(
         self,
+        part: str,
         segment: Segment,
         memory: torch.Tensor,
         after: torch.Tensor,
-        under_way: list[Transfer],
         at_2N: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What this stage's encoder layers make of a group of lanes; the memory after it goes into `after`.
 
-        Where others follow it is sent on to them.
+        Args:
+            part: "read" or "advance" (`Stage.__call__`).
+            segment: The group's.
+            memory: What the stage reads.
+            after: Of the same shape.
+            at_2N: As of `Stage.read_part`.
         """
         x = None if self.number == 0 else self._receive(segment, self.lengths(segment.target.shape[1])[0])
-        x, *written = self.stage.read_part(segment, memory, x, **({} if at_2N is None else {"at_2N": at_2N}))
+        x, *written = self.stage(part, segment, memory, x, None, at_2N)
         if written:
             after.copy_(written[0])
-        if self._encoded_further:
-            under_way.append(self.channels.send(EVALUATION, x, self.number + 1))
         return x
 
     def _decode(
