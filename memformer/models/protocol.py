@@ -8,12 +8,13 @@ document token by token, to continue it; a `Wavefront` many segments at once.
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from memformer.models.looking import Looked
 from memformer.models.segment_reader import ReadingState
 from memformer.replay.backward import Cell
 from memformer.replay.segment import Segment
@@ -96,6 +97,14 @@ class Standalone(Protocol):
         """
 
 
+@runtime_checkable
+class Looking(Protocol):
+    """What a `MemoryModel` has beside, if it shows its memory by itself and is no whole model for `Family.look`."""
+
+    def look(self, segment: Segment, memory: torch.Tensor) -> Looked:
+        """One read and one write of the memory [B, K, C], without gradient; as of `Family.look`."""
+
+
 class Stage(Protocol):
     """The layers of one stage of a pipeline, as `family_record.Stages.cut` gives them: a `torch.nn.Module`.
 
@@ -173,6 +182,18 @@ class Stage(Protocol):
 
     def initial_memory(self, lanes: int) -> torch.Tensor:
         """The memory [lanes, K, C] of lanes that have read nothing, of a model with memory; differentiable."""
+
+    def look(self, segment: Segment, memory: torch.Tensor, run: Callable[[], torch.Tensor]) -> Looked:
+        """What the stage's layers show while all stages read a segment, of a family with `look` and memories by layer.
+
+        Args:
+            segment: The segment.
+            memory: What the stage reads of the memory before it.
+            run: Reads it together with the other stages, and gives the memory behind it that this stage writes.
+
+        Returns:
+            The figures of these layers alone, each [B, n] by layer; none where they have no memory.
+        """
 
     def self_weights(self, segment: Segment, memory: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Both figures of `MemoryModel.self_weights`, [2, B, K], from the memory read and the encoder's output."""

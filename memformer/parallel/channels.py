@@ -73,6 +73,10 @@ class Channels:
         """The tensor of one process on all of them; in place."""
         return self._axis.broadcast(tensor, source)
 
+    def gather(self, value: Any) -> list[Any]:
+        """What all processes have, in their order, on all of them; waits."""
+        return self._axis.gather(value)
+
     def _group(self, source: int, target: int) -> Any:
         return self._axis.group if source < target else self._back
 

@@ -73,9 +73,7 @@ class Meter:
         interval = state.config.training.diagnostics_interval
         memory = None
         if interval and (number == 1 or number % interval == 0):
-            # What is looked at in a memory of its own kind is in a whole model, and no stage has that.
-            staged = state.config.parallel.pipeline > 1
-            again = None if staged else (step.rollout.segment(0, step.before), step.before.memory)
+            again = (step.rollout.segment(0, step.before), step.before.memory)
             memory = memory_diagnostics(engine.model, state.lanes.carry, data.sum, again, engine.autocast())
         return StepFigures(
             loss=loss_sum / counted if counted else None,

@@ -146,7 +146,7 @@ def found(root: Path) -> list[Any]:
 
 
 def test_runs_on_stages_equal_one_process(root: Path, found: list[Any], tmp_path: Path) -> None:
-    """Losses, evaluations and exported weights; also where a checkpoint went from one topology to the other."""
+    """Losses, evaluations, figures of the memory, exported weights; also where a checkpoint changed its topology."""
     assert [each[0] for each in found] == [[0, 0]] * 2
     weights = {}
     for name in ("one", "stages", "to stages", "from stages"):
@@ -156,6 +156,10 @@ def test_runs_on_stages_equal_one_process(root: Path, found: list[Any], tmp_path
         evaluations = [event for event in jsonl.records(root / name / "events.jsonl") if event["event"] == "evaluation"]
         weights[name]["evaluated"] = torch.tensor(evaluations[-1]["with_memory"]["loss"])
         weights[name]["memory"] = torch.tensor([row["memory_gradient_norms"] for row in metrics(root / name)])
+        for own, expected in zip(metrics(root / name), metrics(root / "one"), strict=True):
+            assert own["memory"].keys() == expected["memory"].keys() >= {"retention", "read"}
+            for figure, by_layer in expected["memory"].items():
+                assert own["memory"][figure] == pytest.approx(by_layer, rel=1e-3, abs=1e-6), (name, figure)
     for name, own in weights.items():
         assert list(own) == list(weights["one"])
         for key, weight in weights["one"].items():

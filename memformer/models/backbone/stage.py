@@ -5,13 +5,16 @@ Where each layer has a memory of its own, which stays on the layer's stage. Shap
 segment, L inputs of the backbone, [K, C] a lane's memory of the layers here, D width, V ids.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from memformer.models.backbone.associative import AssociativeMemory
 from memformer.models.backbone.computation import BackbonePart
+from memformer.models.backbone.looking import look_while
 from memformer.models.backbone.model import Backbone
+from memformer.models.looking import Looked
 from memformer.models.scoring import of_targets
 from memformer.models.staging import numbered, replaced_by_copy
 from memformer.replay.segment import Segment
@@ -86,6 +89,12 @@ class BackboneStage(BackbonePart):
         if at_2N is not None:
             return self.head.score.whole(self.head(of_targets(x_BSD, at_2N))), *after
         return self.head(x_BSD, self.targets(segment)), *after
+
+    def look(self, segment: Segment, memory_BKC: torch.Tensor, run: Callable[[], torch.Tensor]) -> Looked:
+        """See `models.protocol.Stage`: the figures of the layers here, by layer."""
+        if not self.writes:
+            return Looked(run(), {})
+        return look_while(self, segment, memory_BKC, run)
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """`read_part` or `advance_part`: an engine knows one forward."""

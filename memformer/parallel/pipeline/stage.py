@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from memformer.models.configuration import ModelConfig
+from memformer.models.looking import Figure, Looked
 from memformer.models.protocol import Stage
 from memformer.models.registry import stages_of
 from memformer.parallel.channels import Channels, Transfer
@@ -147,6 +148,20 @@ class StagedModel:
         if self._writes and context is not None:
             found_2BK.copy_(self.stage.self_weights(segment, memory, context))
         return *self.channels.broadcast(found_2BK, self.split.writer_stage).unbind(), memory
+
+    def look(self, segment: Segment, memory: torch.Tensor) -> Looked:
+        """`models.protocol.Looking`: the figures of all stages' layers, in their order; no associations."""
+        own, whole = self._given(segment, memory), [(0, len(memory))]
+        looked = self.stage.look(segment, own, lambda: self._pass(segment, memory, whole, [None], _unseeded)[1])
+        found = {name: (figure.part.cpu(), figure.whole.cpu()) for name, figure in looked.figures.items()}
+        squares = {name: figure.squares for name, figure in looked.figures.items()}
+        stages = [each for each in self.channels.gather((found, squares)) if each[0]]
+
+        def joined(name: str, which: int) -> torch.Tensor:
+            return torch.cat([figures[name][which] for figures, _ in stages], 1).to(self.device)
+
+        figures = {name: Figure(joined(name, 0), joined(name, 1), stages[0][1][name]) for name in stages[0][0]}
+        return Looked(self.whole_memory(looked.memory, len(memory)), figures)
 
     def _pass(
         self,
