@@ -30,8 +30,9 @@ class Message(NamedTuple):
 
     Attributes:
         kind: memory [B, K, D]; context, the encoder's output [B, S, D]; stream, what one layer hands to the next
-            [B, S, D], in the decoder [B, N, D]; or the gradient of one of these, of the same shape. B lanes of a
-            micro-batch, K slots, S tokens a segment, N of the decoder's input, D width.
+            [B, S, D], in the decoder [B, N, D], of layers with memories of their own [B, L, D]; or the gradient of one
+            of these, of the same shape. B lanes of a micro-batch, K slots, S tokens a segment, N of the decoder's
+            input, L of those layers' (overlap and write tokens too), D width.
         task: Whose input it is.
         source: Stage that sends.
         target: Stage that receives.
