@@ -108,8 +108,6 @@ def memory_parameters(config: Any) -> None:
         )
     if train != "lora" and model.adapted:
         raise ValueError(f"model.lora is given, but training.train is {train}: set it to lora, or leave model.lora out")
-    if train != "all" and config.parallel.pipeline > 1:
-        raise ValueError(f"training.train is {train}: not built for parallel.pipeline above 1: set that to 1")
 
 
 def tensor_parallel(config: Any) -> None:
@@ -204,6 +202,12 @@ def pipeline(config: Any) -> None:
         raise ValueError(
             f"parallel.pipeline is {stages}, but the model has {layers} layers, and each stage needs one: set it to at "
             f"most {layers}"
+        )
+    rows, columns = () if cut.rows is None else cut.rows(config.model), config.model.memory_shape[1]
+    if config.activation_checkpointing.partition_activations and any(n * columns % parallel.tensor for n in rows):
+        raise ValueError(
+            f"activation_checkpointing.partition_activations is true: parallel.tensor {parallel.tensor} does not "
+            f"divide the {max(rows) * columns} numbers of a layer's memory ({max(rows)} x {columns}): set it to false"
         )
     if parallel.zero_stage > 1:
         raise ValueError(

@@ -205,8 +205,8 @@ class ParallelConfig(Section):
     pipeline_layers: list[int] | None = None
     """Layers of each stage, encoder before decoder, e.g. [8, 6, 6]; null: balanced by their FLOPs."""
     segments_in_flight: int | None = Field(None, ge=1)
-    """Segments whose graph a pipeline stage holds at most; null: 2 * pipeline + 2. Fewer need less memory and leave
-    stages waiting."""
+    """Segments whose graph a pipeline stage holds at most; null: 2 * pipeline + 2, or pipeline + 1 where each layer has
+    a memory of its own. Fewer need less memory and leave stages waiting."""
     zero_stage: int = Field(1, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     gradient_reduction: Literal["rollout", "segment"] = "rollout"

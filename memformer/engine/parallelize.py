@@ -40,7 +40,7 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     pipe = world.mesh.pipe
     if pipe.size > 1:
         split, stages = split_of(config, module.config), stages_of(module.config)
-        keep_layers(module, stages.kind, split, pipe.rank)
+        keep_layers(module, stages.kind, split.own(pipe.rank, stages.places(module.config)))
     shard_model(module, world.mesh.tensor)
     freeze(module, config.training.train, precision)
     module.to(world.device)

@@ -14,6 +14,7 @@ its owner before the reduction over the replicas; the norm is summed over all st
 none.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -50,12 +51,11 @@ class PipelineReplayEngine(Engine):
     def __init__(self, model: MemoryModel, config: Config, world: World, precision: str) -> None:
         super().__init__(model, config, world, precision)
         stage, number = cast(Stage, self.module), world.mesh.pipe.rank
-        weight = next(self.module.parameters())
-        channels = Channels(world.mesh.pipe, world.mesh.pipe_back, world.device, weight.dtype)
+        # Frozen weights may be in 16 bits; what goes from layer to layer is not.
+        dtype = torch.promote_types(next(self.module.parameters()).dtype, torch.float32)
+        channels = Channels(world.mesh.pipe, world.mesh.pipe_back, world.device, dtype)
         self._model = StagedModel(stage, split_of(config, stage.config), number, channels)
         self._schedules: dict[tuple[int, int], ReplaySchedule] = {}
-        if stage.copy is not None:
-            stage.copy.requires_grad_()
 
     @property
     def model(self) -> StagedModel:
@@ -106,7 +106,7 @@ class PipelineReplayEngine(Engine):
                 self,
                 schedule,
                 StageSchedule(schedule, model.number),
-                [(group.rollout, group.carry) for group in groups],
+                [(group.rollout, self._own(group.carry)) for group in groups],
                 self._denominator(counted_tokens),
                 seed_task,
                 self.at_segment,
@@ -119,16 +119,17 @@ class PipelineReplayEngine(Engine):
             self.deepspeed.set_gradient_accumulation_boundary(True)
             self.deepspeed.allreduce_gradients()
         figures = mesh.pipe.sum(torch.cat([executor.segment_losses, executor.memory_gradient_squares]))
-        memory = torch.empty_like(carry.memory)
-        if executor.final_memories:
-            memory.copy_(torch.cat([executor.final_memories[i] for i in range(len(groups))]))
-        if memory.numel():
-            model.channels.broadcast(memory, model.split.writer_stage)
+        own = [executor.final_memories[i] for i in sorted(executor.final_memories)]
+        memory = model.whole_memory(torch.cat(own) if own else None, lanes)
         return self._unscaled(
             RolloutResult(
                 figures[:segments], rollout.lengths.sum(dim=0), figures[segments:].sqrt(), rollout.carry(memory)
             )
         )
+
+    def _own(self, carry: Carry) -> Carry:
+        """A carry with the memory that this stage reads."""
+        return dataclasses.replace(carry, memory=carry.memory[:, self.model.split.memory(self.model.number)])
 
     def lane_groups(self, rollout: Rollout, carry: Carry, seed: int) -> list[LaneGroup]:
         """The micro-batches of this replica; they have one seed, and the streams of their tasks are numbered."""
@@ -156,7 +157,7 @@ class PipelineReplayEngine(Engine):
     def step(self, learning_rate: float, beside: torch.Tensor | None = None) -> StepReport:
         """Applies the reduced gradients on all stages, or on none if their common norm is not finite."""
         report = super().step(learning_rate, beside)
-        if report.applied:
+        if report.applied and self._shares():
             self._refresh_copies()
         return report
 
@@ -168,6 +169,8 @@ class PipelineReplayEngine(Engine):
     def _add_shared_gradients(self) -> None:
         """The gradients of the copies of the token embedding go to their owner, and from there through the step."""
         copy, owner, channels = self.model.stage.copy, self.model.stage.shared, self.model.channels
+        if not self._shares():
+            return
         if copy is not None:
             assert copy.grad is not None
             channels.send(SHARED_GRADIENT, copy.grad, 0).wait()
@@ -177,6 +180,10 @@ class PipelineReplayEngine(Engine):
             assert owner.grad is not None
             for transfer in received:
                 owner.grad.add_(transfer.wait())
+
+    def _shares(self) -> bool:
+        """Whether the token embedding, where it is here, is trained."""
+        return all(each is None or each.requires_grad for each in (self.model.stage.copy, self.model.stage.shared))
 
     def _copies(self) -> list[int]:
         return sharing_stages(self.model.split.layout(1, 1), tied=bool(self.model.config.tied()))

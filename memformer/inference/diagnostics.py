@@ -12,7 +12,7 @@ from data_pipeline import SegmentBatch, Tokenizer
 from memformer.inference.inspection import KEPT, OVERWRITTEN, MemoryInspector
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.looking import Figure, Looked
-from memformer.models.protocol import MemoryModel
+from memformer.models.protocol import Looking, MemoryModel
 from memformer.models.registry import family_of
 from memformer.processes.group import all_sum, from_main
 from memformer.replay import Carry, Segment
@@ -55,7 +55,7 @@ def memory_diagnostics(
         if read is None:
             return {}
         with evaluation_mode(model), autocast or contextlib.nullcontext():
-            looked: Looked = look(model, *read)
+            looked: Looked = model.look(*read) if isinstance(model, Looking) else look(model, *read)
         live = read[0].target_length > 0
         slots = {} if looked.slots is None else _slot_figures(looked.slots, live)
         return pooled(slots | looked.figures, live, total)

@@ -7,7 +7,7 @@ Importing the module of a family must not import torch: a configuration is refus
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,47 +60,64 @@ class Sharding:
     roles: Callable[[Any], Iterator[tuple[Any, Role]]]
 
 
-class PartFlops(NamedTuple):
-    """Operations of one forward of one lane's segment, by part of the model."""
+class LayerFlops(NamedTuple):
+    """Operations of one forward of a layer, for one lane's segment."""
 
-    encoder: int
-    """All encoder layers."""
-    writer: int
-    """What the last encoder stage does for the memory; 0 where there is none."""
-    decoder: int
-    """All decoder layers."""
-    head: int
-    """What follows the last decoder layer."""
+    layer: int
+    """What activation checkpointing computes again."""
+    beside: int = 0
+    """What is computed behind it and kept: its memory's writer, and behind the last one the head."""
+    advance: int = 0
+    """What of both pass 1 computes; 0 where no memory depends on the layer."""
+
+
+def _anything(_: Any) -> None:
+    """Every configuration can be cut."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """How a pipeline cuts a family whose cell is an encoder, on the memory's path, and a decoder that needs its output.
+    """How a pipeline cuts a family.
 
-    The layers of each kind are children of one module, named by their number.
+    Its cell is an encoder, on the memory's path, and a decoder that needs its output (a memory that one stage writes);
+    or layers with memories of their own, each of which stays on its layer's stage: these are all encoder layers then.
+    The layers, and what goes with one of them, are children of one module by kind, named by their number.
 
     Attributes:
-        layers: Of a configuration: number of encoder layers and of decoder layers; its `stacks` name the fields of
-            the two in this order.
+        layers: Of a configuration: number of encoder layers and of decoder layers.
         words: Where these numbers are set, for error messages.
-        costs: (configuration, segment length) -> what the parts cost.
+        stacks: Of a configuration: for each layer, which of its `stacks` it is counted in.
+        costs: (configuration, segment length) -> what each layer costs.
         width: Of a configuration: numbers a token in what one layer hands to the next.
-        decoder_length: (configuration, segment length) -> tokens of that between decoder layers.
-        kind: Of a part of the model: "encoder" or "decoder" where it is such a layer, else None.
+        lengths: (configuration, segment length) -> tokens of that between encoder layers and between decoder layers.
+        kind: Of a part of the model: the name of its kind, where it is a layer or goes with one, else None.
+        places: Of a configuration: for each kind, the layer with which each of its parts goes, by the part's number.
+        trained: (configuration, setting `training.train`) -> of each layer, whether it has a part that is trained.
         cut: (model, encoder layers, decoder layers) as ranges of numbers -> the module of one stage, a
             `protocol.Stage`. The model may have been left with these layers alone.
-        home: Attribute of the model that has parameters outside its layers -> the stage that trains them: "first" (the
-            token embedding, of which other stages may hold copies), "writer" (of the last encoder layer) or "last".
+        home: Attribute of the model that has parameters outside its layers -> the stage that trains them: "first" (of
+            the first layer), "writer" (of the last encoder layer) or "last".
+        embedding: Attribute of the model, of those in `home`, that has the token embedding, of which stages other than
+            the first may hold copies.
+        rows: Of a configuration: rows of the memory that each layer has of its own, in their order; None: the last
+            encoder layer writes all.
+        check: Of a configuration. ValueError, in one line that begins with the field's name: it cannot be cut.
     """
 
     layers: Callable[[Any], tuple[int, int]]
     words: str
-    costs: Callable[[Any, int], PartFlops]
+    stacks: Callable[[Any], Sequence[str]]
+    costs: Callable[[Any, int], Sequence[LayerFlops]]
     width: Callable[[Any], int]
-    decoder_length: Callable[[Any, int], int]
+    lengths: Callable[[Any, int], tuple[int, int]]
     kind: Callable[[Any], str | None]
+    places: Callable[[Any], Mapping[str, Sequence[int]]]
+    trained: Callable[[Any, str], Sequence[bool]]
     cut: Callable[[Any, range, range], Any]
     home: Mapping[str, str]
+    embedding: str = "embedding"
+    rows: Callable[[Any], tuple[int, ...]] | None = None
+    check: Callable[[Any], None] = _anything
 
 
 @dataclasses.dataclass(frozen=True)

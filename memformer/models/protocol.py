@@ -8,12 +8,13 @@ document token by token, to continue it; a `Wavefront` many segments at once.
 Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from memformer.models.looking import Looked
 from memformer.models.segment_reader import ReadingState
 from memformer.replay.backward import Cell
 from memformer.replay.segment import Segment
@@ -96,11 +97,22 @@ class Standalone(Protocol):
         """
 
 
-class Stage(Protocol):
-    """The layers of one stage of a pipeline, as `registry.Stages.cut` gives them: a `torch.nn.Module`.
+@runtime_checkable
+class Looking(Protocol):
+    """What a `MemoryModel` has beside, if it shows its memory by itself and is no whole model for `Family.look`."""
 
-    Stage 0 owns the token embedding. Where the decoder begins, and where a head is tied to the embedding, stages have a
-    copy of it. The last encoder stage writes the memory and alone answers `initial_memory` and `self_weights`.
+    def look(self, segment: Segment, memory: torch.Tensor) -> Looked:
+        """One read and one write of the memory [B, K, C], without gradient; as of `Family.look`."""
+
+
+class Stage(Protocol):
+    """The layers of one stage of a pipeline, as `family_record.Stages.cut` gives them: a `torch.nn.Module`.
+
+    Stage 0 owns the token embedding. Where a decoder begins, and where a head is tied to the embedding, stages have a
+    copy of it. Of a memory that one stage writes, which is the last encoder stage, K are all rows, and that stage alone
+    answers `initial_memory` and `self_weights`. Of layers with memories of their own, K are the rows of the stage's
+    layers; lanes that start a document are given their initial memory where it is read, so that `begin` is not asked;
+    there is no decoder, and the last stage scores.
 
     Attributes:
         config: Of the whole model.
@@ -119,7 +131,10 @@ class Stage(Protocol):
         """The token embedding, a parameter, on stage 0."""
 
     def __call__(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
-        """`encode_part` ("encode"), `decode_part` ("decode") or `begin`, the latter in a tuple."""
+        """`read_part` ("read"), `decode_part` ("decode") or `begin`, the latter in a tuple.
+
+        With "advance" it is of `read_part` what pass 1 needs: the layers that a memory depends on, without a head.
+        """
 
     def begin(self, reset: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """The memory [B, K, C] that a segment is read with: the initial one in lanes that start a document.
@@ -127,18 +142,28 @@ class Stage(Protocol):
         On the last encoder stage; elsewhere the memory that is given.
         """
 
-    def encode_part(
+    def read_part(
         self,
         segment: Segment,
         memory: torch.Tensor,
         stream: torch.Tensor | None,
         next_reset: torch.Tensor | None = None,
+        at_2N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """This stage's encoder layers, with the memory of `begin`, on what the stage before gives.
+        """This stage's layers on the memory's path, with the memory of `begin`, on what the stage before gives.
+
+        Args:
+            segment: The segment.
+            memory: The memory before it, [B, K, C].
+            stream: What the stage before made of it; None on stage 0.
+            next_reset: Of a memory that one stage writes: lanes that start a document with the segment after it; None
+                after the last one.
+            at_2N: Of a stage without a decoder that scores: as of `decode_part`.
 
         Returns:
-            The stream for the next stage [B, S, width]; or, of the last encoder stage, the encoder's output and, of a
-            model with memory, the memory that the segment after it is read with (see `begin`; None: there is none).
+            The stream for the next stage [B, L, width]; of the last encoder stage the encoder's output [B, S, width];
+            of a last stage without a decoder what `decode_part` returns. And of a stage that writes memory the next one
+            [B, K, C]; of one that `begin` is asked of, as that gives it.
         """
 
     def decode_part(
@@ -157,6 +182,18 @@ class Stage(Protocol):
 
     def initial_memory(self, lanes: int) -> torch.Tensor:
         """The memory [lanes, K, C] of lanes that have read nothing, of a model with memory; differentiable."""
+
+    def look(self, segment: Segment, memory: torch.Tensor, run: Callable[[], torch.Tensor]) -> Looked:
+        """What the stage's layers show while all stages read a segment, of a family with `look` and memories by layer.
+
+        Args:
+            segment: The segment.
+            memory: What the stage reads of the memory before it.
+            run: Reads it together with the other stages, and gives the memory behind it that this stage writes.
+
+        Returns:
+            The figures of these layers alone, each [B, n] by layer; none where they have no memory.
+        """
 
     def self_weights(self, segment: Segment, memory: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Both figures of `MemoryModel.self_weights`, [2, B, K], from the memory read and the encoder's output."""

@@ -58,14 +58,18 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def stages_of(config: ModelConfig) -> Stages:
-    """How a pipeline cuts the family of a configuration.
+    """How a pipeline cuts a model of this configuration.
 
     Raises:
-        NotBuilt: It does not.
+        NotBuilt: It does not cut its family, or not this one of it.
     """
     stages = family_of(config).stages
     if stages is None:
         raise NotBuilt(f"parallel.pipeline: not built for family {config.family}: set it to 1")
+    try:
+        stages.check(config)
+    except ValueError as error:
+        raise NotBuilt(f"parallel.pipeline: model.{error}; or set parallel.pipeline to 1") from None
     return stages
 
 

@@ -45,7 +45,7 @@ class Channels:
         axis: They; every one makes its channels at the same time.
         back: A second group of theirs, for messages to processes of a lower number.
         device: Where tensors lie.
-        dtype: Of all messages.
+        dtype: Of all messages; an attribute too.
         name: What they are to each other, for the log of a process that hangs.
         ring: Only neighbours, and the last with the first, talk: pairs that do not are not introduced to each other.
     """
@@ -53,25 +53,29 @@ class Channels:
     def __init__(
         self, axis: Axis, back: Any, device: torch.device, dtype: torch.dtype, name: str = "stage", ring: bool = False
     ) -> None:
-        self._axis, self._back, self._device, self._dtype, self._name = axis, back, device, dtype, name
+        self._axis, self._back, self._device, self.dtype, self._name = axis, back, device, dtype, name
         _introduce(axis, back, device, ring)
 
     def send(self, kind: str, tensor: torch.Tensor, target: int) -> Transfer:
         """Sends a tensor to another process; the result keeps it until `wait`."""
-        tensor = tensor.detach().to(self._dtype).contiguous()
+        tensor = tensor.detach().to(self.dtype).contiguous()
         LOG.sent(kind, tensor)
         work = dist.isend(tensor, group=self._group(self._axis.rank, target), group_dst=target)
         return Transfer(tensor, f"sending {kind} to {self._name} {target}", work)
 
     def receive(self, kind: str, shape: Iterable[int], source: int) -> Transfer:
         """Posts the receive of a tensor from another process."""
-        tensor = torch.empty(*shape, dtype=self._dtype, device=self._device)
+        tensor = torch.empty(*shape, dtype=self.dtype, device=self._device)
         work = dist.irecv(tensor, group=self._group(source, self._axis.rank), group_src=source)
         return Transfer(tensor, f"receiving {kind} from {self._name} {source}", work)
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
         """The tensor of one process on all of them; in place."""
         return self._axis.broadcast(tensor, source)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What all processes have, in their order, on all of them; waits."""
+        return self._axis.gather(value)
 
     def _group(self, source: int, target: int) -> Any:
         return self._axis.group if source < target else self._back

@@ -8,15 +8,16 @@ decoder layers are split as the run itself splits them.
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Mapping
 
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config
 from memformer.config.topology import replicas_of
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import family_of
+from memformer.models.family_record import Stages
+from memformer.models.registry import family_of, stages_of
 from memformer.parallel.pipeline.schedule import ReplaySchedule
-from memformer.parallel.pipeline.split import lanes_of_groups, schedule_of, split_of
+from memformer.parallel.pipeline.split import Split, lanes_of_groups, schedule_of, split_of
+from memformer.parallel.pipeline.traffic import sharing_stages
 from memformer.parallel.segment.schedule import DECODE, SegmentSchedule
 from memformer.parallel.segment.sharing import groups_of
 from memformer.parallel.segment.sharing import schedule_of as shared_schedule
@@ -44,7 +45,8 @@ class Arrangement:
         lanes: Of a group.
         layers: By pipeline stage: how many layers it has of each stack.
         schedule: Of the pipeline; None without one.
-        home: Which stage trains what is in no layer (`Stages.home`); empty without a pipeline.
+        split: Its layers by stage.
+        cut: How the family is cut.
         shared: The schedule of rollouts that several processes share; None where none does.
     """
 
@@ -54,7 +56,8 @@ class Arrangement:
     lanes: int
     layers: tuple[dict[str, int], ...]
     schedule: ReplaySchedule | None = None
-    home: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    split: Split | None = None
+    cut: Stages | None = None
     shared: SegmentSchedule | None = None
 
     @property
@@ -94,13 +97,18 @@ class Arrangement:
 
     @property
     def writer_stage(self) -> int:
-        """The stage that writes the memory."""
+        """The last stage that writes memory."""
         return self.schedule.layout.writer_stage if self.schedule else 0
 
     @property
     def embedding_copies(self) -> set[int]:
         """Stages that have a copy of the first one's embedding where that is the head's weight too."""
-        return {self.schedule.layout.decoder_stage, self.stages - 1} - {0} if self.schedule else set()
+        return set(sharing_stages(self.schedule.layout, tied=True)) if self.schedule else set()
+
+    def memory_numbers(self, stage: int) -> int:
+        """Numbers of a lane's memory that the stage reads."""
+        rows, columns = self.model.memory_shape
+        return (rows if self.split is None else len(range(rows)[self.split.memory(stage)])) * columns
 
     @property
     def bubble(self) -> float:
@@ -148,16 +156,23 @@ class Arrangement:
     def layer_passes(self, stage: int) -> int:
         """Forwards of a layer that a process of the stage launches in a step; a backward counts as two."""
         layers, segments = self.layers[stage], self.segments
-        advanced = self.model.advanced_counts()
+        advanced = self.advanced(stage)
         replayed = dict.fromkeys(layers, segments)
         if self.decoder_batch > 1:
             replayed[self.model.stacks[1]] = self.decoders
         with_graph = 3 + self.execution.recompute
         passes = sum(
-            self.advances * min(advanced[name], count) + with_graph * replayed[name] * count
-            for name, count in layers.items()
+            self.advances * advanced[name] + with_graph * replayed[name] * count for name, count in layers.items()
         )
         return passes * self.groups
+
+    def advanced(self, stage: int) -> dict[str, int]:
+        """How many of the stage's layers pass 1 runs, by stack."""
+        whole = self.model.advanced_counts()
+        if self.split is None or self.cut is None or self.split.rows is None:
+            return {name: min(count, whole[name]) for name, count in self.layers[stage].items()}
+        span = self.split.span(stage)
+        return _counted(self.model, self.cut, range(span.start, min(span.stop, sum(whole.values()))))
 
     @property
     def execution(self) -> Execution:
@@ -180,12 +195,11 @@ class Arrangement:
         return trace_parts(self.model, self.execution)
 
     def segment(self, stage: int) -> SegmentTrace:
-        """One segment of a stage. What is in no layer is counted with the last stage, what is kept of it (the writer's,
-        most of it) with the writer's, but for the logits."""
-        advanced = None if self.schedule else self.model.advanced_counts()
-        found = self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=advanced)
+        """One segment of a stage. What is in no layer is counted with the last stage; what is kept of it with the
+        writer's, but for the logits, where a writer is most of it."""
+        found = self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=self.advanced(stage))
         elsewhere = (stage == self.writer_stage) - (stage == self.stages - 1)
-        if not elsewhere:
+        if not elsewhere or (self.split is not None and self.split.rows is not None):  # there each layer has its own
             return found
         kept = {**found.saved, ACTIVATIONS: found.saved[ACTIVATIONS] + elsewhere * self.traces.rest.saved[ACTIVATIONS]}
         return dataclasses.replace(found, saved=Counter(kept))
@@ -221,14 +235,23 @@ class Arrangement:
         found = self.traces.of(self.layers[stage], rest=False).parameters
         for part, shapes in self.traces.rest_parameters.items():
             if self._home(part) == stage:
-                found = found + (self._without_head(shapes) if self.home.get(part) == "first" else shapes)
+                alone = self.cut is not None and part == self.cut.embedding
+                found = found + (self._without_head(shapes) if alone else shapes)
         return found
 
     @property
     def embedding(self) -> int:
-        """Elements of the first stage's embedding that a process has."""
-        parts = [shapes for part, shapes in self.traces.rest_parameters.items() if self.home.get(part) == "first"]
-        return sum(shape.numel * count for shapes in parts for shape, count in shapes.items())
+        """Elements of the first stage's token embedding that a process has."""
+        return sum(shape.numel * count for shape, count in self._embedding.items())
+
+    @property
+    def trained_embedding(self) -> int:
+        """The same if it is trained, else 0."""
+        return sum(shape.numel * count for shape, count in self._embedding.items() if shape.trained)
+
+    @property
+    def _embedding(self) -> Counter[Shape]:
+        return Counter() if self.cut is None else self.traces.rest_parameters[self.cut.embedding]
 
     @staticmethod
     def _without_head(shapes: Counter[Shape]) -> Counter[Shape]:
@@ -240,7 +263,7 @@ class Arrangement:
     def _home(self, part: str) -> int:
         """The stage that trains a part of the model which is no layer."""
         places = {"first": 0, "writer": self.writer_stage, "last": self.stages - 1}
-        return places[self.home[part]] if self.home else 0
+        return 0 if self.cut is None else places[self.cut.home[part]]
 
 
 def arrange(config: Config, model: ModelConfig, world: int, said: str | None = None) -> Arrangement:
@@ -272,9 +295,16 @@ def arrange(config: Config, model: ModelConfig, world: int, said: str | None = N
     if family.stages is None or parallel.pipeline == 1:
         size = min(own, group or own)
         return Arrangement(config, replicas, -(-own // size), size, (model.layer_counts(),))
-    split, (encoder, decoder) = split_of(config, config.model), model.stacks
-    layers = ({encoder: len(split.encoder(stage)), decoder: len(split.decoder(stage))} for stage in range(split.stages))
+    split, cut = split_of(config, model), stages_of(model)
+    layers = tuple(_counted(model, cut, split.span(stage)) for stage in range(split.stages))
     spans = lanes_of_groups(own, parallel.pipeline, group)
     size = spans[0][1] - spans[0][0]
     schedule = schedule_of(config, config.model, own)
-    return Arrangement(config, replicas, len(spans), size, tuple(layers), schedule, family.stages.home)
+    return Arrangement(config, replicas, len(spans), size, layers, schedule, split, cut)
+
+
+def _counted(model: ModelConfig, cut: Stages, layers: range) -> dict[str, int]:
+    """How many of some layers are counted in each stack."""
+    stacks = cut.stacks(model)
+    found = Counter(stacks[layer] for layer in layers)
+    return {stack: found[stack] for stack in model.stacks}

@@ -192,9 +192,9 @@ def _gathered(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _copies(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The embedding with its gradient, on stages that use the first one's."""
+    """The embedding with its gradient if it is trained, on stages that use the first one's."""
     if run.model.tied() and stage in run.embedding_copies:
-        yield Part("copies of the embedding", 8 * run.embedding)
+        yield Part("copies of the embedding", 4 * (run.embedding + run.trained_embedding))
 
 
 def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -240,7 +240,7 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
     lanes = run.replica_lanes if run.stages > 1 or run.shared else run.lanes
     count = run.segments if run.shared else run.memories.count
     processes = run.config.parallel.tensor if checkpointing.partition_activations else 1
-    size = 4 * count * lanes * math.prod(run.model.memory_shape) / processes
+    size = 4 * count * lanes * run.memory_numbers(stage) / processes
     yield Part("replay buffer", size, checkpointing.cpu_checkpointing)
 
 

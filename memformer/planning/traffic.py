@@ -139,7 +139,7 @@ def _tensor(run: Arrangement, stage: int) -> Counter[str]:
         # Each memory but the last is put together once, whether it was kept or computed again: of every segment, or of
         # every group that the decoder takes at once.
         fetched = (run.segments if run.shared else run.decoders - 1) * run.groups * run.lanes
-        sent["all_gather"] += 4 * fetched * math.prod(run.model.memory_shape)
+        sent["all_gather"] += 4 * fetched * run.memory_numbers(stage)
     return sent if run.config.parallel.zero_stage else sent + _matrices(run, run.parameters(stage))
 
 
@@ -148,7 +148,8 @@ def _pipeline(run: Arrangement, stage: int) -> Counter[str]:
     if run.schedule is None:
         return Counter()
     lanes = [run.lanes] * run.schedule.layout.micro_batches
-    sent = sent_by_stage(run.schedule, run.config.model, run.config.data.segment_length, lanes, run.embedding)
+    length, embedding = run.config.data.segment_length, run.trained_embedding
+    sent = sent_by_stage(run.schedule, run.config.model, length, lanes, embedding)
     return Counter({kind: size for kind, (_, size) in sent[stage].items()})
 
 

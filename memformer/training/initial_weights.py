@@ -96,7 +96,9 @@ def construction_of(config: Config, model: ModelConfig, world: World) -> Constru
     else:
         made = Partitioned(offload=config.parallel.offload_parameters == "cpu")
     if world.mesh.pipe.size > 1:
-        made = StagedConstruction(stages_of(model).kind, split_of(config, model), world.mesh.pipe.rank, made)
+        stages = stages_of(model)
+        own = split_of(config, model).own(world.mesh.pipe.rank, stages.places(model))
+        made = StagedConstruction(stages.kind, own, made)
     return made
 
 

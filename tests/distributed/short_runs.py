@@ -64,9 +64,9 @@ _LLAMA = {
 }
 
 
-def _backbone(kind: str, memory: MemoryConfig, **changes: Any) -> BackboneConfig:
+def _backbone(kind: str, memory: MemoryConfig, lora: LoraConfig | None = None, **sizes: Any) -> BackboneConfig:
     ids = {"vocab_size": MODEL.vocab_size, "start_token_id": MODEL.start_token_id}
-    return BackboneConfig(backbone={"model_type": kind} | _LLAMA, memory=memory, overlap=2, **ids, **changes)
+    return BackboneConfig(backbone={"model_type": kind} | _LLAMA | sizes, memory=memory, lora=lora, overlap=2, **ids)
 
 
 _MATRICES = MemoryConfig(d_key=3, num_write_tokens=2, layers=(0, 2))
@@ -74,6 +74,7 @@ BACKBONES = {
     "matrices": _backbone("llama", _MATRICES),
     "slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, write_layer=2, forgetting="written")),
     "tokens": _backbone("mistral", MemoryConfig(kind="tokens", num_slots=3)),
+    "lower": _backbone("llama", dataclasses.replace(_MATRICES, layers=(0, 1)), tie_word_embeddings=True),
     "adapters": _backbone("qwen2", _MATRICES, lora=LoraConfig(rank=3, targets=("q_proj", "o_proj", "down_proj"))),
 }
 
@@ -159,7 +160,7 @@ def config_of(case: Case) -> Config:
     )
     model = MODEL.to_dict() | {name: getattr(case, name) for name in of_model}
     if case.backbone:
-        model = {"family": "backbone"} | BACKBONES[case.backbone].to_dict()
+        model = {"family": "backbone"} | BACKBONES[case.backbone].to_dict() | {"dropout": case.dropout}
     checkpointing = (
         "mode",
         "partition_activations",

@@ -100,7 +100,7 @@ def reference_with_dropout(case: Case) -> dict[str, torch.Tensor]:
                     stream = (start * case.segments + t) * split.stages + number
                     if len(stage.encoder):
                         seed_stream(2 * stream)
-                        x, *after = stage.encode_part(segment, memory, x, reset)
+                        x, *after = stage.read_part(segment, memory, x, reset)
                         memory_after = after[0] if after else memory
                     if len(stage.decoder):
                         seed_stream(2 * stream + 1)
@@ -406,6 +406,7 @@ def test_a_stage_draws_what_one_process_draws_and_keeps_its_layers(tensor: int) 
     """Bit for bit; of another stage's layer it holds one matrix at a time."""
     config = dataclasses.replace(model_of(Case(1)).config, num_encoder_layers=3, num_decoder_layers=5)
     split, axis, kind = Split((3, 2, 3), 3), Axis(0, tensor), FAMILY.stages.kind
+    places = FAMILY.stages.places(config)
     torch.manual_seed(3)
     with LiveTensors() as whole_model:
         whole = Memformer(config, SlicedConstruction(axis, sharding_of(config)) if tensor > 1 else None)
@@ -413,8 +414,8 @@ def test_a_stage_draws_what_one_process_draws_and_keeps_its_layers(tensor: int) 
         torch.manual_seed(3)
         inner = SlicedConstruction(axis, sharding_of(config)) if tensor > 1 else Construction()
         with LiveTensors() as live:
-            model = Memformer(config, StagedConstruction(kind, split, stage, inner))
-        keep_layers(model, kind, split, stage)
+            model = Memformer(config, StagedConstruction(kind, split.own(stage, places), inner))
+        keep_layers(model, kind, split.own(stage, places))
         kept = dict(model.named_parameters())
         assert {name.split(".")[1] for name in kept if name.startswith("encoder.")} == set(
             map(str, split.encoder(stage))

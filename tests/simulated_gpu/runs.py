@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pipeline": {"parallel": {"pipeline": 2}},
     "backbone": {"model": BACKBONE},
     "asked in between": {"training": {"finish_step_seconds": 0}},
+    "backbone, pipeline": {"model": BACKBONE, "parallel": {"pipeline": 2}},
     "muon": {"optimizer": {"name": "muon", "state_dtype": "bfloat16"}},
     "skipped": {"parallel": {"zero_stage": 0}},
 }

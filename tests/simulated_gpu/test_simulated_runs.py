@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(library.missing() is not None, reason=str(library.missing())),
 ]
 READING = ("memformer reads", "backbone reads")
-PLANNED = ("zero0", "zero1", "zero3", "tensor", "pipeline", "backbone")
+PLANNED = ("zero0", "zero1", "zero3", "tensor", "pipeline", "backbone", "backbone, pipeline")
 """Of these cases the plan is made; the others have the traffic of one of them."""
 WAITS_OF_A_STEP = {"zero0": 1, "zero1": 1, "zero3": 1, "tensor": 1, "pipeline": 1, "asked in between": 1}
 

@@ -19,6 +19,9 @@ Shapes: B lanes, L inputs, M write tokens, P = 6 d_key features, D width, C = D 
 memory is [n P, C].
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,6 +29,7 @@ from torch import nn
 from memformer.models.backbone.config import FEATURES, BackboneConfig
 from memformer.models.backbone.memory import LayerOutput, Rows
 from memformer.models.construction import Construction
+from memformer.models.staging import numbered
 
 EPSILON = 1e-6
 NOTHING_YET = 1e-5
@@ -127,7 +131,7 @@ class AssociativeMemory(nn.Module):
         super().__init__()
         self.config, self.at = config, config.memory_layers
         self.depth, self.count = config.memory_depth, config.memory.num_write_tokens
-        self.kept = None
+        self.kept, self.shape = None, config.memory_shape
         self.words = construction.built(Rows(self.count, config.width, std))
         self.writers = nn.ModuleList(
             construction.built(AssociativeWriter(config, part)) for part in range(len(self.at))
@@ -135,9 +139,9 @@ class AssociativeMemory(nn.Module):
 
     def initial(self, lanes: int) -> torch.Tensor:
         """Zeros, of float32 where the weights are in half precision: sums over a whole document."""
-        weight = self.words.rows
+        weight = next(self.parameters())
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        return torch.zeros(lanes, *self.config.memory_shape, dtype=dtype, device=weight.device)
+        return torch.zeros(lanes, *self.shape, dtype=dtype, device=weight.device)
 
     def front(self, memory_BKC: torch.Tensor) -> None:
         """Nothing."""
@@ -155,5 +159,22 @@ class AssociativeMemory(nn.Module):
         """The next matrix of a chosen layer."""
         if layer not in self.at:
             return None
-        following: torch.Tensor = self.writers[self.at.index(layer)](output.x[:, -self.count :], output.memory)
+        writer = self.writers.get_submodule(str(self.at.index(layer)))
+        following: torch.Tensor = writer(output.x[:, -self.count :], output.memory)
         return following
+
+    def leave(self, layers: range, readers: Iterable[Any]) -> None:
+        """Leaves what a stage of some layers has: their writers, and the write tokens with the first of all layers.
+
+        Args:
+            layers: Their numbers.
+            readers: Theirs; like the writers they find their rows in a memory [B, K, C] of these layers alone then.
+        """
+        parts = [part for part, layer in enumerate(self.at) if layer in layers]
+        self.writers = numbered(self.writers, parts)
+        if 0 not in layers:
+            del self.words
+        first, count = min(parts, default=0), self.shape[0] // len(self.at)
+        for each in (*self.writers, *readers):
+            each.rows = slice(each.rows.start - first * count, each.rows.stop - first * count)
+        self.shape = len(parts) * count, self.shape[1]

@@ -307,6 +307,11 @@ class BackboneConfig(ModelConfig):
         """Tokens w of the segment before that a segment sees."""
         return (self.segment_length or segment_length) // 4 if self.overlap is None else self.overlap
 
+    def length_of(self, segment_length: int) -> int:
+        """Inputs L of the backbone in a segment: its start, the overlap, the segment, the memory's own tokens."""
+        prefix = max(1, min(self.overlap_of(segment_length), segment_length) + self.segment_bos)
+        return self.memory.front + prefix + segment_length - 1 + self.memory.back
+
     @property
     def memory_shape(self) -> tuple[int, int]:
         """[K, C]: slots, or the features of all layers' keys by the width, and by their sum under ARMT's rule."""

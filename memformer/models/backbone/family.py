@@ -17,7 +17,7 @@ from memformer.models.backbone.exports import (
     weight_place,
 )
 from memformer.models.configuration import require
-from memformer.models.family_record import Export, Family, Role, Sharding, Wavefronts
+from memformer.models.family_record import Export, Family, LayerFlops, Role, Sharding, Stages, Wavefronts
 
 if TYPE_CHECKING:
     from memformer.models.backbone.flops import SegmentFlops
@@ -59,6 +59,46 @@ def _wavefront(model: "Backbone") -> Any:
 
     _check_wavefront(model.config)
     return BackboneWavefront(model)
+
+
+def _check_stages(config: BackboneConfig) -> None:
+    """Whether each layer's memory can stay on the layer's stage.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    kind = config.memory.kind
+    mend = "all layers share it, and stages need matrices of each layer's own, which is associative: set it to that"
+    require(kind == "associative", "memory.kind", kind, mend)
+
+
+def _kind(part: Any) -> str | None:
+    from memformer.models.backbone.associative import AssociativeWriter
+    from memformer.models.backbone.computation import BackboneLayer
+
+    return {BackboneLayer: "layer", AssociativeWriter: "writer"}.get(type(part))
+
+
+def _costs(config: BackboneConfig, segment_length: int) -> list[LayerFlops]:
+    from memformer.models.backbone.flops import layer_flops
+
+    return layer_flops(config, segment_length)
+
+
+def _cut(model: "Backbone", layers: range, _: range) -> Any:
+    from memformer.models.backbone.stage import BackboneStage
+
+    return BackboneStage(model, layers)
+
+
+def _trained(config: BackboneConfig, train: str) -> list[bool]:
+    """Of the memory, the first layer has the write tokens, those with a matrix its reader and writer."""
+    return [train != "memory" or layer in (0, *config.memory_layers) for layer in range(config.num_layers)]
+
+
+def _rows(config: BackboneConfig) -> tuple[int, ...]:
+    each = config.memory_shape[0] // len(config.memory_layers)
+    return tuple(each * (layer in config.memory_layers) for layer in range(config.num_layers))
 
 
 def _inspect(model: "Backbone") -> Any:
@@ -132,6 +172,21 @@ FAMILY = Family(
     flops=_flops,
     reader=_reader,
     shard=Sharding(_sizes, _roles),
+    stages=Stages(
+        layers=lambda config: (config.num_layers, 0),
+        words="the layers of model.backbone or model.pretrained",
+        stacks=lambda config: [config.stacks[layer not in config.memory_layers] for layer in range(config.num_layers)],
+        costs=_costs,
+        width=lambda config: int(config.width),
+        lengths=lambda config, segment_length: (config.length_of(segment_length),) * 2,
+        kind=_kind,
+        places=lambda config: {"layer": range(config.num_layers), "writer": config.memory_layers},
+        trained=_trained,
+        cut=_cut,
+        home={"embedding": "first", "positions": "first", "memory": "first", "norm": "last", "head": "last"},
+        rows=_rows,
+        check=_check_stages,
+    ),
     inspect=_inspect,
     look=_look,
     memory=_of_memory,

@@ -22,7 +22,8 @@ from memformer.models.backbone.associative import (
     recalled,
     written,
 )
-from memformer.models.backbone.model import Backbone, BackboneLayer
+from memformer.models.backbone.computation import BackboneLayer, BackbonePart
+from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.slots import SlotMemory, slot_config
 from memformer.models.looking import Association, Figure, Looked
 from memformer.models.memformer import computation
@@ -50,9 +51,22 @@ def noted(notes: Mapping[nn.Module, Note]) -> Iterator[Noted]:
             handle.remove()
 
 
-@torch.no_grad()
 def look(model: Backbone, segment: Segment, memory_BKC: torch.Tensor) -> Looked:
-    """Reads a segment by all layers and writes; `Family.look`.
+    """Reads a segment by all layers and writes; `Family.look`."""
+    return look_while(model, segment, memory_BKC, lambda: model.run(segment, memory_BKC, len(model.stack)).memory)
+
+
+@torch.no_grad()
+def look_while(
+    model: BackbonePart, segment: Segment, memory_BKC: torch.Tensor, run: Callable[[], torch.Tensor]
+) -> Looked:
+    """Looks at the layers of a backbone, all or some, while a segment is read and written by all.
+
+    Args:
+        model: The layers.
+        segment: The segment.
+        memory_BKC: The memory before it, of these layers.
+        run: Reads it, and gives the memory behind it of these layers.
 
     Returns:
         The figures `change` and `norm` of every kind; `read` by reader; of the associative memory by layer `rank`,
@@ -64,7 +78,7 @@ def look(model: Backbone, segment: Segment, memory_BKC: torch.Tensor) -> Looked:
     notes: dict[nn.Module, Note] = dict.fromkeys(readers, _sizes(segment, model.config.memory.back)) | _parts(kind)
     with noted(notes) as found:
         before_BKC = at_least_float32(model.begun(segment, memory_BKC))
-        next_BKC = model.run(segment, memory_BKC, len(model.stack)).memory
+        next_BKC = run()
         after_BKC = at_least_float32(next_BKC)
         slots = None
         if isinstance(kind, SlotMemory):
@@ -85,7 +99,7 @@ def look(model: Backbone, segment: Segment, memory_BKC: torch.Tensor) -> Looked:
     return Looked(next_BKC, figures, slots, associations)
 
 
-def _layers(model: Backbone) -> list[BackboneLayer]:
+def _layers(model: BackbonePart) -> list[BackboneLayer]:
     return [layer for layer in model.stack if isinstance(layer, BackboneLayer)]
 
 

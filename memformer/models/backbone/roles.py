@@ -22,8 +22,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from memformer.models.backbone.computation import BackboneLayer
 from memformer.models.backbone.lora import LoraLinear
-from memformer.models.backbone.model import Backbone, BackboneLayer
+from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.slots import SlotReader, SlotWriter
 from memformer.models.family_record import Role
 from memformer.models.memformer import roles as of_memformer

@@ -23,7 +23,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from memformer.models.backbone.associative import AssociativeMemory
-from memformer.models.backbone.model import Backbone, BackboneLayer
+from memformer.models.backbone.computation import BackboneLayer
+from memformer.models.backbone.model import Backbone
 from memformer.models.backbone.reading import positions, read, with_memory
 from memformer.models.backbone.stacked import NotStackable, Stack
 from memformer.models.overlap import causal_mask

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from memformer.models.family_record import Export, Family, PartFlops, Role, Sharding, Stages
+from memformer.models.family_record import Export, Family, LayerFlops, Role, Sharding, Stages
 from memformer.models.memformer.config import MemformerConfig
 from memformer.models.memformer.flops import segment_flops
 
@@ -62,9 +62,25 @@ def _of_memory(name: str) -> bool:
     return first in ("writer", "forget") or (first == "encoder" and rest[1] in ("reader", "read_norm"))
 
 
-def _costs(config: MemformerConfig, segment_length: int) -> PartFlops:
+def _costs(config: MemformerConfig, segment_length: int) -> list[LayerFlops]:
+    """Of encoder and decoder layers in their order; the writer is behind the last encoder layer."""
     flops = segment_flops(config, segment_length)
-    return PartFlops(flops.encoder, flops.writer, flops.decoder, flops.head)
+    encoder, decoder = flops.encoder // config.num_encoder_layers, flops.decoder // config.num_decoder_layers
+    recurrent = config.num_memory_slots > 0
+    found = [LayerFlops(encoder, 0, encoder * recurrent)] * (config.num_encoder_layers - 1)
+    found.append(LayerFlops(encoder, flops.writer, (encoder + flops.writer) * recurrent))
+    found += [LayerFlops(decoder)] * (config.num_decoder_layers - 1)
+    return [*found, LayerFlops(decoder, flops.head)]
+
+
+def _places(config: MemformerConfig) -> dict[str, range]:
+    encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
+    return {"encoder": range(encoder), "decoder": range(encoder, encoder + decoder)}
+
+
+def _trained(config: MemformerConfig, train: str) -> list[bool]:
+    """Of the memory, every encoder layer has a reader."""
+    return [True] * config.num_encoder_layers + [train == "all"] * config.num_decoder_layers
 
 
 def _export_config(config: MemformerConfig, dtype: str) -> dict[str, Any]:
@@ -93,10 +109,13 @@ FAMILY = Family(
     stages=Stages(
         layers=lambda config: (config.num_encoder_layers, config.num_decoder_layers),
         words="model.num_encoder_layers + model.num_decoder_layers",
+        stacks=lambda config: [stack for stack, count in config.layer_counts().items() for _ in range(count)],
         costs=_costs,
         width=lambda config: int(config.d_model),
-        decoder_length=MemformerConfig.decoder_length,
+        lengths=lambda config, segment_length: (segment_length, config.decoder_length(segment_length)),
         kind=_kind,
+        places=_places,
+        trained=_trained,
         cut=_cut,
         home={
             "embedding": "first",

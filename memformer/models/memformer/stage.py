@@ -14,6 +14,7 @@ from memformer.models.memformer import computation
 from memformer.models.memformer.memory import MemoryWriter
 from memformer.models.memformer.model import SLOT_BIAS, Memformer
 from memformer.models.scoring import of_targets, scored_targets
+from memformer.models.staging import numbered, replaced_by_copy
 from memformer.replay.segment import Segment
 
 
@@ -38,7 +39,7 @@ class MemformerStage(nn.Module):
         self.first = 0 in encoder
         self.writes = self.config.num_encoder_layers - 1 in encoder
         self.scores = self.config.num_decoder_layers - 1 in decoder
-        self.encoder, self.decoder = _numbered(whole.encoder, encoder), _numbered(whole.decoder, decoder)
+        self.encoder, self.decoder = numbered(whole.encoder, encoder), numbered(whole.decoder, decoder)
         if self.first or 0 in decoder:
             self.embedding = whole.embedding
         self.writer: MemoryWriter | None = whole.writer if self.writes else None
@@ -49,19 +50,7 @@ class MemformerStage(nn.Module):
         if self.scores:
             self.decoder_norm, self.head = whole.decoder_norm, whole.head
         own = whole.embedding.tokens.weight
-        self.copy: torch.Tensor | None = None if self.first else self._replaced(own)
-
-    def _replaced(self, shared: torch.Tensor) -> torch.Tensor | None:
-        """Puts a copy in the place of a parameter, wherever modules here have it; None where none does."""
-        holders = [module for module in self.modules() if getattr(module, "weight", None) is shared]
-        if not holders:
-            return None
-        copy = shared.detach().clone()
-        for module in holders:
-            # A buffer lies where the model lies, but is neither optimized nor saved here.
-            del module.weight
-            module.register_buffer("weight", copy, persistent=False)
-        return copy
+        self.copy: torch.Tensor | None = None if self.first else replaced_by_copy(self, own)
 
     @property
     def shared(self) -> torch.Tensor | None:
@@ -86,20 +75,22 @@ class MemformerStage(nn.Module):
             return memory_BKD
         return computation.begin(reset_B, memory_BKD, self.initial_memory(len(reset_B)))
 
-    def encode_part(
+    def read_part(
         self,
         segment: Segment,
         memory_BKD: torch.Tensor,
         x_BSD: torch.Tensor | None,
         next_reset_B: torch.Tensor | None = None,
+        at_2N: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """This stage's encoder layers.
+        """This stage's encoder layers, all of which pass 1 needs too.
 
         Args:
             segment: The segment.
             memory_BKD: The memory it is read with, as `begin` gives it.
             x_BSD: What the stage before made of it; None on stage 0.
             next_reset_B: Lanes that start a document with the segment after it; None after the last one.
+            at_2N: Not asked for: the decoder scores.
 
         Returns:
             The stream for the next stage [B, S, D]; or, on the writer's stage, the encoder's output [B, S, D] and, of
@@ -147,10 +138,10 @@ class MemformerStage(nn.Module):
         return (self.head(y_BSD, scored_targets(segment)),)
 
     def forward(self, part: str, *inputs: Any) -> tuple[torch.Tensor, ...]:
-        """`encode_part`, `decode_part` or `begin`, in a tuple: an engine knows one forward."""
+        """`read_part`, also to advance; `decode_part`; or `begin`, in a tuple: an engine knows one forward."""
         if part == "begin":
             return (self.begin(*inputs),)
-        return (self.encode_part if part == "encode" else self.decode_part)(*inputs)
+        return (self.decode_part if part == "decode" else self.read_part)(*inputs)
 
     def self_weights(self, segment: Segment, memory_BKD: torch.Tensor, context_BSD: torch.Tensor) -> torch.Tensor:
         """A slot's weight on itself and what is left of it, means over the heads, [2, B, K]; on the writer's stage.
@@ -168,11 +159,3 @@ class MemformerStage(nn.Module):
         _, mask_BS = computation.context(segment, self.start_token_id)
         found = computation.observe(self.writer, self.forget, memory_BKD, context_BSD, mask_BS)
         return torch.stack([found.weights_BHKL[..., 0].mean(dim=1), found.retained_BHK.mean(dim=1)])
-
-
-def _numbered(layers: nn.ModuleList, numbers: range) -> nn.ModuleList:
-    """Those layers alone; their numbers remain part of their names."""
-    kept, found = nn.ModuleList(), dict(layers.named_children())
-    for number in numbers:
-        kept.add_module(str(number), found[str(number)])
-    return kept

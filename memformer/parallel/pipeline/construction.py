@@ -7,29 +7,26 @@ a time. `keep_layers` then drops what is left of the other layers.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import nn
 
 from memformer.models.construction import Construction, Part, StoredTensor, check_shape
-from memformer.parallel.pipeline.split import Split
 
 
 class StagedConstruction(Construction):
     """Empties the layers of other stages as soon as they are made; the rest is left to another construction.
 
     Args:
-        kind: What kind of layer a part is (`models.registry.Stages.kind`).
-        split: Layers by stage.
-        stage: This process's.
+        kind: What kind of layer a part is (`models.family_record.Stages.kind`).
+        own: By kind, numbers of this stage's (`Split.own`).
         inner: How this stage's layers come into being, and what belongs to no layer.
     """
 
-    def __init__(self, kind: Callable[[Any], str | None], split: Split, stage: int, inner: Construction) -> None:
-        self._inner, self._kind = inner, kind
-        self._own = split.own(stage)
+    def __init__(self, kind: Callable[[Any], str | None], own: Mapping[str, Set[int]], inner: Construction) -> None:
+        self._inner, self._kind, self._own = inner, kind, own
         self._made = dict.fromkeys(self._own, 0)
         self._absent: dict[int, torch.Size] = {}
 
@@ -66,16 +63,14 @@ class StagedConstruction(Construction):
             self._inner.read(name, parameter, stored)
 
 
-def keep_layers(model: nn.Module, kind: Callable[[Any], str | None], split: Split, stage: int) -> None:
+def keep_layers(model: nn.Module, kind: Callable[[Any], str | None], own: Mapping[str, Set[int]]) -> None:
     """Drops the layers of other stages, in place; the numbers of those that stay remain part of their names.
 
     Args:
         model: Its layers are children of some module, named by their number.
-        kind: What kind of layer a part is (`models.registry.Stages.kind`).
-        split: Layers by stage.
-        stage: Whose layers stay.
+        kind: What kind of layer a part is (`models.family_record.Stages.kind`).
+        own: By kind, numbers of those that stay (`Split.own`).
     """
-    own = split.own(stage)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             of_kind = kind(child)

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`RolloutExecutor`: carries out a stage's instructions for one rollout, on real tensors.
 
-Shapes: b lanes of a micro-batch, T segments, S tokens, K slots, D width.
+Shapes: b lanes of a micro-batch, T segments, S tokens, [K, C] the memory that the stage reads of a lane, D width.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Releas
 from memformer.parallel.pipeline.stage import StagedModel
 from memformer.parallel.pipeline.tasks import Message, Task
 from memformer.replay import Carry, ReplayBuffer, Rollout, Segment
-from memformer.replay.objectives import given
+from memformer.replay.objectives import given, with_gradient
 from memformer.run.stop_requests import StepAbandoned
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class RolloutExecutor:
         engine: The stage's engine.
         schedule: Of the rollout.
         program: This stage's part of it.
-        groups: Of each micro-batch, its lanes of the rollout and their state before it; equal on all stages.
+        groups: Of each micro-batch, its lanes of the rollout and their state before it, with the memory that the stage
+            reads; all else is equal on all stages.
         denominator: What the losses are divided by.
         seed_task: Called with (micro-batch, segment, whether it is the decoder's) before anything random of a task.
         at_segment: Called T - 1 times, by all processes at corresponding points; may raise `StepAbandoned`.
@@ -67,10 +68,8 @@ class RolloutExecutor:
         self._engine, self._schedule, self._program, self._groups = engine, schedule, program, groups
         model, layout = engine.model, schedule.layout
         self._layout, self._stage, self._channels = layout, model.number, model.channels
-        self._writes, self._last = model.number == layout.writer_stage, model.number == layout.stages - 1
-        self._decodes = model.number >= layout.decoder_stage
-        self._memory_shape, self._width, self._denominator = model.memory_shape, model.width, denominator
-        self._decoder_length = model.decoder_length
+        self._last, self._decodes = model.number == layout.stages - 1, layout.decodes(model.number)
+        self._width, self._lengths, self._denominator = model.width, model.lengths, denominator
         self._seed_task, self._at_segment = seed_task, at_segment
         self._buffers = [make_buffer() for _ in groups]
         self._received: dict[Message, Transfer] = {}
@@ -91,8 +90,8 @@ class RolloutExecutor:
     def run(self) -> None:
         """Executes all instructions; the results are attributes.
 
-        On the last stage `segment_losses` [T]; on the writer's stage `memory_gradient_squares` [T - 1], of the
-        gradient with respect to the memories between the segments, and `final_memories` [b, K, D] by micro-batch.
+        On the last stage `segment_losses` [T]; on stages that write memory `memory_gradient_squares` [T - 1], of the
+        gradient with respect to the memories between the segments, and `final_memories` [b, K, C] by micro-batch.
 
         Raises:
             StepAbandoned: `at_segment` did, on all processes; no message is left under way.
@@ -117,10 +116,11 @@ class RolloutExecutor:
                         self._send(message, results[message.kind])
 
     def _shape(self, message: Message) -> tuple[int, int, int]:
-        lanes, _, length = self._groups[message.task.micro_batch][0].tokens.shape
+        rollout, carry = self._groups[message.task.micro_batch]
+        lanes, _, length = rollout.tokens.shape
         if message.kind in (tasks.MEMORY, tasks.MEMORY_GRADIENT):
-            return (lanes, *self._memory_shape)
-        return lanes, self._decoder_length(length) if message.decoded else length, self._width
+            return lanes, carry.memory.shape[1], carry.memory.shape[2]
+        return lanes, self._lengths(length)[message.decoded], self._width
 
     def _post(self, message: Message) -> None:
         self._received[message] = self._channels.receive(message.kind, self._shape(message), message.source)
@@ -181,10 +181,8 @@ class RolloutExecutor:
         return self._groups[i][0].resets[:, t + 1] if t < self._layout.segments - 1 else None
 
     def _before(self, i: int, incoming: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The memory before the segment that pass 1 has come to."""
-        if not self._layout.recurrent:
-            return self._groups[i][1].memory
-        return self._memory[i] if self._writes else incoming[tasks.MEMORY]
+        """The memory before the segment that pass 1 has come to: sent, written here, or the rollout's first."""
+        return incoming.get(tasks.MEMORY, self._memory.get(i, self._groups[i][1].memory))
 
     def _begin(self, i: int, _: int, __: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         rollout, carry = self._groups[i]
@@ -196,31 +194,34 @@ class RolloutExecutor:
         self._buffers[i].push(memory)
         self._seed_task(i, t, False)
         reset = self._next_reset(i, t)
-        outputs = self._engine.evaluate("encode", self._segment(i, t), memory, incoming.get(tasks.STREAM), reset)
-        if not self._writes:
-            return {tasks.STREAM: outputs[0]}
-        self._memory[i] = outputs[1]
+        stream, *after = self._engine.evaluate(
+            "advance", self._segment(i, t), memory, incoming.get(tasks.STREAM), reset
+        )
+        results = {tasks.STREAM: stream, tasks.CONTEXT: stream}
+        if after:
+            self._memory[i] = results[tasks.MEMORY] = after[0]
         if self._decodes and self._schedule.is_early(Task(tasks.ADVANCE, i, t)):
-            self._context[i, t] = outputs[0]
-        return {tasks.CONTEXT: outputs[0], tasks.MEMORY: outputs[1]}
+            self._context[i, t] = stream
+        return results
 
     def _replay(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        stored = self._layout.recurrent and t < self._layout.segments - 1
+        last = t == self._layout.segments - 1
+        stored = not last and self._layout.advances(self._stage)
         inputs = {tasks.MEMORY: self._buffers[i].pop() if stored else self._before(i, incoming)}
         if tasks.STREAM in incoming:
             inputs[tasks.STREAM] = incoming[tasks.STREAM]
         inputs = {kind: tensor.detach().requires_grad_() for kind, tensor in inputs.items()}
         self._seed_task(i, t, False)
-        stream, reset = inputs.get(tasks.STREAM), self._next_reset(i, t)
-        outputs = self._engine.forward("encode", self._segment(i, t), inputs[tasks.MEMORY], stream, reset)
-        self._graphs[tasks.REPLAY, i, t] = inputs, outputs
-        if not self._writes:
-            return {tasks.STREAM: outputs[0]}
-        if reset is None:
-            self.final_memories[i] = outputs[1].detach() if self._layout.recurrent else inputs[tasks.MEMORY].detach()
+        stream, segment, reset = inputs.get(tasks.STREAM), self._segment(i, t), self._next_reset(i, t)
+        output, *after = self._engine.forward("read", segment, inputs[tasks.MEMORY], stream, reset)
+        if self._last and not self._decodes:
+            output = self._objective(t, segment, output)
+        self._graphs[tasks.REPLAY, i, t] = inputs, (output, *after)
+        if last and after:
+            self.final_memories[i] = after[0].detach()
         if self._decodes and not self._schedule.is_early(Task(tasks.REPLAY, i, t)):
-            self._context[i, t] = outputs[0].detach()
-        return {tasks.CONTEXT: outputs[0]}
+            self._context[i, t] = output.detach()
+        return {tasks.STREAM: output, tasks.CONTEXT: output}
 
     def _decode(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs = {tasks.CONTEXT: incoming[tasks.CONTEXT] if tasks.CONTEXT in incoming else self._context.pop((i, t))}
@@ -231,11 +232,15 @@ class RolloutExecutor:
         context, stream, segment = inputs[tasks.CONTEXT], inputs.get(tasks.STREAM), self._segment(i, t)
         outputs = self._engine.forward("decode", segment, context, stream)
         if self._last:
-            loss = segment.weighted(outputs[0]).sum()
-            self.segment_losses[t] += loss.detach()
-            outputs = (loss / self._denominator,)
+            outputs = (self._objective(t, segment, outputs[0]),)
         self._graphs[tasks.DECODE, i, t] = inputs, outputs
         return {tasks.CONTEXT: context, tasks.STREAM: outputs[0]}
+
+    def _objective(self, t: int, segment: Segment, losses: torch.Tensor) -> torch.Tensor:
+        """A segment's part of what is differentiated."""
+        loss = segment.weighted(losses).sum()
+        self.segment_losses[t] += loss.detach()
+        return loss / self._denominator
 
     def _decode_backward(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs, outputs = self._graphs.pop((tasks.DECODE, i, t))
@@ -246,7 +251,7 @@ class RolloutExecutor:
         gradient = _gradient(inputs[tasks.CONTEXT])
         if not self._last:
             gradient = gradient + incoming[tasks.CONTEXT_GRADIENT]
-        if self._writes:
+        if self._layout.context(self._stage, Task(tasks.REPLAY, i, t)):
             self._context_gradient[i, t] = gradient
             return {}
         results = {tasks.CONTEXT_GRADIENT: gradient}
@@ -255,26 +260,25 @@ class RolloutExecutor:
         return results
 
     def _replay_backward(self, i: int, t: int, incoming: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        inputs, outputs = self._graphs.pop((tasks.REPLAY, i, t))
-        if not self._writes:
-            gradients = [incoming[tasks.STREAM_GRADIENT]]
+        inputs, (output, *after) = self._graphs.pop((tasks.REPLAY, i, t))
+        # Zeros rather than nothing after the last segment: the writer has a gradient when T = 1 too.
+        last = t == self._layout.segments - 1
+        gradients = [torch.zeros_like(each) if last else self._gradient_of_memory(i, t + 1) for each in after]
+        if self._last and not self._decodes:
+            objective = with_gradient(output, after[0], gradients[0]) if after else output
         else:
-            gradients = [incoming.get(tasks.CONTEXT_GRADIENT, self._context_gradient.pop((i, t), outputs[0]))]
-            if self._layout.recurrent:
-                # Zeros rather than nothing after the last segment: the writer has a gradient when T = 1 too.
-                last = t == self._layout.segments - 1
-                gradients.append(torch.zeros_like(outputs[1]) if last else self._gradient_of_memory(i, t + 1))
-        self._engine.backward(given(list(outputs[: len(gradients)]), gradients))
+            received = incoming.get(tasks.STREAM_GRADIENT, incoming.get(tasks.CONTEXT_GRADIENT))
+            own = self._context_gradient.pop((i, t)) if received is None else received
+            objective = given([output, *after], [own, *gradients])
+        self._engine.backward(objective)
         results = {tasks.STREAM_GRADIENT: _gradient(inputs[tasks.STREAM])} if tasks.STREAM in inputs else {}
-        if self._layout.recurrent:
-            own = _gradient(inputs[tasks.MEMORY])
-            if self._writes:
-                self._memory_gradient[i] = own
-            results[tasks.MEMORY_GRADIENT] = own
+        results[tasks.MEMORY_GRADIENT] = _gradient(inputs[tasks.MEMORY])
+        if after:
+            self._memory_gradient[i] = results[tasks.MEMORY_GRADIENT]
         return results
 
     def _gradient_of_memory(self, i: int, t: int) -> torch.Tensor:
-        """What all encoder stages together pass back to the memory before segment t; its norm is reported."""
+        """What all who read it pass back to the memory before segment t; its norm is reported."""
         gradient = self._memory_gradient.pop(i)
         # In lanes that start a document it goes into the initial memory, and not back to segment t - 1.
         passed = torch.where(self._groups[i][0].resets[:, t, None, None], 0, gradient)

@@ -12,6 +12,10 @@ decide: 1 - m * work / (E * (advance + replay_backward)). Decoder stages do not 
 decoded ahead from the encoder's output of pass 1, and only the gradient of that output, [B, S, D] numbers, is kept
 until their replay. `ReplaySchedule.bubble` is the exact figure.
 
+Where layers have memories of their own (`LayerMemoryLayout`) no chain goes round, and one micro-batch is as good as
+many: stages wait p - 1 forwards and backwards, (p - 1)(f + b) beside m((T - 1)f + T(f + b)) of work. That is the first
+formula above for T = 1, and less for more segments.
+
 What a stage holds is bounded by the window W: the graphs of at most W segments (of one micro-batch's lanes, and of the
 stage's own layers), at most W gradients of segments that were decoded ahead, the memories of pass 1, and at most one
 stream a micro-batch on its way through pass 1.
@@ -78,25 +82,20 @@ class Agree:
 Instruction = Receive | Send | Release | Compute | Agree
 
 
-def default_window(stages: int) -> int:
-    """Segments in flight, W, where the settings leave it open: about two a stage reach the bubble above."""
-    return 2 * stages + 2
-
-
 class ReplaySchedule:
     """The schedule of a rollout; a pure function of its arguments, the same on every process. Needs no DeepSpeed.
 
     Args:
         layout: Which stage does what, for how many micro-batches and segments.
         costs: Of each stage, for one segment of one micro-batch.
-        window: W above; None: `default_window`.
+        window: W above; None: `Layout.default_window`.
 
     Raises:
         ValueError: The costs are not one a stage, or the window is below 1.
     """
 
     def __init__(self, layout: Layout, costs: Sequence[StageCost], window: int | None = None) -> None:
-        self.layout, self.window = layout, default_window(layout.stages) if window is None else window
+        self.layout, self.window = layout, layout.default_window if window is None else window
         if len(costs) != layout.stages or self.window < 1:
             raise ValueError(f"{len(costs)} costs and a window of {window} for {layout.stages} stages")
         self.timeline: Timeline = best_timeline(layout, costs, self.window)

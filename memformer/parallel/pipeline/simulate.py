@@ -26,28 +26,22 @@ from memformer.parallel.pipeline.tasks import (
 
 
 class StageCost(NamedTuple):
-    """Time of a stage for one segment of one micro-batch, in any unit: FLOPs, or 1 for a forward."""
+    """Time of a stage for each task of one segment of one micro-batch, in any unit: FLOPs, or 1 for a forward."""
 
-    encoder_forward: int
-    encoder_backward: int
-    decoder_forward: int
-    decoder_backward: int
+    advance: int
+    replay: int
+    replay_backward: int
+    decode: int = 0
+    decode_backward: int = 0
 
     @classmethod
-    def of(cls, encoder: int, decoder: int) -> "StageCost":
+    def of(cls, encoder: int, decoder: int = 0) -> "StageCost":
         """From the forward costs; a backward costs twice that where nothing is computed again."""
-        return cls(encoder, 2 * encoder, decoder, 2 * decoder)
+        return cls(encoder, encoder, 2 * encoder, decoder, 2 * decoder)
 
     def of_task(self, kind: str) -> int:
         """The time of a task, at least 1: equal times would leave the order of cause and effect open."""
-        times = {
-            ADVANCE: self.encoder_forward,
-            REPLAY: self.encoder_forward,
-            REPLAY_BACKWARD: self.encoder_backward,
-            DECODE: self.decoder_forward,
-            DECODE_BACKWARD: self.decoder_backward,
-        }
-        return max(1, times.get(kind, 1))
+        return max(1, getattr(self, kind, 1))
 
 
 class Interval(NamedTuple):
@@ -109,15 +103,12 @@ class _Graph:
         for index, (stage, task) in enumerate(self.nodes):
             for need in one.local_needs(stage, task):
                 self.successors[number[stage, need]].append(index)
-            for early in (False, True):
-                for message in one.outgoing(stage, task, early):
-                    target = number[message.target, message.task]
-                    if stage == one.writer_stage and task.kind in (ADVANCE, REPLAY) and message.task.kind == DECODE:
-                        self.context[index] = target
-                    elif not early:
-                        self.successors[index].append(target)
-            if stage == one.writer_stage == one.decoder_stage and task.kind in (ADVANCE, REPLAY):
-                self.context[index] = number[stage, Task(DECODE, 0, task.segment)]
+            takes_context = one.context(stage, task)
+            if takes_context is not None:
+                self.context[index] = number[takes_context]
+            for message in one.outgoing(stage, task):
+                if (message.target, message.task) != takes_context:
+                    self.successors[index].append(number[message.target, message.task])
         self.needs = [0] * len(self.nodes)
         for index, targets in enumerate(self.successors):
             for target in targets:

@@ -2,17 +2,20 @@
 """Which layers each stage holds, what its work is, and the schedule that follows: pure functions of the settings.
 
 The layers stand in the order in which a token passes them: encoder, then decoder. The embedding is with the first
-encoder layer, the writer with the last; the decoder's embedding with its first layer, the head with its last.
+layer, the writer of a memory with the last encoder layer or, where layers have memories of their own, with each of
+these; the decoder's embedding is with its first layer, the head with the last of all.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from data_pipeline.errors import UserError
 from memformer.config.schema import Config
 from memformer.models.configuration import ModelConfig
-from memformer.models.family_record import PartFlops
+from memformer.models.family_record import LayerFlops
 from memformer.models.registry import stages_of
+from memformer.parallel.pipeline.layouts import LayerMemoryLayout, SharedMemoryLayout
 from memformer.parallel.pipeline.schedule import ReplaySchedule
 from memformer.parallel.pipeline.simulate import StageCost
 from memformer.parallel.pipeline.tasks import Layout
@@ -23,20 +26,18 @@ class Work:
     """What a rollout asks of a model's layers: by it they are split over stages, and a stage's tasks ordered.
 
     Attributes:
-        encoder_layers: Of the model.
-        decoder_layers: Of the model.
-        flops: Of one forward of one lane's segment, by part.
+        flops: Of one forward of one lane's segment, by layer.
+        encoder_layers: How many of them are encoder layers.
         segments: T of a rollout.
-        recurrent: Whether there is a memory, which pass 1 advances.
         recomputed: Whether every layer is computed again in its backward (activation checkpointing).
+        rows: Rows of the memory that each layer has of its own; None: the last encoder layer writes all.
     """
 
+    flops: tuple[LayerFlops, ...]
     encoder_layers: int
-    decoder_layers: int
-    flops: PartFlops
     segments: int
-    recurrent: bool
     recomputed: bool
+    rows: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, model: ModelConfig, segment_length: int, num_segments: int, recomputed: bool = False) -> "Work":
@@ -52,14 +53,19 @@ class Work:
             NotBuilt: The family is none of these.
         """
         stages = stages_of(model)
-        flops, recurrent = stages.costs(model, segment_length), model.memory_shape[0] > 0
-        return cls(*stages.layers(model), flops, num_segments, recurrent, recomputed)
+        flops, rows = tuple(stages.costs(model, segment_length)), None if stages.rows is None else stages.rows(model)
+        return cls(flops, stages.layers(model)[0], num_segments, recomputed, rows)
 
     @classmethod
     def of_run(cls, config: Config, model: ModelConfig) -> "Work":
         """The work of a run's longest rollouts."""
         recomputed = config.activation_checkpointing.mode == "full"
         return cls.of(model, config.data.segment_length, config.data.most_segments, recomputed)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether there is a memory, which pass 1 advances."""
+        return any(each.advance for each in self.flops)
 
     @property
     def layer_backward(self) -> int:
@@ -74,90 +80,128 @@ class Split:
     Attributes:
         layers: Layers of each stage, counted over encoder and decoder together; at least 1 each.
         encoder_layers: Encoder layers of the model.
+        rows: As of `Work`.
     """
 
     layers: tuple[int, ...]
     encoder_layers: int
+    rows: tuple[int, ...] | None = None
 
     @property
     def stages(self) -> int:
         """Number of stages."""
         return len(self.layers)
 
+    def span(self, stage: int) -> range:
+        """Numbers of the stage's layers, counted over encoder and decoder together."""
+        start = sum(self.layers[:stage])
+        return range(start, start + self.layers[stage])
+
     def encoder(self, stage: int) -> range:
         """Numbers of the stage's encoder layers."""
-        start, stop = self._span(stage)
-        return range(min(start, self.encoder_layers), min(stop, self.encoder_layers))
+        span = self.span(stage)
+        return range(min(span.start, self.encoder_layers), min(span.stop, self.encoder_layers))
 
     def decoder(self, stage: int) -> range:
         """Numbers of the stage's decoder layers."""
-        start, stop = self._span(stage)
-        return range(max(0, start - self.encoder_layers), max(0, stop - self.encoder_layers))
+        span = self.span(stage)
+        return range(max(0, span.start - self.encoder_layers), max(0, span.stop - self.encoder_layers))
 
     @property
     def writer_stage(self) -> int:
-        """The stage of the last encoder layer, which writes the memory."""
-        return max(stage for stage in range(self.stages) if self.encoder(stage))
+        """The last stage that writes memory: of the last encoder layer, or of the last layer with a memory."""
+        return self.writer_stages[-1]
+
+    @property
+    def writer_stages(self) -> list[int]:
+        """The stages that write memory."""
+        if self.rows is None:
+            return [max(stage for stage in range(self.stages) if self.encoder(stage))]
+        return [stage for stage in range(self.stages) if self._rows(self.span(stage))]
 
     @property
     def decoder_stage(self) -> int:
-        """The stage of the first decoder layer."""
+        """The stage of the first decoder layer, of a model that has a decoder."""
         return min(stage for stage in range(self.stages) if self.decoder(stage))
 
-    def own(self, stage: int) -> dict[str, range]:
-        """Numbers of the stage's layers by kind, as `models.registry.Stages.kind` has it."""
-        return {"encoder": self.encoder(stage), "decoder": self.decoder(stage)}
+    def memory(self, stage: int) -> slice:
+        """The rows of the memory that the stage reads: those of its own layers, or all."""
+        if self.rows is None:
+            return slice(None)
+        span = self.span(stage)
+        before = self._rows(range(span.start))
+        return slice(before, before + self._rows(span))
+
+    def own(self, stage: int, places: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
+        """By kind, numbers of the parts that go with the stage's layers.
+
+        Args:
+            stage: The stage.
+            places: Layers by kind, as `family_record.Stages.places` has them.
+        """
+        span = self.span(stage)
+        return {kind: {part for part, layer in enumerate(of) if layer in span} for kind, of in places.items()}
 
     def layout(self, micro_batches: int, segments: int, recurrent: bool = True) -> Layout:
         """Who does what in a rollout."""
-        return Layout(self.stages, micro_batches, segments, self.writer_stage, self.decoder_stage, recurrent)
+        sizes = self.stages, micro_batches, segments, self.writer_stage
+        if self.rows is not None:
+            return LayerMemoryLayout(*sizes)
+        return SharedMemoryLayout(*sizes, self.decoder_stage, recurrent)
 
     def costs(self, work: Work) -> list[StageCost]:
         """FLOPs of each stage for one segment of one lane."""
-        flops, again = work.flops, work.layer_backward
         found = []
         for stage in range(self.stages):
-            encoder = flops.encoder * len(self.encoder(stage)) // work.encoder_layers
-            decoder = flops.decoder * len(self.decoder(stage)) // work.decoder_layers
-            # Writer and head are not recomputed.
-            writer = flops.writer if stage == self.writer_stage else 0
-            head = flops.head if stage == self.stages - 1 else 0
-            found.append(
-                StageCost(encoder + writer, again * encoder + 2 * writer, decoder + head, again * decoder + 2 * head)
-            )
+            own = [work.flops[layer] for layer in self.span(stage)]
+            encoder = len(self.encoder(stage))
+            advance = sum(each.advance for each in own)
+            found.append(StageCost(advance, *_passes(own[:encoder], work), *_passes(own[encoder:], work)))
         return found
 
-    def _span(self, stage: int) -> tuple[int, int]:
-        start = sum(self.layers[:stage])
-        return start, start + self.layers[stage]
+    def _rows(self, layers: range) -> int:
+        return sum((self.rows or ())[layer] for layer in layers)
+
+
+def _passes(layers: Sequence[LayerFlops], work: Work) -> tuple[int, int]:
+    """A forward with a graph and its backward; what is beside the layers is not computed again."""
+    layer, beside = sum(each.layer for each in layers), sum(each.beside for each in layers)
+    return layer + beside, work.layer_backward * layer + 2 * beside
 
 
 def balanced_split(work: Work, stages: int) -> Split:
-    """The split whose busiest stage has least to do; encoder layers count their share of pass 1.
+    """The split whose busiest stage has least to do; layers on the memory's path count their share of pass 1.
 
     Args:
         work: Of a model with at least as many layers as stages.
         stages: Pipeline stages.
     """
-    flops, layer = work.flops, 1 + work.layer_backward
-    # Pass 1 repeats T - 1 of T encoder forwards.
-    again = (work.segments - 1) / work.segments if work.recurrent else 0.0
-    each = [flops.encoder / work.encoder_layers * (layer + again)] * work.encoder_layers
-    each[-1] += flops.writer * (3 + again)
-    each += [flops.decoder / work.decoder_layers * layer] * work.decoder_layers
-    each[-1] += flops.head * 3
-    return Split(_partition(each, stages), work.encoder_layers)
+    # Pass 1 is of T - 1 of T segments.
+    again = (work.segments - 1) / work.segments
+    each = [sum(_passes([one], work)) + again * one.advance for one in work.flops]
+    return Split(_partition(each, stages), work.encoder_layers, work.rows)
 
 
 def split_of(config: Config, model: ModelConfig) -> Split:
     """The split of a run: `parallel.pipeline_layers`, or the balanced one.
 
     Raises:
-        NotBuilt: Pipelines cannot cut the model's family.
+        NotBuilt: Pipelines cannot cut the model.
+        UserError: A stage has nothing to train.
     """
+    stages, work = stages_of(model), Work.of_run(config, model)
+    split = balanced_split(work, config.parallel.pipeline)
     if config.parallel.pipeline_layers is not None:
-        return Split(tuple(config.parallel.pipeline_layers), stages_of(model).layers(model)[0])
-    return balanced_split(Work.of_run(config, model), config.parallel.pipeline)
+        split = dataclasses.replace(split, layers=tuple(config.parallel.pipeline_layers))
+    trained = stages.trained(model, config.training.train)
+    for stage in range(split.stages):
+        if not any(trained[layer] for layer in split.span(stage)):
+            raise UserError(
+                f"training.train is {config.training.train}, of which the layers of stage {stage} of "
+                f"parallel.pipeline {split.stages} have nothing ({'+'.join(map(str, split.layers))} layers): give each "
+                "stage a layer that has some by parallel.pipeline_layers, or lower parallel.pipeline"
+            )
+    return split
 
 
 def _partition(work: Sequence[float], parts: int) -> tuple[int, ...]:
@@ -193,7 +237,7 @@ def replay_schedule(split: Split, work: Work, micro_batches: int, window: int | 
         split: Layers by stage.
         work: What the rollout asks of them.
         micro_batches: Groups of lanes.
-        window: Segments in flight; None: as many as `default_window` has it.
+        window: Segments in flight; None: as many as `Layout.default_window` has it.
     """
     layout = split.layout(micro_batches, work.segments, work.recurrent)
     return ReplaySchedule(layout, split.costs(work), window)

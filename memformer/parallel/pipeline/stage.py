@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`StagedModel`: the stages of a pipeline, which answer together as one model.
 
-Shapes: B lanes, S tokens a segment, [K, C] a lane's memory.
+Shapes: B lanes, S tokens a segment, [K, C] a lane's memory, of which a stage reads all, or the rows of its own layers.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from memformer.models.configuration import ModelConfig
+from memformer.models.looking import Figure, Looked
 from memformer.models.protocol import Stage
 from memformer.models.registry import stages_of
 from memformer.parallel.channels import Channels, Transfer
@@ -39,9 +40,10 @@ class StagedModel:
         self.config: ModelConfig = stage.config
         stages = stages_of(self.config)
         self.memory_shape, self.width = self.config.memory_shape, stages.width(self.config)
-        self.decoder_length = functools.partial(stages.decoder_length, self.config)
+        self.lengths = functools.partial(stages.lengths, self.config)
         self._encodes, self._decodes = len(split.encoder(number)) > 0, len(split.decoder(number)) > 0
-        self._writes, self._last = number == split.writer_stage, number == split.stages - 1
+        self._encoded_further = number < split.stages - 1 and len(split.encoder(number + 1)) > 0
+        self._writes, self._last = number in split.writer_stages, number == split.stages - 1
 
     @property
     def training(self) -> bool:
@@ -75,17 +77,18 @@ class StagedModel:
 
     @torch.no_grad()
     def initial_memory(self, lanes: int) -> torch.Tensor:
-        """The memory [lanes, K, C] of lanes that have read nothing, from the writer's stage, without a graph."""
+        """The memory [lanes, K, C] of lanes that have read nothing, from the stages that write it, without a graph."""
         has_memory = self._writes and self.memory_shape[0] > 0
-        return self._from_writer(self.stage.initial_memory(lanes) if has_memory else None, lanes)
+        return self.whole_memory(self.stage.initial_memory(lanes) if has_memory else None, lanes)
 
     @torch.no_grad()
     def advance(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
         """The next memory [B, K, C] alone, without a graph."""
-        memory = self._begun(segment, memory)
+        memory = self._given(segment, memory)
         after = memory.clone()
-        self._read(segment, memory, after)
-        return self._from_writer(after, len(after))
+        if self.number <= self.split.writer_stage:
+            self._read("advance", segment, memory, after, self.number < self.split.writer_stage)
+        return self.whole_memory(after, len(after))
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of the valid targets' losses times their weights, their number, next memory [B, K, C]), no graph."""
@@ -109,7 +112,7 @@ class StagedModel:
         found, after = self._pass(segment, memory, spans, [None] * len(spans), seed_part or _unseeded)
         for (start, stop), each in zip(spans, found, strict=False):  # none but on the last stage
             losses[start:stop] = each
-        return self.channels.broadcast(losses, self.split.stages - 1), self._from_writer(after, len(after))
+        return self.channels.broadcast(losses, self.split.stages - 1), self.whole_memory(after, len(after))
 
     @torch.no_grad()
     def logits(self, segment: Segment, memory: torch.Tensor, at_2N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,19 +134,34 @@ class StagedModel:
             logits[each] = part.float()
         if len(logits):
             self.channels.broadcast(logits, self.split.stages - 1)
-        return logits, self._from_writer(after, len(after))
+        return logits, self.whole_memory(after, len(after))
 
     @torch.no_grad()
     def self_weights(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        """`MemoryModel.self_weights`; None for a model without memory."""
-        if not self.memory_shape[0]:
+        """`MemoryModel.self_weights`; None for a model without memory, or with one of each layer's own."""
+        if not self.memory_shape[0] or self.split.rows is not None:
             return None
-        memory = self._begun(segment, memory)
-        context = self._read(segment, memory, memory.clone())
+        memory, context = self._given(segment, memory), None
+        if self._encodes:
+            context = self._read("read", segment, memory, memory.clone(), self._encoded_further)
         found_2BK = memory.new_zeros(2, *memory.shape[:2])
         if self._writes and context is not None:
             found_2BK.copy_(self.stage.self_weights(segment, memory, context))
         return *self.channels.broadcast(found_2BK, self.split.writer_stage).unbind(), memory
+
+    def look(self, segment: Segment, memory: torch.Tensor) -> Looked:
+        """`models.protocol.Looking`: the figures of all stages' layers, in their order; no associations."""
+        own, whole = self._given(segment, memory), [(0, len(memory))]
+        looked = self.stage.look(segment, own, lambda: self._pass(segment, memory, whole, [None], _unseeded)[1])
+        found = {name: (figure.part.cpu(), figure.whole.cpu()) for name, figure in looked.figures.items()}
+        squares = {name: figure.squares for name, figure in looked.figures.items()}
+        stages = [each for each in self.channels.gather((found, squares)) if each[0]]
+
+        def joined(name: str, which: int) -> torch.Tensor:
+            return torch.cat([figures[name][which] for figures, _ in stages], 1).to(self.device)
+
+        figures = {name: Figure(joined(name, 0), joined(name, 1), stages[0][1][name]) for name in stages[0][0]}
+        return Looked(self.whole_memory(looked.memory, len(memory)), figures)
 
     def _pass(
         self,
@@ -163,9 +181,10 @@ class StagedModel:
             seed_part: See `losses`.
 
         Returns:
-            Losses or logits of each group, on the last stage, elsewhere nothing; the next memory, on the writer's.
+            Losses or logits of each group, on the last stage, elsewhere nothing; the next memory of what the stage
+            writes.
         """
-        memory = self._begun(segment, memory)
+        memory = self._given(segment, memory)
         after = memory.clone()
         under_way: list[Transfer] = []
         found = []
@@ -174,8 +193,10 @@ class StagedModel:
             context = None
             if self._encodes:
                 seed_part(False)
-                context = self._encode(part, memory[start:stop], after[start:stop], under_way)
-                if self._writes and not self._decodes:
+                context = self._encode("read", part, memory[start:stop], after[start:stop], at_2N)
+                if self._last and not self._decodes:
+                    found.append(context)
+                elif not self._decodes:
                     under_way.append(self.channels.send(EVALUATION, context, self.number + 1))
             if self._decodes:
                 seed_part(True)
@@ -184,28 +205,40 @@ class StagedModel:
             transfer.wait()
         return found, after
 
-    def _begun(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
-        """The memory that a segment is read with, on all stages."""
-        return self._from_writer(self.stage.begin(segment.reset, memory), len(memory))
+    def _given(self, segment: Segment, memory: torch.Tensor) -> torch.Tensor:
+        """The memory that this stage reads of a segment: with the initial one, where one stage alone has that."""
+        if self.split.rows is not None:
+            return memory[:, self.split.memory(self.number)]
+        return self.whole_memory(self.stage.begin(segment.reset, memory), len(memory))
 
-    def _read(self, segment: Segment, memory: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
-        """`_encode` for all lanes at once, on the encoder's stages; complete when it returns."""
-        under_way: list[Transfer] = []
-        context = self._encode(segment, memory, after, under_way) if self._encodes else None
-        for transfer in under_way:
-            transfer.wait()
-        return context
+    def _read(self, part: str, segment: Segment, memory: torch.Tensor, after: torch.Tensor, sent: bool) -> torch.Tensor:
+        """`_encode` for all lanes at once, sent on or not; complete when it returns."""
+        found = self._encode(part, segment, memory, after)
+        if sent:
+            self.channels.send(EVALUATION, found, self.number + 1).wait()
+        return found
 
     def _encode(
-        self, segment: Segment, memory: torch.Tensor, after: torch.Tensor, under_way: list[Transfer]
+        self,
+        part: str,
+        segment: Segment,
+        memory: torch.Tensor,
+        after: torch.Tensor,
+        at_2N: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The encoder's output of a group of lanes, on the writer's stage; the memory after it goes into `after`."""
-        x = None if self.number == 0 else self._receive(segment)
-        x, *written = self.stage.encode_part(segment, memory, x)
+        """What this stage's encoder layers make of a group of lanes; the memory after it goes into `after`.
+
+        Args:
+            part: "read" or "advance" (`Stage.__call__`).
+            segment: The group's.
+            memory: What the stage reads.
+            after: Of the same shape.
+            at_2N: As of `Stage.read_part`.
+        """
+        x = None if self.number == 0 else self._receive(segment, self.lengths(segment.target.shape[1])[0])
+        x, *written = self.stage(part, segment, memory, x, None, at_2N)
         if written:
             after.copy_(written[0])
-        if not self._writes:
-            under_way.append(self.channels.send(EVALUATION, x, self.number + 1))
         return x
 
     def _decode(
@@ -216,27 +249,35 @@ class StagedModel:
         under_way: list[Transfer],
     ) -> list[torch.Tensor]:
         """A group's losses or logits, alone in a list, on the last stage; elsewhere nothing, and the stream goes on."""
-        decoded = self.decoder_length(segment.target.shape[1])
+        encoded, decoded = self.lengths(segment.target.shape[1])
         y = None if self.number == self.split.decoder_stage else self._receive(segment, decoded)
         if context is None:
-            context = self._receive(segment)
+            context = self._receive(segment, encoded)
         (y,) = self.stage.decode_part(segment, context, y, at_2N)
         if self._last:
             return [y]
         under_way += [self.channels.send(EVALUATION, each, self.number + 1) for each in (y, context)]
         return []
 
-    def _receive(self, segment: Segment, length: int | None = None) -> torch.Tensor:
-        """What a layer hands to the next, [B, length or S, width], from the stage before."""
-        lanes, own = segment.target.shape
-        return self.channels.receive(EVALUATION, (lanes, length or own, self.width), self.number - 1).wait()
+    def _receive(self, segment: Segment, length: int) -> torch.Tensor:
+        """What a layer hands to the next, [B, length, width], from the stage before."""
+        return self.channels.receive(EVALUATION, (len(segment.target), length, self.width), self.number - 1).wait()
 
-    def _from_writer(self, memory: torch.Tensor | None, lanes: int) -> torch.Tensor:
-        """The writer's stage's memory on all stages, in the weights' dtype, [lanes, K, C]."""
-        shared = self._weight().new_empty(lanes, *self.memory_shape)
-        if self._writes and memory is not None:
-            shared.copy_(memory)
-        return self.channels.broadcast(shared, self.split.writer_stage) if shared.numel() else shared
+    def whole_memory(self, own: torch.Tensor | None, lanes: int) -> torch.Tensor:
+        """The memory on all stages, as messages have it, [lanes, K, C], from what each of those writes that write it.
+
+        Args:
+            own: What this stage writes; read if it does.
+            lanes: Of the memory.
+        """
+        shared = torch.empty(lanes, *self.memory_shape, dtype=self.channels.dtype, device=self.device)
+        for stage in self.split.writer_stages if shared.numel() else ():
+            rows = self.split.memory(stage)
+            part = shared[:, rows].contiguous()
+            if stage == self.number and own is not None:
+                part.copy_(own)
+            shared[:, rows] = self.channels.broadcast(part, stage)
+        return shared
 
     def _weight(self) -> torch.Tensor:
         return next(self.stage.named_parameters())[1]

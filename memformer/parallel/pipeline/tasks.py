@@ -1,22 +1,11 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a rollout consists of on a pipeline: the tasks of each stage, and the messages between them.
 
-A stage holds consecutive layers of [encoder ; decoder]. The writer is on the last encoder stage, w; the decoder begins
-there or on the stage after it. A micro-batch is a group of lanes. Per micro-batch and segment t:
-
-| task | on | does |
-|---|---|---|
-| begin | w | the memory before segment 0, the initial one in lanes that start a document |
-| advance | 0 .. w | pass 1, t < T - 1: encoder layers without a graph; w writes the memory before segment t + 1 |
-| replay | 0 .. w | pass 2: the same with a graph, from the stored memory |
-| decode, decode_backward | decoder stages | need the encoder's output of t, of pass 1 or of pass 2, nothing else |
-| replay_backward | w .. 0 | needs the gradients of the encoder's output of t and of the memory after t |
-| end | w | the gradient of the memory before segment 0 reaches the initial memory |
-
-The only chains through the segments are advance's (forwards) and replay_backward's (backwards); a model without memory
-has neither, and neither begin, advance nor end.
+Who does what is a `Layout`'s; `memformer/parallel/pipeline/layouts.py` has one for each way in which a memory can lie
+on stages.
 """
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
@@ -41,8 +30,9 @@ class Message(NamedTuple):
 
     Attributes:
         kind: memory [B, K, D]; context, the encoder's output [B, S, D]; stream, what one layer hands to the next
-            [B, S, D], in the decoder [B, N, D]; or the gradient of one of these, of the same shape. B lanes of a
-            micro-batch, K slots, S tokens a segment, N of the decoder's input, D width.
+            [B, S, D], in the decoder [B, N, D], of layers with memories of their own [B, L, D]; or the gradient of one
+            of these, of the same shape. B lanes of a micro-batch, K slots, S tokens a segment, N of the decoder's
+            input, L of those layers' (overlap and write tokens too), D width.
         task: Whose input it is.
         source: Stage that sends.
         target: Stage that receives.
@@ -60,16 +50,14 @@ class Message(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(abc.ABC):
     """Which stage does what.
 
     Attributes:
         stages: p.
         micro_batches: m, groups of lanes.
         segments: T of a rollout.
-        writer_stage: w, the last encoder stage.
-        decoder_stage: The first decoder stage: w or w + 1.
-        recurrent: False for a model without memory slots, whose segments are independent.
+        writer_stage: w, the last stage that writes memory.
 
     Raises:
         ValueError: The numbers do not describe a pipeline.
@@ -79,83 +67,31 @@ class Layout:
     micro_batches: int
     segments: int
     writer_stage: int
-    decoder_stage: int
-    recurrent: bool = True
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
         if min(self.stages, self.micro_batches, self.segments) < 1:
             raise ValueError(f"stages, micro_batches and segments must be positive: {self}")
-        if not 0 <= self.writer_stage <= self.decoder_stage <= min(self.writer_stage + 1, self.stages - 1):
-            raise ValueError(f"encoder and decoder must cover all stages in turn: {self}")
+        if not 0 <= self.writer_stage < self.stages:
+            raise ValueError(f"the memory must be written on one of the stages: {self}")
 
+    @abc.abstractmethod
     def tasks(self, stage: int) -> list[Task]:
         """All tasks of a stage, in no particular order."""
-        every = [(i, t) for i in range(self.micro_batches) for t in range(self.segments)]
-        found: list[Task] = []
-        if stage <= self.writer_stage:
-            if self.recurrent:
-                found += [Task(ADVANCE, i, t) for i, t in every if t < self.segments - 1]
-            found += [Task(kind, i, t) for kind in (REPLAY, REPLAY_BACKWARD) for i, t in every]
-        if stage == self.writer_stage and self.recurrent:
-            found += [Task(kind, i, 0) for kind in (BEGIN, END) for i in range(self.micro_batches)]
-        if stage >= self.decoder_stage:
-            found += [Task(kind, i, t) for kind in (DECODE, DECODE_BACKWARD) for i, t in every]
-        return found
 
+    @abc.abstractmethod
     def local_needs(self, stage: int, task: Task) -> list[Task]:
         """The tasks of the same stage that must be done before.
 
         For a decode task beside the writer, the advance or replay that gives it the context is left out: either will
         do.
         """
-        kind, i, t = task
-        last, writes = self.segments - 1, stage == self.writer_stage
-        needs: list[Task] = []
-        if kind in (ADVANCE, REPLAY) and writes and self.recurrent and (kind == ADVANCE or t == last):
-            needs.append(Task(ADVANCE, i, t - 1) if t else Task(BEGIN, i, 0))
-        if kind == REPLAY and t < last:
-            # From the last segment to the first, as the gradient needs them: whoever waits for the gradient of a
-            # segment then never holds up the graphs of those before it.
-            needs += [Task(REPLAY, i, t + 1)] + ([Task(ADVANCE, i, t)] if self.recurrent else [])
-        elif kind == REPLAY_BACKWARD:
-            needs.append(Task(REPLAY, i, t))
-            if writes and self.recurrent and t < last:
-                needs.append(Task(REPLAY_BACKWARD, i, t + 1))
-            if stage == self.decoder_stage:
-                needs.append(Task(DECODE_BACKWARD, i, t))
-        elif kind == DECODE_BACKWARD:
-            needs.append(Task(DECODE, i, t))
-        elif kind == END:
-            needs.append(Task(REPLAY_BACKWARD, i, 0))
-        return needs
 
+    @abc.abstractmethod
     def incoming(self, stage: int, task: Task) -> list[Message]:
         """The messages that a task needs; the same on all ranks, whoever asks."""
-        kind, _, t = task
-        writer, decoder, last = self.writer_stage, self.decoder_stage, self.segments - 1
-        found: list[tuple[str, int]] = []
-        if kind in (ADVANCE, REPLAY):
-            if self.recurrent and stage < writer and (kind == ADVANCE or t == last):
-                found.append((MEMORY, writer))
-            if stage:
-                found.append((STREAM, stage - 1))
-        elif kind == DECODE:
-            if stage > writer:
-                found.append((CONTEXT, stage - 1))
-            if stage > decoder:
-                found.append((STREAM, stage - 1))
-        elif kind == DECODE_BACKWARD and stage < self.stages - 1:
-            found += [(CONTEXT_GRADIENT, stage + 1), (STREAM_GRADIENT, stage + 1)]
-        elif kind == REPLAY_BACKWARD:
-            if stage < writer:
-                found.append((STREAM_GRADIENT, stage + 1))
-            elif decoder > writer:
-                found.append((CONTEXT_GRADIENT, decoder))
-        if stage == writer and self.recurrent and (kind == END or (kind == REPLAY_BACKWARD and t < last)):
-            found += [(MEMORY_GRADIENT, source) for source in range(writer)]
-        return [Message(kind, task, source, stage) for kind, source in found]
 
+    @abc.abstractmethod
     def outgoing(self, stage: int, task: Task, early: bool = False) -> list[Message]:
         """The messages that a task's results become.
 
@@ -164,29 +100,25 @@ class Layout:
             task: The task.
             early: Whether the decoder takes this segment's context from the first pass.
         """
-        kind, i, t = task
-        writer, decoder, last = self.writer_stage, self.decoder_stage, self.segments - 1
-        writes = stage == writer
-        found: list[tuple[str, Task, int]] = []
-        if self.recurrent and writes and kind in (BEGIN, ADVANCE):
-            after = 0 if kind == BEGIN else t + 1
-            reader = Task(ADVANCE if after < last else REPLAY, i, after)
-            found += [(MEMORY, reader, target) for target in range(writer)]
-        if kind in (ADVANCE, REPLAY):
-            if stage < writer:
-                found.append((STREAM, task, stage + 1))
-            elif decoder > writer and early == (kind == ADVANCE):
-                found.append((CONTEXT, Task(DECODE, i, t), decoder))
-        elif kind == DECODE and stage < self.stages - 1:
-            found += [(CONTEXT, task, stage + 1), (STREAM, task, stage + 1)]
-        elif kind == DECODE_BACKWARD:
-            if stage > decoder:
-                found += [(CONTEXT_GRADIENT, task, stage - 1), (STREAM_GRADIENT, task, stage - 1)]
-            elif decoder > writer:
-                found.append((CONTEXT_GRADIENT, Task(REPLAY_BACKWARD, i, t), writer))
-        elif kind == REPLAY_BACKWARD:
-            if stage:
-                found.append((STREAM_GRADIENT, task, stage - 1))
-            if self.recurrent and stage < writer:
-                found.append((MEMORY_GRADIENT, Task(REPLAY_BACKWARD, i, t - 1) if t else Task(END, i, 0), writer))
-        return [Message(kind, task, stage, target) for kind, task, target in found]
+
+    @abc.abstractmethod
+    def advances(self, stage: int) -> bool:
+        """Whether the stage has a part in pass 1, and keeps the memories that it read there."""
+
+    def decodes(self, stage: int) -> bool:
+        """Whether the stage has layers of a decoder, which are computed apart from the replay."""
+        return False
+
+    def context(self, stage: int, task: Task) -> tuple[int, Task] | None:
+        """The stage and task that take the context which a task makes, in pass 1 or pass 2; None: it makes none."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def default_window(self) -> int:
+        """Segments in flight, W, where the settings leave it open."""
+
+    @property
+    def embedding_stages(self) -> set[int]:
+        """Stages whose layers are given embeddings of tokens."""
+        return {0}

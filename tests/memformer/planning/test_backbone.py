@@ -1,7 +1,10 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Plans of backbones against one process: what autograd keeps of a segment, and what a run really holds."""
 
+import copy
+import dataclasses
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +17,11 @@ from memformer.config.schema import Config, parse_config
 from memformer.engine.precision import AUTOCAST
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.flops import segment_flops
+from memformer.models.backbone.stage import BackboneStage
 from memformer.planning import make_plan
+from memformer.planning.arrangement import arrange
+from memformer.planning.memory import stage_memory
+from memformer.planning.search import search
 from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.replay import Carry, ReplayBuffer, Segment, memory_replay_backward
 from tests.memformer.examples import ragged_rollout
@@ -126,3 +133,30 @@ def test_what_is_computed_again_is_in_the_flops_and_in_the_memory() -> None:
     assert full.flops - plain.flops == pytest.approx(segments * flops.layers)
     assert thrice.flops - plain.flops == pytest.approx(segments * flops.advance * 2 / 8)  # 5 of 7 memories are kept
     assert full.device_memory["activations"] < 0.6 * plain.device_memory["activations"]
+
+
+@pytest.mark.parametrize(("kind", "pipeline_layers"), [("llama", (1, 3)), ("gpt2", (2, 2)), ("qwen2", (3, 1))])
+def test_a_plan_of_stages_counts_what_each_of_them_has(kind: str, pipeline_layers: tuple[int, ...]) -> None:
+    """Parameters and memories are those of the stages themselves; pass 1 ends with the last layer that has a memory."""
+    model = dataclasses.replace(config_of(kind, "associative"), memory=MemoryConfig(d_key=4, layers=(1, 2)))
+    values = run_of().values()
+    values |= {"model": {"family": "backbone", **model.to_dict()}}
+    values["parallel"] |= {"pipeline": 2, "pipeline_layers": list(pipeline_layers)}
+    run = arrange(parse_config(values, "test"), model, 2)
+    whole, spans = Backbone(model), (range(pipeline_layers[0]), range(pipeline_layers[0], 4))
+    for number, span in enumerate(spans):
+        stage = BackboneStage(copy.deepcopy(whole), span)
+        planned = sum(shape.numel * count for shape, count in run.parameters(number).items())
+        assert planned == sum(parameter.numel() for parameter in stage.parameters())
+        assert run.memory_numbers(number) == math.prod(stage.memory.shape)
+        assert sum(run.layers[number].values()) == len(span)
+        assert sum(run.advanced(number).values()) == len([layer for layer in span if layer < 3])
+        kept = dict(stage_memory(run, number)[0])
+        assert kept.get("replay buffer", 0) == 4 * 7 * 2 * LANES * run.memory_numbers(number)
+        assert kept.get("copies of the embedding", 0) == (8 * run.embedding if number and model.tied() else 0)
+
+
+def test_a_search_tries_stages_of_a_backbone() -> None:
+    run = run_of()
+    found = search(run, run.model, 1, 2, "h100", keep=100)
+    assert {settings["parallel.pipeline"] for settings, _ in found} == {1, 2}

@@ -218,7 +218,6 @@ class TestFrozen:
     [
         ({"model": {"lora": LORA}}, "model.lora is given, but training.train is all: set it to lora"),
         ({"training": {"train": "lora"}}, "training.train is lora, but model.lora is left out: give its rank"),
-        ({"training": {"train": "memory"}, "parallel": {"pipeline": 2}}, "not built for parallel.pipeline above 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(

@@ -209,11 +209,12 @@ class TestTrained:
 
 
 def test_what_is_not_built_is_refused_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "config.yaml").write_text(yaml.safe_dump(settings(root, "refused", 1)))
+    slots = settings(root, "refused", 1, memory={"kind": "slots", "num_slots": 4})
+    (root / "config.yaml").write_text(yaml.safe_dump(slots))
     assert main(["train", str(root / "config.yaml"), "--parallel.pipeline", "2"]) == 2
     refused = capsys.readouterr().err
     assert refused.count("\n") == 1
-    assert "parallel.pipeline: not built for family backbone: set it to 1" in refused
+    assert "parallel.pipeline: model.memory.kind is slots" in refused and "or set parallel.pipeline to 1" in refused
 
 
 def test_a_plan_counts_it_also_with_layers_that_are_recomputed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

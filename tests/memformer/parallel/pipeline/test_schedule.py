@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The pipeline's schedule, executed instruction by instruction on machines that know nothing of how it was made.
 
-Covers: memformer/parallel/pipeline/picture.py, memformer/parallel/pipeline/simulate.py,
-memformer/parallel/pipeline/split.py, memformer/parallel/pipeline/tasks.py
+Covers: memformer/parallel/pipeline/layouts.py, memformer/parallel/pipeline/picture.py,
+memformer/parallel/pipeline/simulate.py, memformer/parallel/pipeline/split.py, memformer/parallel/pipeline/tasks.py
 """
 
 import collections
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from memformer.models.memformer import MemformerConfig
-from memformer.parallel.pipeline.picture import COLOURS, example, svg
+from memformer.parallel.pipeline.layouts import LayerMemoryLayout, SharedMemoryLayout
+from memformer.parallel.pipeline.picture import COLOURS, example, example_of_layer_memories, svg
 from memformer.parallel.pipeline.schedule import Agree, Compute, Receive, Release, ReplaySchedule, Send
 from memformer.parallel.pipeline.simulate import StageCost
 from memformer.parallel.pipeline.split import Split, Work, balanced_split, lanes_of_groups, replay_schedule
@@ -29,7 +30,7 @@ CASES += [(p, (3 * p + 5 * t) % 8 + 1, t) for p in range(1, 9) for t in range(1,
 PICTURE = ROOT / "docs/pipeline_schedule.svg"
 
 
-def layout_of(p: int, m: int, t: int, recurrent: bool = True) -> tuple[Layout, list[StageCost]]:
+def layout_of(p: int, m: int, t: int, recurrent: bool = True) -> tuple[SharedMemoryLayout, list[StageCost]]:
     """A layout and costs that differ from case to case: the encoder on one stage or several, the seam inside one."""
     chance = random.Random(1000 * p + 100 * m + t)
     writer = chance.randrange(p)
@@ -39,8 +40,19 @@ def layout_of(p: int, m: int, t: int, recurrent: bool = True) -> tuple[Layout, l
         encoder = chance.randint(1, 50) if stage <= writer else 0
         decoder_forward = chance.randint(1, 50) if stage >= decoder else 0
         backward = 3 if chance.random() < 0.3 else 2  # layers are computed again, or not
-        costs.append(StageCost(encoder, backward * encoder, decoder_forward, backward * decoder_forward))
-    return Layout(p, m, t, writer, decoder, recurrent), costs
+        costs.append(StageCost(encoder, encoder, backward * encoder, decoder_forward, backward * decoder_forward))
+    return SharedMemoryLayout(p, m, t, writer, decoder, recurrent), costs
+
+
+def layers_of(p: int, m: int, t: int) -> tuple[LayerMemoryLayout, list[StageCost]]:
+    """Layers with memories of their own, the last on any stage, in which pass 1 may end; costs as above."""
+    chance = random.Random(1000 * p + 100 * m + t)
+    writer, costs = chance.randrange(p), []
+    for stage in range(p):
+        forward, backward = chance.randint(1, 50), 3 if chance.random() < 0.3 else 2
+        advance = forward if stage < writer else chance.randint(1, forward) if stage == writer else 0
+        costs.append(StageCost(advance, forward, backward * forward))
+    return LayerMemoryLayout(p, m, t, writer), costs
 
 
 class Machine:
@@ -50,7 +62,8 @@ class Machine:
     """
 
     def __init__(self, schedule: ReplaySchedule, stage: int) -> None:
-        self.schedule, self.layout, self.stage = schedule, schedule.layout, stage
+        self.schedule, self.stage = schedule, stage
+        self.layout: Layout = schedule.layout
         self.program = collections.deque(itertools.chain.from_iterable(schedule.steps(stage)))
         self.posted: set[Any] = set()
         self.in_flight: dict[Any, set[tuple[str, int, int]]] = {}
@@ -64,6 +77,9 @@ class Machine:
 
     def needs_and_gives(self, kind: str, i: int, t: int) -> tuple[set[Any], set[Any]]:
         layout, stage = self.layout, self.stage
+        if isinstance(layout, LayerMemoryLayout):
+            return self.of_layers(kind, i, t)
+        assert isinstance(layout, SharedMemoryLayout)
         first, writes, last_stage = stage == 0, stage == layout.writer_stage, stage == layout.stages - 1
         memory = {("memory", i, t)} if layout.recurrent else set()
         if kind == "begin":
@@ -95,6 +111,23 @@ class Machine:
             return needs, {("input gradient", i, t), ("memory gradient", stage, i, t)}
         assert kind == "end"
         return {("memory gradient", source, i, 0) for source in range(stage + 1)}, set()
+
+    def of_layers(self, kind: str, i: int, t: int) -> tuple[set[Any], set[Any]]:
+        """Where the stage's memory is its own; the first is there from the start."""
+        stage, last = self.stage, self.layout.segments - 1
+        if kind == "replay_backward":
+            needs = {("encoder graph", i, t)} | (
+                {("output gradient", i, t)} if stage < self.layout.stages - 1 else set()
+            )
+            if t < last and self.layout.advances(stage):
+                needs |= {("memory gradient", stage, i, t + 1)}
+            return needs, {("input gradient", i, t), ("memory gradient", stage, i, t)}
+        memory = {("memory", i, t)} if t and self.layout.advances(stage) else set()
+        needs = memory | ({(f"{kind} input", i, t)} if stage else set())
+        gives = {("encoder graph", i, t)} if kind == "replay" else {("advanced", i, t), ("memory", i, t + 1)}
+        if kind == "replay" and t < last and self.layout.advances(stage):
+            needs |= {("advanced", i, t)}
+        return needs, gives | {(f"{kind} output", i, t)}
 
     def as_received(self, message: Any, facts: set[Any]) -> set[Any]:
         """What a message tells its receiver, if its sender knows it."""
@@ -192,13 +225,17 @@ def assert_sound(schedule: ReplaySchedule) -> None:
     for machine in machines:
         stage = machine.stage
         expected: collections.Counter[Any] = collections.Counter()
-        roles = ["decode", "decode_backward"] if stage >= layout.decoder_stage else []
-        roles += ["replay", "replay_backward"] if stage <= layout.writer_stage else []
+        roles = ["replay", "replay_backward"]
+        recurrent = True
+        if isinstance(layout, SharedMemoryLayout):
+            recurrent = layout.recurrent
+            roles = roles if stage <= layout.writer_stage else []
+            roles += ["decode", "decode_backward"] if stage >= layout.decoder_stage else []
+            if recurrent and stage == layout.writer_stage:
+                expected.update((role, i, 0) for role in ("begin", "end") for i in range(layout.micro_batches))
         expected.update((role, i, t) for role in roles for i, t in every)
-        if layout.recurrent and stage <= layout.writer_stage:
+        if recurrent and stage <= layout.writer_stage:
             expected.update(("advance", i, t) for i, t in every if t < layout.segments - 1)
-        if layout.recurrent and stage == layout.writer_stage:
-            expected.update((role, i, 0) for role in ("begin", "end") for i in range(layout.micro_batches))
         assert machine.done == expected, "each micro-batch and segment once in each role"
         assert machine.agreed == layout.segments - 1
     for source, target in itertools.permutations(machines, 2):
@@ -213,6 +250,8 @@ def test_every_schedule_runs(stages: int) -> None:
     for p, m, t in (case for case in CASES if case[0] == stages):
         window = [None, 1, 2, p][(m + t) % 4]
         assert_sound(ReplaySchedule(*layout_of(p, m, t, recurrent=(m + t) % 5 != 0), window))
+        if (m + t) % 3 == 0:
+            assert_sound(ReplaySchedule(*layers_of(p, m, t), window))
 
 
 def equal_stages(p: int, m: int, t: int, encoder_stages: int = 1) -> ReplaySchedule:
@@ -220,7 +259,7 @@ def equal_stages(p: int, m: int, t: int, encoder_stages: int = 1) -> ReplaySched
     unit = 3 * (4 * t - 1)
     encoder = StageCost.of(unit * 3 * t // (4 * t - 1), 0)
     costs = [encoder] * encoder_stages + [StageCost.of(0, unit)] * (p - encoder_stages)
-    return ReplaySchedule(Layout(p, m, t, encoder_stages - 1, encoder_stages), costs)
+    return ReplaySchedule(SharedMemoryLayout(p, m, t, encoder_stages - 1, encoder_stages), costs)
 
 
 @pytest.mark.parametrize("p", (2, 3, 4, 6, 8))
@@ -230,6 +269,21 @@ def test_bubble_is_that_of_a_micro_batch_a_segment(p: int) -> None:
         bubble, whole_rollouts = equal_stages(p, m, t).bubble, (p - 1) / (m + p - 1)
         assert bubble < (p - 1) / (m * t + p - 1) + 0.1, (p, m, t)
         assert bubble < whole_rollouts or (t == 1 and bubble < whole_rollouts + 0.01), (p, m, t)
+
+
+@pytest.mark.parametrize("p", (2, 3, 4, 8))
+def test_bubble_where_memories_stay_on_their_stages(p: int) -> None:
+    """Fill and drain alone, also of one micro-batch: p - 1 forwards and backwards beside what a stage computes.
+
+    For T = 1 that is (p-1)/(m T + p-1), and below it for more segments, since pass 1 adds to the work and not to them.
+    """
+    for m, t, backward in itertools.product((1, 2, 4), (1, 2, 3, 8), (2, 3)):
+        schedule = ReplaySchedule(LayerMemoryLayout(p, m, t, p - 1), [StageCost(7, 7, 7 * backward)] * p)
+        work, waited = m * (t - 1 + t * (1 + backward)), (p - 1) * (1 + backward)
+        assert schedule.makespan <= 7 * (work + waited), (m, t)
+        assert max(schedule.held_graphs(stage) for stage in range(p)) <= p + 1
+        assert schedule.bubble <= waited / (work + waited) + 1e-12 <= (p - 1) / (m * t + p - 1) + 2e-12
+        assert schedule.bubble == pytest.approx(waited / (work + waited)) or m > 1
 
 
 def test_bubble_where_the_memory_passes_several_stages() -> None:
@@ -289,8 +343,10 @@ def test_groups_of_lanes() -> None:
 
 
 def test_the_picture_shows_the_schedule() -> None:
-    """docs/pipeline_schedule.svg is what `python -m memformer.parallel.pipeline.picture` draws now."""
+    """docs/pipeline_*.svg are what `python -m memformer.parallel.pipeline.picture` draws now."""
     drawn = svg(example())
     assert PICTURE.read_text(encoding="utf-8") == drawn
+    of_layers = svg(example_of_layer_memories())
+    assert (ROOT / "docs/pipeline_layer_memories.svg").read_text(encoding="utf-8") == of_layers
     boxes = sum(len(intervals) for intervals in example().timeline.intervals) - 2 * example().layout.micro_batches
     assert drawn.count("<rect x=") == boxes + example().layout.stages + len(COLOURS)

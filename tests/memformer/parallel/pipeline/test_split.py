@@ -16,9 +16,10 @@ from memformer.config.schema import parse_config
 from memformer.models import registry
 from memformer.models.configuration import ModelConfig
 from memformer.models.construction import Construction
-from memformer.models.family_record import Family, PartFlops, Stages
+from memformer.models.family_record import Family, LayerFlops, Stages
 from memformer.models.registry import NotBuilt, stages_of
 from memformer.parallel.pipeline.construction import StagedConstruction, keep_layers
+from memformer.parallel.pipeline.layouts import LayerMemoryLayout
 from memformer.parallel.pipeline.split import Split, Work, balanced_split, replay_schedule
 from memformer.parallel.pipeline.traffic import sent_by_stage
 
@@ -68,10 +69,19 @@ def kind(part: Any) -> str | None:
 STAGES = Stages(
     layers=lambda config: (config.readers, config.answerers),
     words="model.readers + model.answerers",
-    costs=lambda config, length: PartFlops(30 * length, 5 * length, 50 * length, 20 * length),
+    stacks=lambda config: ["readers"] * config.readers + ["answerers"] * config.answerers,
+    costs=lambda config, length: [
+        *([LayerFlops(10 * length, advance=10 * length)] * 2 + [LayerFlops(10 * length, 5 * length, 15 * length)]),
+        *([LayerFlops(10 * length)] * 4 + [LayerFlops(10 * length, 20 * length)]),
+    ],
     width=lambda config: int(config.breadth),
-    decoder_length=lambda config, length: length + 2,
+    lengths=lambda config, length: (length, length + 2),
     kind=kind,
+    places=lambda config: {
+        "encoder": range(config.readers),
+        "decoder": range(config.readers, config.readers + config.answerers),
+    },
+    trained=lambda config, train: [train == "all"] * (config.readers + config.answerers),
     cut=lambda model, encoder, decoder: model,
     home={"middle": "writer"},
 )
@@ -89,13 +99,29 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> ChainConfig:
 
 def test_layers_are_balanced_by_what_the_family_says(chain: ChainConfig) -> None:
     work = Work.of(chain, segment_length=4, num_segments=2)
-    assert (work.encoder_layers, work.decoder_layers, work.recurrent) == (3, 5, True)
+    assert (work.encoder_layers, len(work.flops), work.recurrent) == (3, 8, True)
     # In units of a layer's forward: 3.5 each, the last with the writer 5.25; 3 each, the last with the head 9.
     assert balanced_split(work, 2) == Split((4, 4), 3)
     first, second = Split((4, 4), 3).costs(work)
-    assert first == (140, 280, 40, 80) and second == (0, 0, 240, 480)
+    assert first == (140, 140, 280, 40, 80) and second == (0, 0, 0, 240, 480)
     again = dataclasses.replace(work, recomputed=True)
-    assert Split((4, 4), 3).costs(again)[0] == (140, 400, 40, 120), "layers again, the writer not"
+    assert Split((4, 4), 3).costs(again)[0] == (140, 140, 400, 40, 120), "layers again, the writer not"
+
+
+def test_memories_of_layers_go_with_their_layers() -> None:
+    """A stage reads and writes the rows of its layers; pass 1 ends with the last layer that has some."""
+    flops = (LayerFlops(10, 1, 11), LayerFlops(10, 0, 10), LayerFlops(10, 1, 11), LayerFlops(10), LayerFlops(10, 5))
+    work = Work(flops, encoder_layers=5, segments=4, recomputed=True, rows=(3, 0, 3, 0, 0))
+    split = balanced_split(work, 3)
+    assert split.layers == (2, 2, 1), "98.75, 91.25 and, with the head, 55"
+    assert [split.memory(stage) for stage in range(3)] == [slice(0, 3), slice(3, 6), slice(6, 6)]
+    assert (split.writer_stages, split.writer_stage) == ([0, 1], 1)
+    assert split.costs(work) == [(21, 21, 62, 0, 0), (11, 21, 62, 0, 0), (0, 15, 40, 0, 0)]
+    layout = split.layout(1, 4)
+    assert isinstance(layout, LayerMemoryLayout)
+    assert [layout.advances(stage) for stage in range(3)] == [True, True, False]
+    places = {"layer": range(5), "writer": (0, 2)}
+    assert split.own(1, places) == {"layer": {2, 3}, "writer": {1}} and split.own(2, places)["writer"] == set()
 
 
 def test_messages_have_the_familys_shapes(chain: ChainConfig) -> None:
@@ -113,11 +139,12 @@ def test_messages_have_the_familys_shapes(chain: ChainConfig) -> None:
 @pytest.mark.parametrize("stage", range(3))
 def test_a_stage_of_any_family_keeps_its_own_layers(chain: ChainConfig, stage: int) -> None:
     split = Split((2, 3, 3), 3)
+    own = split.own(stage, STAGES.places(chain))
     torch.manual_seed(1)
     whole = Chain(chain, Construction())
     torch.manual_seed(1)
-    model = Chain(chain, StagedConstruction(kind, split, stage, Construction()))
-    keep_layers(model, kind, split, stage)
+    model = Chain(chain, StagedConstruction(kind, own, Construction()))
+    keep_layers(model, kind, own)
     kept = dict(model.named_parameters())
     numbers = {name: {int(each) for each, _ in getattr(model, name).named_children()} for name in ("first", "then")}
     assert numbers == {"first": set(split.encoder(stage)), "then": set(split.decoder(stage))}
