@@ -35,11 +35,14 @@ class NotStackable(ValueError):
     """Modules that cannot be run as one; the message says of what kind they are."""
 
 
-def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+def side_by_side(parameters: Sequence[torch.Tensor], moved: bool = True) -> torch.Tensor:
     """Equal parameters as one tensor [N, ...], which they are views of from then on; nothing is done if they are.
 
     Their values, names and gradients stay. What gives a parameter new storage (moving the model to another device or
     precision) ends it: ask again.
+
+    Raises:
+        RuntimeError: They are not, and may not be `moved`, since something else holds their storage.
     """
     first = parameters[0]
     size, step = (len(parameters), *first.shape), first.numel() * first.element_size()
@@ -49,6 +52,10 @@ def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         for number, each in enumerate(parameters)
     ):
         return first.detach().as_strided(size, (first.numel(), *first.stride()))
+    if not moved:
+        raise RuntimeError(
+            "parameters of the layers do not lie side by side any more, and their storage is an engine's"
+        )
     with torch.inference_mode(False):  # else the parameters could not be trained any more
         stack = torch.stack([each.detach() for each in parameters])
         for parameter, view in zip(parameters, stack, strict=True):
@@ -77,9 +84,11 @@ class Stacked(nn.Module):
 
     Attributes:
         weight: Of the layers that run, [n, ...]; what asks a module for its weight's dtype finds it.
+        moved: Whether the parameters may get another storage (`side_by_side`).
     """
 
     weight: torch.Tensor
+    moved = True
 
     def __init__(self, modules: Sequence[Any], *names: str) -> None:
         super().__init__()
@@ -95,11 +104,15 @@ class Stacked(nn.Module):
             raise NotStackable(f"{type(self._modules_of_layers[0]).__name__}.{name} differs from layer to layer")
         return found
 
+    def parameters_by_kind(self) -> list[list[nn.Parameter]]:
+        """Of each kind those of all layers."""
+        return [each for each in map(self._each, self._names) if each[0] is not None]
+
     def gather(self) -> None:
         """Puts the weights side by side, where they are not; where gradients are kept, they reach the parameters."""
         for name in self._names:
             each = self._each(name)
-            whole = None if each[0] is None else side_by_side(each)
+            whole = None if each[0] is None else side_by_side(each, self.moved)
             joined = whole is not None and torch.is_grad_enabled()
             self._whole[name] = _Joined.apply(whole, *each) if joined else whole
 
@@ -219,6 +232,7 @@ class Stack:
 
     Args:
         modules: Of N layers; their parameters become views when it is first shown.
+        moved: False: they are views already, and stay what they are.
 
     Attributes:
         module: Is called as each of them is, with the inputs of the layers that run; in evaluation mode.
@@ -227,14 +241,20 @@ class Stack:
         NotStackable: They differ, or have weights in something that is not known.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], moved: bool = True) -> None:
         self.module = _stacked(modules).eval()
         self._parts = [each for each in self.module.modules() if isinstance(each, Stacked)]
+        for part in self._parts:
+            part.moved = moved
         self._layers = list(modules)
         self._stacked_from = self._all()
 
     def _all(self) -> list[nn.Module]:
         return [each for layer in self._layers for each in layer.modules()]
+
+    def parameters_by_kind(self) -> list[list[nn.Parameter]]:
+        """Of each kind of parameter those of all layers."""
+        return [kind for part in self._parts for kind in part.parameters_by_kind()]
 
     def gather(self) -> None:
         """Before reading: the weights as they are now.

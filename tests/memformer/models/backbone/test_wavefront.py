@@ -328,6 +328,25 @@ def test_weights_that_others_have_replaced_are_those_that_read() -> None:
         wavefront.advance(segments, memory)
 
 
+def test_storage_that_an_engine_holds_is_not_left() -> None:
+    """Neighbours in one flat tensor are views of it as they are; parameters elsewhere are not moved without leave."""
+    model, segments = make(config_of(), moved=0.1).eval(), segments_of(4)
+    memory = begun(model)
+    with pytest.raises(RuntimeError, match="their storage is an engine's"):
+        BackboneWavefront(model, moved=False).advance(segments, memory)
+    kinds = BackboneWavefront(model).side_by_side()
+    flat = torch.cat([each.detach().flatten() for kind in kinds for each in kind])
+    start = 0
+    for each in (each for kind in kinds for each in kind):
+        each.data = flat[start : start + each.numel()].view_as(each)
+        start += each.numel()
+    held = BackboneWavefront(model, moved=False)
+    with torch.no_grad():
+        flat *= 1.1
+        assert differs(held.advance(segments, memory), in_turn(model, segments, memory)[1]) < 1e-12
+    assert all(each.untyped_storage().data_ptr() == flat.data_ptr() for kind in kinds for each in kind)
+
+
 def test_a_model_that_has_read_in_inference_mode_can_be_trained() -> None:
     model, rollout = make(config_of(), moved=0.1), Rollout.of(*tokens_of(3, False))
     wavefront = BackboneWavefront(model)
