@@ -121,6 +121,7 @@ def make_plan(
         config.activation_checkpointing.memory_interval,
         config.training.train,
         config.training.segments_per_decoder_batch,
+        config.training.wavefront_window,
     )
     flops += tokens * run.traces.scored_again * parallel.tensor
     traffic = stage_traffic(run, worst)

@@ -19,9 +19,14 @@ from memformer.planning.traffic import groups
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default `reduce_bucket_size`, elements."""
+JOINED = 1.1
+"""What segments keep along diagonals by what they keep in turn: their inputs are joined to batches, and kept beside.
+Measured: 1.08 to 1.12 (docs/results/cpu-wavefront-training.md)."""
 MENDS = {
     "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch, or a smaller "
-    "training.segments_per_decoder_batch",
+    "training.segments_per_decoder_batch or training.wavefront_window",
+    "memories of diagonals": "a smaller training.wavefront_window",
+    "gradients of a window": "a training.wavefront_window of all segments of a rollout",
     "decoder batch": "a smaller training.segments_per_decoder_batch",
     "outputs of encoders": "a larger parallel.segment, or fewer lanes (data.num_lanes)",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
@@ -106,6 +111,8 @@ def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
     share = count / run.gradient_ranks
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
     yield Part("gradients", 4 * count if whole else 4 * share)
+    if run.window and run.backwards * run.groups > 1:  # of all diagonals of a window, before they are added
+        yield Part("gradients of a window", 4 * count)
     if parallel.zero_stage >= 2 or reduced_at_the_end(run.config):
         yield Part("gradient partition", 4 * share, _offloads_optimizer(run))
 
@@ -160,7 +167,15 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
             activations = max(encoder, decoder, recomputed)
     elif run.execution.recompute:
         activations = max(activations, run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS])
+    if run.window:
+        activations *= JOINED
+        if run.execution.recompute:  # the layers of a diagonal are recomputed at once
+            diagonal = min(held, sum(run.layers[stage].values()))
+            activations += (diagonal - 1) * max(0, run.recomputation_peak(stage) - kept[ACTIVATIONS])
     yield Part("activations", activations)
+    if run.window:
+        diagonals = held + sum(run.layers[stage].values()) - 1
+        yield Part("memories of diagonals", 4 * diagonals * run.lanes * math.prod(run.model.memory_shape))
     # Beside what is kept, the gradient of the logits; or one chunk of them, on the last stage, which has the head.
     last = stage == run.stages - 1
     yield Part("logits", last * run.traces.chunk_bytes or 2 * held * kept[LOGITS])
