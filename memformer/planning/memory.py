@@ -157,7 +157,7 @@ def _copies(run: Arrangement, stage: int) -> Iterator[Part]:
 def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     """What autograd keeps of the segments whose graphs are held, and of the one whose layers are recomputed."""
     kept, held = run.segment(stage).saved, run.held_graphs(stage)
-    activations = held * kept[ACTIVATIONS]
+    activations: float = held * kept[ACTIVATIONS]
     if run.decodes_apart:
         held, encoder = run.decoder_batch, run.encoder(stage).saved[ACTIVATIONS]
         decoder = held * run.decoder(stage).saved[ACTIVATIONS]
