@@ -212,6 +212,13 @@ class Arrangement:
 
     def segment(self, stage: int) -> SegmentTrace:
         """One segment of a stage; what is in no layer is counted with the last stage, which has most of it."""
+        return self._segments[stage]
+
+    @functools.cached_property
+    def _segments(self) -> list[SegmentTrace]:
+        return [self._segment_of(stage) for stage in range(self.stages)]
+
+    def _segment_of(self, stage: int) -> SegmentTrace:
         advanced = None if self.schedule else self.model.advanced_counts()
         return self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=advanced)
 
@@ -239,6 +246,13 @@ class Arrangement:
 
     def parameters(self, stage: int) -> Counter[Shape]:
         """The parameters that a process of the stage has, frozen ones too."""
+        return self._parameters[stage]
+
+    @functools.cached_property
+    def _parameters(self) -> list[Counter[Shape]]:
+        return [self._parameters_of(stage) for stage in range(self.stages)]
+
+    def _parameters_of(self, stage: int) -> Counter[Shape]:
         found = self.traces.of(self.layers[stage], rest=False).parameters
         for part, shapes in self.traces.rest_parameters.items():
             if self._home(part) == stage:

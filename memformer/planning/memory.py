@@ -74,6 +74,17 @@ def stage_memory(run: Arrangement, stage: int) -> tuple[dict[str, float], dict[s
     return device, host
 
 
+def least_memory(run: Arrangement) -> float:
+    """Bytes on the device that a process of some stage has whatever its rollouts are, so no more than it really has.
+
+    No schedule is simulated for it, and no segment's activations are looked at.
+    """
+    parts = (_weights, _optimizer, _gradients, _buffers, _gathered, _copies)
+    return max(
+        sum(part.size for find in parts for part in find(run, stage) if not part.on_host) for stage in range(run.stages)
+    )
+
+
 def largest(parts: dict[str, float]) -> tuple[str, float, str]:
     """The largest of the parts of `stage_memory`: name, bytes, and what makes it smaller."""
     name, size = max(parts.items(), key=lambda item: item[1])

@@ -169,7 +169,7 @@ def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str,
     return below + two + (how.lanes - 2) * (three - two)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _largest_layer(config: ModelConfig, how: Execution) -> int:
     """Bytes that a layer keeps by itself, beside what it is given and the 16-bit copies of its weights, at most."""
     sizes: list[int] = []
@@ -185,6 +185,7 @@ def _bare(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, start_token_id=0, segment_length=None)  # type: ignore[type-var]
 
 
+@functools.lru_cache(maxsize=256)
 def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     """Traces the parts of a model.
 
@@ -227,7 +228,7 @@ def _heads(model: Any) -> list[Head]:
     return [module for module in model.modules() if isinstance(module, Head)]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _parts_of_lanes(config: ModelConfig, how: Execution, chunked: bool) -> StackTraces:
     """The parts as differences of whole models: one layer in every stack, and one more in one stack."""
     ones = dict.fromkeys(config.stacks, 1)

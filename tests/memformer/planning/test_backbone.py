@@ -17,6 +17,7 @@ from memformer.models.backbone.flops import segment_flops
 from memformer.models.backbone.wavefront import BackboneWavefront
 from memformer.planning import make_plan
 from memformer.planning.arrangement import arrange
+from memformer.planning.search import search
 from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
 from memformer.replay import (
     Carry,
@@ -180,3 +181,10 @@ def test_windows_start_fewer_kernels_and_advance_all_but_the_last() -> None:
     advance = segment_flops(config_of("llama", "associative"), LENGTH).advance
     assert plain.flops - windows.flops == pytest.approx(2 * LANES * (7 - 5) * advance)
     assert windows.compute_seconds < 0.6 * plain.compute_seconds
+
+
+def test_search_tries_windows() -> None:
+    """Of segments this small the longest window is fastest: it starts the fewest kernels."""
+    run = run_of(precision="fp32")
+    found = search(run, run.model, 1, 1, "h100", keep=1)
+    assert found[0][0]["training.wavefront_window"] == 8
