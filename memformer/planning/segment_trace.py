@@ -32,6 +32,8 @@ from memformer.parallel.tensor import shard_model
 from memformer.processes.topology import Axis
 from memformer.replay import Segment
 
+_ADDED: dict[tuple[ModelConfig, "Execution"], dict[str, tuple["SegmentTrace", dict[str, Counter["Shape"]]]]] = {}
+"""What one more layer of a stack adds to a model, inside itself and outside: the same whether logits are whole."""
 ACTIVATIONS, LOGITS, WEIGHT_COPIES = "activations", "logits", "16-bit weights"
 
 
@@ -165,7 +167,8 @@ def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str,
     """
     how = dataclasses.replace(how, recompute=True)
     below = trace_parts(config, how).of(counts).below[ACTIVATIONS]
-    two, three = (_largest_layer(_bare(config), dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
+    how_of_layers = dataclasses.replace(how, scored=1)  # what the head scores at once is nothing to a layer
+    two, three = (_largest_layer(_bare(config), dataclasses.replace(how_of_layers, lanes=lanes)) for lanes in (2, 3))
     return below + two + (how.lanes - 2) * (three - two)
 
 
@@ -185,7 +188,6 @@ def _bare(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, start_token_id=0, segment_length=None)  # type: ignore[type-var]
 
 
-@functools.lru_cache(maxsize=256)
 def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     """Traces the parts of a model.
 
@@ -195,7 +197,13 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     """
     tokens, how = how.lanes * how.segment_length * how.scored, dataclasses.replace(how, scored=1)
     ids, width = _head_sizes(_bare(config).of_layers(dict.fromkeys(config.stacks, 1)), how.tensor)
-    chunks = count_chunks(tokens, ids)
+    return _parts(config, how, tokens, count_chunks(tokens, ids), (ids, width))
+
+
+@functools.lru_cache(maxsize=256)
+def _parts(config: ModelConfig, how: Execution, tokens: int, chunks: int, head: tuple[int, int]) -> StackTraces:
+    """`trace_parts` of so many tokens that are scored at once in so many chunks, by a head of (ids, width)."""
+    ids, width = head
     two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes), chunks > 1) for lanes in (2, 3))
     chunk_bytes = scored_again = 0
     if chunks > 1:
@@ -233,12 +241,17 @@ def _parts_of_lanes(config: ModelConfig, how: Execution, chunked: bool) -> Stack
     """The parts as differences of whole models: one layer in every stack, and one more in one stack."""
     ones = dict.fromkeys(config.stacks, 1)
     one, one_outside = _trace(config.of_layers(ones), how, chunked)
+    if (config, how) not in _ADDED:
+        added = {}
+        for stack in config.stacks:
+            deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how, chunked)
+            outside = {part: shapes - one_outside[part] for part, shapes in outside.items()}
+            added[stack] = deeper.combined(one, -1), outside
+        _ADDED[config, how] = added
     rest, stacks, rest_parameters = one, {}, dict(one_outside)
-    for stack in config.stacks:
-        deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how, chunked)
+    for stack, (layer, outside) in _ADDED[config, how].items():
         for part, shapes in outside.items():  # what each such layer has outside itself
-            rest_parameters[part] = rest_parameters[part] - (shapes - one_outside[part])
-        layer = deeper.combined(one, -1)
+            rest_parameters[part] = rest_parameters[part] - shapes
         rest = rest.combined(layer, -1)
         # A layer keeps no logits: what looks like them is only as wide as the vocabulary.
         saved = Counter(layer.saved)
