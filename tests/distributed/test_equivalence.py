@@ -167,7 +167,7 @@ COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, "bf16", data=2, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
-COUNTED += BACKBONES[:4] + GROUPS_OF_STAGES
+COUNTED += BACKBONES[:4] + GROUPS_OF_STAGES + WAVEFRONTS[:3] + WAVEFRONTS[-1:]
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
 COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.tensor == 1]  # else a bound
 
