@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """One rollout of few lanes trained along the diagonals of segments and layers, or one segment after another.
 
-    python benchmarks/backbone_wavefront_training.py                    about 3 minutes on one CPU core
+    python benchmarks/backbone_wavefront_training.py                    about 5 minutes on one CPU core
     python benchmarks/backbone_wavefront_training.py --quick --json     some seconds; the last line is one JSON object
 
 The same gradients of the same model, with a matrix at each layer, in these ways:
@@ -11,14 +11,21 @@ The same gradients of the same model, with a matrix at each layer, in these ways
 * windows of W: `windowed_replay_backward` of a `BackboneWavefront`, the graphs of W segments, forward and back along
   diagonals; *again*: their inputs alone are kept, and each diagonal is run once more in the backward.
 
+Then `memformer train` by replay and by one window of all segments (`training.wavefront_window`), turn by turn, as its
+metrics have it: all that a step needs.
+
 Times are processor time of one thread on a CPU, medians of interleaved repetitions; quotients are medians over
 neighbouring runs. *Kept* is the most that autograd keeps for the backward, without weights and inputs; of *again* it
 cannot be seen. What a GPU would make of it is not measured here.
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.activations import SavedActivations
 from benchmarks.common import (
+    ROOT,
     add_measuring_options,
     interleaved_seconds,
     markdown_table,
@@ -39,6 +47,7 @@ from benchmarks.common import (
     provenance,
     tell,
 )
+from data_pipeline import build_dataset
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.wavefront import BackboneWavefront
 from memformer.replay import Carry, Rollout, bptt_backward, memory_replay_backward, windowed_replay_backward
@@ -77,19 +86,7 @@ def measure(case: dict[str, Any], repetitions: int) -> list[dict[str, Any]]:
     """The rows of one case."""
     torch.manual_seed(0)
     lanes, count, length = case["lanes"], case["segments"], case["segment_length"]
-    sizes = {
-        "model_type": "llama",
-        "hidden_size": case["width"],
-        "intermediate_size": 3 * case["width"],
-        "num_hidden_layers": case["layers"],
-        "num_attention_heads": max(1, case["width"] // 64),
-        "num_key_value_heads": max(1, case["width"] // 128),
-        "max_position_embeddings": 1024,
-    }
-    config = BackboneConfig(
-        backbone=sizes, memory=MemoryConfig(), vocab_size=IDS, start_token_id=IDS - 1, segment_length=length
-    )
-    model = Backbone(config)
+    model = Backbone(config_of(case))
     for name, parameter in model.named_parameters():
         if name.endswith(".value.weight"):  # what is learned is no longer nought
             torch.nn.init.normal_(parameter, std=case["width"] ** -0.5)
@@ -123,6 +120,60 @@ def measure(case: dict[str, Any], repetitions: int) -> list[dict[str, Any]]:
     ]
 
 
+def config_of(case: dict[str, Any]) -> BackboneConfig:
+    """A Llama with a matrix at each layer."""
+    width = case["width"]
+    sizes = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": case["layers"],
+        "num_attention_heads": max(1, width // 64),
+        "num_key_value_heads": max(1, width // 128),
+        "max_position_embeddings": 1024,
+    }
+    ids = {"vocab_size": IDS, "start_token_id": IDS - 1}
+    return BackboneConfig(backbone=sizes, memory=MemoryConfig(), segment_length=case["segment_length"], **ids)
+
+
+def runs(case: dict[str, Any], repetitions: int, steps: int, threads: int) -> list[dict[str, Any]]:
+    """`memformer train` by replay and by a window, at ZeRO 1: the median of the steps' tokens/s, but the first."""
+    model = {"family": "backbone", **config_of(case).to_dict(), "vocab_size": None, "start_token_id": None}
+    found: dict[int, list[float]] = {0: [], case["segments"]: []}
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        data = str(root / "data")
+        build_dataset([ROOT / "corpora" / "books"], data)
+        for repetition in range(repetitions):
+            for window, speeds in found.items():
+                run = root / f"run-{window}-{repetition}"
+                values = {
+                    "run_dir": str(run),
+                    "tensorboard": False,
+                    "model": model,
+                    "data": {"path": data, "num_lanes": case["lanes"], "num_segments": case["segments"]},
+                    "training": {"max_steps": steps, "eval_interval": 0, "wavefront_window": window},
+                    "checkpoint": {"interval": 0},
+                }
+                values["data"]["segment_length"] = case["segment_length"]  # type: ignore[index]
+                (root / "run.yaml").write_text(json.dumps(values))
+                command = [sys.executable, "-m", "launch.cli", "train", str(root / "run.yaml")]
+                environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+                subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+                rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                speeds.append(statistics.median(row["tokens_per_second"] for row in rows[1:]))
+    in_turn = found[0]
+    return [
+        {
+            **case,
+            "window": window,
+            "tokens_per_second": statistics.median(speeds),
+            "faster": median_ratio(speeds, in_turn),
+        }
+        for window, speeds in found.items()
+    ]
+
+
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     table = [
@@ -147,6 +198,21 @@ def page(values: dict[str, Any]) -> str:
             "",
             *([values["notes"], ""] if values.get("notes") else []),
             markdown_table(columns, table),
+            "",
+            "`memformer train` at ZeRO 1 of one process, with all that a step needs beside its gradients:",
+            "",
+            markdown_table(
+                [*columns[:5], "training.wavefront_window", "tokens/s", "by 0's"],
+                [
+                    [
+                        *(row[name] for name in BASE),
+                        row["window"],
+                        f"{row['tokens_per_second']:,.0f}",
+                        f"{row['faster']:.2f}",
+                    ]
+                    for row in values["runs"]
+                ],
+            ),
         ]
     )
 
@@ -164,10 +230,12 @@ def main() -> None:
         "repetitions": repetitions,
         "notes": options.notes,
         "rows": [],
+        "runs": [],
     }
     for change in QUICK if options.quick else CHANGES:
         values["rows"] += measure({**BASE, **change}, repetitions)
         print(values["rows"][-1], file=sys.stderr, flush=True)
+        values["runs"] += runs({**BASE, **change}, repetitions, 3 if options.quick else 8, options.threads)
     tell(values, page(values), options)
 
 

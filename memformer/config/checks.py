@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from data_pipeline.cloud_settings import CloudAddress
 from data_pipeline.errors import UserError
-from memformer.models.registry import family_of, stages_of
+from memformer.models.registry import family_of, stages_of, wavefronts_of
 
 Value = TypeVar("Value", str, int, float)
 
@@ -177,6 +177,49 @@ def replay(config: Any) -> None:
         raise ValueError(
             f"{asked}: with compile, masks cannot be drawn by segment: set model.dropout to 0, or one of the others to "
             "1 or false"
+        )
+
+
+def wavefront(config: Any) -> None:
+    """What training along diagonals asks of the model and of the other settings."""
+    window, parallel, training = config.training.wavefront_window, config.parallel, config.training
+    if not window:
+        return
+    asked, checkpointing = f"training.wavefront_window is {window}", config.activation_checkpointing
+    try:
+        wavefronts_of(config.model).check(config.model, trained=True)
+    except ValueError as error:
+        raise ValueError(f"{asked}: {error}: set it to 0") from None
+    if window > config.data.most_segments:
+        raise ValueError(
+            f"{asked}: a rollout has {config.data.most_segments} segments (data.num_segments) at most, set it to no "
+            "more"
+        )
+    alone = {
+        "training.replay": (training.replay, "mrbp", "keeps every segment's graph"),
+        "parallel.tensor": (parallel.tensor, 1, "cuts the layers that a diagonal has as one batch"),
+        "parallel.pipeline": (parallel.pipeline, 1, "gives the layers of a diagonal to several processes"),
+        "parallel.segment": (parallel.segment, 1, "gives the segments of a diagonal to several processes"),
+        "activation_checkpointing.memory_interval": (
+            checkpointing.memory_interval,
+            1,
+            "thins out what is kept, of which there is the memory before each window alone",
+        ),
+        "compile": (config.compile is True, False, "compiles layers one by one"),
+    }
+    for name, (found, plain, does) in alone.items():
+        if found != plain:
+            value = json.dumps(plain) if isinstance(plain, bool) else plain
+            raise ValueError(f"{asked}: {name} {does}: set the former to 0, or the latter to {value}")
+    if parallel.zero_stage == 3:
+        raise ValueError(
+            f"{asked}: parallel.zero_stage 3 partitions the parameters, which a wavefront has side by side: set the "
+            "latter to 0, 1 or 2"
+        )
+    if checkpointing.mode == "full" and checkpointing.cpu_checkpointing:
+        raise ValueError(
+            f"{asked}: with activation_checkpointing.mode full the inputs of its diagonals stay on the device: set "
+            "cpu_checkpointing to false, or mode to none"
         )
 
 

@@ -134,6 +134,9 @@ class TrainingConfig(Section):
     segments_per_decoder_batch: int = Field(1, ge=1)
     """G: segments that the decoder of a replay takes as one batch; more pay where a segment's is too small for the
     device (docs/parallelism.md)."""
+    wavefront_window: int = Field(0, ge=0)
+    """W: segments of a replay that go through the layers along diagonals, and whose graphs are held at a time, of a
+    backbone with a matrix at each layer (docs/backbones.md); 0: one segment after another."""
     log_interval: int = Field(10, ge=1)
     """Steps between two lines of the log (metrics.jsonl has every step)."""
     wall_clock_limit_seconds: float = Field(0, ge=0)
@@ -393,6 +396,7 @@ class Config(Section):
         checks.memory_parameters(self)
         checks.tensor_parallel(self)
         checks.replay(self)
+        checks.wavefront(self)
         checks.pipeline(self)
         checks.segments(self)
         return self

@@ -2,6 +2,7 @@
 """AdamW or Muon with decay on matrices only, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,7 +43,10 @@ def hidden_matrices(model: MemoryModel) -> set[str]:
 
 
 def parameter_groups(
-    model: MemoryModel, config: OptimizerConfig, sent_in: torch.dtype | None = None
+    model: MemoryModel,
+    config: OptimizerConfig,
+    sent_in: torch.dtype | None = None,
+    neighbours: Sequence[Sequence[nn.Parameter]] = (),
 ) -> list[dict[str, Any]]:
     """Matrices, which decay, and the rest (norms, biases, what the model leaves undecayed), which does not.
 
@@ -54,6 +58,7 @@ def parameter_groups(
         model: Its parameters.
         config: The settings.
         sent_in: The 16 bits in which ZeRO 1 and 2 send what is only multiplied; None: all is sent alike.
+        neighbours: Parameters that follow each other in a group, and so in the flat tensors that ZeRO makes of them.
 
     Returns:
         `params`, `weight_decay`, `rate_factor`, which the learning rate is multiplied by, `muon`, and `sent`.
@@ -64,7 +69,9 @@ def parameter_groups(
     kinds = [(apart, *kind) for apart in (False, True) for kind in ((True, True), (False, True), (False, False))]
     found: dict[tuple[bool, bool, bool], dict[Sent, list[nn.Parameter]]] = {kind: {} for kind in kinds}
     sent = sent_by_parameter(model, sent_in)
-    for name, parameter in model.named_parameters():
+    places = {id(each): place for place, each in enumerate(parameter for kind in neighbours for parameter in kind)}
+    ordered = sorted(model.named_parameters(), key=lambda named: places.get(id(named[1]), len(places)))
+    for name, parameter in ordered:
         apart = of_memory is not None and of_memory(name)
         decays = len(_shape(parameter)) >= 2 and name not in undecayed
         if parameter.requires_grad:
@@ -88,7 +95,11 @@ def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
 
 
 def make_optimizer(
-    model: MemoryModel, config: OptimizerConfig, device: torch.device, sent_in: torch.dtype | None = None
+    model: MemoryModel,
+    config: OptimizerConfig,
+    device: torch.device,
+    sent_in: torch.dtype | None = None,
+    neighbours: Sequence[Sequence[nn.Parameter]] = (),
 ) -> torch.optim.Optimizer:
     """The optimizer that the settings ask for; a `Muon` still has to be told where its matrices lie.
 
@@ -97,8 +108,9 @@ def make_optimizer(
         config: The settings.
         device: Where the optimizer steps: the model's device, or the CPU when it is offloaded.
         sent_in: As in `parameter_groups`.
+        neighbours: As there.
     """
-    groups = parameter_groups(model, config, sent_in)
+    groups = parameter_groups(model, config, sent_in, neighbours)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.implementation == "deepspeed":
         from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam

@@ -2,7 +2,7 @@
 """Turns a plain model into a distributed one, in one fixed order.
 
     layers of the stage -> tensor parallel -> frozen parameters -> stage -> compile -> activation checkpointing
-    -> optimizer -> DeepSpeed engine (ZeRO 0-3)
+    -> weights side by side (wavefronts) -> optimizer -> DeepSpeed engine (ZeRO 0-3)
 
 The model knows nothing of any of it.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import UserError
 from memformer.config.schema import Config
 from memformer.engine.compilation import compile_model, why_plain
 from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
@@ -18,7 +19,7 @@ from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import make_optimizer
 from memformer.engine.precision import AUTOCAST
 from memformer.models.protocol import MemoryModel
-from memformer.models.registry import stages_of
+from memformer.models.registry import stages_of, wavefronts_of
 from memformer.parallel.activation_checkpointing import checkpoint_layers
 from memformer.parallel.pipeline.construction import keep_layers
 from memformer.parallel.pipeline.split import split_of
@@ -58,7 +59,9 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
         deepspeed.utils.set_z3_leaf_modules(module, list({type(layer) for layer in module.layers()}))
     # ZeRO 1 and 2 send each of the optimizer's groups as one tensor, so what is sent otherwise is in another.
     sent_in = AUTOCAST.get(precision) if config.parallel.zero_stage in (1, 2) else None
-    optimizer = make_optimizer(module, config.optimizer, optimizer_device, sent_in)
+    # Before anything else holds the parameters' storage; ZeRO's flat groups then keep them neighbours.
+    neighbours = wavefront_of(module, config).side_by_side() if config.training.wavefront_window else ()
+    optimizer = make_optimizer(module, config.optimizer, optimizer_device, sent_in, neighbours)
     with telling_unfit_values(config), local_rank_of(world.device):
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -72,3 +75,17 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     if config.parallel.zero_stage:
         engine.optimizer.torch_autocast_gradscaler = None
     return engine
+
+
+def wavefront_of(model: MemoryModel, config: Config, moved: bool = True) -> Any:
+    """What a run with `training.wavefront_window` reads its windows with: a `Wavefront` and `WindowCell`.
+
+    Raises:
+        UserError: The model has none.
+    """
+    recompute = config.activation_checkpointing.mode == "full"
+    try:
+        return wavefronts_of(model.config).build(model, recompute=recompute, moved=moved)
+    except ValueError as error:
+        window = config.training.wavefront_window
+        raise UserError(f"training.wavefront_window is {window}: {error}: set it to 0") from None

@@ -2,14 +2,17 @@
 """`ReplayEngine`: memory replay on a model that lies whole on each replica, exact at every ZeRO stage."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from memformer.config.schema import Config
 from memformer.engine.base import Engine, LaneGroup
+from memformer.engine.parallelize import wavefront_of
 from memformer.models.protocol import MemoryModel
 from memformer.parallel.activation_checkpointing import replay_buffer
+from memformer.processes.group import World
 from memformer.processes.spans import span
 from memformer.replay import (
     Carry,
@@ -20,12 +23,18 @@ from memformer.replay import (
     bptt_backward,
     grouped_replay_backward,
     memory_replay_backward,
+    windowed_replay_backward,
 )
+from memformer.replay.backward import Backward
 from memformer.replay.random_state import mix_seed
 
 
 class ReplayEngine(Engine):
     """Trains a model of any family by whole rollouts; also the `Cell` that a rollout is computed with."""
+
+    def __init__(self, model: MemoryModel, config: Config, world: World, precision: str) -> None:
+        super().__init__(model, config, world, precision)
+        self._windows = _Windows(self) if config.training.wavefront_window else None
 
     @property
     def model(self) -> MemoryModel:
@@ -66,13 +75,8 @@ class ReplayEngine(Engine):
             counted_tokens: Valid targets of all lanes of all processes, or the sum of their weights (`counted_tokens`).
             seed: Seed of the rollout's random numbers; each replica and group of lanes gets its own stream.
         """
-        training, lanes = self.config.training, len(rollout.tokens)
-        algorithm: Any = memory_replay_backward if training.replay == "mrbp" else bptt_backward
-        objectives = rollout.num_segments
-        if training.segments_per_decoder_batch > 1:
-            spans = DecoderGroups(rollout.num_segments, training.segments_per_decoder_batch)
-            algorithm = functools.partial(grouped_replay_backward, group=spans.group)
-            objectives += len(spans.spans)
+        lanes = len(rollout.tokens)
+        algorithm, objectives = self._algorithm(rollout.num_segments)
         results = []
         self.replay_buffer_bytes = 0
         with self._accumulation():
@@ -80,17 +84,37 @@ class ReplayEngine(Engine):
                 buffer = replay_buffer(self.config, self.world)
                 results.append(
                     algorithm(
-                        self,
-                        group.rollout,
-                        group.carry,
+                        group,
                         functools.partial(self._backward, objectives, group.stop == lanes),
                         denominator=self._denominator(counted_tokens),
-                        seed=group.seed,
                         buffer=buffer,
                     )
                 )
                 self.replay_buffer_bytes = max(self.replay_buffer_bytes, buffer.peak_bytes)
         return self._unscaled(results[0] if len(results) == 1 else _joined(results))
+
+    def _algorithm(self, segments: int) -> tuple[Callable[..., RolloutResult], int]:
+        """How a group of lanes is trained through so many segments, and how often that calls `backward`."""
+        training = self.config.training
+        if self._windows is not None:
+            window, cell = training.wavefront_window, self._windows
+
+            def by_windows(group: LaneGroup, backward: Backward, **given: Any) -> RolloutResult:
+                return windowed_replay_backward(cell, group.rollout, group.carry, backward, window=window, **given)
+
+            return by_windows, len(DecoderGroups(segments, window).spans)
+        algorithm: Any = memory_replay_backward if training.replay == "mrbp" else bptt_backward
+        objectives = segments
+        if training.segments_per_decoder_batch > 1:
+            spans = DecoderGroups(segments, training.segments_per_decoder_batch)
+            algorithm = functools.partial(grouped_replay_backward, group=spans.group)
+            objectives += len(spans.spans)
+
+        def in_turn(group: LaneGroup, backward: Backward, **given: Any) -> RolloutResult:
+            result: RolloutResult = algorithm(self, group.rollout, group.carry, backward, seed=group.seed, **given)
+            return result
+
+        return in_turn, objectives
 
     def lane_groups(self, rollout: Rollout, carry: Carry, seed: int) -> list[LaneGroup]:
         """The groups of this process's lanes that a rollout is trained in, each with a random stream of its own.
@@ -127,6 +151,32 @@ class ReplayEngine(Engine):
         if remaining < objectives - 1:
             self.at_segment()
         self._back_propagate(objective, boundary=last_group and remaining == 0)
+
+
+class _Windows:
+    """`replay.WindowCell` of an engine: the model's wavefront in the run's precision.
+
+    DeepSpeed has no part in the forward of the stages that it is for: what it does for gradients begins with them.
+    """
+
+    def __init__(self, engine: ReplayEngine) -> None:
+        # What lies side by side since before the engine was made stays there: ZeRO owns the storage now.
+        self._wavefront: Any = wavefront_of(engine.model, engine.config, moved=False)
+        self._autocast = engine.autocast
+
+    def advance(self, segments: Sequence[Segment], memory: torch.Tensor) -> torch.Tensor:
+        """The memory behind a window."""
+        with span("pass 1"), self._autocast():
+            found: torch.Tensor = self._wavefront.advance(segments, memory)
+            return found
+
+    def scored(
+        self, segments: Sequence[Segment], memory: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A window's losses, valid targets and the memory behind it, with a graph."""
+        with span("segment forward"), self._autocast():
+            found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._wavefront.scored(segments, memory)
+            return found
 
 
 def _joined(results: list[RolloutResult]) -> RolloutResult:

@@ -122,15 +122,17 @@ class Stages:
 
 @dataclasses.dataclass(frozen=True)
 class Wavefronts:
-    """How a family reads a document along the diagonals of segments and layers: for `--wavefront`.
+    """How a family reads a document along the diagonals of segments and layers: for `--wavefront`, and for training.
 
     Attributes:
-        check: Of a configuration. ValueError, in one line: it has no wavefront.
-        build: Model -> a `protocol.Wavefront`; ValueError as above, of what the configuration does not say.
+        check: (configuration, trained=False). ValueError, in one line: it has no wavefront, or none to be trained by.
+        build: (model, recompute=False, moved=True) -> a `protocol.Wavefront`; ValueError as above, of what the
+            configuration does not say. For training it is a `replay.WindowCell` too; with `recompute` each diagonal
+            keeps its inputs alone, and without `moved` no parameter gets another storage.
     """
 
-    check: Callable[[Any], None]
-    build: Callable[[Any], Any]
+    check: Callable[..., None]
+    build: Callable[..., Any]
 
 
 def _nothing(*_: Any) -> dict[str, Any]:

@@ -217,8 +217,15 @@ class Stage(Protocol):
 class Wavefront(Protocol):
     """Reads segments of the same lanes while those before them are still on their way through the layers.
 
-    Equal to a `MemoryModel` that reads one after another, to rounding; without gradient.
+    Equal to a `MemoryModel` that reads one after another, to rounding; without gradient. What is trained by is a
+    `replay.WindowCell` too.
     """
+
+    def side_by_side(self) -> list[list[nn.Parameter]]:
+        """Puts the parameters that it runs at once into one storage each; of each those of all layers, in their order.
+
+        What gives them new storage must keep those of a list neighbours, if the wavefront was built without `moved`.
+        """
 
     def advance(self, segments: Iterable[Segment], memory: torch.Tensor) -> torch.Tensor:
         """The memory [B, K, C] behind segments of one length, from that before them."""

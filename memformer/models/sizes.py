@@ -50,6 +50,7 @@ def hardware_flops_per_token(
     memory_interval: int = 1,
     train: str = "all",
     decoder_group: int = 1,
+    window: int = 0,
 ) -> float:
     """Operations a target token really costs, recomputation included. The numerator of HFU.
 
@@ -62,11 +63,14 @@ def hardware_flops_per_token(
         memory_interval: Memories of a group of which one is kept, and the others are computed a third time.
         train: The setting `training.train`.
         decoder_group: Segments that the decoder takes at once.
+        window: Segments that go through the layers along diagonals at a time; 0: none do.
     """
     flops = family_of(config).flops(config, segment_length)
     recomputed = 0.0
     if replay == "mrbp":
         again = num_segments - 1 + kept_memories(num_segments, memory_interval, decoder_group).recomputed
+        if window:  # all but the last
+            again = num_segments - min(window, num_segments)
         recomputed += flops.advance * again / num_segments
     if activation_checkpointing == "full":
         recomputed += flops.layers

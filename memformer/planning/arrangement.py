@@ -121,7 +121,24 @@ class Arrangement:
         """Segments of a group whose graph the stage holds at a time, at most."""
         if self.schedule:
             return self.schedule.held_graphs(stage)
-        return 1 if self.config.training.replay == "mrbp" else self.segments
+        return (self.window or 1) if self.config.training.replay == "mrbp" else self.segments
+
+    @property
+    def window(self) -> int:
+        """W, the segments that go along diagonals at a time; 0: one after another."""
+        return self.config.training.wavefront_window
+
+    @property
+    def windows(self) -> DecoderGroups:
+        """A rollout in windows, which are filled from the end."""
+        return DecoderGroups(self.config.data.most_segments, self.window)
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes of a group of lanes in a step."""
+        if self.config.training.replay != "mrbp":
+            return 1
+        return len(self.windows.spans) if self.window else self.segments
 
     @property
     def decodes_apart(self) -> bool:
@@ -136,6 +153,8 @@ class Arrangement:
     @property
     def memories(self) -> KeptMemories | DecoderGroups:
         """Which memories of a rollout the replay keeps."""
+        if self.window:
+            return self.windows
         interval = self.config.activation_checkpointing.memory_interval
         return kept_memories(self.config.data.most_segments, interval, self.decoder_batch)
 
@@ -151,12 +170,26 @@ class Arrangement:
             return 0
         if self.shared:
             return self.segments
+        if self.window:
+            return self.windows.segments - len(self.windows.spans[-1])
         return self.config.data.most_segments - 1 + self.memories.recomputed
 
     def layer_passes(self, stage: int) -> int:
-        """Forwards of a layer that a process of the stage launches in a step; a backward counts as two."""
+        """Forwards of a layer that a process of the stage launches in a step; a backward counts as two.
+
+        Those of a diagonal are launched together.
+        """
         layers, segments = self.layers[stage], self.segments
         advanced = self.advanced(stage)
+        if self.window:
+            replayed_steps, advanced_steps = (
+                sum(len(span) + depth - 1 for span in spans)
+                for spans, depth in (
+                    (self.windows.spans, sum(layers.values())),
+                    (self.windows.spans[:-1], sum(advanced.values())),
+                )
+            )
+            return (advanced_steps + (3 + self.execution.recompute) * replayed_steps) * self.groups
         replayed = dict.fromkeys(layers, segments)
         if self.decoder_batch > 1:
             replayed[self.model.stacks[1]] = self.decoders
@@ -197,6 +230,13 @@ class Arrangement:
     def segment(self, stage: int) -> SegmentTrace:
         """One segment of a stage. What is in no layer is counted with the last stage; what is kept of it with the
         writer's, but for the logits, where a writer is most of it."""
+        return self._segments[stage]
+
+    @functools.cached_property
+    def _segments(self) -> list[SegmentTrace]:
+        return [self._segment_of(stage) for stage in range(self.stages)]
+
+    def _segment_of(self, stage: int) -> SegmentTrace:
         found = self.traces.of(self.layers[stage], rest=stage == self.stages - 1, advanced=self.advanced(stage))
         elsewhere = (stage == self.writer_stage) - (stage == self.stages - 1)
         if not elsewhere or (self.split is not None and self.split.rows is not None):  # there each layer has its own
@@ -232,6 +272,13 @@ class Arrangement:
 
     def parameters(self, stage: int) -> Counter[Shape]:
         """The parameters that a process of the stage has, frozen ones too."""
+        return self._parameters[stage]
+
+    @functools.cached_property
+    def _parameters(self) -> list[Counter[Shape]]:
+        return [self._parameters_of(stage) for stage in range(self.stages)]
+
+    def _parameters_of(self, stage: int) -> Counter[Shape]:
         found = self.traces.of(self.layers[stage], rest=False).parameters
         for part, shapes in self.traces.rest_parameters.items():
             if self._home(part) == stage:

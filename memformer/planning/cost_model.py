@@ -99,6 +99,26 @@ def make_plan(
     hardware = device_of(device, nodes, network_gigabits)
     world = nodes * gpus_per_node
     run = arrange(config, model, world, f"--nodes {nodes} x --gpus-per-node {gpus_per_node} = {world}")
+    return plan_of(run, device, hardware, gpus_per_node, efficiency)
+
+
+def plan_of(
+    run: Arrangement, device: str, hardware: Device, gpus_per_node: int, efficiency: float = EFFICIENCY
+) -> Plan:
+    """Plans a run that is laid out.
+
+    Args:
+        run: What is laid out.
+        device: Short name of the device.
+        hardware: What it is, in its network.
+        gpus_per_node: Processes of each machine.
+        efficiency: As of `make_plan`.
+
+    Raises:
+        UserError: No peak of the device is known for the run's precision.
+    """
+    config, model, world = run.config, run.model, run.gradient_ranks * run.stages * run.config.parallel.tensor
+    nodes = world // gpus_per_node
     peak = peak_flops(hardware.name, run.precision)
     if peak is None:
         known = " or ".join(each for each in ("bf16", "fp16", "fp32") if peak_flops(hardware.name, each))
@@ -109,7 +129,7 @@ def make_plan(
     worst = max(range(run.stages), key=lambda stage: sum(stages[stage][0].values()))
     device_memory, host_memory = stages[worst]
     device_memory["total"] = sum(device_memory.values())
-    capacity = hardware.memory - RESERVED
+    capacity = capacity_of(hardware)
 
     tokens = data.num_lanes * data.most_segments * data.segment_length
     flops = tokens * hardware_flops_per_token(
@@ -121,6 +141,7 @@ def make_plan(
         config.activation_checkpointing.memory_interval,
         config.training.train,
         config.training.segments_per_decoder_batch,
+        config.training.wavefront_window,
     )
     flops += tokens * run.traces.scored_again * parallel.tensor
     traffic = stage_traffic(run, worst)
@@ -153,6 +174,11 @@ def make_plan(
         mfu=tokens / step * model_flops_per_token(model, data.segment_length, config.training.train) / peak_of_all,
         warnings=_warnings(run, device_memory, capacity, gpus_per_node, seconds, step),
     )
+
+
+def capacity_of(hardware: Device) -> float:
+    """Bytes of a device that a run can use."""
+    return hardware.memory - RESERVED
 
 
 def _communication_seconds(

@@ -23,9 +23,14 @@ from memformer.planning.traffic import groups
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default `reduce_bucket_size`, elements."""
+JOINED = 1.1
+"""What segments keep along diagonals by what they keep in turn: their inputs are joined to batches, and kept beside.
+Measured: 1.08 to 1.12 (docs/results/cpu-wavefront-training.md)."""
 MENDS = {
     "activations": "activation_checkpointing.mode full, or fewer training.lanes_per_micro_batch, or a smaller "
-    "training.segments_per_decoder_batch",
+    "training.segments_per_decoder_batch or training.wavefront_window",
+    "memories of diagonals": "a smaller training.wavefront_window",
+    "gradients of a window": "a training.wavefront_window of all segments of a rollout",
     "decoder batch": "a smaller training.segments_per_decoder_batch",
     "outputs of encoders": "a larger parallel.segment, or fewer lanes (data.num_lanes)",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
@@ -96,6 +101,17 @@ def _rollout(run: Arrangement, stage: int) -> Iterator[Part]:
         yield from parts(run, stage)
 
 
+def least_memory(run: Arrangement) -> float:
+    """Bytes on the device that a process of some stage has whatever its rollouts are, so no more than it really has.
+
+    No schedule is simulated for it, and no segment's activations are looked at.
+    """
+    return max(
+        sum(part.size for parts in (_resting, _gradients) for part in parts(run, stage) if not part.on_host)
+        for stage in range(run.stages)
+    )
+
+
 def largest(parts: dict[str, float]) -> tuple[str, float, str]:
     """The largest of the parts of `stage_memory`: name, bytes, and what makes it smaller."""
     name, size = max(parts.items(), key=lambda item: item[1])
@@ -132,6 +148,8 @@ def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
     parallel, count = run.config.parallel, _count(run, stage)
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
     yield Part("gradients", 4 * count if whole else 4 * count / run.gradient_ranks)
+    if run.window and run.backwards * run.groups > 1:  # of all diagonals of a window, before they are added
+        yield Part("gradients of a window", 4 * count)
 
 
 def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -200,7 +218,7 @@ def _copies(run: Arrangement, stage: int) -> Iterator[Part]:
 def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
     """What autograd keeps of the segments whose graphs are held, and of the one whose layers are recomputed."""
     kept, held = run.segment(stage).saved, run.held_graphs(stage)
-    activations = held * kept[ACTIVATIONS]
+    activations: float = held * kept[ACTIVATIONS]
     # Beside what is kept, the gradient of the logits; or one chunk of them, on the last stage, which has the head.
     last = stage == run.stages - 1
     logits = last * run.traces.chunk_bytes or 2 * (run.decoder_batch if run.decodes_apart else held) * kept[LOGITS]
@@ -215,6 +233,13 @@ def _segments(run: Arrangement, stage: int) -> Iterator[Part]:
         recomputed = run.recomputation_peak(stage) + (held - 1) * kept[ACTIVATIONS]
         if recomputed > activations + logits:  # the logits are gone by then
             activations, logits = recomputed, 0
+    if run.window:
+        activations *= JOINED
+        depth = sum(run.layers[stage].values())
+        if run.execution.recompute:  # the layers of a diagonal are recomputed at once
+            activations += (min(held, depth) - 1) * max(0, run.recomputation_peak(stage) - kept[ACTIVATIONS])
+        memories = (held + depth - 1) * run.lanes * math.prod(run.model.memory_shape)
+        yield Part("memories of diagonals", 4 * memories)
     if run.stages > 1:  # the first pass goes on beside the graphs that are held
         activations += run.advanced_layer()
         width = stages_of(run.model).width(run.model)

@@ -7,8 +7,11 @@ from typing import Any
 from data_pipeline.errors import UserError
 from memformer.config.schema import Config, parse_config
 from memformer.models.configuration import ModelConfig
-from memformer.models.registry import family_of
-from memformer.planning.cost_model import Plan, make_plan
+from memformer.models.registry import family_of, wavefronts_of
+from memformer.planning.arrangement import arrange
+from memformer.planning.cost_model import Plan, capacity_of, plan_of
+from memformer.planning.devices import device_of
+from memformer.planning.memory import least_memory
 
 Settings = dict[str, Any]
 MAX_PIPELINE = 16
@@ -28,7 +31,7 @@ def search(
 
     Tensor parallelism within a node, up to 16 pipeline stages, rollouts shared by up to 64 ranks, every ZeRO stage,
     with and without recomputation, all lanes of a process at once or one by one, the decoder of 1, 2, 4, ... segments
-    at once. Combinations that the configuration refuses are left out.
+    at once, windows of 2, 4, ... segments along diagonals. Combinations that the configuration refuses are left out.
 
     Args:
         config: The run; everything but these settings stays.
@@ -45,10 +48,14 @@ def search(
     batches = _powers(segments) if family_of(model).decoder_apart else [1]
     pieces = min(MAX_SEGMENT, segments, nodes * gpus_per_node)
     # Pipelines are refused with the other two, and asking takes time.
-    in_time = [(1, ranks, batch) for ranks in _powers(pieces) for batch in batches if ranks * batch <= segments]
-    in_time += [(pipeline, 1, 1) for pipeline in _powers(deepest)[1:]]
+    in_time = [(1, ranks, batch, 0) for ranks in _powers(pieces) for batch in batches if ranks * batch <= segments]
+    in_time += [(pipeline, 1, 1, 0) for pipeline in _powers(deepest)[1:]]
+    in_time += [(1, 1, 1, window) for window in _windows(model, segments)]
+    hardware = device_of(device, nodes, network_gigabits)
     found = []
-    for tensor, (pipeline, ranks, batch) in itertools.product(_powers(gpus_per_node), in_time):
+    for tensor, (pipeline, ranks, batch, window) in itertools.product(_powers(gpus_per_node), in_time):
+        if window and tensor > 1:
+            continue
         for stage, mode, group in itertools.product(range(4), ("none", "full"), (None, 1)):
             settings = {
                 "parallel.tensor": tensor,
@@ -58,16 +65,18 @@ def search(
                 "activation_checkpointing.mode": mode,
                 "training.lanes_per_micro_batch": group,
                 "training.segments_per_decoder_batch": batch,
+                "training.wavefront_window": window,
             }
             try:
-                plan = make_plan(
-                    _with(config, settings), model, nodes, gpus_per_node, device, network_gigabits=network_gigabits
-                )
+                run = arrange(_with(config, settings), model, nodes * gpus_per_node)
             except UserError:
                 continue
+            if least_memory(run) > capacity_of(hardware):  # what it costs need not be known
+                continue
+            plan = plan_of(run, device, hardware, gpus_per_node)
             if plan.fits:
                 found.append((settings, plan))
-    found.sort(key=lambda each: (each[1].step_seconds, each[1].device_memory["total"]))
+    found.sort(key=lambda each: (each[1].step_seconds, _simplicity(each[0]), each[1].device_memory["total"]))
     return found[:keep]
 
 
@@ -79,6 +88,20 @@ def _with(config: Config, settings: Settings) -> Config:
     if settings["parallel.pipeline"] == 1:
         values["parallel"]["pipeline_layers"] = None
     return parse_config(values, "search")
+
+
+def _windows(model: ModelConfig, segments: int) -> list[int]:
+    """Windows of a wavefront that are tried, where the model has one."""
+    try:
+        wavefronts_of(model).check(model, trained=True)
+    except ValueError:
+        return []
+    return _powers(segments)[1:]
+
+
+def _simplicity(settings: Settings) -> tuple[Any, ...]:
+    """Of plans that are equally fast the first has the lower stage of ZeRO, and computes nothing again."""
+    return settings["parallel.zero_stage"], settings["activation_checkpointing.mode"] == "full"
 
 
 def _powers(limit: int) -> list[int]:

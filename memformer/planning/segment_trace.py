@@ -32,6 +32,8 @@ from memformer.parallel.tensor import shard_model
 from memformer.processes.topology import Axis
 from memformer.replay import Segment
 
+_ADDED: dict[tuple[ModelConfig, "Execution"], dict[str, tuple["SegmentTrace", dict[str, Counter["Shape"]]]]] = {}
+"""What one more layer of a stack adds to a model, inside itself and outside: the same whether logits are whole."""
 ACTIVATIONS, LOGITS, WEIGHT_COPIES = "activations", "logits", "16-bit weights"
 
 
@@ -174,11 +176,12 @@ def largest_layer(config: ModelConfig, how: Execution) -> int:
         config: The model, with vocab_size.
         how: How the segment is computed.
     """
+    how = dataclasses.replace(how, scored=1)  # what the head scores at once is nothing to a layer
     two, three = (_largest_layer(_bare(config), dataclasses.replace(how, lanes=lanes)) for lanes in (2, 3))
     return two + (how.lanes - 2) * (three - two)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _largest_layer(config: ModelConfig, how: Execution) -> int:
     """Bytes that a layer keeps by itself, beside what it is given and the 16-bit copies of its weights, at most."""
     sizes: list[int] = []
@@ -203,7 +206,13 @@ def trace_parts(config: ModelConfig, how: Execution) -> StackTraces:
     """
     tokens, how = how.lanes * how.segment_length * how.scored, dataclasses.replace(how, scored=1)
     ids, width = _head_sizes(_bare(config).of_layers(dict.fromkeys(config.stacks, 1)), how.tensor)
-    chunks = count_chunks(tokens, ids)
+    return _parts(config, how, tokens, count_chunks(tokens, ids), (ids, width))
+
+
+@functools.lru_cache(maxsize=256)
+def _parts(config: ModelConfig, how: Execution, tokens: int, chunks: int, head: tuple[int, int]) -> StackTraces:
+    """`trace_parts` of so many tokens that are scored at once in so many chunks, by a head of (ids, width)."""
+    ids, width = head
     two, three = (_parts_of_lanes(_bare(config), dataclasses.replace(how, lanes=lanes), chunks > 1) for lanes in (2, 3))
     chunk_bytes = scored_again = 0
     if chunks > 1:
@@ -236,17 +245,22 @@ def _heads(model: Any) -> list[Head]:
     return [module for module in model.modules() if isinstance(module, Head)]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _parts_of_lanes(config: ModelConfig, how: Execution, chunked: bool) -> StackTraces:
     """The parts as differences of whole models: one layer in every stack, and one more in one stack."""
     ones = dict.fromkeys(config.stacks, 1)
     one, one_outside = _trace(config.of_layers(ones), how, chunked)
+    if (config, how) not in _ADDED:
+        added = {}
+        for stack in config.stacks:
+            deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how, chunked)
+            outside = {part: shapes - one_outside[part] for part, shapes in outside.items()}
+            added[stack] = deeper.combined(one, -1), outside
+        _ADDED[config, how] = added
     rest, stacks, rest_parameters = one, {}, dict(one_outside)
-    for stack in config.stacks:
-        deeper, outside = _trace(config.of_layers(ones | {stack: 2}), how, chunked)
+    for stack, (layer, outside) in _ADDED[config, how].items():
         for part, shapes in outside.items():  # what each such layer has outside itself
-            rest_parameters[part] = rest_parameters[part] - (shapes - one_outside[part])
-        layer = deeper.combined(one, -1)
+            rest_parameters[part] = rest_parameters[part] - shapes
         rest = rest.combined(layer, -1)
         # A layer keeps no logits: what looks like them is only as wide as the vocabulary.
         saved = Counter(layer.saved)

@@ -66,10 +66,9 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
     config, precision, replicas = run.config, run.precision, run.gradient_ranks
     zero_stage, parameters, sent = config.parallel.zero_stage, run.parameters(stage), Counter[str]()
     segments, by_segment = run.segments, config.parallel.gradient_reduction == "segment"
-    backwards = segments if config.training.replay == "mrbp" else 1
     passes = 2 + run.execution.recompute  # each advance, forward, recomputation and backward uses a parameter once
     # Parameters, how often they are reduced by segment, and how often they are used.
-    parts = [(parameters, backwards * run.groups, (run.advances + passes * segments) * run.groups)]
+    parts = [(parameters, run.backwards * run.groups, (run.advances + passes * segments) * run.groups)]
     if run.decoder_batch > 1:  # its layers are used less often than all else
         decoder = run.decoder(stage, rest=False).parameters
         parts = [

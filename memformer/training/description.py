@@ -43,6 +43,7 @@ class Costs:
         length, replay = config.data.segment_length, config.training.replay
         checkpointing, train = config.activation_checkpointing.mode, config.training.train
         interval, group = config.activation_checkpointing.memory_interval, config.training.segments_per_decoder_batch
+        window = config.training.wavefront_window
         peak = None
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
@@ -52,7 +53,7 @@ class Costs:
             model_flops_per_token(model, length, train),
             {
                 segments: hardware_flops_per_token(
-                    model, length, segments, replay, checkpointing, interval, train, group
+                    model, length, segments, replay, checkpointing, interval, train, group, window
                 )
                 for _, segments in config.data.segments.starts
             },

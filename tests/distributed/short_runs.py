@@ -95,6 +95,7 @@ class Case:
     memory_interval: int = 1
     lanes_per_micro_batch: int | None = None
     decoder_batch: int = 1
+    wavefront: int = 0
     clipping: float = 0.0
     dropout: float = 0.0
     offload: str = "none"
@@ -198,6 +199,7 @@ def config_of(case: Case) -> Config:
                 "replay": case.replay,
                 "lanes_per_micro_batch": case.lanes_per_micro_batch,
                 "segments_per_decoder_batch": case.decoder_batch,
+                "wavefront_window": case.wavefront,
             },
             "optimizer": {
                 "name": case.optimizer,

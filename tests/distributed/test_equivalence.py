@@ -23,6 +23,9 @@ Segments over ranks come with data {1, 2} x ZeRO {0, 1, 2, 3}, and with what mee
 of several segments, loss weights, groups of lanes that are uneven, alone or more than the ranks, pieces that are
 uneven, rollouts that grow, 16 bits, a family whose decoder is not apart, and tensor parallelism.
 
+Windows of wavefronts come with data 2 x ZeRO {0, 1, 2}, 16 bits, adapters, groups of lanes, recomputed diagonals, Muon,
+offload, loss weights and both reductions, of a backbone with matrices at some layers.
+
 Muon comes with ZeRO {0, 1, 2, 3}, tensor {1, 2} and with data, segments, pipelines, a backbone, 16 bits, offload and a
 rate of the memory's own, thinned so that each meets a matrix that is cut in another way; stages that have other groups
 of parameters than others come with it and without.
@@ -38,6 +41,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +58,7 @@ from tests.distributed.short_runs import (
     model_of,
     trained_when_asked,
 )
+from tests.distributed.short_runs import trained as is_trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -144,6 +149,18 @@ BACKBONE_PIPELINES = [
     Case(1, data=1, tensor=2, pipeline=2, backbone="adapters", train="lora", **CHECKPOINTING["partitioned"]),
     Case(0, data=1, tensor=2, pipeline=2, backbone="lower", lanes_per_micro_batch=4),
 ]
+WAVEFRONTS = [
+    Case(0, backbone="matrices", wavefront=2, clipping=0.05),
+    Case(1, backbone="matrices", wavefront=3, segments=5, mode="full", weighted=True),
+    Case(2, backbone="adapters", train="lora", wavefront=2, lanes_per_micro_batch=1),
+    Case(2, backbone="matrices", wavefront=2, optimizer="muon", offload="optimizer"),
+    Case(1, backbone="matrices", wavefront=2, gradient_reduction="segment", memory_learning_rate=3e-3),
+]
+WAVEFRONTS_IN_16_BITS = [
+    Case(0, "bf16", backbone="matrices", wavefront=2, mode="full"),
+    Case(1, "bf16", backbone="adapters", train="lora", wavefront=2, growing=True, segments=4),
+    Case(2, "bf16", backbone="matrices", wavefront=3, gradient_reduction="segment"),
+]
 MUON = [
     Case(0, data=1, tensor=2, optimizer="muon", clipping=0.05),
     Case(1, data=2, optimizer="muon", memory_learning_rate=3e-3),
@@ -157,7 +174,7 @@ MUON = [
 ]
 GROUPS_OF_STAGES = [Case(1, data=1, pipeline=2, memory_learning_rate=3e-3)]
 CASES = GRID + SINGLE + PIPELINES + SEGMENTS_OVER_RANKS + FROZEN + BACKBONES + BACKBONE_PIPELINES + MUON
-CASES += GROUPS_OF_STAGES
+CASES += GROUPS_OF_STAGES + WAVEFRONTS
 IN_16_BITS = [
     Case(1, "bf16", data=1, pipeline=2, backbone="matrices"),
     Case(1, "bf16", data=1, pipeline=2, backbone="lower", train="memory", pipeline_layers=(1, 2)),
@@ -176,6 +193,7 @@ COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forge
 COUNTED += [Case(0, data=1, pipeline=2), Case(1, "bf16", data=2, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4] + BACKBONE_PIPELINES[:6] + IN_16_BITS[:2] + GROUPS_OF_STAGES
+COUNTED += WAVEFRONTS[:3] + WAVEFRONTS[-1:]
 COUNTED += [Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05)]
 COUNTED += [case for case in SEGMENTS_OVER_RANKS if case.mode == "none" or case.tensor == 1]  # else a bound
 
@@ -220,3 +238,15 @@ def test_stages_of_a_backbone_equal_one_process_in_the_same_precision(case: Case
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_one_process_with_full_bptt(case: Case, trained: Trained) -> None:
     assert_equals_reference(case, trained(case))
+
+
+@pytest.mark.parametrize("case", WAVEFRONTS_IN_16_BITS, ids=str)
+def test_a_wavefront_in_16_bits_equals_replay_in_16_bits(case: Case, trained: Trained) -> None:
+    """Seen: 4e-3 of the update. The reference in float32 is further from both, up to 0.4: ReLUs of the keys' features
+    turn at zero, and so small a matrix has few of them."""
+    found, expected = (trained(each)[0] for each in (case, dataclasses.replace(case, wavefront=0)))
+    initial = flat(model_of(case)).numpy()
+    weights = expected["weights"]
+    own = np.concatenate([np.full(p.numel(), is_trained(case, name)) for name, p in model_of(case).named_parameters()])
+    assert np.linalg.norm((found["weights"] - weights)[own]) < 3e-2 * np.linalg.norm((weights - initial)[own])
+    assert found["losses"] == pytest.approx(expected["losses"], abs=5e-3)

@@ -31,6 +31,29 @@ from tests.distributed.processes import Crew
 STEPS, CRASH_AT = 6, 5
 CRASHES = (3, "fp32")
 VARIANTS = [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"), (3, "fp16"), (3, "tensor")]
+VARIANTS += [(stage, "wavefront") for stage in (0, 1)]
+MEMFORMER = {
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "d_model": 32,
+    "num_heads": 2,
+    "d_ff": 64,
+    "num_memory_slots": 4,
+    "dropout": 0.1,
+}
+BACKBONE = {
+    "family": "backbone",
+    "backbone": {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    },
+    "memory": {"d_key": 3, "num_write_tokens": 2, "layers": [0, 2]},
+    "lora": {"rank": 2},
+}
 
 
 class Crash(BaseException):
@@ -74,22 +97,14 @@ class CopyAfter(Callback):
 
 def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
     """The variants in fp16 are also those with offload, and with a loss scale that overflows and grows. Pictures of the
-    memory are drawn in one life of each: that they change no figure is compared too.
+    memory are drawn in one life of each: that they change no figure is compared too. A wavefront comes with adapters.
     """
-    fp16 = precision == "fp16"
+    fp16, wavefront = precision == "fp16", precision == "wavefront"
     return parse_config(
         {
             "run_dir": str(root / f"{name}-{stage}-{precision}"),
-            "precision": "fp32" if precision == "tensor" else precision,
-            "model": {
-                "num_encoder_layers": 1,
-                "num_decoder_layers": 2,
-                "d_model": 32,
-                "num_heads": 2,
-                "d_ff": 64,
-                "num_memory_slots": 4,
-                "dropout": 0.1,
-            },
+            "precision": "fp32" if precision in ("tensor", "wavefront") else precision,
+            "model": BACKBONE if wavefront else MEMFORMER,
             "data": {
                 "path": str(root / "data"),
                 "num_lanes": 4,
@@ -102,6 +117,8 @@ def config_of(root: Path, name: str, stage: int, precision: str) -> Config:
                 "eval_interval": 3,
                 "eval_segments": 4,
                 "diagnostics_interval": 2,
+                "wavefront_window": 2 if wavefront else 0,
+                "train": "lora" if wavefront else "all",
                 "memory_pictures_interval": STEPS if stage == 3 and name == "whole" else 0,
             },
             "optimizer": {"warmup_steps": 2},

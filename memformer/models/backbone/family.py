@@ -43,22 +43,25 @@ def _reader(model: "Backbone", batch_size: int = 1, segment_length: int | None =
     return BackboneReader(model, batch_size, segment_length)
 
 
-def _check_wavefront(config: BackboneConfig) -> None:
-    """Whether each layer's memory depends on no other layer's.
+def _check_wavefront(config: BackboneConfig, trained: bool = False) -> None:
+    """Whether each layer's memory depends on no other layer's; `trained`: and whether no random numbers are drawn.
 
     Raises:
-        ValueError: It does.
+        ValueError: It does, or they are.
     """
     kind = config.memory.kind
     mend = "all layers wait for it, and a wavefront needs matrices of each layer's own, which is associative"
     require(kind == "associative", "memory.kind", kind, mend)
+    drawn = {"dropout": config.dropout, "lora.dropout": config.lora.dropout if config.lora else 0}
+    for name, value in drawn.items():
+        require(not (trained and value), name, value, "a wavefront draws no masks")
 
 
-def _wavefront(model: "Backbone") -> Any:
+def _wavefront(model: "Backbone", recompute: bool = False, moved: bool = True) -> Any:
     from memformer.models.backbone.wavefront import BackboneWavefront
 
     _check_wavefront(model.config)
-    return BackboneWavefront(model)
+    return BackboneWavefront(model, recompute, moved)
 
 
 def _check_stages(config: BackboneConfig) -> None:

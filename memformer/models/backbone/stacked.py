@@ -35,11 +35,14 @@ class NotStackable(ValueError):
     """Modules that cannot be run as one; the message says of what kind they are."""
 
 
-def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+def side_by_side(parameters: Sequence[torch.Tensor], moved: bool = True) -> torch.Tensor:
     """Equal parameters as one tensor [N, ...], which they are views of from then on; nothing is done if they are.
 
     Their values, names and gradients stay. What gives a parameter new storage (moving the model to another device or
     precision) ends it: ask again.
+
+    Raises:
+        RuntimeError: They are not, and may not be `moved`, since something else holds their storage.
     """
     first = parameters[0]
     size, step = (len(parameters), *first.shape), first.numel() * first.element_size()
@@ -49,6 +52,10 @@ def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         for number, each in enumerate(parameters)
     ):
         return first.detach().as_strided(size, (first.numel(), *first.stride()))
+    if not moved:
+        raise RuntimeError(
+            "parameters of the layers do not lie side by side any more, and their storage is an engine's"
+        )
     with torch.inference_mode(False):  # else the parameters could not be trained any more
         stack = torch.stack([each.detach() for each in parameters])
         for parameter, view in zip(parameters, stack, strict=True):
@@ -56,16 +63,67 @@ def side_by_side(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return stack
 
 
+class _Kind:
+    """Equal parameters of all layers, as one pass reads them, and their gradient, as its backward sums it up.
+
+    A slice of a tensor has a gradient of the whole tensor's size, which autograd would make and add for every diagonal;
+    here each is added where it belongs, in the parameters' precision.
+
+    Args:
+        parameters: One of each layer; they are put side by side.
+        moved: As of `side_by_side`.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], moved: bool) -> None:
+        self.whole = side_by_side(parameters, moved)
+        self.gradient: torch.Tensor | None = None
+        self._copies = {self.whole.dtype: self.whole}
+        self._token = _Joined.apply(self, *parameters) if torch.is_grad_enabled() else None
+
+    def part(self, first: int, last: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Those of the layers first .. last-1, [n, ...], rounded to `dtype` once in a pass, as autocast would."""
+        dtype = dtype or self.whole.dtype
+        if dtype not in self._copies:
+            self._copies[dtype] = self.whole.to(dtype)
+        some = self._copies[dtype][first:last]
+        if self._token is None or not self._token.requires_grad:
+            return some
+        found: torch.Tensor = _Part.apply(self._token, self, some, first, last)
+        return found
+
+    def add(self, gradient: torch.Tensor, first: int, last: int) -> None:
+        """Adds the gradient of a part."""
+        if self.gradient is None:
+            self.gradient = torch.zeros_like(self.whole)
+        self.gradient[first:last] += gradient
+
+
 class _Joined(torch.autograd.Function):
-    """What parameters are views of, whose gradient is handed to them."""
+    """What parts are taken from: when all have their gradients, the parameters get them."""
 
     @staticmethod
-    def forward(ctx: Any, whole: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        return whole.detach()
+    def forward(ctx: Any, kind: _Kind, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.kind = kind
+        return torch.zeros((), device=parameters[0].device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, *gradients[0].unbind())
+        gradient, ctx.kind.gradient = ctx.kind.gradient, None
+        return (None, *gradient.unbind())
+
+
+class _Part(torch.autograd.Function):
+    """A part of a `_Kind`, of what is joined by a token."""
+
+    @staticmethod
+    def forward(ctx: Any, token: torch.Tensor, kind: _Kind, some: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        ctx.kind, ctx.span, ctx.token = kind, (first, last), token.detach()
+        return some.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        ctx.kind.add(gradients[0], *ctx.span)
+        return (ctx.token, None, None, None, None)
 
 
 class Stacked(nn.Module):
@@ -76,15 +134,18 @@ class Stacked(nn.Module):
         names: Of their parameters, each of which may be None in all.
 
     Attributes:
-        weight: Of the layers that run, [n, ...]; what asks a module for its weight's dtype finds it.
+        weight: Of the layers that run, [n, ...], without a graph; what asks a module for its weight's dtype finds it.
+        moved: Whether the parameters may get another storage (`side_by_side`).
     """
 
     weight: torch.Tensor
+    moved = True
 
     def __init__(self, modules: Sequence[Any], *names: str) -> None:
         super().__init__()
         self._modules_of_layers, self._names = list(modules), names
-        self._whole: dict[str, torch.Tensor | None] = {}
+        self._kinds: dict[str, _Kind | None] = {}
+        self._shown = (0, 0)
         for name in names:
             self._each(name)
 
@@ -95,19 +156,27 @@ class Stacked(nn.Module):
             raise NotStackable(f"{type(self._modules_of_layers[0]).__name__}.{name} differs from layer to layer")
         return found
 
+    def parameters_by_kind(self) -> list[list[nn.Parameter]]:
+        """Of each kind those of all layers."""
+        return [each for each in map(self._each, self._names) if each[0] is not None]
+
     def gather(self) -> None:
         """Puts the weights side by side, where they are not; where gradients are kept, they reach the parameters."""
         for name in self._names:
             each = self._each(name)
-            whole = None if each[0] is None else side_by_side(each)
-            joined = whole is not None and torch.is_grad_enabled()
-            self._whole[name] = _Joined.apply(whole, *each) if joined else whole
+            self._kinds[name] = None if each[0] is None else _Kind(each, self.moved)
 
     def show(self, first: int, last: int) -> None:
         """The layers first .. last-1 run from now on."""
-        for name, whole in self._whole.items():
-            everything = whole is None or last - first == len(whole)  # a slice has a gradient of the whole size
-            setattr(self, name, whole if everything else whole[first:last])  # type: ignore[index]
+        self._shown = (first, last)
+        kind = self._kinds["weight"]
+        assert kind is not None
+        self.weight = kind.whole[first:last]
+
+    def shown(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor | None:
+        """A parameter of the layers that run, [n, ...], with a graph where there is one; None: they have none."""
+        kind = self._kinds[name]
+        return None if kind is None else kind.part(*self._shown, dtype)
 
     def of_layers(self, x: torch.Tensor) -> torch.Tensor:
         """[n B, ..., I] as [n, rows, I]."""
@@ -120,15 +189,14 @@ class StackedLinear(Stacked):
     def __init__(self, modules: Sequence[Any]) -> None:
         super().__init__(modules, "weight", "bias")
         self.transposed = not isinstance(modules[0], nn.Linear)
-        self.bias: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n B, ..., I] -> [n B, ..., O]."""
-        return self.of(x, self.weight if self.transposed else self.weight.mT, self.bias)
-
-    def of(self, x: torch.Tensor, weight_nIO: torch.Tensor, bias_nO: torch.Tensor | None) -> torch.Tensor:
-        """The maps of the layers that run."""
-        x_nRI = self.of_layers(x)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        weight, bias_nO = self.shown("weight", dtype), self.shown("bias", dtype)
+        assert weight is not None
+        weight_nIO, x_nRI = weight if self.transposed else weight.mT, self.of_layers(x)
         if bias_nO is None:
             y_nRO = torch.bmm(x_nRI, weight_nIO)
         else:
@@ -157,13 +225,14 @@ class StackedLayerNorm(Stacked):
     def __init__(self, modules: Sequence[nn.LayerNorm]) -> None:
         super().__init__(modules, "weight", "bias")
         self.eps = modules[0].eps
-        self.bias: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n B, ..., D], normed."""
         # In half precision it is rounded once, behind its weights, as torch's own is.
-        y_nRD = F.layer_norm(at_least_float32(self.of_layers(x)), x.shape[-1:], eps=self.eps) * self.weight[:, None]
-        return (y_nRD if self.bias is None else y_nRD + self.bias[:, None]).to(x.dtype).view_as(x)
+        weight, bias = self.shown("weight"), self.shown("bias")
+        assert weight is not None
+        y_nRD = F.layer_norm(at_least_float32(self.of_layers(x)), x.shape[-1:], eps=self.eps) * weight[:, None]
+        return (y_nRD if bias is None else y_nRD + bias[:, None]).to(x.dtype).view_as(x)
 
 
 class StackedRMSNorm(Stacked):
@@ -176,7 +245,9 @@ class StackedRMSNorm(Stacked):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n B, ..., D], normed."""
-        self.norm.weight = self.weight[:, None]
+        weight = self.shown("weight")
+        assert weight is not None
+        self.norm.weight = weight[:, None]
         normed: torch.Tensor = self.norm(self.of_layers(x))
         return normed.view_as(x)
 
@@ -219,6 +290,7 @@ class Stack:
 
     Args:
         modules: Of N layers; their parameters become views when it is first shown.
+        moved: False: they are views already, and stay what they are.
 
     Attributes:
         module: Is called as each of them is, with the inputs of the layers that run; in evaluation mode.
@@ -227,14 +299,20 @@ class Stack:
         NotStackable: They differ, or have weights in something that is not known.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], moved: bool = True) -> None:
         self.module = _stacked(modules).eval()
         self._parts = [each for each in self.module.modules() if isinstance(each, Stacked)]
+        for part in self._parts:
+            part.moved = moved
         self._layers = list(modules)
         self._stacked_from = self._all()
 
     def _all(self) -> list[nn.Module]:
         return [each for layer in self._layers for each in layer.modules()]
+
+    def parameters_by_kind(self) -> list[list[nn.Parameter]]:
+        """Of each kind of parameter those of all layers."""
+        return [kind for part in self._parts for kind in part.parameters_by_kind()]
 
     def gather(self) -> None:
         """Before reading: the weights as they are now.

@@ -58,12 +58,14 @@ class BackboneWavefront:
     Args:
         model: Whole, on one process, with an associative memory.
         recompute: Of `scored`: keep the inputs of each diagonal alone, and run it again in the backward.
+        moved: Whether parameters may become views of another storage. False where something else holds it, such as an
+            engine, in which they lie as `side_by_side` has put them.
 
     Raises:
         ValueError: Its layers are not alike; one line.
     """
 
-    def __init__(self, model: Backbone, recompute: bool = False) -> None:
+    def __init__(self, model: Backbone, recompute: bool = False, moved: bool = True) -> None:
         layers = [layer for layer in model.layers() if isinstance(layer, BackboneLayer)]
         memory: Any = model.memory
         if not isinstance(memory, AssociativeMemory):
@@ -74,13 +76,20 @@ class BackboneWavefront:
         self.recompute = recompute
         readers: list[Any] = [layer.reader for layer in layers if layer.reader is not None]
         try:
-            self._blocks: Stack = Stack([layer.block for layer in layers])
-            self._readers: Stack = Stack(readers)
-            self._writers: Stack = Stack(list(memory.writers))
+            self._blocks: Stack = Stack([layer.block for layer in layers], moved)
+            self._readers: Stack = Stack(readers, moved)
+            self._writers: Stack = Stack(list(memory.writers), moved)
         except NotStackable as error:
             raise ValueError(f"{error}, so no diagonal of them is one batch") from None
         for each in (self._readers, self._writers):
             each.module.rows = slice(None)  # type: ignore[assignment]  # each is given its own matrix alone
+
+    def side_by_side(self) -> list[list[torch.nn.Parameter]]:
+        """Makes the parameters of the layers views; of each kind those of all layers, in their order."""
+        stacks = (self._blocks, self._readers, self._writers)
+        for each in stacks:
+            each.gather()
+        return [kind for each in stacks for kind in each.parameters_by_kind()]
 
     @torch.no_grad()
     def advance(self, segments: Iterable[Segment], memory: torch.Tensor) -> torch.Tensor:

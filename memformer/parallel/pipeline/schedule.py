@@ -98,7 +98,12 @@ class ReplaySchedule:
         self.layout, self.window = layout, layout.default_window if window is None else window
         if len(costs) != layout.stages or self.window < 1:
             raise ValueError(f"{len(costs)} costs and a window of {window} for {layout.stages} stages")
-        self.timeline: Timeline = best_timeline(layout, costs, self.window)
+        self._costs = costs
+
+    @functools.cached_property
+    def timeline(self) -> Timeline:
+        """Simulated when it is first asked for: of what a plan sees not to fit by its weights, never."""
+        return best_timeline(self.layout, self._costs, self.window)
 
     @property
     def makespan(self) -> int:

@@ -230,8 +230,9 @@ def lanes_of_groups(lanes: int, stages: int, lanes_per_micro_batch: int | None) 
     return [(start, min(start + size, lanes)) for start in range(0, lanes, size)]
 
 
+@functools.lru_cache(maxsize=64)
 def replay_schedule(split: Split, work: Work, micro_batches: int, window: int | None = None) -> ReplaySchedule:
-    """The schedule of a rollout, ordered by the stages' FLOPs.
+    """The schedule of a rollout, ordered by the stages' FLOPs; the same object for the same arguments.
 
     Args:
         split: Layers by stage.

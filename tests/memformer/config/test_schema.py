@@ -151,6 +151,10 @@ def test_a_minimal_file_has_defaults() -> None:
             {"activation_checkpointing": {"memory_interval": 2}, "training": {"replay": "bptt"}},
             ["activation_checkpointing.memory_interval is 2", "training.replay is bptt", "set the former to 1"],
         ),
+        (
+            {"training": {"wavefront_window": 2}},
+            ["training.wavefront_window is 2: not built for family memformer", "set it to 0"],
+        ),
         ({"checkpoint": {"mirror": "/disk/run"}}, ["checkpoint.mirror: /disk/run: is no address", "s3://BUCKET/PATH"]),
         ({"checkpoint": {"mirror": "s3://a:pw@b/run"}}, ["checkpoint.mirror: s3://***@b/run: has a name or password"]),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
@@ -205,6 +209,43 @@ def test_a_list_on_the_command_line_is_told_whole(tmp_path: Path) -> None:
 def test_names_of_settings_elsewhere_name_settings_of_this_schema() -> None:
     settings = {line.split()[0].removeprefix("--") for line in describe_fields().splitlines()}
     assert {each for meant in faults._ELSEWHERE.values() for each in meant} <= settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "mend"),
+    [
+        ("training.wavefront_window", 9, "a rollout has 4 segments (data.num_segments) at most, set it to no more"),
+        ("training.replay", "bptt", "or the latter to mrbp"),
+        ("parallel.tensor", 2, "or the latter to 1"),
+        ("parallel.segment", 2, "or the latter to 1"),
+        ("parallel.zero_stage", 3, "set the latter to 0, 1 or 2"),
+        ("activation_checkpointing.memory_interval", 2, "or the latter to 1"),
+        ("activation_checkpointing.cpu_checkpointing", True, "set cpu_checkpointing to false, or mode to none"),
+        ("compile", True, "or the latter to false"),
+        ("model.dropout", 0.1, "dropout is 0.1: a wavefront draws no masks: set it to 0"),
+        ("model.lora", {"dropout": 0.1}, "lora.dropout is 0.1: a wavefront draws no masks: set it to 0"),
+        ("model.memory", {"kind": "tokens"}, "memory.kind is tokens: all layers wait for it"),
+    ],
+)
+def test_a_wavefront_goes_with_what_leaves_its_diagonals_whole(setting: str, value: Any, mend: str) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"max_position_embeddings": 256}
+    values: dict[str, Any] = MINIMAL | {
+        "model": {"family": "backbone", "backbone": {"model_type": "llama", **sizes}},
+        "training": {"wavefront_window": 2, "train": "lora" if setting == "model.lora" else "all"},
+        "activation_checkpointing": {"mode": "full"},
+    }
+    if setting != "model.lora":
+        parse_config(values, "run.yaml")
+    *section, field = setting.split(".")
+    for name in section:
+        values[name] = values.get(name, {}) | {field: value}
+    if not section:
+        values[field] = value
+    with pytest.raises(UserError) as caught:
+        parse_config(values, "run.yaml")
+    assert str(caught.value).startswith(f"run.yaml: training.wavefront_window is {9 if value == 9 else 2}: ")
+    assert mend in str(caught.value) and "; " not in str(caught.value)
 
 
 def test_several_faults_are_named_at_once() -> None:

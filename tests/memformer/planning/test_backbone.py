@@ -18,12 +18,20 @@ from memformer.engine.precision import AUTOCAST
 from memformer.models.backbone import Backbone, BackboneConfig, MemoryConfig
 from memformer.models.backbone.flops import segment_flops
 from memformer.models.backbone.stage import BackboneStage
+from memformer.models.backbone.wavefront import BackboneWavefront
 from memformer.planning import make_plan
 from memformer.planning.arrangement import arrange
 from memformer.planning.memory import stage_memory
 from memformer.planning.search import search
 from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
-from memformer.replay import Carry, ReplayBuffer, Segment, memory_replay_backward
+from memformer.replay import (
+    Carry,
+    ReplayBuffer,
+    Rollout,
+    Segment,
+    memory_replay_backward,
+    windowed_replay_backward,
+)
 from tests.memformer.examples import ragged_rollout
 from tests.memformer.models.backbone.examples import SIZES, START, VOCABULARY
 
@@ -99,11 +107,12 @@ def _linear_maps(config: BackboneConfig) -> list[nn.Linear]:
     return [each for layer in Backbone(config).layers() for each in layer.modules() if isinstance(each, nn.Linear)]
 
 
-def run_of(**checkpointing: Any) -> Config:
+def run_of(training: dict[str, Any] | None = None, precision: str = "auto", **checkpointing: Any) -> Config:
     model = {"family": "backbone", **config_of("llama", "associative").to_dict()}
     data = {"path": "not/there", "num_lanes": 2 * LANES, "segment_length": LENGTH, "num_segments": 8}
     values = {"run_dir": "unused", "model": model, "data": data, "parallel": {"zero_stage": 0}}
-    return parse_config(values | {"activation_checkpointing": checkpointing}, "test")
+    more = {"training": training or {}, "precision": precision, "activation_checkpointing": checkpointing}
+    return parse_config(values | more, "test")
 
 
 @pytest.mark.parametrize("interval", [1, 3])
@@ -160,3 +169,54 @@ def test_a_search_tries_stages_of_a_backbone() -> None:
     run = run_of()
     found = search(run, run.model, 1, 2, "h100", keep=100)
     assert {settings["parallel.pipeline"] for settings, _ in found} == {1, 2}
+
+
+@pytest.mark.parametrize(("window", "precision"), [(3, "fp32"), (8, "bf16")])
+def test_the_memory_of_windows_is_what_a_replay_by_windows_keeps(window: int, precision: str) -> None:
+    """Within 8 % of what autograd keeps of a window, without the gradient of the logits; borders to the byte."""
+    run = run_of(training={"wavefront_window": window}, precision=precision)
+    planned = make_plan(run, run.model, 1, 2, "h100").device_memory
+    model = Backbone(config_of("llama", "associative"))
+    lengths = torch.full((LANES, 8), LENGTH)
+    rollout = Rollout.of(torch.randint(0, START, (LANES, 8, LENGTH)), lengths, torch.zeros_like(lengths).bool())
+    carry, buffer = Carry.empty(model.initial_memory(LANES), LENGTH), ReplayBuffer()
+    wavefront = BackboneWavefront(model)
+    wavefront.side_by_side()
+
+    def backward(objective: torch.Tensor, remaining: int) -> None:
+        with torch.autocast("cpu", enabled=False):
+            objective.backward()
+
+    given = {"denominator": 1.0, "window": window, "buffer": buffer}
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with SavedActivations([*model.parameters(), rollout.tokens, carry.memory, carry.tokens]) as saved, autocast:
+        windowed_replay_backward(wavefront, rollout, carry, backward, **given)  # type: ignore[arg-type]
+    kept = ("activations", "memories of diagonals", "16-bit weights")
+    assert sum(planned[name] for name in kept) + planned["logits"] / 2 == pytest.approx(saved.peak_bytes, rel=0.08)
+    assert planned["replay buffer"] == buffer.peak_bytes
+    assert ("gradients of a window" in planned) == (window < 8)
+
+
+def test_windows_start_fewer_kernels_and_advance_all_but_the_last() -> None:
+    """Of 8 segments by 4 layers with matrices at the second and the fourth; a backward counts as two forwards."""
+    layers = 4
+    passes = {}
+    for window in (0, 3, 8):
+        run = run_of(training={"wavefront_window": window})
+        passes[window] = arrange(run, run.model, 2).layer_passes(0)
+    assert passes[0] == (7 + 3 * 8) * layers
+    assert passes[8] == 3 * (8 + layers - 1)
+    assert passes[3] == (2 + 3 + 2 * (layers - 1)) + 3 * (8 + 3 * (layers - 1))
+    plain, windows = (
+        make_plan(run, run.model, 1, 2, "h100") for run in (run_of(), run_of(training={"wavefront_window": 3}))
+    )
+    advance = segment_flops(config_of("llama", "associative"), LENGTH).advance
+    assert plain.flops - windows.flops == pytest.approx(2 * LANES * (7 - 5) * advance)
+    assert windows.compute_seconds < 0.6 * plain.compute_seconds
+
+
+def test_search_tries_windows() -> None:
+    """Of segments this small the longest window is fastest: it starts the fewest kernels."""
+    run = run_of(precision="fp32")
+    found = search(run, run.model, 1, 1, "h100", keep=1)
+    assert found[0][0]["training.wavefront_window"] == 8

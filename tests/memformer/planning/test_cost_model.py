@@ -7,6 +7,7 @@ memformer/planning/segment_trace.py
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from memformer.models import scoring
 from memformer.models.registry import family_of
 from memformer.models.scoring import Head
 from memformer.models.sizes import count_parameters, hardware_flops_per_token
-from memformer.planning import make_plan
+from memformer.planning import cost_model, make_plan
 from memformer.planning.arrangement import arrange
 from memformer.planning.cost_model import KERNELS, LAUNCH_SECONDS
 from memformer.planning.devices import DEVICES
@@ -232,6 +233,27 @@ def test_search_finds_what_fits_fastest_first() -> None:
     assert seconds == sorted(seconds)
     # A small segment, whose kernels take longest to start.
     assert found[0][0]["training.segments_per_decoder_batch"] == 4
+
+
+def test_search_leaves_out_nothing_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it gives up by its weights alone, before its time is known, is what would not fit."""
+    config = config_of()
+    everything = search(config, config.model, 1, 2, "h100", keep=10**6)
+    sizes = sorted(plan.device_memory["total"] for _, plan in everything)
+    capacity = sizes[len(sizes) // 2]
+    planned: list[object] = []
+    monkeypatch.setattr(cost_model, "RESERVED", DEVICES["h100"].memory - capacity)
+    plan_of = cost_model.plan_of
+    monkeypatch.setattr("memformer.planning.search.plan_of", lambda *a: planned.append(a) or plan_of(*a))
+    found = search(config, config.model, 1, 2, "h100", keep=10**6)
+    expected = [(settings, plan) for settings, plan in everything if plan.device_memory["total"] <= capacity]
+    assert [(settings, plan.step_seconds) for settings, plan in found] == [
+        (settings, plan.step_seconds) for settings, plan in expected
+    ]
+    assert len(found) <= len(planned) < len(everything)
+    for (settings, plan), (others, other) in itertools.pairwise(everything):
+        if plan.step_seconds == other.step_seconds:
+            assert settings["parallel.zero_stage"] <= others["parallel.zero_stage"], "the simpler one is first"
 
 
 @pytest.mark.parametrize(

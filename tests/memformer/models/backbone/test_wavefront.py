@@ -150,7 +150,7 @@ def test_the_weights_are_stored_once_and_may_change() -> None:
     assert all(torch.equal(model.get_parameter(name), value) for name, value in zip(names, values, strict=True))
     maps = [layer.block.mlp.up_proj.weight for layer in model.layers()]  # type: ignore[union-attr]
     assert len({each.untyped_storage().data_ptr() for each in maps}) == 1  # type: ignore[union-attr]
-    assert wavefront._blocks.module.mlp.up_proj._whole["weight"].data_ptr() == maps[0].data_ptr()  # type: ignore
+    assert wavefront._blocks.module.mlp.up_proj._kinds["weight"].whole.data_ptr() == maps[0].data_ptr()  # type: ignore
     for change in (lambda each: each.mul_(1.5), lambda each: setattr(each, "data", each.data * 0.5)):
         for parameter in model.parameters():
             change(parameter)
@@ -326,6 +326,43 @@ def test_weights_that_others_have_replaced_are_those_that_read() -> None:
     block.block.mlp.up_proj = torch.nn.Linear(*reversed(block.block.mlp.up_proj.weight.shape), bias=False)
     with pytest.raises(ValueError, match=r"another than when the wavefront was made: make it anew"):
         wavefront.advance(segments, memory)
+
+
+def test_autocast_rounds_the_weights_once_a_pass() -> None:
+    """Each diagonal multiplies by views of one copy, where a copy of its own would be kept until the backward."""
+    model = make(config_of(), torch.float32, moved=0.1)
+    shape = model.layers()[0].block.mlp.down_proj.weight.shape  # type: ignore[union-attr]
+    kept: set[int] = set()
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and x.shape[1:] in (shape, shape[::-1]):
+            kept.add(x.untyped_storage().data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        losses, _, _ = BackboneWavefront(model).scored(segments_of(5), begun(model))
+    assert len(kept) == 3, "those of the maps up, down and of the gate"
+    losses.sum().backward()
+    assert model.layers()[0].block.mlp.down_proj.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
+
+
+def test_storage_that_an_engine_holds_is_not_left() -> None:
+    """Neighbours in one flat tensor are views of it as they are; parameters elsewhere are not moved without leave."""
+    model, segments = make(config_of(), moved=0.1).eval(), segments_of(4)
+    memory = begun(model)
+    with pytest.raises(RuntimeError, match="their storage is an engine's"):
+        BackboneWavefront(model, moved=False).advance(segments, memory)
+    kinds = BackboneWavefront(model).side_by_side()
+    flat = torch.cat([each.detach().flatten() for kind in kinds for each in kind])
+    start = 0
+    for each in (each for kind in kinds for each in kind):
+        each.data = flat[start : start + each.numel()].view_as(each)
+        start += each.numel()
+    held = BackboneWavefront(model, moved=False)
+    with torch.no_grad():
+        flat *= 1.1
+        assert differs(held.advance(segments, memory), in_turn(model, segments, memory)[1]) < 1e-12
+    assert all(each.untyped_storage().data_ptr() == flat.data_ptr() for kind in kinds for each in kind)
 
 
 def test_a_model_that_has_read_in_inference_mode_can_be_trained() -> None:
