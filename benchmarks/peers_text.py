@@ -12,8 +12,10 @@ optimizer and schedule; each is trained at every one of `--learning-rates` and s
 loss. Memformer and RMT carry `--slots` vectors; Transformer-XL, the windowed and the Compressive
 Transformer see S bytes before the segment, the last S/4 compressed ones more; the LSTM its state. The decoder of
 memformer-overlap begins with the last S/4 bytes of the segment before, that of memformer-overlap-segment with all of
-it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width. Gradients pass from segment
-to segment where the architecture is trained so: Memformer (by replay), RMT, LSTM (by BPTT).
+it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width, and transformer-xl-modern the
+same ones. transformer-xl-short and transformer-xl-modern-short keep so few tokens that they carry no more numbers than
+the Memformer. Gradients pass from segment to segment where the architecture is trained so: Memformer (by replay), RMT,
+LSTM (by BPTT).
 
 Perplexity a byte on books never trained on; operations of reading are counted; `carried` is what a document leaves in
 memory between two segments, in numbers (token ids left out).
@@ -47,22 +49,25 @@ from benchmarks.training import Recipe, train
 from memformer import MemformerConfig
 
 TEST_SEED = 1_000_000  # of the excerpts that are tested
-MODERN = "memformer-overlap-modern"
-OVERLAPS = {"memformer-overlap": 4, "memformer-overlap-segment": 1, MODERN: 4}
+OVERLAPS = {"memformer-overlap": 4, "memformer-overlap-segment": 1, "memformer-overlap-modern": 4}
 """Variants whose decoder begins with the last S/n bytes of the segment before, and their n."""
-VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:])
+SHORT = {"transformer-xl-short": "transformer-xl", "transformer-xl-modern-short": "transformer-xl-modern"}
+"""Variants that carry no more numbers than the Memformer, and what they are but for that."""
+VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:], *SHORT)
 
 
 def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
     """An untrained model; peers at the parameters of the Memformer."""
     torch.manual_seed(seed)
+    modern = "-modern" in variant
+    hidden = round(2 * options.width * (2 / 3 if modern else 1))
     config = MemformerConfig(
         options.encoder_layers,
         options.decoder_layers,
         d_model=options.width,
         num_heads=options.heads,
-        d_ff=round(2 * options.width * (2 / 3 if variant == MODERN else 1)),
-        block="modern" if variant == MODERN else "paper",
+        d_ff=hidden,
+        block="modern" if modern else "paper",
         num_memory_slots=0 if variant == "memformer-no-slots" else options.slots,
         memory_forgetting=variant != "memformer-no-forgetting",
         overlap=options.segment_length // OVERLAPS[variant] if variant in OVERLAPS else 0,
@@ -80,10 +85,11 @@ def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
         options.width,
         options.heads,
         2 if variant == "lstm" else options.encoder_layers + options.decoder_layers,
-        2 * options.width,
+        hidden,
         options.slots if variant == "rmt" else options.segment_length,
+        options.slots * options.width if variant in SHORT else None,
     )
-    return at_parameters(variant, sizes, parameters(reader))
+    return at_parameters(SHORT.get(variant, variant), sizes, parameters(reader))
 
 
 def carried(state: State) -> int:

@@ -8,12 +8,14 @@
 
 `make peers` installs the libraries (the extra `peers`); without them `available` says so. Each is used as its authors
 configure it: rotary positions and pre-norm layers for x-transformers, GRU gating off in the Compressive Transformer
-(it would be a third of its parameters), its auxiliary reconstruction loss on.
+(it would be a third of its parameters), its auxiliary reconstruction loss on. transformer-xl-modern has what `block:
+modern` gives a Memformer.
 """
 
 import bisect
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from memformer import MemformerConfig
 
 LIBRARIES = {
     "transformer-xl": "x_transformers",
+    "transformer-xl-modern": "x_transformers",
     "windowed": "x_transformers",
     "compressive": "compressive_transformer_pytorch",
     "rmt": "recurrent_memory_transformer_pytorch",
@@ -52,6 +55,7 @@ class Sizes:
         layers: Decoder layers (LSTM layers).
         ff: Hidden width of the feed-forward blocks.
         memory: Tokens or slots that are carried from segment to segment.
+        carried: Most numbers a document that Transformer-XL may carry; it keeps fewer tokens where `memory` are more.
     """
 
     vocab_size: int
@@ -62,6 +66,7 @@ class Sizes:
     layers: int
     ff: int
     memory: int
+    carried: int | None = None
 
 
 def available(kind: str) -> bool:
@@ -70,18 +75,25 @@ def available(kind: str) -> bool:
 
 
 class XTransformer(TruncatedReader):
-    """Transformer-XL: each layer attends to its cached inputs of the last `memory` tokens; no gradient into them."""
+    """Transformer-XL: each layer attends to its cached inputs of the last `memory` tokens; no gradient into them.
 
-    def __init__(self, sizes: Sizes, name: str = "Transformer-XL") -> None:
+    Args:
+        sizes: Its sizes; `carried` shortens the cache.
+        name: For the tables.
+        modern: SwiGLU and normalised queries and keys with a gain, layer norms kept, as `block: modern` of a Memformer.
+    """
+
+    def __init__(self, sizes: Sizes, name: str = "Transformer-XL", modern: bool = False) -> None:
         from loguru import logger
         from x_transformers import Decoder, TransformerWrapper
 
         logger.disable("x_transformers")  # its advice on sizes, which are given here
         self.name, self.sizes = name, sizes
+        most = sizes.memory if sizes.carried is None else sizes.carried // (sizes.layers * sizes.width)
         self.module = TransformerWrapper(
             num_tokens=sizes.vocab_size,
             max_seq_len=sizes.segment_length,
-            max_mem_len=sizes.memory,
+            max_mem_len=min(sizes.memory, most),
             use_abs_pos_emb=False,
             tie_embedding=True,
             attn_layers=Decoder(
@@ -93,6 +105,9 @@ class XTransformer(TruncatedReader):
                 rotary_pos_emb=True,
                 rotary_emb_dim=sizes.width // sizes.heads,  # of every dimension of a head, as in this project
                 attn_flash=True,
+                ff_glu=modern,
+                ff_swish=modern,
+                attn_qk_rmsnorm=modern,
             ),
         )
 
@@ -227,6 +242,7 @@ class LSTM(TruncatedReader):
 
 PEERS: dict[str, Callable[[Sizes], Reader]] = {
     "transformer-xl": XTransformer,
+    "transformer-xl-modern": functools.partial(XTransformer, name="Transformer-XL, modern blocks", modern=True),
     "windowed": Windowed,
     "compressive": Compressive,
     "rmt": RecurrentMemory,
