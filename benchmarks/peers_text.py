@@ -167,7 +167,7 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            *page_head(f"Peers on books, {sizes['steps']} steps", values),
+            *page_head(f"Peers on books, segments of {sizes['segment_length']}, {sizes['steps']} steps", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
             f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "
@@ -175,9 +175,28 @@ def page(values: dict[str, Any]) -> str:
             "its own variants keep its sizes, modern blocks two thirds of its hidden width.",
             "",
             markdown_table(columns, table),
+            *rates_tried(rows),
             *(["", values["notes"]] if values["notes"] else []),
         ]
     )
+
+
+def rates_tried(rows: list[Row]) -> list[str]:
+    """A table of the models that were trained at several rates, on the seeds that have seen them all."""
+    table = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        found = [row for row in rows if row["variant"] == variant]
+        rates = sorted({row["learning_rate"] for row in found})
+        for seed in sorted({row["seed"] for row in found}):
+            by_rate = {row["learning_rate"]: row for row in found if row["seed"] == seed}
+            if len(rates) > 1 and len(by_rate) == len(rates):
+                shown = ", ".join(
+                    f"{rate:g}: {by_rate[rate]['training_losses'][-1]:.3f} and {by_rate[rate]['perplexity']:.3f}"
+                    for rate in rates
+                )
+                table.append((variant, str(seed), shown))
+    columns = ("model", "seed", "rate: training loss of the last tenth (nats), and perplexity")
+    return ["", markdown_table(columns, table)] if table else []
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
