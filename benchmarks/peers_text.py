@@ -2,7 +2,7 @@
 """Memformer beside other architectures on books: equal parameters, equal tokens, one loop.
 
     make peers                                            installs the libraries
-    python benchmarks/peers_text.py                       about 40 minutes on one CPU core, 20 with --jobs 2
+    python benchmarks/peers_text.py                       about an hour on one CPU core, half with --jobs 2
     python benchmarks/peers_text.py --quick --json        about a minute
     python benchmarks/peers_text.py --out benchmarks/results/DATE-cpu-peers-text
 
@@ -14,8 +14,9 @@ Transformer see S bytes before the segment, the last S/4 compressed ones more; t
 memformer-overlap begins with the last S/4 bytes of the segment before, that of memformer-overlap-segment with all of
 it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width, and transformer-xl-modern the
 same ones. transformer-xl-short and transformer-xl-modern-short keep so few tokens that they carry no more numbers than
-the Memformer. Gradients pass from segment to segment where the architecture is trained so: Memformer (by replay), RMT,
-LSTM (by BPTT).
+the Memformer. backbone-slots is this project's other family, one modern decoder with a Memformer's slots and writer,
+that begins with the last S/4 bytes too. Gradients pass from segment to segment where the architecture is trained so:
+Memformer and backbone-slots (by replay), RMT, LSTM (by BPTT).
 
 Perplexity a byte on books never trained on; operations of reading are counted; `carried` is what a document leaves in
 memory between two segments, in numbers (token ids left out).
@@ -42,7 +43,7 @@ from benchmarks.cases import Case, Row, add_options, at_best_rate, run_cases, se
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import KINDS, Sizes, at_parameters, available
-from benchmarks.peers.reader import MemformerReader, Reader, State, parameters
+from benchmarks.peers.reader import MemformerReader, MemoryReader, Reader, State, parameters
 from benchmarks.tasks.text import START
 from benchmarks.texts import HELD_OUT_BOOKS, excerpts, losses_by_segment, rollouts, texts
 from benchmarks.training import Recipe, train
@@ -59,7 +60,7 @@ VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slo
 def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
     """An untrained model; peers at the parameters of the Memformer."""
     torch.manual_seed(seed)
-    modern = "-modern" in variant
+    modern = "-modern" in variant or variant == "backbone-slots"
     hidden = round(2 * options.width * (2 / 3 if modern else 1))
     config = MemformerConfig(
         options.encoder_layers,
@@ -86,7 +87,7 @@ def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
         options.heads,
         2 if variant == "lstm" else options.encoder_layers + options.decoder_layers,
         hidden,
-        options.slots if variant == "rmt" else options.segment_length,
+        options.slots if variant in ("rmt", "backbone-slots") else options.segment_length,
         options.slots * options.width if variant in SHORT else None,
     )
     return at_parameters(SHORT.get(variant, variant), sizes, parameters(reader))
@@ -127,8 +128,8 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         "training_seconds": history.seconds,
         "training_losses": history.losses,
     }
-    if variant.startswith("memformer") and variant != "memformer-no-slots":
-        reader.memory_reset = True  # type: ignore[attr-defined]
+    if isinstance(reader, MemoryReader) and variant != "memformer-no-slots":
+        reader.memory_reset = True
         row["perplexity_memory_reset"] = math.exp(
             float(losses_by_segment(reader, test, options.segment_length)[0].mean())
         )

@@ -5,6 +5,7 @@
     Compressive Transformer                compressive-transformer-pytorch
     Recurrent memory transformer           recurrent-memory-transformer-pytorch
     LSTM                                   torch
+    A decoder with a Memformer's slots     this project's family `backbone`, of transformers' blocks
 
 `make peers` installs the libraries (the extra `peers`); without them `available` says so. Each is used as its authors
 configure it: rotary positions and pre-norm layers for x-transformers, GRU gating off in the Compressive Transformer
@@ -25,6 +26,7 @@ from torch import nn
 
 from benchmarks.peers.reader import (
     MemformerReader,
+    MemoryReader,
     Reader,
     State,
     TruncatedReader,
@@ -39,6 +41,7 @@ LIBRARIES = {
     "windowed": "x_transformers",
     "compressive": "compressive_transformer_pytorch",
     "rmt": "recurrent_memory_transformer_pytorch",
+    "backbone-slots": "transformers",
 }
 
 
@@ -240,6 +243,35 @@ class LSTM(TruncatedReader):
         return logits, (tokens_BS[:, -1], hidden)
 
 
+def backbone_with_slots(sizes: Sizes) -> Reader:
+    """The family `backbone` trained from nothing: one decoder, of modern blocks, that reads and writes `memory` slots.
+
+    It begins with the last quarter of the segment before, as memformer-overlap.
+    """
+    from memformer.models.backbone.config import BackboneConfig, MemoryConfig
+    from memformer.models.backbone.model import Backbone
+
+    decoder = {
+        "model_type": "qwen3",
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.ff,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "head_dim": sizes.width // sizes.heads,
+        "max_position_embeddings": 2 * sizes.segment_length,
+        "tie_word_embeddings": True,
+    }
+    config = BackboneConfig(
+        backbone=decoder,
+        memory=MemoryConfig("slots", num_slots=sizes.memory),
+        vocab_size=sizes.vocab_size,
+        start_token_id=sizes.start_token_id,
+        segment_length=sizes.segment_length,
+    )
+    return MemoryReader(Backbone(config), "decoder with slots")
+
+
 PEERS: dict[str, Callable[[Sizes], Reader]] = {
     "transformer-xl": XTransformer,
     "transformer-xl-modern": functools.partial(XTransformer, name="Transformer-XL, modern blocks", modern=True),
@@ -247,6 +279,7 @@ PEERS: dict[str, Callable[[Sizes], Reader]] = {
     "compressive": Compressive,
     "rmt": RecurrentMemory,
     "lstm": LSTM,
+    "backbone-slots": backbone_with_slots,
 }
 KINDS = ("memformer", *PEERS)
 
