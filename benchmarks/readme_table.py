@@ -239,7 +239,7 @@ def peer_rows(kind: str) -> list[list[str]]:
     settings = {
         "memformer": "",
         "memformer-overlap": "with `overlap` ",
-        "memformer-overlap-modern": "with modern blocks too ",
+        "memformer-overlap-modern": "with `overlap` and modern blocks ",
     }
     ours = [f"{words}{found[name]:.3f}" for name, words in settings.items() if name in found]
     beside = [
