@@ -2,7 +2,7 @@
 """Memformer beside other architectures on books: equal parameters, equal tokens, one loop.
 
     make peers                                            installs the libraries
-    python benchmarks/peers_text.py                       about 40 minutes on one CPU core, 20 with --jobs 2
+    python benchmarks/peers_text.py                       about an hour on one CPU core, half with --jobs 2
     python benchmarks/peers_text.py --quick --json        about a minute
     python benchmarks/peers_text.py --out benchmarks/results/DATE-cpu-peers-text
 
@@ -12,8 +12,11 @@ optimizer and schedule; each is trained at every one of `--learning-rates` and s
 loss. Memformer and RMT carry `--slots` vectors; Transformer-XL, the windowed and the Compressive
 Transformer see S bytes before the segment, the last S/4 compressed ones more; the LSTM its state. The decoder of
 memformer-overlap begins with the last S/4 bytes of the segment before, that of memformer-overlap-segment with all of
-it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width. Gradients pass from segment
-to segment where the architecture is trained so: Memformer (by replay), RMT, LSTM (by BPTT).
+it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width, and transformer-xl-modern the
+same ones. transformer-xl-short and transformer-xl-modern-short keep so few tokens that they carry no more numbers than
+the Memformer. backbone-slots is this project's other family, one modern decoder with a Memformer's slots and writer,
+that begins with the last S/4 bytes too. Gradients pass from segment to segment where the architecture is trained so:
+Memformer and backbone-slots (by replay), RMT, LSTM (by BPTT).
 
 Perplexity a byte on books never trained on; operations of reading are counted; `carried` is what a document leaves in
 memory between two segments, in numbers (token ids left out).
@@ -40,29 +43,32 @@ from benchmarks.cases import Case, Row, add_options, at_best_rate, run_cases, se
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import KINDS, Sizes, at_parameters, available
-from benchmarks.peers.reader import MemformerReader, Reader, State, parameters
+from benchmarks.peers.reader import MemformerReader, MemoryReader, Reader, State, parameters
 from benchmarks.tasks.text import START
 from benchmarks.texts import HELD_OUT_BOOKS, excerpts, losses_by_segment, rollouts, texts
 from benchmarks.training import Recipe, train
 from memformer import MemformerConfig
 
 TEST_SEED = 1_000_000  # of the excerpts that are tested
-MODERN = "memformer-overlap-modern"
-OVERLAPS = {"memformer-overlap": 4, "memformer-overlap-segment": 1, MODERN: 4}
+OVERLAPS = {"memformer-overlap": 4, "memformer-overlap-segment": 1, "memformer-overlap-modern": 4}
 """Variants whose decoder begins with the last S/n bytes of the segment before, and their n."""
-VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:])
+SHORT = {"transformer-xl-short": "transformer-xl", "transformer-xl-modern-short": "transformer-xl-modern"}
+"""Variants that carry no more numbers than the Memformer, and what they are but for that."""
+VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slots", *KINDS[1:], *SHORT)
 
 
 def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
     """An untrained model; peers at the parameters of the Memformer."""
     torch.manual_seed(seed)
+    modern = "-modern" in variant or variant == "backbone-slots"
+    hidden = round(2 * options.width * (2 / 3 if modern else 1))
     config = MemformerConfig(
         options.encoder_layers,
         options.decoder_layers,
         d_model=options.width,
         num_heads=options.heads,
-        d_ff=round(2 * options.width * (2 / 3 if variant == MODERN else 1)),
-        block="modern" if variant == MODERN else "paper",
+        d_ff=hidden,
+        block="modern" if modern else "paper",
         num_memory_slots=0 if variant == "memformer-no-slots" else options.slots,
         memory_forgetting=variant != "memformer-no-forgetting",
         overlap=options.segment_length // OVERLAPS[variant] if variant in OVERLAPS else 0,
@@ -80,10 +86,11 @@ def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
         options.width,
         options.heads,
         2 if variant == "lstm" else options.encoder_layers + options.decoder_layers,
-        2 * options.width,
-        options.slots if variant == "rmt" else options.segment_length,
+        hidden,
+        options.slots if variant in ("rmt", "backbone-slots") else options.segment_length,
+        options.slots * options.width if variant in SHORT else None,
     )
-    return at_parameters(variant, sizes, parameters(reader))
+    return at_parameters(SHORT.get(variant, variant), sizes, parameters(reader))
 
 
 def carried(state: State) -> int:
@@ -121,8 +128,8 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         "training_seconds": history.seconds,
         "training_losses": history.losses,
     }
-    if variant.startswith("memformer") and variant != "memformer-no-slots":
-        reader.memory_reset = True  # type: ignore[attr-defined]
+    if isinstance(reader, MemoryReader) and variant != "memformer-no-slots":
+        reader.memory_reset = True
         row["perplexity_memory_reset"] = math.exp(
             float(losses_by_segment(reader, test, options.segment_length)[0].mean())
         )
@@ -161,7 +168,7 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            *page_head(f"Peers on books, {sizes['steps']} steps", values),
+            *page_head(f"Peers on books, segments of {sizes['segment_length']}, {sizes['steps']} steps", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
             f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "
@@ -169,9 +176,28 @@ def page(values: dict[str, Any]) -> str:
             "its own variants keep its sizes, modern blocks two thirds of its hidden width.",
             "",
             markdown_table(columns, table),
+            *rates_tried(rows),
             *(["", values["notes"]] if values["notes"] else []),
         ]
     )
+
+
+def rates_tried(rows: list[Row]) -> list[str]:
+    """A table of the models that were trained at several rates, on the seeds that have seen them all."""
+    table = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        found = [row for row in rows if row["variant"] == variant]
+        rates = sorted({row["learning_rate"] for row in found})
+        for seed in sorted({row["seed"] for row in found}):
+            by_rate = {row["learning_rate"]: row for row in found if row["seed"] == seed}
+            if len(rates) > 1 and len(by_rate) == len(rates):
+                shown = ", ".join(
+                    f"{rate:g}: {by_rate[rate]['training_losses'][-1]:.3f} and {by_rate[rate]['perplexity']:.3f}"
+                    for rate in rates
+                )
+                table.append((variant, str(seed), shown))
+    columns = ("model", "seed", "rate: training loss of the last tenth (nats), and perplexity")
+    return ["", markdown_table(columns, table)] if table else []
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:

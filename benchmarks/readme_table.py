@@ -88,7 +88,7 @@ def rows() -> list[list[str]]:
         ],
         *(communication_rows() if exists("communication") else []),
         *(pixel_rows() if exists("cpu-pixels") else []),
-        *(peer_rows() if exists("cpu-peers-text") else []),
+        *(row for kind in ("peers-text", "peers-text-128") if exists(f"cpu-{kind}") for row in peer_rows(kind)),
         *(row for kind in ("long-text", "long-text-code") if exists(f"cpu-{kind}") for row in horizon_rows(kind)),
         *(task_rows() if exists("cpu-task-evaluation") else []),
         *(row for task in KEPT if exists(f"cpu-memory-{task}") for row in memory_rows(task)),
@@ -232,19 +232,26 @@ def pixel_rows() -> list[list[str]]:
     ]
 
 
-def peer_rows() -> list[list[str]]:
+def peer_rows(kind: str) -> list[list[str]]:
     """Other architectures at equal parameters."""
-    path, values = newest("cpu-peers-text")
+    path, values = newest(f"cpu-{kind}")
     found = best(values["rows"], "variant")
-    others = {name: each for name, each in found.items() if not name.startswith("memformer")}
-    settings = {"memformer-overlap": "with `overlap`", "memformer-overlap-modern": "with modern blocks too"}
-    ours = [f"{words} {found[name]:.3f}" for name, words in settings.items() if name in found]
+    settings = {
+        "memformer": "",
+        "memformer-overlap": "with `overlap` ",
+        "memformer-overlap-modern": "with `overlap` and modern blocks ",
+    }
+    ours = [f"{words}{found[name]:.3f}" for name, words in settings.items() if name in found]
+    beside = [
+        f"{name.replace('memformer-no-slots', 'without slots')}: {each:.3f}"
+        for name, each in found.items()
+        if name == "memformer-no-slots" or not name.startswith("memformer")
+    ]
     return [
         [
             f"Books as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity",
-            "; ".join([f"{found['memformer']:.3f}", *ours]),
-            f"without slots: {found['memformer-no-slots']:.3f}; "
-            + "; ".join(f"{name}: {each:.3f}" for name, each in others.items()),
+            "; ".join(ours),
+            "; ".join(beside),
             link(path),
         ]
     ]

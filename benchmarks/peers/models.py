@@ -5,15 +5,18 @@
     Compressive Transformer                compressive-transformer-pytorch
     Recurrent memory transformer           recurrent-memory-transformer-pytorch
     LSTM                                   torch
+    A decoder with a Memformer's slots     this project's family `backbone`, of transformers' blocks
 
 `make peers` installs the libraries (the extra `peers`); without them `available` says so. Each is used as its authors
 configure it: rotary positions and pre-norm layers for x-transformers, GRU gating off in the Compressive Transformer
-(it would be a third of its parameters), its auxiliary reconstruction loss on.
+(it would be a third of its parameters), its auxiliary reconstruction loss on. transformer-xl-modern has what `block:
+modern` gives a Memformer.
 """
 
 import bisect
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from torch import nn
 
 from benchmarks.peers.reader import (
     MemformerReader,
+    MemoryReader,
     Reader,
     State,
     TruncatedReader,
@@ -33,9 +37,11 @@ from memformer import MemformerConfig
 
 LIBRARIES = {
     "transformer-xl": "x_transformers",
+    "transformer-xl-modern": "x_transformers",
     "windowed": "x_transformers",
     "compressive": "compressive_transformer_pytorch",
     "rmt": "recurrent_memory_transformer_pytorch",
+    "backbone-slots": "transformers",
 }
 
 
@@ -52,6 +58,7 @@ class Sizes:
         layers: Decoder layers (LSTM layers).
         ff: Hidden width of the feed-forward blocks.
         memory: Tokens or slots that are carried from segment to segment.
+        carried: Most numbers a document that Transformer-XL may carry; it keeps fewer tokens where `memory` are more.
     """
 
     vocab_size: int
@@ -62,6 +69,7 @@ class Sizes:
     layers: int
     ff: int
     memory: int
+    carried: int | None = None
 
 
 def available(kind: str) -> bool:
@@ -70,18 +78,25 @@ def available(kind: str) -> bool:
 
 
 class XTransformer(TruncatedReader):
-    """Transformer-XL: each layer attends to its cached inputs of the last `memory` tokens; no gradient into them."""
+    """Transformer-XL: each layer attends to its cached inputs of the last `memory` tokens; no gradient into them.
 
-    def __init__(self, sizes: Sizes, name: str = "Transformer-XL") -> None:
+    Args:
+        sizes: Its sizes; `carried` shortens the cache.
+        name: For the tables.
+        modern: SwiGLU and normalised queries and keys with a gain, layer norms kept, as `block: modern` of a Memformer.
+    """
+
+    def __init__(self, sizes: Sizes, name: str = "Transformer-XL", modern: bool = False) -> None:
         from loguru import logger
         from x_transformers import Decoder, TransformerWrapper
 
         logger.disable("x_transformers")  # its advice on sizes, which are given here
         self.name, self.sizes = name, sizes
+        most = sizes.memory if sizes.carried is None else sizes.carried // (sizes.layers * sizes.width)
         self.module = TransformerWrapper(
             num_tokens=sizes.vocab_size,
             max_seq_len=sizes.segment_length,
-            max_mem_len=sizes.memory,
+            max_mem_len=min(sizes.memory, most),
             use_abs_pos_emb=False,
             tie_embedding=True,
             attn_layers=Decoder(
@@ -93,6 +108,9 @@ class XTransformer(TruncatedReader):
                 rotary_pos_emb=True,
                 rotary_emb_dim=sizes.width // sizes.heads,  # of every dimension of a head, as in this project
                 attn_flash=True,
+                ff_glu=modern,
+                ff_swish=modern,
+                attn_qk_rmsnorm=modern,
             ),
         )
 
@@ -225,12 +243,43 @@ class LSTM(TruncatedReader):
         return logits, (tokens_BS[:, -1], hidden)
 
 
+def backbone_with_slots(sizes: Sizes) -> Reader:
+    """The family `backbone` trained from nothing: one decoder, of modern blocks, that reads and writes `memory` slots.
+
+    It begins with the last quarter of the segment before, as memformer-overlap.
+    """
+    from memformer.models.backbone.config import BackboneConfig, MemoryConfig
+    from memformer.models.backbone.model import Backbone
+
+    decoder = {
+        "model_type": "qwen3",
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.ff,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.heads,
+        "head_dim": sizes.width // sizes.heads,
+        "max_position_embeddings": 2 * sizes.segment_length,
+        "tie_word_embeddings": True,
+    }
+    config = BackboneConfig(
+        backbone=decoder,
+        memory=MemoryConfig("slots", num_slots=sizes.memory),
+        vocab_size=sizes.vocab_size,
+        start_token_id=sizes.start_token_id,
+        segment_length=sizes.segment_length,
+    )
+    return MemoryReader(Backbone(config), "decoder with slots")
+
+
 PEERS: dict[str, Callable[[Sizes], Reader]] = {
     "transformer-xl": XTransformer,
+    "transformer-xl-modern": functools.partial(XTransformer, name="Transformer-XL, modern blocks", modern=True),
     "windowed": Windowed,
     "compressive": Compressive,
     "rmt": RecurrentMemory,
     "lstm": LSTM,
+    "backbone-slots": backbone_with_slots,
 }
 KINDS = ("memformer", *PEERS)
 

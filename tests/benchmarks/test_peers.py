@@ -1,6 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The readers of benchmarks/peers: none sees the future, all carry something on, all train, all are of one size."""
 
+import copy
+import dataclasses
 import functools
 
 import pytest
@@ -150,6 +152,41 @@ def test_peers_are_built_at_the_parameters_asked_for(kind: str) -> None:
     reader_of(kind)
     target = parameters(reader_of("memformer"))
     assert abs(parameters(at_parameters(kind, SIZES, target)) - target) <= 0.03 * target
+
+
+def test_a_shorter_cache_carries_no_more_than_asked_for_and_leaves_the_model_as_it_is() -> None:
+    whole = reader_of("transformer-xl")
+    torch.manual_seed(0)
+    short = make("transformer-xl", dataclasses.replace(SIZES, carried=3 * SIZES.layers * SIZES.width + 1), CONFIG)
+    short.module.eval()
+    for one, other in zip(short.module.parameters(), whole.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+    tokens = random_tokens(2, 3 * LENGTH)
+    last = tokens[:, 2 * LENGTH :]
+    with torch.no_grad():
+        state = None
+        for segment in tokens[:, : 2 * LENGTH].split(LENGTH, dim=1):
+            state = short.read(segment, state)[1]
+        assert [memory.shape for memory in state[1]] == [(2, 3, SIZES.width)] * SIZES.layers
+        # The whole one, its caches cut to the same tokens, predicts the same.
+        first = whole.read(tokens[:, :LENGTH], None)[1]
+        second = whole.read(tokens[:, LENGTH : 2 * LENGTH], (first[0], [each[:, -3:] for each in first[1]]))[1]
+        found = whole.read(last, (second[0], [each[:, -3:] for each in second[1]]))[0]
+    torch.testing.assert_close(found, short.read(last, state)[0])
+
+
+@pytest.mark.parametrize("kind", ["transformer-xl", "transformer-xl-modern"])
+def test_modern_blocks_of_a_peer_take_no_notice_of_the_size_of_queries(kind: str) -> None:
+    reader = copy.deepcopy(reader_of(kind))
+    tokens = random_tokens(2, LENGTH)
+    with torch.no_grad():
+        before = reader.read(tokens, None)[0]
+        for name, parameter in reader.module.named_parameters():
+            if name.endswith("to_q.weight"):
+                parameter.mul_(4)
+        difference = (reader.read(tokens, None)[0] - before).abs().max()
+    assert (difference < 1e-5) == (kind == "transformer-xl-modern")
+    assert any(isinstance(module, torch.nn.SiLU) for module in reader.module.modules()) == kind.endswith("modern")
 
 
 def test_one_loop_trains_memformer_and_lstm() -> None:

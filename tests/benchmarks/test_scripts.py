@@ -122,6 +122,19 @@ def test_peers_on_text(tmp_path: Path) -> None:
     assert len(ours["by_segment"]) == 4
 
 
+def test_a_page_of_peers_tells_the_rates_of_seeds_that_have_seen_them_all() -> None:
+    def row(variant: str, seed: int, rate: float, loss: float) -> cases.Row:
+        names = {"variant": variant, "seed": seed, "learning_rate": rate}
+        return names | {"training_losses": [9.0, loss], "perplexity": 2 * loss}
+
+    one_rate = [row("rmt", seed, 0.01, 2.0) for seed in (0, 1)]
+    assert peers_text.rates_tried(one_rate) == []
+    two = [row("lstm", 0, 0.01, 1.5), row("lstm", 0, 0.005, 1.25), row("lstm", 1, 0.01, 1.0)]
+    assert peers_text.rates_tried(one_rate + two)[1].splitlines()[2:] == [
+        "| lstm | 0 | 0.005: 1.250 and 2.500, 0.01: 1.500 and 3.000 |"
+    ]
+
+
 def test_books_are_held_out_whole() -> None:
     books = texts.texts("books")
     assert len(books.held_out) == len(texts.HELD_OUT_BOOKS)
