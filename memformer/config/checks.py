@@ -187,9 +187,13 @@ def wavefront(config: Any) -> None:
         return
     asked, checkpointing = f"training.wavefront_window is {window}", config.activation_checkpointing
     try:
-        wavefronts_of(config.model).check(config.model, trained=True)
+        diagonals = wavefronts_of(config.model)
     except ValueError as error:
         raise ValueError(f"{asked}: {error}: set it to 0") from None
+    try:
+        diagonals.check(config.model, trained=True)
+    except ValueError as error:
+        raise ValueError(f"{asked}: model.{error}: set the former to 0") from None
     if window > config.data.most_segments:
         raise ValueError(
             f"{asked}: a rollout has {config.data.most_segments} segments (data.num_segments) at most, set it to no "

@@ -43,7 +43,8 @@ class StepFigures:
         tokens: Valid targets of this step, of all lanes, whether they count or not.
         epochs: How often the training data has been read so far.
         replay_buffer_bytes: Largest size of the replay buffer on this process.
-        memory_gradient_norms: L2 norm of the loss's gradient with respect to the memory before segments 1 .. T-1.
+        memory_gradient_norms: L2 norm of the loss's gradient with respect to the memory before segments 1 .. T-1; with
+            training.wavefront_window before the windows but the first alone.
         memory: `memory_diagnostics`, at the steps that have them.
         seconds: How long the step took.
         data_seconds: How long it waited for its batch.

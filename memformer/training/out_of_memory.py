@@ -23,7 +23,8 @@ def told_when_out_of_memory(state: TrainingState, segments_done: Callable[[], in
 
     Args:
         state: The run before that step.
-        segments_done: How many of the rollout's segments have been back-propagated.
+        segments_done: How many of the rollout's segments have been back-propagated; of its windows, where it is trained
+            by windows.
 
     Raises:
         UserError: The device or the host has no more memory; with exit code 1.
@@ -42,17 +43,18 @@ def line(state: TrainingState, segments_done: int, said: str) -> str:
 
     Args:
         state: The run before the step.
-        segments_done: Segments of its rollout that have been back-propagated.
+        segments_done: As of `told_when_out_of_memory`.
         said: The allocator's words.
     """
     world, config = state.world, state.config
     asked = _ASKED.search(said)
     where = f"step {state.progress.step + 1}, rank {world.rank} on {world.device}"
+    parts = "windows" if config.training.wavefront_window else "segments"
     run = arrange(config, state.engine.model.config, world.size)
     memory, _ = stage_memory(run, world.mesh.pipe.rank)
     name, size, mend = largest(memory)
     return (
-        f"out of memory at {where}, segments of the rollout that were done: {segments_done}"
+        f"out of memory at {where}, {parts} of the rollout that were done: {segments_done}"
         f"{f', asked for: {asked[1]}' if asked else ''}; the plan expected "
         f"{sum(memory.values()) / 1e9:.3g} GB, most of it {name} ({size / 1e9:.3g} GB): try {mend}"
     )

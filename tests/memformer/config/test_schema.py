@@ -222,9 +222,9 @@ def test_names_of_settings_elsewhere_name_settings_of_this_schema() -> None:
         ("activation_checkpointing.memory_interval", 2, "or the latter to 1"),
         ("activation_checkpointing.cpu_checkpointing", True, "set cpu_checkpointing to false, or mode to none"),
         ("compile", True, "or the latter to false"),
-        ("model.dropout", 0.1, "dropout is 0.1: a wavefront draws no masks: set it to 0"),
-        ("model.lora", {"dropout": 0.1}, "lora.dropout is 0.1: a wavefront draws no masks: set it to 0"),
-        ("model.memory", {"kind": "tokens"}, "memory.kind is tokens: all layers wait for it"),
+        ("model.dropout", 0.1, "model.dropout is 0.1: a wavefront draws no masks: set the former to 0"),
+        ("model.lora", {"dropout": 0.1}, "model.lora.dropout is 0.1: a wavefront draws no masks: set the former to 0"),
+        ("model.memory", {"kind": "tokens"}, "model.memory.kind is tokens: all layers wait for it"),
     ],
 )
 def test_a_wavefront_goes_with_what_leaves_its_diagonals_whole(setting: str, value: Any, mend: str) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Traced steps: what stands in the trace of a real run, that it changes nothing, and the line when memory runs out.
 
-Covers: memformer/training/out_of_memory.py, memformer/processes/spans.py
+Covers: memformer/processes/spans.py
 """
 
 from pathlib import Path
