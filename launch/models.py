@@ -95,8 +95,8 @@ def check_decoder_batch(path: Path, group: int) -> None:
     config = _described(path)
     if config is not None and not family_of(config).decoder_apart:
         raise UserError(
-            f"--segments-per-decoder-batch is {group}: not built for family {config.family}, which has no decoder apart "
-            "from its memory: leave it out"
+            f"--segments-per-decoder-batch is {group}: not built for family {config.family}, whose memory waits for "
+            "all layers: leave it out"
         )
 
 

@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="G",
-        help="segments of a data set that the decoder takes at once, equal to rounding: faster for one or a few documents "
-        "or short segments (Memformers alone)",
+        help="segments of a data set that the decoder takes at once, equal to rounding: faster for one or a few "
+        "documents or short segments (Memformers alone)",
     )
     add_far_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
@@ -89,8 +89,8 @@ def refuse_others(arguments: argparse.Namespace) -> None:
             raise UserError("--wavefront is for a data set: tasks read many documents side by side, leave it out")
         if arguments.segments_per_decoder_batch > 1:
             raise UserError(
-                "--segments-per-decoder-batch is for a data set: tasks decode the segments of their answers alone, leave "
-                "it out"
+                "--segments-per-decoder-batch is for a data set: tasks decode the segments of their answers alone, "
+                "leave it out"
             )
         if arguments.from_token:
             raise UserError("--from-token is for a data set: tasks score their answers alone, leave it out")

@@ -172,7 +172,7 @@ def _in_groups(
     carried: bool,
     group: int,
 ) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
-    """As `_in_turn`, with the decoder of `group` segments at a time, and where no memory is carried all of the model."""
+    """As `_in_turn`, `group` segments at a time through the decoder, and where no memory is carried through all."""
     for span in DecoderGroups(len(segments), group).spans:
         asked = [t for t in span if scored[t]]
         joined = Segment.joined([segments[t] for t in asked]) if asked else None

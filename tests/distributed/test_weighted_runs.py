@@ -1,8 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Whole runs on data with loss weights: on two processes as on one, resumed to the last bit, on other lanes too.
 
-The marked part of every document lies so far behind that nothing counts in the first steps. On two processes the decoder
-takes two segments at once, in evaluation too.
+The marked part of every document lies so far behind that nothing counts in the first steps. On two processes the
+decoder takes two segments at once, in evaluation too.
 """
 
 import json
