@@ -8,7 +8,7 @@ A rollout of T segments of B lanes of S tokens, replayed with the decoder of G s
 first compared with. `operations` is what a G adds to it by arithmetic: encoders that run once more without a graph. The
 peak is all that a rollout's operations have returned and that is alive at a time; on a GPU what the allocator says.
 
-With --evaluation instead: documents of 16 segments scored with their memory and with it reset, by two models.
+With --evaluation instead: documents of 8 segments scored with their memory and with it reset, by two models.
 `layer calls` is by arithmetic: of N encoder and M decoder layers N T + M T/G and (N + M) T/G instead of 2 (N + M) T;
 each call starts the same kernels, whatever its rows.
 """
@@ -49,7 +49,7 @@ MODEL = MemformerConfig(
 SIZES = ((1, 8), (1, 32), (1, 128), (4, 128))  # lanes and tokens of a segment
 SCORED = ((2, 6, 64), (4, 16, 128))  # layers and width of the models that score
 SCORED_SIZES = ((1, 16), (1, 64), (8, 16), (8, 64))
-SCORED_SEGMENTS = 16
+SCORED_SEGMENTS = 8
 SCORED_COLUMNS = ("model", "lanes", "segment", "G", "ms", "time", "layer calls", "losses differ by")
 COLUMNS = ("lanes", "segment", "G", "ms a rollout", "time", "operations", "peak MB", "gradients differ by")
 
@@ -151,8 +151,8 @@ def scored_page(values: dict[str, Any]) -> str:
         [
             *page_head("Scoring with the decoder of several segments at once", values),
             f"Documents of {values['segments']} segments, with the memory and with it reset, {values['precision']}. "
-            "*model*: layers and width. *time* and *layer calls* are factors of G = 1, the latter by arithmetic: a call "
-            "starts the same kernels, whatever its rows.",
+            "*model*: layers and width. *time* and *layer calls* are factors of G = 1, the latter by arithmetic: a "
+            "call starts the same kernels, whatever its rows.",
             "",
             markdown_table(SCORED_COLUMNS, rows),
             "",
