@@ -91,7 +91,7 @@ def evaluate(
         wavefront: Of the model: reads the segments of a batch along the diagonals of segments and layers, equal to
             rounding; worth the more, the more segments a batch has. All their targets are computed.
         group: Segments of a batch that the decoder takes at once, of a model that is `replay.DecoderApart`; equal to
-            rounding. Where it is above 1, what no document of any process reaches is not decoded.
+            rounding. Segments of the last batch behind all documents are computed too.
         total: Sums a tensor over the replicas, in place.
     """
     sums = {mode: torch.zeros(3, BUCKETS, dtype=torch.float64, device=device) for mode in MODES}
@@ -106,9 +106,8 @@ def evaluate(
                 break
             rollout, length = rollout_of(batch, device), batch.tokens.shape[2]
             scored = [True] * rollout.num_segments
-            if from_token or group > 1:  # agreed, as all processes run the same modules
-                there_BT = (batch.lengths > 0) & (batch.starts + batch.lengths > from_token)
-                ends = torch.from_numpy(there_BT.sum(0)).to(device)
+            if from_token:  # agreed, as all processes run the same modules
+                ends = torch.from_numpy((batch.starts + batch.lengths > from_token).sum(0)).to(device)
                 scored = (total(ends) > 0).tolist()
             # Targets of each segment that come before the first scored one, [B, T].
             before = torch.from_numpy(from_token - batch.starts).clamp(0, length).to(device)
