@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipeline import Tokenizer
+    from memformer.models.configuration import ModelConfig
     from memformer.models.protocol import MemoryModel, Wavefront
 
 
@@ -72,19 +73,45 @@ def check_wavefront(path: Path) -> None:
     Raises:
         UserError: It has none.
     """
-    from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of_architecture, wavefronts_of
+    from memformer.models.registry import wavefronts_of
 
-    file = next(file for file in (path / "memory.json", path / "config.json") if file.is_file())
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        kind = family_of_architecture(described.get("architecture", family(DEFAULT).architecture))
-        config = kind.config.from_dict(described["model"])
-    except (UnknownFamily, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    config = _described(path)
+    if config is None:
         return
     try:
         wavefronts_of(config).check(config)
     except ValueError as error:
         raise UserError(f"--wavefront: {error}: leave it out") from None
+
+
+def check_decoder_batch(path: Path, group: int) -> None:
+    """Refuses --segments-per-decoder-batch for a model without a decoder apart, as `check_wavefront`.
+
+    Raises:
+        UserError: It has none.
+    """
+    from memformer.models.registry import family_of
+
+    config = _described(path)
+    if config is not None and not family_of(config).decoder_apart:
+        raise UserError(
+            f"--segments-per-decoder-batch is {group}: not built for family {config.family}, whose memory waits for "
+            "all layers: leave it out"
+        )
+
+
+def _described(path: Path) -> "ModelConfig | None":
+    """The configuration that an export describes, without torch; None: it cannot be read."""
+    from memformer.models.registry import DEFAULT, UnknownFamily, family, family_of_architecture
+
+    file = next(file for file in (path / "memory.json", path / "config.json") if file.is_file())
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        kind = family_of_architecture(described.get("architecture", family(DEFAULT).architecture))
+        config: ModelConfig = kind.config.from_dict(described["model"])
+    except (UnknownFamily, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    return config
 
 
 def open_wavefront(model: "MemoryModel") -> "Wavefront":

@@ -50,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score targets from this token of their document on; what comes before is read for the memory alone",
     )
     add_wavefront_argument(parser, "read a data set")
+    parser.add_argument(
+        "--segments-per-decoder-batch",
+        type=int,
+        default=1,
+        metavar="G",
+        help="segments of a data set that the decoder takes at once, equal to rounding: faster for one or a few "
+        "documents or short segments (Memformers alone)",
+    )
     add_far_arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout, the rest on stderr")
     evaluate_tasks.add_arguments(parser)
@@ -79,6 +87,11 @@ def refuse_others(arguments: argparse.Namespace) -> None:
             raise UserError(f"--max-segments is for a data set: give {instead}, or leave it out")
         if arguments.wavefront:
             raise UserError("--wavefront is for a data set: tasks read many documents side by side, leave it out")
+        if arguments.segments_per_decoder_batch > 1:
+            raise UserError(
+                "--segments-per-decoder-batch is for a data set: tasks decode the segments of their answers alone, "
+                "leave it out"
+            )
         if arguments.from_token:
             raise UserError("--from-token is for a data set: tasks score their answers alone, leave it out")
 
@@ -89,9 +102,10 @@ def run(arguments: argparse.Namespace) -> None:
     from data_pipeline.addresses import beneath
     from data_pipeline.opening import holds_data
     from launch.addresses import far_settings
-    from launch.models import check_wavefront, model_here, open_model, open_wavefront
+    from launch.models import check_decoder_batch, check_wavefront, model_here, open_model, open_wavefront
 
-    for name in ("lanes", "max_segments"):
+    group = arguments.segments_per_decoder_batch
+    for name in ("lanes", "max_segments", "segments_per_decoder_batch"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     if arguments.from_token < 0:
@@ -101,9 +115,15 @@ def run(arguments: argparse.Namespace) -> None:
         return evaluate_tasks.run(arguments)
     if arguments.lm_eval is not None:
         return evaluate_lm_eval.run(arguments)
+    if arguments.wavefront and group > 1:
+        raise UserError(
+            f"--segments-per-decoder-batch is {group}, but --wavefront reads all layers along diagonals: leave one out"
+        )
     path = model_here(arguments)
     if arguments.wavefront:
         check_wavefront(path)
+    if group > 1:
+        check_decoder_batch(path, group)
     far, data = far_settings(arguments), arguments.data
     if not holds_data(data, far) and holds_data(beneath(data, "validation"), far):
         data = beneath(data, "validation")
@@ -128,8 +148,9 @@ def run(arguments: argparse.Namespace) -> None:
     lanes, wavefront, together = min(arguments.lanes, len(index)), None, 1
     if arguments.wavefront:
         wavefront = open_wavefront(model)
+    if wavefront or group > 1:
         segments = int((-(-index.lengths // length)).sum()) // lanes
-        together = max(1, min(TOGETHER, segments, arguments.max_segments or segments))
+        together = max(1, min(group if group > 1 else TOGETHER, segments, arguments.max_segments or segments))
     with SegmentStream(
         index,
         num_lanes=lanes,
@@ -145,6 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
             max_segments=arguments.max_segments,
             from_token=arguments.from_token,
             wavefront=wavefront,
+            group=group,
         )
     result: dict[str, Any] = {mode: score.report() for mode, score in scores.items()}
     if result["with_memory"]["loss"] is None:

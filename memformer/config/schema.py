@@ -132,8 +132,8 @@ class TrainingConfig(Section):
     lanes_per_micro_batch: int | None = Field(None, ge=1)
     """Lanes of a process that are replayed together; null: all of them. Fewer need less memory."""
     segments_per_decoder_batch: int = Field(1, ge=1)
-    """G: segments that the decoder of a replay takes as one batch; more pay where a segment's is too small for the
-    device (docs/parallelism.md)."""
+    """G: segments that the decoder of a replay, or of an evaluation, takes as one batch; more pay where a segment's is
+    too small for the device (docs/parallelism.md)."""
     wavefront_window: int = Field(0, ge=0)
     """W: segments of a replay that go through the layers along diagonals, and whose graphs are held at a time, of a
     backbone with a matrix at each layer (docs/backbones.md); 0: one segment after another."""

@@ -7,7 +7,7 @@ Both figures see the previous segment; "reset" takes away only what the memory c
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from data_pipeline import SegmentBatch
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.protocol import MemoryModel, Wavefront
 from memformer.processes.group import all_sum
-from memformer.replay import Carry, Segment
+from memformer.replay import Carry, DecoderApart, DecoderGroups, Segment
 from memformer.run.data import rollout_of
 from memformer.run.metrics import perplexity
 
@@ -73,6 +73,7 @@ def evaluate(
     from_token: int = 0,
     autocast: contextlib.AbstractContextManager[Any] | None = None,
     wavefront: Wavefront | None = None,
+    group: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] = all_sum,
 ) -> dict[str, Score]:
     """Scores documents in both modes, in one pass at constant memory, by their loss weights where they have any.
@@ -89,6 +90,8 @@ def evaluate(
         autocast: The precision to compute in; None: the weights' own.
         wavefront: Of the model: reads the segments of a batch along the diagonals of segments and layers, equal to
             rounding; worth the more, the more segments a batch has. All their targets are computed.
+        group: Segments of a batch that the decoder takes at once, of a model that is `replay.DecoderApart`; equal to
+            rounding. Segments of the last batch behind all documents are computed too.
         total: Sums a tensor over the replicas, in place.
     """
     sums = {mode: torch.zeros(3, BUCKETS, dtype=torch.float64, device=device) for mode in MODES}
@@ -118,7 +121,9 @@ def evaluate(
                 segments = [rollout.segment(t, carry) for t in range(count)]
                 carried = mode == "with_memory"
                 memory = carry.memory if carried else initial
-                if wavefront is None:
+                if group > 1:
+                    read = _in_groups(cast(DecoderApart, model), scored, segments, memory, carried, group)
+                elif wavefront is None:
                     read = _in_turn(model, scored, segments, memory, carried)
                 else:  # where the last documents end before the batch does, it ends with them
                     until = 1 + int(batch.lengths.any(0).nonzero()[0].max(initial=0))
@@ -156,3 +161,30 @@ def _in_turn(
             following = model.advance(segment, memory)
         memory = following if carried else memory
         yield losses, following if t == len(segments) - 1 else None
+
+
+def _in_groups(
+    model: DecoderApart,
+    scored: Sequence[bool],
+    segments: Sequence[Segment],
+    memory: torch.Tensor,
+    carried: bool,
+    group: int,
+) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """As `_in_turn`, `group` segments at a time through the decoder, and where no memory is carried through all."""
+    for span in DecoderGroups(len(segments), group).spans:
+        asked = [t for t in span if scored[t]]
+        joined = Segment.joined([segments[t] for t in asked]) if asked else None
+        contexts = []
+        if carried:
+            for t in span:
+                if scored[t]:
+                    context, memory = model.encode_and_write(segments[t], memory)
+                    contexts.append(context)
+                else:
+                    memory = model.advance(segments[t], memory)
+        elif joined is not None:
+            contexts.append(model.encode_and_write(joined, memory.repeat(len(asked), 1, 1))[0])
+        losses = iter(() if joined is None else model.score(joined, torch.cat(contexts)).chunk(len(asked)))
+        for t in span:
+            yield next(losses) if scored[t] else None, memory if t == len(segments) - 1 else None

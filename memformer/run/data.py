@@ -156,16 +156,21 @@ class TrainingData:
         )
         return SegmentStream(self.train, settings)
 
-    def held_out_stream(self, config: Config, world: "World") -> SegmentStream:
-        """One epoch of the held-out documents, one segment a batch; as many lanes as documents, at most num_lanes."""
+    def held_out_lanes(self, config: Config, world: "World") -> int:
+        """As many lanes as held-out documents, at most num_lanes, of all processes."""
+        assert self.held_out is not None
+        return min(config.data.num_lanes, max(len(self.held_out), world.mesh.data.size))
+
+    def held_out_stream(self, config: Config, world: "World", num_segments: int = 1) -> SegmentStream:
+        """One epoch of the held-out documents, by default one segment a batch."""
         if self.held_out is None:
             raise ValueError("there are no held-out documents")
         settings = stream_settings(
             config,
             world,
             "held-out",
-            num_lanes=min(config.data.num_lanes, max(len(self.held_out), world.mesh.data.size)),
-            num_segments=1,
+            num_lanes=self.held_out_lanes(config, world),
+            num_segments=num_segments,
             epochs=1,
             order="longest_first",
             max_document_tokens=config.data.eval_max_document_tokens,

@@ -46,14 +46,16 @@ class Evaluation:
         state = self._state
         if self._data.held_out is None:
             return
+        group = self._decoder_batch()
         try:
-            with self._data.held_out_stream(state.config, state.world) as stream:
+            with self._data.held_out_stream(state.config, state.world, group) as stream:
                 scores = evaluate(
                     state.engine.model,
-                    self._attentive(stream),
+                    self._attentive(stream, group),
                     state.world.device,
                     max_segments=state.config.training.eval_segments,
                     autocast=state.engine.autocast(),
+                    group=group,
                     total=state.world.mesh.data.sum,
                 )
         except StepAbandoned:
@@ -61,10 +63,19 @@ class Evaluation:
             return
         self._callback.after_evaluation(state, {mode: score.report() for mode, score in scores.items()})
 
-    def _attentive(self, batches: Iterable[SegmentBatch]) -> Iterator[SegmentBatch]:
+    def _decoder_batch(self) -> int:
+        """Segments that the decoder takes at once: those of training, if they are no more rows than there."""
+        config, world = self._state.config, self._state.world
+        training, replicas = config.training, world.mesh.data.size
+        group = training.segments_per_decoder_batch
+        rows = group * (training.lanes_per_micro_batch or config.data.num_lanes // replicas)
+        lanes = -(-self._data.held_out_lanes(config, world) // replicas)
+        return max(1, min(group, rows // lanes, training.eval_segments))
+
+    def _attentive(self, batches: Iterable[SegmentBatch], group: int) -> Iterator[SegmentBatch]:
         for number, batch in enumerate(batches):
             self._callback.during_evaluation(self._state)
-            self._stopping.before_batch(number)
+            self._stopping.before_batch(number, group)
             yield batch
 
 

@@ -61,13 +61,17 @@ class StopAgreement:
         if self._step_seconds >= self._finish_step_seconds and self.ask():
             raise StepAbandoned
 
-    def before_batch(self, number: int) -> None:
-        """An evaluation ends early as well; it is asked of every few batches, `number` counted from 0.
+    def before_batch(self, number: int, segments: int = 1) -> None:
+        """An evaluation ends early as well; it is asked every few segments.
+
+        Args:
+            number: Of the batch, counted from 0.
+            segments: That a batch has.
 
         Raises:
             StepAbandoned: The run is asked to stop.
         """
-        if number % AGREE_EVERY == 0 and self.ask():
+        if number * segments % AGREE_EVERY < segments and self.ask():
             raise StepAbandoned
 
     def leave(self, state: TrainingState) -> int:

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Whole runs on data with loss weights: on two processes as on one, resumed to the last bit, on other lanes too.
 
-The marked part of every document lies so far behind that nothing counts in the first steps.
+The marked part of every document lies so far behind that nothing counts in the first steps. On two processes the
+decoder takes two segments at once, in evaluation too.
 """
 
 import json
@@ -39,21 +40,35 @@ class Crashing(Callback):
             raise Crash
 
 
-def life(root: str, name: str, steps: int = STEPS, lanes: int = 4, callbacks: Any = ()) -> None:
+class Counting(Callback):
+    """Counts the batches of evaluations."""
+
+    batches = 0
+
+    def during_evaluation(self, state: TrainingState) -> None:
+        self.batches += 1
+
+
+def life(root: str, name: str, steps: int = STEPS, lanes: int = 4, group: int = 1, callbacks: Any = ()) -> None:
     training = {"max_steps": steps, "eval_interval": STEPS, "diagnostics_interval": 3, "lanes_per_micro_batch": 1}
+    training["segments_per_decoder_batch"] = group
     train(tiny_config(Path(root), name, training=training, data={"num_lanes": lanes}), callbacks=callbacks)
 
 
 def on_two(world: World, root: str) -> None:
-    life(root, "two")
+    counting = Counting()
+    life(root, "two", group=2, callbacks=[counting])
+    assert counting.batches == 5, "ten segments of the one document that a process has"
     with pytest.raises(Crash):
-        life(root, "broken", callbacks=[Crashing()])
-    life(root, "broken")
+        life(root, "broken", group=2, callbacks=[Crashing()])
+    life(root, "broken", group=2)
     life(root, "moved", MOVE_AT)
 
 
 def on_one(world: World, root: str) -> None:
-    life(root, "one")
+    counting = Counting()
+    life(root, "one", callbacks=[counting])
+    assert counting.batches == 10
     life(root, "moved", lanes=3)
 
 

@@ -55,6 +55,30 @@ def evaluate(capsys: pytest.CaptureFixture[str], model: Path, data: object, cach
     return found
 
 
+def test_a_decoder_of_several_segments_finds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To float32's rounding; and what does not go with it is refused in one line."""
+    books = small_dataset(tmp_path, characters=1_500)
+    model = export(tmp_path / "model", books / "train")
+    words = ["evaluate", str(model), "--device", "cpu", "--lanes", "1"]
+    found = []
+    for more in ([], ["--segments-per-decoder-batch", "4"]):
+        assert main([*words, "--data", str(books), "--max-segments", "6", "--json", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    for mode in ("with_memory", "memory_reset"):
+        rows = zip(found[0][mode]["by_position"], found[1][mode]["by_position"], strict=True)
+        for plain, ours in [*rows, (found[0][mode], found[1][mode])]:
+            assert ours["tokens"] == plain["tokens"] and ours["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    data = ["--data", str(books)]
+    for group, more, said in (
+        ("0", data, "--segments-per-decoder-batch is 0: give 1 or more"),
+        ("4", [*data, "--wavefront"], "--segments-per-decoder-batch is 4, but --wavefront reads all layers along"),
+        ("4", ["--tasks", "needle", "--lengths", "1k"], "--segments-per-decoder-batch is for a data set: tasks"),
+    ):
+        assert main([*words, *more, "--segments-per-decoder-batch", group]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"memformer evaluate: error: {said}") and error.count("\n") == 1
+
+
 def test_targets_count_by_the_weights_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"text": "what counts is behind: " * 3 + "this", "loss_weights": [[69, 73, 0.5]]}, {"text": "x" * 40}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))

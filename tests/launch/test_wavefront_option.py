@@ -89,3 +89,9 @@ def test_what_has_none_is_refused_in_one_line(place: Path, capsys: pytest.Captur
         found = capsys.readouterr().err
         assert found.startswith(f"memformer {words[0]}: error: {said}") and found.count("\n") == 1
         assert "leave it out" in found
+    assert main(["evaluate", str(ours), "--data", str(data), "--segments-per-decoder-batch", "4"]) == 2
+    found = capsys.readouterr().err
+    assert (
+        "--segments-per-decoder-batch is 4: not built for family backbone, whose memory waits for all layers" in found
+    )
+    assert found.count("\n") == 1 and found.endswith("leave it out\n")

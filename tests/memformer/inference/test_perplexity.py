@@ -75,15 +75,19 @@ def alone(index: DocumentIndex, model: Memformer) -> dict[str, list[list[float]]
     }
 
 
-@pytest.mark.parametrize(("lanes", "segments"), [(1, 1), (3, 2), (8, 5)])
+@pytest.mark.parametrize(
+    ("lanes", "segments", "group"), [(1, 1, 1), (3, 2, 1), (8, 5, 1), (1, 8, 8), (3, 5, 2), (8, 3, 16)]
+)
 def test_equals_reading_each_document_alone(
-    index: DocumentIndex, model: Memformer, alone: dict[str, list[list[float]]], lanes: int, segments: int
+    index: DocumentIndex, model: Memformer, alone: dict[str, list[list[float]]], lanes: int, segments: int, group: int
 ) -> None:
-    """Whatever the lanes and the segments a batch; in sum and by position; idle lanes count nothing."""
+    """Whatever the lanes, the segments a batch and how many are decoded at once; in sum and by position; idle lanes
+    count nothing.
+    """
     with SegmentStream(
         index, num_lanes=lanes, segment_length=LENGTH, num_segments=segments, epochs=1, order="longest_first"
     ) as stream:
-        scores = evaluate(model, stream, torch.device("cpu"))
+        scores = evaluate(model, stream, torch.device("cpu"), group=group)
     for mode, documents in alone.items():
         expected = torch.zeros(2, BUCKETS, dtype=torch.float64)
         for losses in documents:
@@ -123,6 +127,31 @@ def test_the_last_part_alone_is_scored_and_the_rest_is_read(
     assert decoded == 2 * (segments - first // LENGTH)
 
 
+@pytest.mark.parametrize(("lanes", "first", "most"), [(1, 0, None), (3, 0, 7), (3, 2 * LENGTH + 5, None)])
+def test_a_decoder_of_several_segments_gives_the_losses_of_one(
+    index: DocumentIndex, model: Memformer, lanes: int, first: int, most: int | None
+) -> None:
+    """At each position, of ragged documents, to 1e-12 in float64; in G times fewer calls of the decoder."""
+    found, calls = [], []
+    for group in (1, 4):
+        calls.append(0)
+
+        def count(*_: object) -> None:
+            calls[-1] += 1
+
+        hook = model.decoder[0].register_forward_hook(count)
+        with SegmentStream(index, num_lanes=lanes, segment_length=LENGTH, num_segments=group, epochs=1) as stream:
+            more: dict[str, Any] = {"from_token": first, "max_segments": most, "group": group}
+            found.append(evaluate(model, stream, torch.device("cpu"), **more))
+        hook.remove()
+    for mode, score in found[0].items():
+        torch.testing.assert_close(found[1][mode].losses, score.losses, rtol=1e-12, atol=0)
+        assert torch.equal(found[1][mode].tokens, score.tokens)
+        assert score.report()["tokens"] > LENGTH
+    # Two modes, of each one call a group, of which the first of a batch and the last of all may be smaller.
+    assert calls[0] / 4 <= calls[1] <= calls[0] / 4 + 4
+
+
 def test_targets_count_by_their_weights(model: Memformer, tmp_path: Path) -> None:
     """Against the single losses of each document; positions where nothing counts are left out."""
     ranges = [[[40, 50, 1], [50, 60, 0.25]], [[0, 3, 0.5]], []]
@@ -134,6 +163,10 @@ def test_targets_count_by_their_weights(model: Memformer, tmp_path: Path) -> Non
     shape: dict[str, Any] = {"segment_length": LENGTH, "num_segments": 1, "epochs": 1}
     with SegmentStream(index, num_lanes=2, **shape) as stream:
         scores = evaluate(model, stream, torch.device("cpu"))
+    with SegmentStream(index, num_lanes=2, **(shape | {"num_segments": 3})) as stream:
+        for mode, other in evaluate(model, stream, torch.device("cpu"), group=3).items():
+            torch.testing.assert_close(other.losses, scores[mode].losses, rtol=1e-12, atol=0)
+            assert torch.equal(other.counted, scores[mode].counted)
     for mode, carried in (("with_memory", True), ("memory_reset", False)):
         expected = np.zeros((2, 2))  # loss and weight of the first two positions; none counts in those behind
         for document, each in enumerate(ranges):
