@@ -44,8 +44,8 @@ LONG_ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("1.3B", "1.3b-on-8", 64, ("--parallel.segment=64",)),
     ("1.3B", "1.3b-on-8", 16, ("--parallel.segment=64",)),
     ("1.3B", "1.3b-on-8", 16, ("--parallel.pipeline=4",)),
-    ("8B, memory", "8b-memory-on-8", 16, ("--parallel.tensor=4",)),
     ("8B, memory", "8b-memory-on-8", 16, ("--parallel.tensor=2", "--parallel.pipeline=2")),
+    ("8B, memory", "8b-memory-on-8", 16, ("--parallel.tensor=4",)),
     ("8B, memory", "8b-memory-on-8", 4, ("--parallel.tensor=2", "--parallel.pipeline=8")),
     ("8B, memory", "8b-memory-on-8", 4, ("--parallel.tensor=4", "--parallel.segment=4")),
 )

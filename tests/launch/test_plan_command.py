@@ -54,6 +54,12 @@ def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert words in text
 
 
+def test_latency_is_told_where_it_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "--gpus-per-node", "4", "--parallel.tensor", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "latency" in line] == ["tensor"]
+
+
 def test_the_network_that_is_given_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = []
     for gigabits in ("400", "100"):
