@@ -126,4 +126,4 @@ def test_help_is_given_whatever_else_is_wrong(words: list[str], capsys: pytest.C
 def test_the_8b_with_a_memory_fits_the_gpus_that_its_file_names(capsys: pytest.CaptureFixture[str]) -> None:
     """The files of docs/parallelism.md are held by its table, this one by nothing else."""
     assert main(["plan", str(EIGHT_BILLION), "--nodes", "1", "--gpus-per-node", "8", "--device", "h100"]) == 0
-    assert "memory of a process: 44.9" in capsys.readouterr().out
+    assert "memory of a process: 39.294 GB" in capsys.readouterr().out
