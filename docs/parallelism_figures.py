@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Writes the figures of docs/parallelism.md, so that they cannot drift from the plan.
 
-python docs/parallelism_figures.py           rewrites the table
+python docs/parallelism_figures.py           rewrites the tables
 python docs/parallelism_figures.py --check   exit code 1 if it is not what the plan gives
 """
 
@@ -16,6 +16,7 @@ from memformer.config.schema import load_config
 from memformer.planning import make_plan
 
 PAGE = ROOT / "docs" / "parallelism.md"
+AXES = ("pipeline", "data", "segment", "tensor")
 # (what it is called, file, nodes, settings that differ from the file)
 ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("**1.3B on 8**: ZeRO 1", "1.3b-on-8", 1, ()),
@@ -35,6 +36,51 @@ ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("**70B on 1,024**: tensor 8, pipeline 4, ZeRO 1", "70b-on-1024", 128, ()),
     ("70B on 1,024: the same, layers recomputed", "70b-on-1024", 128, ("--activation_checkpointing.mode=full",)),
 )
+MILLION = ("--data.num_segments=1024", "--training.lanes_per_micro_batch=1")
+"""Of rollouts of 1,048,576 tokens."""
+# (model, file, documents at a time, settings by which they are spread, the first of a group is the one to copy)
+LONG_ROWS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
+    ("1.3B", "1.3b-on-8", 64, ()),
+    ("1.3B", "1.3b-on-8", 64, ("--parallel.segment=64",)),
+    ("1.3B", "1.3b-on-8", 16, ("--parallel.segment=64",)),
+    ("1.3B", "1.3b-on-8", 16, ("--parallel.pipeline=4",)),
+    ("8B, memory", "8b-memory-on-8", 16, ("--parallel.tensor=2", "--parallel.pipeline=2")),
+    ("8B, memory", "8b-memory-on-8", 16, ("--parallel.tensor=4",)),
+    ("8B, memory", "8b-memory-on-8", 4, ("--parallel.tensor=2", "--parallel.pipeline=8")),
+    ("8B, memory", "8b-memory-on-8", 4, ("--parallel.tensor=4", "--parallel.segment=4")),
+)
+
+
+def long_table() -> str:
+    """Rollouts of a million tokens on 8 nodes of 8 H100s, and the commands of those that are fastest."""
+    rows, commands, seen = [], [], set[tuple[str, int]]()
+    for name, file, documents, settings in LONG_ROWS:
+        path, first = f"configs/parallel/{file}.yaml", (name, documents) not in seen
+        words = (f"--data.num_lanes={documents}", *MILLION, *settings)
+        config = load_config(ROOT / path, words)
+        plan = make_plan(config, config.model, 8, 8, "h100")
+        spread = [f"{axis} {size}" for axis, size in plan.topology.items() if axis in AXES and size > 1]
+        sent = ", ".join(
+            f"{axis} {seconds:.1f}" for axis, seconds in plan.communication_seconds.items() if seconds >= 0.05
+        )
+        rows.append(
+            [
+                f"**{name}**" if first else name,
+                str(documents),
+                " x ".join(spread),
+                f"{plan.device_memory['total'] / 1e9:.1f}",
+                f"{plan.step_seconds:.1f}",
+                f"{100 * plan.bubble:.1f} %",
+                sent or "less than 0.1",
+                f"{100 * plan.mfu:.0f} %",
+            ]
+        )
+        if first:
+            spoken = " ".join(words).replace("=", " ")
+            commands.append(f"memformer plan {path} --nodes 8 --gpus-per-node 8 --device h100 {spoken}")
+        seen.add((name, documents))
+    columns = ["", "documents", "64 GPUs as", "GB a GPU", "s a step", "waiting", "s of traffic", "MFU"]
+    return "\n".join([markdown_table(columns, rows), "", "```sh", *commands, "```"])
 
 
 def table() -> str:
@@ -67,7 +113,7 @@ def table() -> str:
 
 def main() -> int:
     """Compares or rewrites; returns the exit code."""
-    return rewrite(PAGE, {"plan": table})
+    return rewrite(PAGE, {"plan": table, "long": long_table})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ Parser = SettingsParser
 
 NO_DATA = "data.path is not given"
 """Stands for the data set of a configuration that names none."""
+LATENCY_SHOWN = 0.001
+"""Part of a step from which on the latency of an axis's calls is told."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +128,9 @@ def describe(plan: dict[str, Any], device: str) -> list[str]:
     lines.append(f"  {'computation':<24}{plan['compute_seconds']:>10.4g} s  bubble {plan['bubble']:.1%}")
     for axis, seconds in plan["communication_seconds"].items():
         if seconds:
-            lines.append(f"  {axis + ' traffic':<24}{seconds:>10.4g} s")
+            latency = plan["latency_seconds"].get(axis, 0.0)
+            said = f"  latency {latency:.4g} s" if latency >= LATENCY_SHOWN * plan["step_seconds"] else ""
+            lines.append(f"  {axis + ' traffic':<24}{seconds:>10.4g} s{said}")
     lines.append(f"{plan['tokens_per_second']:,.0f} tokens/s, MFU {plan['mfu']:.1%}")
     for number, each in enumerate(plan.get("search", []), start=1):
         if number == 1:

@@ -3,8 +3,8 @@
 
 Bytes follow from the code (`memory` and `traffic`, which ask `segment_trace` and the pipeline's own schedule). Time is
 an estimate with three stated assumptions: a step computes at `EFFICIENCY` of the device's peak; it takes no less than
-starting its kernels does; and collectives run in rings at the bandwidth of the slowest link between their members
-without being hidden behind computation.
+starting its kernels does; and collectives run in rings at the bandwidth of the slowest link between their members,
+with a latency for each call and each step of a ring, without being hidden behind computation.
 """
 
 import dataclasses
@@ -15,9 +15,16 @@ from memformer.config.schema import Config
 from memformer.models.configuration import ModelConfig
 from memformer.models.sizes import count_parameters, hardware_flops_per_token, model_flops_per_token
 from memformer.planning.arrangement import Arrangement, arrange
-from memformer.planning.devices import Device, device_of, peak_flops
+from memformer.planning.devices import (
+    CALL_SECONDS,
+    NETWORK_HOP_SECONDS,
+    NODE_HOP_SECONDS,
+    Device,
+    device_of,
+    peak_flops,
+)
 from memformer.planning.memory import LESS_TRAFFIC, largest, stage_memory
-from memformer.planning.traffic import stage_traffic
+from memformer.planning.traffic import stage_calls, stage_traffic
 
 EFFICIENCY = 0.3
 """Part of the peak that a step's operations reach: on an H100, 0.19 of 350M and 0.30 of 1.3B were measured, and 0.25 of
@@ -47,7 +54,8 @@ class Plan:
         flops: Of a step, all processes, recomputation included.
         bubble: Part of the time in which stages or segment ranks wait for each other, 0 .. 1.
         compute_seconds: Of a step, the bubble included.
-        communication_seconds: Of a step, by axis.
+        communication_seconds: Of a step, by axis, latency included.
+        latency_seconds: The part of them that does not depend on bytes, by axis.
         step_seconds: Their sum.
         tokens_per_second: All processes.
         mfu: Model FLOP/s over the devices' peak, 0 .. 1.
@@ -66,6 +74,7 @@ class Plan:
     bubble: float
     compute_seconds: float
     communication_seconds: dict[str, float]
+    latency_seconds: dict[str, float]
     step_seconds: float
     tokens_per_second: float
     mfu: float
@@ -148,6 +157,8 @@ def plan_of(
     slowest = max(run.layer_passes(stage) for stage in range(run.stages))
     compute = max(flops / world / (peak * efficiency), slowest * KERNELS * LAUNCH_SECONDS) / (1 - run.bubble)
     seconds = _communication_seconds(run, traffic, hardware, gpus_per_node)
+    latency = _latency_seconds(run, stage_calls(run, worst), gpus_per_node)
+    seconds = {axis: each + latency.get(axis, 0.0) for axis, each in seconds.items()}
     step = compute + sum(seconds.values())
     return Plan(
         parameters=count_parameters(model),
@@ -169,6 +180,7 @@ def plan_of(
         bubble=run.bubble,
         compute_seconds=compute,
         communication_seconds=seconds,
+        latency_seconds=latency,
         step_seconds=step,
         tokens_per_second=tokens / step,
         mfu=tokens / step * model_flops_per_token(model, data.segment_length, config.training.train) / peak_of_all,
@@ -181,31 +193,59 @@ def capacity_of(hardware: Device) -> float:
     return hardware.memory - RESERVED
 
 
-def _communication_seconds(
-    run: Arrangement, traffic: dict[str, Counter[str]], hardware: Device, gpus_per_node: int
-) -> dict[str, float]:
-    """Time of the collectives in rings, and of messages, by axis."""
-    tensor = run.config.parallel.tensor
-    # Tensor ranks are neighbours, then come the segment ranks, the data ranks, and the stages.
-    replicas = run.gradient_ranks
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """How the members of an axis lie: processes, the ranks that they are spread over, and those of them on a node."""
+
+    members: int
+    span: int
+    here: int
+
+
+def _places(run: Arrangement, gpus_per_node: int) -> dict[str, _Place]:
+    """By axis. Tensor ranks are neighbours, then come the segment ranks, the data ranks, and the stages."""
+    tensor, replicas = run.config.parallel.tensor, run.gradient_ranks
     world = tensor * replicas * run.stages
     spans = {"tensor": tensor, "segment": tensor * run.ranks, "data": tensor * replicas}
     spans |= {"pipeline": world, "replica": world}
     members = {"tensor": tensor, "segment": run.ranks, "data": replicas, "pipeline": run.stages}
     members["replica"] = tensor * run.stages
-    seconds = {}
+    return {
+        axis: _Place(members[axis], span, members[axis] * min(gpus_per_node, span) // span)
+        for axis, span in spans.items()
+    }
+
+
+def _communication_seconds(
+    run: Arrangement, traffic: dict[str, Counter[str]], hardware: Device, gpus_per_node: int
+) -> dict[str, float]:
+    """Time of the bytes of collectives in rings, and of messages, by axis."""
+    places, seconds = _places(run, gpus_per_node), {}
     for axis, kinds in traffic.items():
-        ring = (members[axis] - 1) / members[axis]
+        place = places[axis]
+        ring = (place.members - 1) / place.members
         factors = {"all_reduce": 2 * ring, "all_gather": ring, "reduce_scatter": ring, "all_to_all": ring}
-        here = members[axis] * min(gpus_per_node, spans[axis]) // spans[axis]  # of them on a node
-        alone, together = hardware.within(2), hardware.within(max(2, here))
-        if spans[axis] > gpus_per_node and hardware.network_bandwidth is not None:
+        alone, together = hardware.within(2), hardware.within(max(2, place.here))
+        if place.span > gpus_per_node and hardware.network_bandwidth is not None:
             # A message takes one adapter; a collective as many rings as it has members on a node, each with its own.
             alone = hardware.network_bandwidth
-            together = min(together, max(1, here) * alone)
+            together = min(together, max(1, place.here) * alone)
         seconds[axis] = sum(
             size * factors[kind] / together if kind in factors else size / alone for kind, size in kinds.items()
         )
+    return seconds
+
+
+def _latency_seconds(run: Arrangement, calls: dict[str, Counter[str]], gpus_per_node: int) -> dict[str, float]:
+    """Time of collectives and messages whatever their bytes, by axis: of each call, and of each step of its ring."""
+    places, seconds = _places(run, gpus_per_node), {}
+    for axis, kinds in calls.items():
+        place = places[axis]
+        crossings = place.members // max(1, place.here) - 1 if place.span > gpus_per_node else 0
+        once_round = (place.members - 1 - crossings) * NODE_HOP_SECONDS + crossings * NETWORK_HOP_SECONDS
+        hop = NETWORK_HOP_SECONDS if crossings else NODE_HOP_SECONDS
+        steps = {"all_reduce": 2 * once_round, "all_gather": once_round}
+        seconds[axis] = sum(count * (CALL_SECONDS + steps.get(kind, hop)) for kind, count in kinds.items())
     return seconds
 
 

@@ -17,6 +17,15 @@ import dataclasses
 
 from data_pipeline.errors import UserError
 
+CALL_SECONDS = 8.4e-6
+"""Latency of a collective or message before its first byte is under way. This and the next two are what NCCL itself
+reckons with for a ring of its protocol for large messages (github.com/NVIDIA/nccl, src/graph/tuning.cc: baseLat and
+hwLat, Ring, Simple); it takes less for messages of some kB, and RCCL reckons with up to twice as much."""
+NODE_HOP_SECONDS = 3.4e-6
+"""Latency of a step of the ring from a GPU to another of its node, over NVLink (5.7e-6 over PCIe)."""
+NETWORK_HOP_SECONDS = 14e-6
+"""Latency of a step of the ring from a node to the next."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:

@@ -72,6 +72,8 @@ class SegmentTrace:
             the weights of linear layers that autocast makes.
         advance: Bytes of each collective over the tensor ranks in a pass-1 call, by kind.
         replay: The same in a forward with its backward.
+        advance_calls: How many collectives those of `advance` are, by kind.
+        replay_calls: The same of `replay`.
         parameters: How many parameters of each `Shape` the process has.
         below: Bytes of the activations that are kept when the last layer has run, and head and loss are still to come.
     """
@@ -79,6 +81,8 @@ class SegmentTrace:
     saved: Counter[str]
     advance: Counter[str]
     replay: Counter[str]
+    advance_calls: Counter[str]
+    replay_calls: Counter[str]
     parameters: Counter["Shape"]
     below: Counter[str]
 
@@ -152,7 +156,7 @@ class StackTraces:
         for stack, layer in self.stacks.items():
             found = found.combined(layer, counts[stack])
             shallow = shallow.combined(layer, (advanced or counts)[stack])
-        return dataclasses.replace(found, advance=shallow.advance)
+        return dataclasses.replace(found, advance=shallow.advance, advance_calls=shallow.advance_calls)
 
 
 def recomputation_peak(config: ModelConfig, how: Execution, counts: Mapping[str, int]) -> int:
@@ -280,7 +284,7 @@ def _trace(
         chunked: Whether logits are never whole, which the lanes of the run say, and not those that are traced.
         layer_sizes: Gets the bytes that each layer keeps by itself, without what it is given.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _collectives() as sent:
+    with FakeTensorMode(allow_non_fake_inputs=True), _collectives() as (sent, calls):
         model = family_of(config).build(config)
         shard_model(model, Axis(0, how.tensor))
         freeze(model, how.train, how.precision)
@@ -301,8 +305,9 @@ def _trace(
         if how.tensor > 1:  # without other ranks these tell nothing, and are most of the work: so is the backward
             with torch.no_grad(), autocast:
                 model.advance(segment, memory)
-        advance = Counter(sent)
+        advance, advance_calls = Counter(sent), Counter(calls)
         sent.clear()
+        calls.clear()
         leaf = memory.requires_grad_()
         below: Counter[str] = Counter()
         model.layers()[-1].register_forward_hook(
@@ -322,7 +327,8 @@ def _trace(
             saved[WEIGHT_COPIES], among_saved = _weight_copies(model, dropped)
             saved[ACTIVATIONS] -= among_saved
         in_layers, rest = _shapes(model, how)
-    return SegmentTrace(saved, advance, Counter(sent), sum(rest.values(), in_layers), below), rest
+    parameters = sum(rest.values(), in_layers)
+    return SegmentTrace(saved, advance, Counter(sent), advance_calls, Counter(calls), parameters, below), rest
 
 
 def _measure_layers(model: Any, kept: "_Kept", sizes: list[int], autocast: bool) -> None:
@@ -417,18 +423,20 @@ class _Kept:
 
 
 @contextlib.contextmanager
-def _collectives() -> Iterator[Counter[str]]:
-    """Inside, collectives count the bytes of their payload by kind, and do nothing else."""
+def _collectives() -> Iterator[tuple[Counter[str], Counter[str]]]:
+    """Inside, collectives count the bytes of their payload and themselves by kind, and do nothing else."""
     sent: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
 
     def counting(name: str) -> Any:
         def call(payload: Any, *_: Any, **__: Any) -> None:
             tensors = payload if isinstance(payload, (list, tuple)) else [payload]
             sent[name] += sum(each.numel() * each.element_size() for each in tensors)
+            calls[name] += 1
 
         return call
 
     with contextlib.ExitStack() as stack:
         for name in ("all_reduce", "all_gather_into_tensor", "all_gather"):
             stack.enter_context(mock.patch.object(dist, name, counting(name)))
-        yield sent
+        yield sent, calls

@@ -33,7 +33,8 @@ from memformer.config.schema import Config
 from memformer.engine.partitions import reduced_at_the_end
 from memformer.engine.precision import AUTOCAST
 from memformer.models.configuration import ModelConfig
-from memformer.parallel.pipeline.traffic import sent_by_stage
+from memformer.parallel.pipeline.traffic import Traffic, sent_by_stage
+from memformer.parallel.segment.schedule import MEMORY
 from memformer.planning.arrangement import Arrangement, arrange
 from memformer.planning.segment_trace import Shape
 
@@ -58,6 +59,24 @@ def stage_traffic(run: Arrangement, stage: int) -> dict[str, Counter[str]]:
         "replica": _replica(run, run.parameters(stage)),
         "pipeline": _pipeline(run, stage),
         "segment": _seams(run),
+    }
+
+
+def stage_calls(run: Arrangement, stage: int) -> dict[str, Counter[str]]:
+    """How many collectives and messages a process of the stage makes for its segments, by axis and kind.
+
+    Of segment ranks those of the rank or of the chain of a memory and its gradient, whichever are more: a rank waits
+    for all before it. The data axis's, a few a step while parameters are gathered for a rollout, are left out.
+    """
+    trace, tensor = run.segment(stage), Counter[str]()
+    for kinds, times in ((trace.advance_calls, run.advances), (trace.replay_calls, run.segments)):
+        for kind, calls in kinds.items():
+            tensor[kind.removesuffix("_into_tensor")] += calls * times * run.groups
+    seams = max(len(run.shared.outgoing(0)), 2 * (run.ranks - 1)) if run.shared else 0
+    return {
+        "tensor": tensor,
+        "pipeline": Counter({kind: calls for kind, (calls, _) in _messages(run, stage).items()}),
+        "segment": Counter({MEMORY: seams}),
     }
 
 
@@ -144,12 +163,15 @@ def _tensor(run: Arrangement, stage: int) -> Counter[str]:
 
 def _pipeline(run: Arrangement, stage: int) -> Counter[str]:
     """To other stages by kind of message, float32."""
+    return Counter({kind: size for kind, (_, size) in _messages(run, stage).items()})
+
+
+def _messages(run: Arrangement, stage: int) -> Traffic:
     if run.schedule is None:
-        return Counter()
+        return {}
     lanes = [run.lanes] * run.schedule.layout.micro_batches
     length, embedding = run.config.data.segment_length, run.trained_embedding
-    sent = sent_by_stage(run.schedule, run.config.model, length, lanes, embedding)
-    return Counter({kind: size for kind, (_, size) in sent[stage].items()})
+    return sent_by_stage(run.schedule, run.config.model, length, lanes, embedding)[stage]
 
 
 def _seams(run: Arrangement) -> Counter[str]:

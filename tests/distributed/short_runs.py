@@ -122,6 +122,7 @@ class Case:
     weighted: bool = False
     optimizer: str = "adamw"
     state_dtype: str = "float32"
+    loss_scale: float = 65536.0
 
     @property
     def world_size(self) -> int:
@@ -209,6 +210,7 @@ def config_of(case: Case) -> Config:
                 "gradient_clipping": case.clipping,
                 "warmup_steps": 0,
             },
+            "loss_scale": {"initial": case.loss_scale},
             "parallel": {name: getattr(case, name) for name in parallel} | offload,
             "activation_checkpointing": {name: getattr(case, name) for name in checkpointing},
         },

@@ -160,6 +160,7 @@ WAVEFRONTS_IN_16_BITS = [
     Case(0, "bf16", backbone="matrices", wavefront=2, mode="full"),
     Case(1, "bf16", backbone="adapters", train="lora", wavefront=2, growing=True, segments=4),
     Case(2, "bf16", backbone="matrices", wavefront=3, gradient_reduction="segment"),
+    Case(1, "fp16", backbone="matrices", wavefront=2, clipping=0.05, loss_scale=256.0),  # at 65536 step 1 overflows
 ]
 MUON = [
     Case(0, data=1, tensor=2, optimizer="muon", clipping=0.05),

@@ -54,6 +54,12 @@ def test_text_names_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert words in text
 
 
+def test_latency_is_told_where_it_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, "--gpus-per-node", "4", "--parallel.tensor", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "latency" in line] == ["tensor"]
+
+
 def test_the_network_that_is_given_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = []
     for gigabits in ("400", "100"):
@@ -120,4 +126,4 @@ def test_help_is_given_whatever_else_is_wrong(words: list[str], capsys: pytest.C
 def test_the_8b_with_a_memory_fits_the_gpus_that_its_file_names(capsys: pytest.CaptureFixture[str]) -> None:
     """The files of docs/parallelism.md are held by its table, this one by nothing else."""
     assert main(["plan", str(EIGHT_BILLION), "--nodes", "1", "--gpus-per-node", "8", "--device", "h100"]) == 0
-    assert "memory of a process: 44.9" in capsys.readouterr().out
+    assert "memory of a process: 39.294 GB" in capsys.readouterr().out

@@ -23,7 +23,7 @@ def test_figures_are_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["parallelism_figures.py", "--check"])
     assert parallelism_figures.main() == 0, "run: python docs/parallelism_figures.py"
     advised = [line for line in TEXT.splitlines() if line.startswith("| **")]  # the others show what is not
-    assert len(advised) == 3 and not any("too much" in line for line in advised)
+    assert len(advised) == 3 + 4 and not any("too much" in line for line in advised)
 
 
 def test_figures_of_shared_rollouts_are_the_schedules(monkeypatch: pytest.MonkeyPatch) -> None:

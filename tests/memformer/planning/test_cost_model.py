@@ -26,11 +26,11 @@ from memformer.models.sizes import count_parameters, hardware_flops_per_token
 from memformer.planning import cost_model, make_plan
 from memformer.planning.arrangement import arrange
 from memformer.planning.cost_model import KERNELS, LAUNCH_SECONDS
-from memformer.planning.devices import DEVICES
+from memformer.planning.devices import CALL_SECONDS, DEVICES, NETWORK_HOP_SECONDS, NODE_HOP_SECONDS
 from memformer.planning.memory import moments, stage_memory
 from memformer.planning.search import search
 from memformer.planning.segment_trace import LOGITS, WEIGHT_COPIES, Execution, recomputation_peak, trace_parts
-from memformer.planning.traffic import stage_traffic
+from memformer.planning.traffic import stage_calls, stage_traffic
 from memformer.replay import Carry, ReplayBuffer, Rollout, Segment, grouped_replay_backward
 
 LANES, LENGTH = 3, 32
@@ -193,6 +193,52 @@ def test_collectives_between_nodes_use_the_adapters_of_all_their_members_there()
     device = DEVICES["h100"]
     assert seconds[1] / seconds[0] == pytest.approx(device.node_bandwidth / (4 * device.network_bandwidth))
     assert seconds[2] / seconds[1] == pytest.approx(4)
+
+
+def test_t_times_more_segments_take_t_times_the_latency() -> None:
+    """But for what does not grow with T: an advance less than T, and a pipeline's embedding."""
+    tensor = []
+    for segments in (2, 4, 12):
+        data = {"path": "not/there", "num_lanes": 16, "segment_length": LENGTH, "num_segments": segments}
+        run = config_of(parallel={"zero_stage": 1, "tensor": 2}, data=data)
+        plan = make_plan(run, run.model, 1, 2, "h100")
+        assert plan.communication_seconds["tensor"] > plan.latency_seconds["tensor"]
+        tensor.append(plan.latency_seconds["tensor"])
+        run = config_of(parallel={"zero_stage": 1, "pipeline": 2, "pipeline_layers": [3, 4]}, data=data)
+        calls = stage_calls(arrange(run, run.model, 2), 0)["pipeline"]
+        assert calls == {"context": 2 * segments, "shared_weight": 1}  # of two groups of lanes
+    assert tensor[0] > 0 and tensor[2] - tensor[1] == pytest.approx(4 * (tensor[1] - tensor[0]))
+
+
+def test_latency_is_that_of_calls_and_of_the_steps_of_their_rings() -> None:
+    def latency(nodes: int, gpus: int, axis: str, ranks: int) -> float:
+        config = config_of(parallel={"zero_stage": 1, axis: ranks}, training={"lanes_per_micro_batch": 4})
+        return make_plan(config, config.model, nodes, gpus, "h100").latency_seconds[axis]
+
+    # Four groups of lanes on four ranks: a rank sends a memory of each but one, and a gradient of each but one.
+    assert latency(1, 4, "segment", 4) == pytest.approx(6 * (CALL_SECONDS + NODE_HOP_SECONDS))
+    assert latency(4, 1, "segment", 4) == pytest.approx(6 * (CALL_SECONDS + NETWORK_HOP_SECONDS))
+    for ranks, places in ((2, ((1, 2), (2, 1))), (4, ((2, 2),))):
+        config = config_of(parallel={"tensor": ranks}, training={"lanes_per_micro_batch": 4})
+        calls = stage_calls(arrange(config, MODEL, ranks), 0)["tensor"]
+        for nodes, gpus in places:
+            # A ring goes from each node to the next but once, and a sum goes twice round.
+            once = (ranks - nodes) * NODE_HOP_SECONDS + (nodes - 1) * NETWORK_HOP_SECONDS
+            expected = calls["all_reduce"] * 2 * once + calls["all_gather"] * once + calls.total() * CALL_SECONDS
+            assert latency(nodes, gpus, "tensor", ranks) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stack", ["num_encoder_layers", "num_decoder_layers"])
+def test_sums_over_tensor_ranks_are_two_a_branch(stack: str) -> None:
+    """What one layer more adds: three branches, forward and backward; the encoder's once more in pass 1; and the
+    gradient of the memory that an encoder layer reads."""
+    counts = []
+    for model in (MODEL, dataclasses.replace(MODEL, **{stack: getattr(MODEL, stack) + 1})):
+        config = config_of(model=model.to_dict(), parallel={"tensor": 2})
+        counts.append(stage_calls(arrange(config, model, 2), 0)["tensor"]["all_reduce"])
+    segments, advances, branches = 4, 3, 3
+    sums = {"num_encoder_layers": 2 * branches + 1, "num_decoder_layers": 2 * branches}[stack] * segments
+    assert counts[1] - counts[0] == sums + (advances * branches if stack == "num_encoder_layers" else 0)
 
 
 def test_settings_move_memory_where_they_say() -> None:
