@@ -80,9 +80,11 @@ def _add_settings(parser: argparse.ArgumentParser, settings: dict[str, dict[str,
 
 def _choices(field: dict[str, Any]) -> list[str] | None:
     """What a setting may be, where that is a list; true and false are such a list."""
-    kinds = [field, *field.get("anyOf", ())]
-    words = [str(word) for kind in kinds for word in kind.get("enum", ())]
-    return words or (["true", "false"] if any(kind.get("type") == "boolean" for kind in kinds) else None)
+    words: list[str] = []
+    for kind in (field, *field.get("anyOf", ())):
+        boolean = ["true", "false"] if kind.get("type") == "boolean" else []
+        words += boolean + [str(word) for word in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+    return words or None
 
 
 def _mark_paths(parser: argparse.ArgumentParser, file: Any, directory: Any) -> None:

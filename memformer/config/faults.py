@@ -78,11 +78,12 @@ class Faults:
         for place, each in found.items():
             # A value that may be a text or a list is compared with both; what it cannot be anyway says nothing.
             telling = [error for error in each if error["type"] not in _OF_A_BRANCH]
-            # A choice that may be a truth value as well: what it may be is said by the choice.
-            telling = [error for error in telling if error["type"] == "literal_error"] or telling
+            # A choice that may be a truth value as well: said in one.
+            telling, also = [error for error in telling if error["type"] == "literal_error"] or telling, telling
             if not telling and not any(other[: len(place)] == place != other for other in found):
                 telling = each[:1]
-            said += [(place, self._words(place, error)) for error in telling]
+            truth = "" if telling == also else ", true or false"
+            said += [(place, self._words(place, error) + truth) for error in telling]
         return said
 
     def joined(self, said: Iterable[tuple[Where, str]]) -> str:

@@ -66,7 +66,11 @@ def _missing(device: torch.device) -> str | None:
 
 def kept_in(config: Config) -> str:
     """The folder of what the compiler makes: with the run, for its later lives, or where the environment says."""
-    return os.environ.get(_CACHE) or str(RunDirectory(config.run_dir).compiled.absolute())
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    said = os.environ.get(_CACHE)
+    # torch writes its default, a folder of the machine, into the environment itself, as soon as its compiler is loaded.
+    return said if said and said != default_cache_dir() else str(RunDirectory(config.run_dir).compiled.absolute())
 
 
 def compile_model(model: MemoryModel, config: Config) -> None:

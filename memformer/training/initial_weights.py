@@ -40,10 +40,12 @@ class Partitioned(Construction):
 
     Args:
         offload: The shares lie in host memory.
+        gathers_again: Weights go with each layer that has used them, and linear maps gather them again in the backward:
+            torch's would keep them, and under autocast have nothing to add a gradient to when they are gone.
     """
 
-    def __init__(self, offload: bool = False) -> None:
-        self._options: dict[str, Any] = {"dtype": torch.float32, "mem_efficient_linear": False}
+    def __init__(self, offload: bool = False, gathers_again: bool = False) -> None:
+        self._options: dict[str, Any] = {"dtype": torch.float32, "mem_efficient_linear": gathers_again}
         if offload:
             self._options.update(remote_device="cpu", pin_memory=torch.cuda.is_available())
 
@@ -94,7 +96,8 @@ def construction_of(config: Config, model: ModelConfig, world: World) -> Constru
     elif config.parallel.zero_stage < 3:
         made = Construction()
     else:
-        made = Partitioned(offload=config.parallel.offload_parameters == "cpu")
+        parallel = config.parallel
+        made = Partitioned(parallel.offload_parameters == "cpu", parallel.zero3_gather == "segment")
     if world.mesh.pipe.size > 1:
         stages = stages_of(model)
         own = split_of(config, model).own(world.mesh.pipe.rank, stages.places(model))

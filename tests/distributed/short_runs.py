@@ -38,6 +38,7 @@ from memformer.processes.collective_log import LOG
 from memformer.processes.group import World
 from memformer.replay import Carry, Rollout, bptt_backward
 from memformer.replay.random_state import mix_seed
+from memformer.training.initial_weights import construction_of
 from tests.distributed.collectives import counted
 from tests.distributed.processes import Crew
 from tests.memformer.engine.plain_muon import PlainMuon
@@ -320,7 +321,10 @@ def engine_of(world: World, case: Case) -> Engine:
     model = model_of(case)
     if case.chunked:  # a few tokens at a time; the reference has whole logits
         model.head.chunk_bytes = 5 * 4 * len(model.head.weight)
-    return make_engine(model, config_of(case), world.arranged(case.tensor, case.pipeline, case.segment), case.precision)
+    config, world = config_of(case), world.arranged(case.tensor, case.pipeline, case.segment)
+    if case.zero_stage == 3 and case.tensor == 1:  # spread as in a run, not by the engine
+        construction_of(config, model.config, world).built(model)
+    return make_engine(model, config, world, case.precision)
 
 
 def train(world: World, case: Case) -> dict[str, Any]:

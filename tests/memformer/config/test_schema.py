@@ -97,6 +97,7 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"epochs": 3}, ["epochs: unknown key, did you mean training.max_steps?"]),
         ({"data": {"path": {"a": 1}}}, ["data.path: is {'a': 1}: write a text or a list"]),
         ({"data": {"path": "d", "num_segments": None}}, ["data.num_segments: is null: give a number of segments"]),
+        ({"compile": "maybe"}, ["compile: is 'maybe': input should be 'auto', true or false"]),
         ({"seed": None}, ["seed: is null: input should be a valid integer"]),
         ({"parallel": {"tensor": 3}}, ["model.num_heads is 8, which parallel.tensor 3 does not divide: choose"]),
         ({"parallel": {"tensor": 2}, "model": {"writer_heads": 1}}, ["model.writer_heads is 1", "a divisor of 1"]),

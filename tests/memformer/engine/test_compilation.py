@@ -15,7 +15,7 @@ import torch
 import torch._dynamo.config
 
 from memformer.config.schema import Config, parse_config
-from memformer.engine.compilation import compile_model, why_plain
+from memformer.engine.compilation import compile_model, kept_in, why_plain
 from tests.memformer.examples import full_segment, random_memory, small_model
 from tests.simulated_gpu.runs import BACKBONE
 
@@ -102,3 +102,15 @@ def test_a_folder_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compile_model(SimpleNamespace(config=SimpleNamespace(dropout=0), layers=list), config_of())  # type: ignore[arg-type]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+def test_the_folder_that_torch_names_itself_is_none_of_the_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch writes its default into the environment when its compiler is loaded, which in a run comes first."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert kept_in(config_of(run_dir=str(tmp_path))) == str(tmp_path / "compiled")
