@@ -64,23 +64,38 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def kept_in(config: Config) -> str:
-    """The folder of what the compiler makes: with the run, for its later lives, or where the environment says."""
+def kept_in(config: Config, device: torch.device) -> str:
+    """The folder of what the compiler makes: with the run, for its later lives, or where the environment says.
+
+    For a CPU a folder of the machine, as torch has it: a C++ compiler that is killed leaves half a library, which no
+    later life could load. What is made for GPUs is renamed when it is complete.
+
+    Args:
+        config: The run.
+        device: Of this process.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    said = os.environ.get(_CACHE)
-    # torch writes its default, a folder of the machine, into the environment itself, as soon as its compiler is loaded.
-    return said if said and said != default_cache_dir() else str(RunDirectory(config.run_dir).compiled.absolute())
+    # torch writes its default into the environment itself, as soon as its compiler is loaded.
+    said, default = os.environ.get(_CACHE), default_cache_dir()
+    if said and said != default:
+        return said
+    return default if device.type == "cpu" else str(RunDirectory(config.run_dir).compiled.absolute())
 
 
-def compile_model(model: MemoryModel, config: Config) -> None:
+def compile_model(model: MemoryModel, config: Config, device: torch.device) -> None:
     """Compiles the layers as the settings say.
 
     With `auto` a layer that cannot be compiled is computed as it was written, and torch warns of it.
+
+    Args:
+        model: Its layers.
+        config: The run.
+        device: Of this process.
     """
     import torch._dynamo.config
 
-    os.environ[_CACHE] = kept_in(config)
+    os.environ[_CACHE] = kept_in(config, device)
     if config.compile == "auto":
         torch._dynamo.config.suppress_errors = True
     compile_layers(model)

@@ -48,7 +48,7 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     if pipe.size > 1:
         module = stages.cut(module, split.encoder(pipe.rank), split.decoder(pipe.rank))
     if why_plain(config, world.device) is None:
-        compile_model(module, config)
+        compile_model(module, config, world.device)
     checkpoint_layers(module, config, world)
     optimizer_device = world.device if config.parallel.offload_optimizer == "none" else torch.device("cpu")
     import deepspeed

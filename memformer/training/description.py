@@ -163,7 +163,8 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
     )
     plain = why_plain(config, world.device)
     if plain is None:
-        LOG.info("layers are compiled in the first steps, which take longer, and kept in %s", kept_in(config))
+        kept = kept_in(config, world.device)
+        LOG.info("layers are compiled in the first steps, which take longer, and kept in %s", kept)
     elif world.device.type == "cuda":
         LOG.info("layers are not compiled: %s", plain)
     if world.mesh.pipe.size > 1:

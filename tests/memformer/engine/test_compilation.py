@@ -92,7 +92,7 @@ def test_with_auto_a_compiler_that_fails_ends_no_run(monkeypatch: pytest.MonkeyP
     model, segment = small_model(), full_segment(2, 8)
     memory = random_memory(model, 2)
     expected = model(segment, memory)
-    compile_model(model, config_of(run_dir=str(tmp_path)))
+    compile_model(model, config_of(run_dir=str(tmp_path)), GPU)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
     assert all(map(torch.equal, model(segment, memory), expected))
 
@@ -100,7 +100,7 @@ def test_with_auto_a_compiler_that_fails_ends_no_run(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("settings")
 def test_a_folder_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compile_model(SimpleNamespace(config=SimpleNamespace(dropout=0), layers=list), config_of())  # type: ignore[arg-type]
+    compile_model(SimpleNamespace(config=SimpleNamespace(dropout=0), layers=list), config_of(), GPU)  # type: ignore[arg-type]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
@@ -113,4 +113,5 @@ def test_the_folder_that_torch_names_itself_is_none_of_the_environments(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    assert kept_in(config_of(run_dir=str(tmp_path))) == str(tmp_path / "compiled")
+    assert kept_in(config_of(run_dir=str(tmp_path)), GPU) == str(tmp_path / "compiled")
+    assert kept_in(config_of(run_dir=str(tmp_path)), CPU) == cache_dir()
