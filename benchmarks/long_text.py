@@ -26,21 +26,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of, spread
+from benchmarks.cases import Case, Row, run_cases, seeds_of, spread
 from benchmarks.common import markdown_table, page_head
-from benchmarks.peers.reader import MemformerReader, parameters
+from benchmarks.peers.reader import MemformerReader
 from benchmarks.tasks.text import START
-from benchmarks.texts import excerpts, losses_by_segment, rollouts, texts
-from benchmarks.training import Recipe, train
+from benchmarks.text_runs import add_sizes, parsed, sizes_of, trained
+from benchmarks.texts import losses_by_segment, texts
+from benchmarks.training import Recipe
 from memformer import MemformerConfig
 from memformer.models.configuration import FORGETTING
-
-TEST_SEED = 1_000_000  # of the excerpts that are tested
 
 
 def make_reader(options: argparse.Namespace, case: Case) -> MemformerReader:
@@ -64,23 +62,14 @@ def make_reader(options: argparse.Namespace, case: Case) -> MemformerReader:
 def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """Trains and scores one model."""
     reader = make_reader(options, case)
-    documents = texts(options.documents)
-    data = rollouts(
-        documents.trained, options.lanes, options.length, options.step_segments, options.segment_length, case["seed"]
-    )
     recipe = Recipe(options.steps, options.learning_rate, "wsd", horizon=case["horizon"])
-    history = train(reader, data, recipe, lambda line: print(line, flush=True))
-    test = excerpts(documents.held_out, options.excerpts, options.test_length, np.random.default_rng(TEST_SEED))
+    figures, test = trained(reader, texts(options.documents), options, recipe, case["seed"])
     kept, _ = losses_by_segment(reader, test, options.segment_length)
     reader.memory_reset = True
     reset, _ = losses_by_segment(reader, test, options.segment_length)
     row = {
         **case,
-        "parameters": parameters(reader),
-        "training_bytes": options.steps * options.lanes * options.step_segments * options.segment_length,
-        "test_bytes": test.numel(),
-        "training_seconds": history.seconds,
-        "training_losses": history.losses,
+        **figures,
         "perplexity": math.exp(float(kept.mean())),
         "perplexity_memory_reset": math.exp(float(reset.mean())),
         "by_position": bands(kept, reset, options.segment_length),
@@ -163,39 +152,24 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", default="books", metavar="SOURCE", help="books, packages or a directory")
     parser.add_argument("--horizons", nargs="+", type=int, help="T; default 1 2 4 8 16")
-    parser.add_argument("--step-segments", type=int, default=16, help="segments of a lane in a step; default 16")
-    parser.add_argument("--steps", type=int, help="optimizer steps; default 1200")
-    parser.add_argument("--lanes", type=int, default=16, help="B; default 16")
-    parser.add_argument("--segment-length", type=int, default=16, help="S in bytes; default 16")
-    parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
-    parser.add_argument("--excerpts", type=int, default=64, help="of the test; default 64")
-    parser.add_argument("--test-length", type=int, help="bytes of each; default 8192")
-    parser.add_argument("--width", type=int, default=64, help="d_model; default 64")
     parser.add_argument("--slots", type=int, default=16, help="memory slots; default 16")
     parser.add_argument("--forgetting", nargs="+", choices=FORGETTING, default=["paper"], help="modes; default paper")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak; default 4e-3")
-    add_options(parser, "T = 1 and 4, 15 steps, short test excerpts")
-    options = parser.parse_args(words)
+    sizes = {"steps": 1200, "lanes": 16, "step_segments": 16, "segment_length": 16, "excerpts": 64, "test_length": 8192}
+    add_sizes(parser, "T = 1 and 4, 15 steps, short test excerpts", **sizes)
+    options = parsed(parser, words)
     options.horizons = options.horizons or ([1, 4] if options.quick else [1, 2, 4, 8, 16])
     for horizon in options.horizons:
         if horizon < 1 or options.step_segments % horizon:
             parser.error(f"--horizons {horizon}: choose a divisor of --step-segments {options.step_segments}")
-    if options.quick:
-        options.excerpts = 8
-    options.steps = options.steps or (15 if options.quick else 1200)
-    options.test_length = options.test_length or (512 if options.quick else 8192)
     return options
 
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    names = (
-        "steps", "step_segments", "lanes", "segment_length", "length", "excerpts", "test_length", "width", "slots",
-        "learning_rate",
-    )  # fmt: skip
     documents = texts(options.documents)
     sizes = {"name": documents.name, "trained": len(documents.trained), "held_out": len(documents.held_out)}
-    sizes |= {name: getattr(options, name) for name in names}
+    sizes |= sizes_of(options, "slots", "learning_rate")
     cases = [
         {"horizon": horizon, "slots": slots, "forgetting": forgetting, "seed": seed}
         for seed in options.seeds

@@ -20,20 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, Row, add_options, at_best_rate, run_cases, seeds_of, spread
+from benchmarks.cases import Case, Row, at_best_rate, run_cases, seeds_of, spread
 from benchmarks.common import markdown_table, page_head
-from benchmarks.peers.reader import MemformerReader, parameters
+from benchmarks.peers.reader import MemformerReader
 from benchmarks.tasks.text import START
-from benchmarks.texts import excerpts, losses_by_segment, rollouts, texts
-from benchmarks.training import Recipe, train
+from benchmarks.text_runs import add_sizes, parsed, sizes_of, trained
+from benchmarks.texts import losses_by_segment, texts
+from benchmarks.training import Recipe
 from memformer import MemformerConfig
 
-TEST_SEED = 1_000_000  # of the excerpts that are tested
 OPTIMIZERS, STATES = ("adamw", "muon"), ("float32", "bfloat16")
 
 
@@ -52,10 +51,6 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         segment_length=options.segment_length,
     )
     reader = MemformerReader(config, name=label(case))
-    documents = texts("books")
-    data = rollouts(
-        documents.trained, options.lanes, options.length, options.step_segments, options.segment_length, case["seed"]
-    )
     recipe = Recipe(
         options.steps,
         case["learning_rate"],
@@ -64,16 +59,11 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         optimizer=case["optimizer"],
         state_dtype=case["states"],
     )
-    history = train(reader, data, recipe, lambda line: print(line, flush=True))
-    test = excerpts(documents.held_out, options.excerpts, options.test_length, np.random.default_rng(TEST_SEED))
+    figures, test = trained(reader, texts("books"), options, recipe, case["seed"])
     losses, _ = losses_by_segment(reader, test, options.segment_length)
     row = {
         **case,
-        "parameters": parameters(reader),
-        "training_bytes": options.steps * options.lanes * options.step_segments * options.segment_length,
-        "test_bytes": test.numel(),
-        "training_seconds": history.seconds,
-        "training_losses": history.losses,
+        **figures,
         "perplexity": math.exp(float(losses.mean())),
     }
     print(f"{label(row)} at {row['learning_rate']:g}, seed {row['seed']}: {row['perplexity']:.4f}", flush=True)
@@ -130,31 +120,16 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), help="default both")
     parser.add_argument("--states", nargs="+", choices=STATES, default=list(STATES), help="default both")
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates; default 1e-3 2e-3 4e-3 8e-3 16e-3")
-    parser.add_argument("--steps", type=int, help="optimizer steps; default 600")
-    parser.add_argument("--lanes", type=int, default=16, help="B; default 16")
-    parser.add_argument("--step-segments", type=int, default=4, help="T; default 4")
-    parser.add_argument("--segment-length", type=int, default=32, help="S in bytes; default 32")
-    parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
-    parser.add_argument("--excerpts", type=int, default=64, help="of the test; default 64")
-    parser.add_argument("--test-length", type=int, help="bytes of each; default 4096")
-    parser.add_argument("--width", type=int, default=64, help="d_model; default 64")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="default 0.1")
-    add_options(parser, "one rate, 15 steps, short test excerpts")
-    options = parser.parse_args(words)
+    sizes = {"steps": 600, "lanes": 16, "step_segments": 4, "segment_length": 32, "excerpts": 64, "test_length": 4096}
+    add_sizes(parser, "one rate, 15 steps, short test excerpts", **sizes)
+    options = parsed(parser, words)
     options.rates = options.rates or ([4e-3] if options.quick else [1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
-    if options.quick:
-        options.excerpts = 8
-    options.steps = options.steps or (15 if options.quick else 600)
-    options.test_length = options.test_length or (512 if options.quick else 4096)
     return options
 
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    names = (
-        "steps", "step_segments", "lanes", "segment_length", "length", "excerpts", "test_length", "width",
-        "weight_decay",
-    )  # fmt: skip
     cases = [
         {"optimizer": optimizer, "states": states, "learning_rate": rate, "seed": seed}
         for seed in options.seeds
@@ -162,7 +137,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for states in options.states
         for rate in options.rates
     ]
-    sizes = {name: getattr(options, name) for name in names}
+    sizes = sizes_of(options, "weight_decay")
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:
         print(json.dumps(values))

@@ -19,20 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of, spread
+from benchmarks.cases import Case, Row, run_cases, seeds_of, spread
 from benchmarks.common import markdown_table, page_head
-from benchmarks.peers.reader import MemformerReader, parameters
+from benchmarks.peers.reader import MemformerReader
 from benchmarks.tasks.text import START
-from benchmarks.texts import excerpts, losses_by_segment, rollouts, texts
-from benchmarks.training import Recipe, train
+from benchmarks.text_runs import add_sizes, parsed, sizes_of, trained
+from benchmarks.texts import losses_by_segment, texts
+from benchmarks.training import Recipe
 from memformer import MemformerConfig
 
-TEST_SEED = 1_000_000  # of the excerpts that are tested
 NAMES = {"fp32": "fp32", "float32": "bf16, stream in float32", "compute": "bf16, stream in bfloat16"}
 """Rows of the table by `model.residual_dtype`; fp32: without autocast."""
 
@@ -56,20 +55,12 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     reader = MemformerReader(config, name=NAMES[stream])
     if stream != "fp32":
         reader.precision = functools.partial(torch.autocast, "cpu", torch.bfloat16)
-    documents = texts("books")
-    data = rollouts(
-        documents.trained, options.lanes, options.length, options.step_segments, options.segment_length, case["seed"]
-    )
     recipe = Recipe(options.steps, options.learning_rate, "wsd", weight_decay=0.1)
-    history = train(reader, data, recipe, lambda line: print(line, flush=True))
-    test = excerpts(documents.held_out, options.excerpts, options.test_length, np.random.default_rng(TEST_SEED))
+    figures, test = trained(reader, texts("books"), options, recipe, case["seed"])
     losses, _ = losses_by_segment(reader, test, options.segment_length)
     row = {
         **case,
-        "parameters": parameters(reader),
-        "training_bytes": options.steps * options.lanes * options.step_segments * options.segment_length,
-        "test_bytes": test.numel(),
-        "training_losses": history.losses,
+        **figures,
         "test_loss": float(losses.mean()),
         "perplexity": math.exp(float(losses.mean())),
     }
@@ -116,33 +107,17 @@ def page(values: dict[str, Any]) -> str:
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", nargs="+", choices=NAMES, default=list(NAMES), help="rows; default all")
-    parser.add_argument("--steps", type=int, help="optimizer steps; default 250")
-    parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
-    parser.add_argument("--step-segments", type=int, default=4, help="T; default 4")
-    parser.add_argument("--segment-length", type=int, default=64, help="S in bytes; default 64")
-    parser.add_argument("--length", type=int, default=2048, help="bytes of a training excerpt; default 2048")
-    parser.add_argument("--excerpts", type=int, default=32, help="of the test; default 32")
-    parser.add_argument("--test-length", type=int, help="bytes of each; default 4096")
-    parser.add_argument("--width", type=int, default=64, help="d_model; default 64")
     parser.add_argument("--layers", nargs=2, type=int, default=[2, 10], help="encoder's and decoder's; default 2 10")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak; default 3e-3")
-    add_options(parser, "15 steps, short test excerpts")
-    options = parser.parse_args(words)
-    if options.quick:
-        options.excerpts = 8
-    options.steps = options.steps or (15 if options.quick else 250)
-    options.test_length = options.test_length or (512 if options.quick else 4096)
-    return options
+    sizes = {"steps": 250, "lanes": 8, "step_segments": 4, "segment_length": 64, "excerpts": 32, "test_length": 4096}
+    add_sizes(parser, "15 steps, short test excerpts", **sizes)
+    return parsed(parser, words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
-    names = (
-        "steps", "step_segments", "lanes", "segment_length", "length", "excerpts", "test_length", "width", "layers",
-        "learning_rate",
-    )  # fmt: skip
     cases = [{"stream": stream, "seed": seed} for seed in options.seeds for stream in options.streams]
-    sizes = {name: getattr(options, name) for name in names}
+    sizes = sizes_of(options, "layers", "learning_rate")
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:
         print(json.dumps(values))
