@@ -119,7 +119,8 @@ def _data(run: Arrangement, stage: int) -> Counter[str]:
             sent["all_gather"] += payload(part, False, replicas) * (
                 1 if config.parallel.zero3_gather == "rollout" else uses
             )
-        sent["all_reduce"] = _norms(run, parameters)
+        if replicas > 1 or config.parallel.offload_optimizer != "none":  # else `engine.zero.group_norms`, with nobody
+            sent["all_reduce"] = _norms(run, parameters)
     if replicas == 1:
         del sent["all_gather"]  # DeepSpeed makes its other calls, and they go nowhere
         if zero_stage and reduced_at_the_end(config):

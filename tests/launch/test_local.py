@@ -205,11 +205,11 @@ def test_a_rank_killed_by_a_signal_gives_128_plus_its_number(launch: Callable[..
 
 def test_the_last_words_say_what_came_first_whatever_the_others_said_since(launch: Callable[..., Launched]) -> None:
     script = (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('RuntimeError: Connection closed by peer'))\n"
         "announce()\n"
         "if rank == 1:\n"
         "    while not (folder / 'pid-0').exists():\n        time.sleep(0.01)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('RuntimeError: Connection closed by peer'))\n"
         "time.sleep(60)\n"
     )
     run = launch(script)
