@@ -36,6 +36,7 @@ from memformer.engine.zero import (
     ask_for_the_norm_once,
     coordinator_at_rest,
     gathered_in_float32,
+    give_linear_back,
     leave_gradients_alone,
     parameters_gathered,
     parameters_readable,
@@ -266,6 +267,8 @@ class Engine(abc.ABC):
         from deepspeed.utils import groups
 
         groups.mpu = None  # it would take this engine's grid for the next one's
+        if self.zero_stage == 3:
+            give_linear_back()
 
     def _step_sharded(self) -> StepReport:
         self.deepspeed.set_gradient_accumulation_boundary(True)

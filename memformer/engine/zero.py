@@ -114,6 +114,16 @@ def group_norms(optimizer: Any, mesh: Mesh) -> torch.Tensor:
     return mesh.replica.sum(mesh.gradients.sum(torch.stack(squares))) ** 0.5
 
 
+def give_linear_back() -> None:
+    """ZeRO-3 by segments: torch's linear maps are its own again, for all that the process computes afterwards.
+
+    DeepSpeed puts one that gathers its weight again in the place of `torch.nn.functional.linear`, and leaves it there.
+    """
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Replacing
+
+    torch.nn.functional.linear = getattr(Replacing, "linear_bk", torch.nn.functional.linear)
+
+
 def wait_on_the_device(optimizer: Any) -> None:
     """ZeRO-3 on GPUs: what comes after the reductions waits for their stream on the device, not on the host.
 

@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""DeepSpeed's hooks while all parameters are gathered: off, and back as they were.
+"""DeepSpeed's hooks while all parameters are gathered: off, and back as they were; what it leaves behind of linear maps.
 
 The rest of the module, and that sums are equal: tests/distributed/test_zero.py.
 """
@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from memformer.engine.zero import coordinator_at_rest
+from memformer.engine.zero import coordinator_at_rest, give_linear_back
 
 
 class Coordinator:
@@ -45,3 +45,13 @@ def test_hooks_of_deepspeed_rest_and_come_back_in_their_order() -> None:
     module(torch.ones(1, 2))
     coordinator.fetch_sub_module(module)
     assert called[2:] == 2 * ["deepspeed's", "ours", "deepspeed's"] and coordinator.seen == ["fetch"]
+
+
+def test_what_comes_after_a_run_has_torchs_linear_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Replacing
+
+    own = torch.nn.functional.linear
+    monkeypatch.setattr(Replacing, "linear_bk", own, raising=False)
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: None)
+    give_linear_back()
+    assert torch.nn.functional.linear is own
