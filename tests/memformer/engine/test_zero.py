@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""DeepSpeed's hooks while all parameters are gathered: off, and back as they were; what it leaves behind of linear maps.
+"""DeepSpeed's hooks while all parameters are gathered: off, and back as they were; its linear maps, taken back.
 
 The rest of the module, and that sums are equal: tests/distributed/test_zero.py.
 """
