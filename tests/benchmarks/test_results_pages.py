@@ -65,9 +65,9 @@ def test_what_is_not_installed_is_not_run_and_no_failure(tmp_path: Path, monkeyp
 
 def test_every_benchmark_with_a_small_version_is_in_the_quick_round(tmp_path: Path) -> None:
     scripts = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
-    marks = '"--quick", action', "add_options(parser", "add_measuring_options(parser"
+    marks = '"--quick", action', "add_options(parser", "add_measuring_options(parser", "add_sizes(parser"
     small = {name for name, text in scripts.items() if any(mark in text for mark in marks)}
-    assert set(quick.SCRIPTS) == small - {"cases", "common"}  # which have the options that others share
+    assert set(quick.SCRIPTS) == small - {"cases", "common", "text_runs"}  # which have the options that others share
     assert quick.run("nothing", tmp_path, 60).startswith("failed: ")
     assert quick.run("replay", tmp_path, 0.1) == "failed: took more than the 0 s that were left"
 
