@@ -3,6 +3,8 @@
 
 import contextlib
 import types
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +42,26 @@ class _Stream:
 
 class _Event(_Stream):
     kind = "event"
+
+
+class _PinnedMemory:
+    """Pinned memory of the host as torch has it: in powers of two, and what was freed is given out again."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self._device, self._free = device, Counter[int]()
+
+    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Makes a tensor of the host count as pinned."""
+        tensor.__dict__["pinned"] = True
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            size = 1 << (storage.nbytes() - 1).bit_length()
+            if self._free[size]:
+                self._free[size] -= 1
+            else:
+                self._device.records.pinned += size
+            weakref.finalize(storage, self._free.update, [size])
+        return tensor
 
 
 def install(device: SimulatedDevice) -> None:
@@ -87,7 +109,7 @@ def install(device: SimulatedDevice) -> None:
         setattr(torch.cuda, name, lambda *_: stream)
     replaced: Any = torch.cuda
     replaced.Stream, replaced.Event, replaced.stream = _Stream, _Event, lambda _: contextlib.nullcontext()
-    _replace_tensor_methods(device)
+    _replace_tensor_methods(device, _PinnedMemory(device))
     _replace_constructors(device)
     setattr(F, "scaled_dot_product_attention", _attention)  # noqa: B010
     setattr(nn.Module, "to", lambda module, *_, **__: to_device(module, device))  # noqa: B010
@@ -124,7 +146,7 @@ def to_device(module: Any, device: SimulatedDevice) -> Any:
     return module
 
 
-def _replace_tensor_methods(device: SimulatedDevice) -> None:
+def _replace_tensor_methods(device: SimulatedDevice, pinned: _PinnedMemory) -> None:
     real_tolist, real_data_ptr = torch.Tensor.tolist, torch.Tensor.data_ptr
     methods: Any = torch.Tensor
 
@@ -135,9 +157,7 @@ def _replace_tensor_methods(device: SimulatedDevice) -> None:
         return real_tolist(tensor)  # type: ignore[no-untyped-call]
 
     def pin_memory(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
-        pinned = tensor.clone()
-        pinned.__dict__["pinned"] = True
-        return pinned
+        return pinned.hold(tensor.clone())
 
     setattr(FakeTensor, "tolist", tolist)  # noqa: B010
     methods.tolist, methods.pin_memory = tolist, pin_memory

@@ -8,6 +8,7 @@ the one that it put there itself, and noted as a wait. What stands for nothing o
 
 import contextlib
 import functools
+import threading
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ _ONLY_WRITES = frozenset(
     "bernoulli_ uniform_ normal_ random_".split()
 )
 _SIZED_BY_NUMBERS = frozenset({"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"})
+BESIDE = "beside"
+"""The phase of what other threads of the host wait for."""
 FEW = 8
 """What the host may compute unseen: as many elements as it has scalars to put together."""
 _ALIGNED = 512  # bytes that torch's allocator rounds up to
@@ -92,8 +95,9 @@ class SimulatedDevice(TorchDispatchMode):
             self.phase = before
 
     def wait(self, kind: str) -> None:
-        """Notes that the host waits here for the device."""
-        self.records.waits[Wait(self.phase, kind, here())] += 1
+        """Notes that the host waits here for the device; a thread beside the one that trains holds up nothing."""
+        phase = self.phase if threading.current_thread() is threading.main_thread() else BESIDE
+        self.records.waits[Wait(phase, kind, here())] += 1
 
     def known(self, tensor: FakeTensor, numbers: torch.Tensor) -> FakeTensor:
         """The tensor, of which the host knows the numbers because it put them there."""
@@ -166,6 +170,8 @@ class SimulatedDevice(TorchDispatchMode):
             if not is_on_device(target):
                 if not quick:
                     self.wait("copy to the host")
+                elif target.dim() and not target.__dict__.get("pinned", False):
+                    self.wait("copy to pageable memory of the host")
                 target.copy_(self.numbers(source, target.dtype).expand(target.shape))
                 return True, target
             target.__dict__.pop("host_numbers", None)

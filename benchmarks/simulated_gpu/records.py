@@ -115,6 +115,7 @@ class Records:
         waits: How often the host waited, by place.
         host_work: Elements that the host itself computed in operations on more than a few, by phase and place.
         most_allocated: Bytes by phase, where memory is followed.
+        pinned: Bytes of pinned memory that were made, since none of that size was free.
     """
 
     kernels: dict[Kernel, Work] = dataclasses.field(default_factory=dict)
@@ -122,6 +123,7 @@ class Records:
     waits: Counter[Wait] = dataclasses.field(default_factory=Counter)
     host_work: Counter[tuple[str, str, Place]] = dataclasses.field(default_factory=Counter)
     most_allocated: Counter[str] = dataclasses.field(default_factory=Counter)
+    pinned: int = 0
 
 
 @functools.cache

@@ -65,8 +65,8 @@ class _File:
     text: bytes | None = None
 
     def copy(self) -> None:
-        """Takes the tensors to host memory, so that the live state may change."""
-        self.tensors = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        """Takes the tensors to host memory, so that the live state may change (`_copied`)."""
+        self.tensors = {name: _copied(tensor) for name, tensor in self.tensors.items()}
 
     def write(self, directory: Path) -> dict[str, Any]:
         path = directory / self.name
@@ -74,6 +74,19 @@ class _File:
             path.write_bytes(self.text)
             return files.describe_file(directory, self.name)
         return write_tensors(path, layout_of(self.tensors), self.tensors.__getitem__, self.metadata)
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; of a tensor on a GPU one that the host does not wait for.
+
+    The GPU copies between what it was asked for before and after, so that the next step may change the tensor. Its copy
+    is pinned: to other memory it would be several times slower, and waited for. To pin takes long as well, but torch
+    keeps such memory when it is freed, and gives it to the next save.
+    """
+    if tensor.device.type == "cpu":
+        return tensor.clone()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 class _Save:
@@ -84,14 +97,26 @@ class _Save:
         self.began = time.perf_counter()
         self.pause = 0.0
         self.thread: threading.Thread | None = None
+        self.copied: torch.cuda.Event | None = None
         self.written: dict[str, dict[str, Any]] = {}
         self.linked: dict[str, dict[str, Any]] = {}
         self.error: str | None = None
         self.fatal: BaseException | None = None
 
+    def write_beside(self, device: torch.device) -> None:
+        """Writes in a thread, once the copies that were asked for are there."""
+        if device.type == "cuda":
+            # Blocking: the thread sleeps, and leaves its core to training.
+            self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self.copied.record()
+        self.thread = threading.Thread(target=self.write, name="checkpoint-writer")
+        self.thread.start()
+
     def write(self) -> None:
         """Writes this process's files; what goes wrong is kept for `settle`."""
         try:
+            if self.copied is not None:
+                self.copied.synchronize()
             for part in self.parts:
                 self.written[part.name] = part.write(self.directory)
         except OSError as error:
@@ -166,8 +191,7 @@ class Saver:
         if self._frozen and not failed:
             self._add_frozen(save)
         if not failed and self._settings.background:
-            save.thread = threading.Thread(target=save.write, name="checkpoint-writer")
-            save.thread.start()
+            save.write_beside(self._world.device)
             save.pause = time.perf_counter() - began
             return
         if not failed:

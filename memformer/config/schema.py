@@ -286,7 +286,7 @@ class CheckpointConfig(Section):
     keep_hours: float = Field(0, ge=0)
     """The first checkpoint of every such number of hours is kept for ever; 0: none."""
     background: bool = False
-    """Copy the state to host memory and write it while training goes on (needs that much host memory)."""
+    """Copy the state to host memory (on a GPU to pinned memory, which stays) and write it while training goes on."""
     mirror: Annotated[Place, AfterValidator(checks.in_a_cloud)] | None = None
     """Address (s3://BUCKET/RUN, gs://, az://) that checkpoints are copied to while training goes on, one for each run;
     --resume with it goes on from there on another machine. As many are kept there as here. null: none."""

@@ -47,7 +47,7 @@ class Plan:
         topology: Processes by axis: pipeline, data, segment, tensor; nodes and gpus_per_node.
         tokens: Of one optimizer step, all processes.
         device_memory: By part, on the device; `total` is their sum.
-        host_memory: By part, what is offloaded.
+        host_memory: By part, what is offloaded, and what a save in the background copies.
         capacity: Bytes of the device that a run can use.
         fits: Whether device_memory's total is within capacity.
         traffic: Bytes a process gives to each kind of collective or message in a step, by axis.

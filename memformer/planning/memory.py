@@ -91,7 +91,7 @@ def _all(run: Arrangement, stage: int) -> Iterator[Part]:
 
 def _resting(run: Arrangement, stage: int) -> Iterator[Part]:
     """What is there in every moment."""
-    for parts in (_weights, _optimizer, _buffers_of_deepspeed, _gathered, _copies):
+    for parts in (_weights, _optimizer, _buffers_of_deepspeed, _gathered, _copies, _saved):
         yield from parts(run, stage)
 
 
@@ -213,6 +213,31 @@ def _copies(run: Arrangement, stage: int) -> Iterator[Part]:
     """The embedding with its gradient if it is trained, on stages that use the first one's."""
     if run.model.tied() and stage in run.embedding_copies:
         yield Part("copies of the embedding", 4 * (run.embedding + run.trained_embedding))
+
+
+def _saved(run: Arrangement, stage: int) -> Iterator[Part]:
+    """What a save in the background copies: this process's share, frozen weights too, which a first save may write.
+
+    Pinned memory is made in powers of two, a block for each kind of numbers of each parameter, and torch keeps it.
+    ZeRO 1 and 2 cut few parameters, the others every one.
+    """
+    if not run.config.checkpoint.background:
+        return
+    cut = run.gradient_ranks if run.config.parallel.zero_stage in (0, 3) else 1
+    width = {"float32": 4, "bfloat16": 2}[run.config.optimizer.state_dtype]
+    size = 0.0
+    for shape, count in run.parameters(stage).items():
+        states = (1 if shape.muon else 2) if shape.trained else 0
+        pinned = _block(shape.size * shape.numel / cut) + states * _block(width * shape.numel / cut)
+        size += count * pinned * cut / run.gradient_ranks
+    if stage == 0:
+        size += _block(4 * run.replica_lanes * math.prod(run.model.memory_shape))
+    yield Part("copy of a save", size, on_host=True)
+
+
+def _block(size: float) -> int:
+    """Bytes of the block of pinned memory that holds so many."""
+    return 1 << (math.ceil(size) - 1).bit_length() if size else 0
 
 
 def _segments(run: Arrangement, stage: int) -> Iterator[Part]:

@@ -85,7 +85,8 @@ def trained(name: str, data: Path, scratch: Path, device: SimulatedDevice) -> di
             stack.enter_context(mock.patch("memformer.training.life.probe_losses", lambda engine: [1.0]))
         steps = training.trained(config, device, [Broken()])
     events = [json.loads(line) for line in (scratch / name / "events.jsonl").read_text().splitlines()]
-    return {**_as_json(steps[1]), "events": [each["event"] for each in events]}
+    asked = {"events": [each["event"] for each in events], "pinned": [each.pinned for each in steps]}
+    return _as_json(steps[1]) | asked
 
 
 def read(family: str, device: SimulatedDevice) -> dict[str, Any]:
@@ -133,6 +134,8 @@ def faults(device: SimulatedDevice) -> dict[str, Any]:
         x, y = x.detach(), y.detach()
         waits = [float(y), y.isnan().any().item(), x.tolist(), x[x > 0], x.nonzero(), x.cpu()]
         waits += [torch.tensor([1.0], device="cuda:0"), host.to("cuda:0", non_blocking=True)]
+        waits += [torch.empty(4, 4).copy_(x, non_blocking=True)]
+        torch.empty(4, 4, pin_memory=True).copy_(x, non_blocking=True)
         host.pin_memory().to("cuda:0", non_blocking=True)
         host.mul(2)
         dist.all_reduce(x)

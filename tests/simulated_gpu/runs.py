@@ -30,6 +30,7 @@ BACKBONE = {
     "overlap": 2,
 }
 LOOKED_AT = {
+    "checkpoint": {"interval": 1, "background": True},
     "training": {"eval_interval": 2, "eval_segments": 3, "diagnostics_interval": 2},
     "guards": {"straggler_interval": 2, "checksum_interval": 2},
 }

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from benchmarks.simulated_gpu import library
+from memformer.planning.arrangement import arrange
+from memformer.planning.memory import stage_memory
 from memformer.planning.traffic import traffic_by_stage
 from tests import ROOT
 from tests.simulated_gpu import rules
@@ -114,6 +116,24 @@ def test_runs_went_where_they_should(records: dict[str, Any]) -> None:
     assert grouped > 1.4 * whole
 
 
+def test_a_save_in_the_background_is_copied_to_pinned_memory_that_the_next_save_has_again(
+    records: dict[str, Any], tmp_path: Path
+) -> None:
+    """The second of two saves: no wait for its copies but in the thread that writes them, and no new pinned memory.
+
+    The first has as much as is planned, and a batch a little.
+    """
+    record = of(records, "looked at")
+    assert record["events"].count("save") == 2
+    of_saving = [row for row in record["waits"] if row[2][0] == "memformer/checkpoints/saving.py"]
+    assert {(row[0], row[1]) for row in of_saving} == {("beside", "event.synchronize")}
+    first, second = record["pinned"]
+    config = config_of("looked at", tmp_path, tmp_path)
+    host = stage_memory(arrange(config, config.model.completed(257, 256, LENGTH), WORLD), 0)[1]
+    assert host["copy of a save"] == pytest.approx(first, rel=0.05)
+    assert second < 100, "flags of a larger batch"
+
+
 def test_weights_are_cast_once_a_rollout(records: dict[str, Any]) -> None:
     """Whatever the number of its segments and groups of lanes: the encoder's and the writer's in pass 1, whose copies
     the segments with a graph take as well; the decoder's then."""
@@ -143,7 +163,7 @@ def test_the_device_sees_what_it_should(records: dict[str, Any]) -> None:
     for name, said in found["said"].items():
         assert "the CPU" in said, f"{name}: {said}"
     expected = ["item", "item", "tolist", "index by a mask", "nonzero", "copy to the host", "copy to the device",
-                "copy to the device from pageable memory"]  # fmt: skip
+                "copy to the device from pageable memory", "copy to pageable memory of the host"]  # fmt: skip
     assert Counter({row[1]: row[-1] for row in found["waits"]}) == Counter(expected)
     assert found["asked"] == len(expected)
     assert found["nowhere"] == ["meta", "meta"], "what has no numbers takes no memory"
