@@ -98,6 +98,7 @@ def launch_processes(
     grace_seconds: float = 120.0,
     master_port: int | None = None,
     failed: Callable[[int, str], None] = lambda rank, reason: None,
+    refused: Callable[[], bool] = lambda: False,
 ) -> int:
     """Runs `command` as `nproc` ranks and returns when all have ended. Call it in the main thread.
 
@@ -110,6 +111,7 @@ def launch_processes(
         grace_seconds: How long ranks may take to save and leave after a signal, before they are killed.
         master_port: TCP port of the rendezvous (default: a free one).
         failed: Told at the end which rank failed first, and how, in words; not of bad usage.
+        refused: Asked after bad usage, of which rank 0 has told the user, whether nothing was begun: then new logs go.
 
     Returns:
         0, or the exit code of the first rank that failed (128 + n for signal n); 75 if the ranks saved and left after
@@ -124,16 +126,20 @@ def launch_processes(
     port = free_port() if master_port is None else master_port
     ranks: list[Rank] = []
     made = [place for place in (log_dir, *log_dir.parents) if not place.exists()]
+    logs = [log for log in (_log(log_dir, number) for number in range(nproc)) if not log.exists()]
     with _signals() as inbox:
         try:
             _make(log_dir)
             for number in range(nproc):
                 variables = rank_environment(number, nproc, port)
                 ranks.append(_start(command, number, log_dir, inherited | variables, slices[number]))
-            return _Supervisor(ranks, inbox, grace_seconds, failed).run()
+            code = _Supervisor(ranks, inbox, grace_seconds, failed).run()
+            if code == ranks[0].code == exit_codes.USAGE and refused():
+                _unmake([*logs, *made])
+            return code
         except UserError:
             if not ranks:
-                _unmake(log_dir, made)
+                _unmake([*logs, *made])
             raise
         finally:
             for rank in ranks:
@@ -161,7 +167,7 @@ def _make(log_dir: Path) -> None:
 
 
 def _start(command: Sequence[str], rank: int, log_dir: Path, environment: dict[str, str], cores: list[int]) -> Rank:
-    path = log_dir / f"rank-{rank:05d}.log"
+    path = _log(log_dir, rank)
     with _opened(path) as log:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
@@ -193,14 +199,15 @@ def _unwritable(log: Path, error: OSError) -> UserError:
     return UserError(f"{log}: cannot be written ({error.strerror}): mend its permissions, or make room", exit_code=1)
 
 
-def _unmake(log_dir: Path, made: Sequence[Path]) -> None:
-    """Takes back what was made for a launch that started nothing."""
-    with suppress(OSError):
-        for log in log_dir.glob("rank-*.log"):
-            if log.stat().st_size == 0:
-                log.unlink()
-        for place in made:
-            place.rmdir()
+def _log(log_dir: Path, rank: int) -> Path:
+    return log_dir / f"rank-{rank:05d}.log"
+
+
+def _unmake(made: Sequence[Path]) -> None:
+    """Takes back what was made, files before their folders, for a launch that has come to nothing."""
+    for place in made:
+        with suppress(OSError):  # it is not there, or something else is in it
+            place.rmdir() if place.is_dir() else place.unlink()
 
 
 @dataclass

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         grace_seconds=arguments.grace_seconds,
         master_port=int(port) if port else None,
         failed=functools.partial(tell_failure, run, before),
+        refused=lambda: last_life(run) == before,
     )
 
 
@@ -109,6 +110,14 @@ def refuse_busy(run: RunDirectory) -> int:
 
     run.refuse_unwritable()
     entry = refuse_held(run, slurm_client.has_job_ended)
+    return 0 if entry is None else entry.number
+
+
+def last_life(run: RunDirectory) -> int:
+    """The number of the last life in a run directory; 0: none has begun."""
+    from memformer.run.lock import newest
+
+    entry = newest(run)
     return 0 if entry is None else entry.number
 
 

@@ -49,8 +49,13 @@ def residual_stream(config: Any) -> None:
         raise ValueError(f"model.residual_dtype is compute: in precision {config.precision} {why}, set it to float32")
 
 
-def offloads(parallel: Any) -> None:
-    """What offloading asks of the stage of ZeRO."""
+def zero(parallel: Any) -> None:
+    """What offloading and gathering ask of the stage of ZeRO."""
+    if parallel.zero3_gather != "rollout" and parallel.zero_stage != 3:
+        raise ValueError(
+            f"zero3_gather is {parallel.zero3_gather}: at zero_stage {parallel.zero_stage} nothing is gathered, leave "
+            "it out, or set zero_stage to 3"
+        )
     if parallel.offload_optimizer != "none" and parallel.zero_stage == 0:
         raise ValueError(
             "offload_optimizer is cpu: at zero_stage 0 every process steps every parameter where it lies, set "
@@ -230,6 +235,11 @@ def wavefront(config: Any) -> None:
 def pipeline(config: Any) -> None:
     """What pipelines ask of the model and of the other settings."""
     parallel, stages = config.parallel, config.parallel.pipeline
+    if stages == 1 and parallel.segments_in_flight is not None:
+        raise ValueError(
+            f"parallel.segments_in_flight is {parallel.segments_in_flight}, but parallel.pipeline is 1, and has none: "
+            "leave the former out, or set the latter to 2 or more"
+        )
     if stages == 1 and parallel.pipeline_layers is None:
         return
     if stages == 1 and family_of(config.model).stages is None:

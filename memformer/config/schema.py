@@ -223,8 +223,8 @@ class ParallelConfig(Section):
     """ZeRO 3: where each process's part of the parameters lies between its uses; cpu: in host memory."""
 
     @model_validator(mode="after")
-    def _something_to_offload(self) -> "ParallelConfig":
-        checks.offloads(self)
+    def _of_the_stage(self) -> "ParallelConfig":
+        checks.zero(self)
         return self
 
 

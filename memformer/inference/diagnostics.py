@@ -2,23 +2,18 @@
 """A look into the memory while training: is it used, does it collapse?"""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from data_pipeline import SegmentBatch, Tokenizer
-from memformer.inference.inspection import KEPT, OVERWRITTEN, MemoryInspector
+from memformer.inference.inspection import KEPT, OVERWRITTEN
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.looking import Figure, Looked
 from memformer.models.protocol import Looking, MemoryModel
 from memformer.models.registry import family_of
-from memformer.processes.group import all_sum, from_main
+from memformer.processes.group import all_sum
 from memformer.replay import Carry, Segment
-
-INSPECTED_SEGMENTS, INSPECTED_HORIZON = 48, 16
-
 
 Figures = dict[str, float | list[float]]
 
@@ -116,40 +111,3 @@ def has_slots(model: MemoryModel) -> bool:
     if family.look is None:
         return True
     return family.inspect is not None and family.inspect(model) is not None
-
-
-def inspected_memory(
-    model: MemoryModel, batches: Iterable[SegmentBatch], tokenizer: Tokenizer
-) -> dict[str, Any] | None:
-    """What `memformer inspect-memory` reports, on the beginning of the main process's first held-out document.
-
-    Called by all processes, which compute the same: under ZeRO-3 each holds a part of the parameters.
-
-    Args:
-        model: The model; put into evaluation mode for the time.
-        batches: Held-out segments, as for `evaluate`.
-        tokenizer: The data set's.
-
-    Returns:
-        The report; None for a model without memory slots.
-    """
-    if family_of(model.config).inspect is None or not model.config.memory_shape[0] or not has_slots(model):
-        return None
-    found: list[np.ndarray[Any, Any]] = []
-    ended = False
-    for number, batch in enumerate(batches):
-        # Every process takes as many batches as the others, which agree on each; the first lane's document ends where
-        # the lane takes up another one, or idles.
-        if number == INSPECTED_SEGMENTS:
-            break
-        ended = ended or (number > 0 and bool(batch.resets[0, 0])) or not batch.lengths[0, 0]
-        if not ended:
-            found.append(np.asarray(batch.tokens[0, 0, : batch.lengths[0, 0]]))
-    tokens = from_main(np.concatenate(found) if found else None)
-    if tokens is None:
-        return None
-    length = int(batch.tokens.shape[2])
-    with evaluation_mode(model):
-        inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
-        inspector.read(tokens)
-        return inspector.report()

@@ -168,7 +168,8 @@ def compared(each: Association, memory: torch.Tensor, mean_D: torch.Tensor) -> l
     Returns:
         Sums of <read, value>, <value, value>, |read - value|^2, and the first two of what both are less a mean.
     """
-    read, values = each.recall(each.keys, memory).double(), each.values.double()
+    with torch.autocast(memory.device.type, enabled=False):  # of the training, between whose steps it is looked at
+        read, values = each.recall(each.keys, memory).double(), each.values.double()
     apart = values - mean_D
     products = (read * values, values.square(), (read - values).square(), (read - mean_D) * apart, apart.square())
     found: list[float] = torch.stack([product.sum() for product in products]).tolist()

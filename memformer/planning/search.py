@@ -56,6 +56,7 @@ def search(
     for tensor, (pipeline, ranks, batch, window) in itertools.product(_powers(gpus_per_node), in_time):
         if window and tensor > 1:
             continue
+        whole = 0  # lanes of a group where all of a process are one
         for stage, mode, group in itertools.product(range(4), ("none", "full"), (None, 1)):
             settings = {
                 "parallel.tensor": tensor,
@@ -71,6 +72,10 @@ def search(
                 run = arrange(_with(config, settings), model, nodes * gpus_per_node)
             except UserError:
                 continue
+            if group is None:
+                whole = run.lanes
+            if (group and whole == 1) or (stage > 1 and run.gradient_ranks == 1):  # the same once more
+                continue
             if least_memory(run) > capacity_of(hardware):  # what it costs need not be known
                 continue
             plan = plan_of(run, device, hardware, gpus_per_node)
@@ -85,8 +90,11 @@ def _with(config: Config, settings: Settings) -> Config:
     for name, value in settings.items():
         section, field = name.split(".")
         values[section][field] = value
+    parallel = values["parallel"]  # what would say nothing then is refused
     if settings["parallel.pipeline"] == 1:
-        values["parallel"]["pipeline_layers"] = None
+        parallel["pipeline_layers"] = parallel["segments_in_flight"] = None
+    if settings["parallel.zero_stage"] < 3:
+        parallel["zero3_gather"] = "rollout"
     return parse_config(values, "search")
 
 

@@ -8,10 +8,17 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data_pipeline import SegmentBatch
+import numpy as np
+
+from data_pipeline import SegmentBatch, Tokenizer
 from memformer.inference import evaluate, pictures
-from memformer.inference.diagnostics import inspected_memory
+from memformer.inference.diagnostics import has_slots
+from memformer.inference.inspection import MemoryInspector
+from memformer.inference.recall import RecallInspector
 from memformer.inference.task_report import ask_cells
+from memformer.models.evaluation_mode import evaluation_mode
+from memformer.models.protocol import MemoryModel
+from memformer.models.registry import family_of
 from memformer.processes import group
 from memformer.run.data import TrainingData
 from memformer.run.metrics import MetricsWriter
@@ -21,6 +28,9 @@ from memformer.training.callbacks import Callback, TrainingState
 from memformer.training.stopping import StopAgreement
 
 LOG = logging.getLogger("memformer")
+
+INSPECTED_SEGMENTS, INSPECTED_HORIZON = 48, 16
+"""Segments of the held-out document that pictures are drawn of, and writes over which its memory is looked at again."""
 
 
 class Evaluation:
@@ -160,10 +170,55 @@ class MemoryPictures:
         self._callback.during_evaluation(state)
         with self._data.held_out_stream(state.config, state.world) as stream, state.engine.autocast():
             report = inspected_memory(state.engine.model, stream, self._data.train.tokenizer)
-        if report is not None and state.world.is_main:
-            self._writer.figures("memory", state.progress.step, pictures.pictures(report))
+        if state.world.is_main:
+            drawn = {} if report is None else pictures.pictures(report)
+            self._writer.figures("memory", state.progress.step, drawn)
+            if not drawn:
+                self._say_once("there are none of a memory of this kind")
 
     def _say_once(self, why: str, where: str = "") -> None:
         """At the first step of which pictures are wanted, why there are none."""
         if self._state.progress.step == self._state.config.training.memory_pictures_interval:
             LOG.info("no pictures of the memory%s: %s", f" {where}" if where else "", why)
+
+
+def inspected_memory(
+    model: MemoryModel, batches: Iterable[SegmentBatch], tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    """What `memformer inspect-memory` reports, on the beginning of the main process's first held-out document.
+
+    Called by all processes, which compute the same: under ZeRO-3 each holds a part of the parameters.
+
+    Args:
+        model: The model; put into evaluation mode for the time.
+        batches: Held-out segments, as for `evaluate`.
+        tokenizer: The data set's.
+
+    Returns:
+        The report; None where there is no memory, no document, or nothing that looks into models of the family.
+    """
+    family = family_of(model.config)
+    if (family.inspect is None and family.look is None) or not model.config.memory_shape[0]:
+        return None
+    found: list[np.ndarray[Any, Any]] = []
+    ended = False
+    for number, batch in enumerate(batches):
+        # Every process takes as many batches as the others, which agree on each; the first lane's document ends where
+        # the lane takes up another one, or idles.
+        if number == INSPECTED_SEGMENTS:
+            break
+        ended = ended or (number > 0 and bool(batch.resets[0, 0])) or not batch.lengths[0, 0]
+        if not ended:
+            found.append(np.asarray(batch.tokens[0, 0, : batch.lengths[0, 0]]))
+    tokens = group.from_main(np.concatenate(found) if found else None)
+    if tokens is None:
+        return None
+    length = int(batch.tokens.shape[2])
+    inspector: MemoryInspector | RecallInspector
+    with evaluation_mode(model):
+        if has_slots(model):
+            inspector = MemoryInspector(model, tokenizer, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
+        else:
+            inspector = RecallInspector(model, len(tokens), horizon=INSPECTED_HORIZON, segment_length=length)
+        inspector.read(tokens)
+        return inspector.report()

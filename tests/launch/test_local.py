@@ -375,3 +375,17 @@ def test_logs_that_cannot_be_written_are_one_line_and_nothing_is_started(tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_launch_that_is_refused_leaves_no_logs_of_its_own(tmp_path: Path, begun: bool) -> None:
+    """Unless something was begun; logs of earlier launches are continued, as ever."""
+    refuses = [sys.executable, "-c", "import sys; sys.exit(2)"]
+    logs = tmp_path / "run/logs"
+    assert launch_processes(refuses, 2, logs, refused=lambda: not begun) == 2
+    assert logs.parent.exists() == begun
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / "rank-00000.log").write_text("earlier\n")
+    assert launch_processes(refuses, 2, logs, refused=lambda: not begun) == 2
+    assert (logs / "rank-00000.log").read_text().startswith("earlier\n=== ")
+    assert (logs / "rank-00001.log").exists() == begun

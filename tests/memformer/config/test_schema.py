@@ -112,6 +112,8 @@ def test_a_minimal_file_has_defaults() -> None:
         ({"parallel": {"pipeline": 2, "pipeline_layers": [20, 0]}}, ["pipeline_layers is [20, 0]", "at least 1 layer"]),
         ({"parallel": {"pipeline": 2, "pipeline_layers": [9, 9]}}, ["pipeline_layers is [9, 9]", "20 in all"]),
         ({"parallel": {"pipeline": 2, "gradient_reduction": "segment"}}, ["gradient_reduction is segment", "rollout"]),
+        ({"parallel": {"segments_in_flight": 3}}, ["segments_in_flight is 3, but parallel.pipeline is 1", "2 or more"]),
+        ({"parallel": {"zero3_gather": "segment"}}, ["zero3_gather is segment", "zero_stage 1", "set zero_stage to 3"]),
         (
             {"parallel": {"pipeline": 2}, "activation_checkpointing": {"memory_interval": 4}},
             ["activation_checkpointing.memory_interval is 4", "set it to 1"],

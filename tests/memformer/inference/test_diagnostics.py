@@ -13,11 +13,15 @@ import torch
 from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream
 from data_pipeline.tokenizer import ByteTokenizer
 from memformer import Memformer
-from memformer.inference.diagnostics import INSPECTED_HORIZON, inspected_memory, memory_diagnostics
+from memformer.inference.diagnostics import memory_diagnostics
 from memformer.inference.inspection import KEPT, OVERWRITTEN, inspect_tokens
+from memformer.inference.pictures import available, pictures
+from memformer.inference.recall import RecallInspector
 from memformer.replay import Carry, Segment
+from memformer.training.evaluation import INSPECTED_HORIZON, inspected_memory
 from tests.books import small_dataset
 from tests.memformer.examples import random_memory, random_tokens, small_model
+from tests.memformer.models.backbone.examples import START, config_of, make
 
 LANES, LENGTH = 4, 6
 
@@ -98,6 +102,20 @@ def test_the_first_document_alone_is_inspected(after: SegmentBatch) -> None:
     expected = inspect_tokens(model.eval(), ByteTokenizer(), pieces, horizon=INSPECTED_HORIZON, segment_length=LENGTH)
     assert found == expected
     assert found is not None and found["document"]["tokens"] == len(document)
+
+
+@pytest.mark.parametrize(("memory", "drawn"), [("armt", {"recall"}), ("tokens", set())])
+def test_a_memory_without_slots_is_inspected_as_the_command_does(memory: str, drawn: set[str]) -> None:
+    model = make(config_of(memory=memory, segment_length=LENGTH), moved=0.3).train()
+    document = (random_tokens(2 * LENGTH) % START).tolist()
+    batches = [batch_of(document[:LENGTH], True), batch_of(document[LENGTH:], False)]
+    found = inspected_memory(model, batches, ByteTokenizer())
+    assert model.training and found is not None
+    inspector = RecallInspector(model.eval(), len(document), horizon=INSPECTED_HORIZON, segment_length=LENGTH)
+    inspector.read(np.array(document))
+    assert found == inspector.report()
+    if available():
+        assert set(pictures(found)) == drawn
 
 
 class Broken(Exception):

@@ -281,6 +281,19 @@ def test_search_finds_what_fits_fastest_first() -> None:
     assert found[0][0]["training.segments_per_decoder_batch"] == 4
 
 
+def test_search_lists_nothing_twice() -> None:
+    """One lane is one group, said or not; stages of ZeRO above 1 need someone to share with."""
+    values = {"path": "d", "num_lanes": 2, "segment_length": 32, "num_segments": 4}
+    config = config_of(data=values, parallel={"zero_stage": 3, "zero3_gather": "segment"})
+    found = search(config, config.model, 1, 2, "h100", keep=10**6)
+    alone = [settings for settings, _ in found if settings["parallel.tensor"] * settings["parallel.pipeline"] == 2]
+    assert {settings["parallel.zero_stage"] for settings in alone} == {0, 1}
+    for settings, _ in found:
+        shared = settings["parallel.tensor"] * settings["parallel.pipeline"] * settings["parallel.segment"]
+        assert settings["training.lanes_per_micro_batch"] is None or shared > 1, "a lane for each process"
+    assert {3} < {settings["parallel.zero_stage"] for settings, _ in found}, "with the gathering that the stage has"
+
+
 def test_search_leaves_out_nothing_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it gives up by its weights alone, before its time is known, is what would not fit."""
     config = config_of()

@@ -91,3 +91,9 @@ def test_no_held_out_documents_are_named_unless_none_are_wanted(said: Any, data:
     _, warnings = said(model=TINY_MODEL, data=values)
     assert len(warnings) == 1 and "no held-out documents" in warnings[0] and "--validation-fraction" in warnings[0]
     assert not said(model=TINY_MODEL, data=values, training={"eval_interval": 0})[1]
+
+
+def test_a_stream_in_16_bits_without_16_bits_is_named(said: Any) -> None:
+    model = {**TINY_MODEL, "residual_dtype": "compute"}
+    _, warnings = said(model=model, training={"max_steps": 100})
+    assert len(warnings) == 1 and "changes nothing here: precision auto is fp32 on cpu" in warnings[0]

@@ -19,12 +19,15 @@ from data_pipeline import DocumentIndex
 from launch.cli import main
 from memformer import load_model
 from memformer.config.schema import parse_config
+from memformer.inference.drawing import available
 from memformer.models.sizes import count_parameters
+from memformer.run.directory import RunDirectory
 from tests.books import small_dataset
 from tests.commands import run_command
 from tests.distributed.processes import run_distributed
 from tests.memformer.models.backbone.examples import SIZES
 from tests.memformer.models.family_runs import (
+    STEPS,
     assert_alike,
     assert_resumed,
     break_off,
@@ -68,6 +71,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(root: Path) -> dict[int, Path]:
     """By ZeRO stage, a finished run of two processes."""
     every = [settings(root, f"zero-{stage}", stage) for stage in (0, 1, 3)]
+    if available():
+        every[2]["training"]["memory_pictures_interval"], every[2]["tensorboard"] = STEPS, True
     assert run_distributed(life, 2, *every) == [[0, 0, 0]] * 2
     return {stage: root / f"zero-{stage}" for stage in (0, 1, 3)}
 
@@ -89,6 +94,16 @@ class TestTrained:
             for name, by_layer in row.items():
                 assert len(by_layer) == 3 and all(each[name] == pytest.approx(by_layer, rel=1e-2) for each in others)
         assert min(figures[0][-1]["norm"]) > 0 and max(figures[0][-1]["gate"]) < 1
+
+    def test_pictures_of_matrices_are_images_of_tensorboard(self, runs: dict[int, Path]) -> None:
+        """Under ZeRO 3, where both processes take part."""
+        pytest.importorskip("matplotlib")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        board = EventAccumulator(str(RunDirectory(runs[3]).tensorboard), size_guidance={"images": 0})
+        board.Reload()
+        assert board.Tags()["images"] == ["memory/recall"]
+        assert [image.step for image in board.Images("memory/recall")] == [STEPS]
 
     def test_two_processes_train_like_one_with_full_back_propagation(
         self, root: Path, capsys: pytest.CaptureFixture[str]
