@@ -10,6 +10,8 @@ import errno
 import importlib
 import io
 import math
+import os
+import select
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -101,6 +103,23 @@ def command(name: str) -> tuple[ModuleType, OneLineParser]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `memformer ARGV...` and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not poll.poll(0):  # it is another pipe that broke
+            raise
+        # The reader of our stdout went away (`| head`): nothing to report, nobody to report to. Python flushes once
+        # more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.DONE
+
+
+def _run(arguments: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that a terminal cannot show are spelled out, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -125,9 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"memformer {name}: error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our stdout went away (`| head`): nothing to report, nobody to report to
-        return exit_codes.DONE
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -39,6 +39,7 @@ from data_pipeline.verify import Fault, check_sizes, verify_dataset
 from launch.addresses import add_far_arguments, far_settings
 from launch.answers import answer
 from launch.commands import data_adopt, data_synthesise
+from launch.outputs import make_outputs_patient
 from launch.progress import Progress
 
 _MOST_DEFAULT_WORKERS = 8
@@ -200,6 +201,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    make_outputs_patient()  # a reader that goes away (`| head`) is no reason to leave a data set unfinished
     began = time.monotonic()
     progress = Progress()
 

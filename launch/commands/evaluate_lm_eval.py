@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launch.answers import answer
+from launch.outputs import make_outputs_patient
 from launch.progress import Progress
 from launch.reports import check_out, json_lines, write_report
 
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out) if "out" in arguments else None
     if out is not None:
         check_out(out)
+        make_outputs_patient()  # as of tasks: the report is written after the table
     model_here(arguments)
     folders = [Path(folder) for folder in getattr(arguments, "lm_eval_path", ())]
     began = time.perf_counter()

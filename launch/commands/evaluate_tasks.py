@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.errors import UserError
 from launch.answers import answer
 from launch.cli import OneLineParser
+from launch.outputs import make_outputs_patient
 from launch.progress import Progress
 from launch.reports import check_out, json_lines, write_report
 
@@ -108,6 +109,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("pictures need matplotlib: pip install 'memformer-train[plots]', or give --no-pictures")
     if out is not None:
         check_out(out)
+    if out is not None or "dump" in arguments:
+        make_outputs_patient()  # a reader of the table that goes away (`| head`) does not take the files with it
     model_here(arguments)
     texts = texts_for(tasks, lengths, getattr(arguments, "text", ()))
     model, tokenizer = open_model(arguments)

@@ -25,6 +25,9 @@ from memformer.run.directory import RunDirectory
 PLAN = ("fingerprint", "seed", "order", "block_window", "max_document_tokens")
 """What of a data state must be the same for a stream to go on where another one stood."""
 
+_ASKED = ("tasks", "length", "depths", "documents", "seed", "text")
+"""The settings of `evaluation` that decide on its documents."""
+
 _LAYOUT = {
     "world_size": "{} -> {} processes",
     "tensor": "tensor {} -> {}",
@@ -290,6 +293,24 @@ def changed_settings(directory: Path, settings: Mapping[str, Any]) -> list[str]:
         if name in before and before[name] != value and name not in _NAMED_ELSEWHERE
         if _words(before[name]) != _words(value)
     ]
+
+
+def changed_questions(directory: Path, identity: Mapping[str, Any]) -> list[str]:
+    """Whether a run is asked other documents by the same settings, in words; settings that differ say so themselves.
+
+    Args:
+        directory: A checkpoint.
+        identity: This run's, as it would be saved.
+    """
+    state = files.read_state(directory)
+    before, now = state.get("asked_sha256"), identity["asked_sha256"]
+    there, here = (
+        {name: each.get("evaluation", {}).get(name) for name in _ASKED}
+        for each in (state.get("settings", {}), identity["settings"])
+    )
+    if None in (before, now) or before == now or there != here:
+        return []
+    return ["evaluation.tasks asks other documents (a file of it, or of evaluation.text, is another than it was)"]
 
 
 def _words(value: Any) -> str:

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import types
@@ -109,6 +110,14 @@ class TrainingData:
             texts = texts_for(tasks, settings.length, settings.text)
         with _faults_of("evaluation.tasks"):
             return dataclasses.replace(self, asked=make_cells(tasks, texts, grid, self.train.tokenizer))
+
+    @property
+    def asked_sha256(self) -> str | None:
+        """Of the tokens that the run is asked, and where answers stand in them; None: it is asked none."""
+        digest = hashlib.sha256()
+        for prompt in (prompt for cell in self.asked for prompt in cell.prompts):
+            digest.update(f"{len(prompt.tokens)} {prompt.answers} ".encode() + prompt.tokens.astype("<i8").tobytes())
+        return digest.hexdigest() if self.asked else None
 
     @property
     def tokenizer_file(self) -> Path:

@@ -81,6 +81,7 @@ def run_identity(
         "model": model.to_dict(),
         "tokenizer_sha256": data.train.tokenizer.sha256,
         "data_fingerprint": data.train.fingerprint,
+        "asked_sha256": data.asked_sha256,
         "num_lanes": config.data.num_lanes,
         "zero_stage": config.parallel.zero_stage,
         "world_size": world.size,

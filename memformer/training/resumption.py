@@ -51,6 +51,7 @@ def differences(start: Start, identity: dict[str, Any], stream: SegmentStream, c
     layout = resuming.check_fits(start.checkpoint, identity)
     settings = load_stream(start.checkpoint, stream, config.data)
     settings += resuming.changed_settings(start.checkpoint, config.values())
+    settings += resuming.changed_questions(start.checkpoint, identity)
     return Differences(tuple(layout), (*settings, *rate_change(start, config)))
 
 

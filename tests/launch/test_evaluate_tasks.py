@@ -5,8 +5,11 @@ Covers: launch/commands/evaluate_tasks.py, launch/reports.py
 """
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,21 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said.replace("{here}", str(tmp_path)) in error
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_reader_that_goes_away_takes_no_file_with_it(model: Path, tmp_path: Path) -> None:
+    """Without files to write the command ends at once."""
+    words = [sys.executable, "-m", "launch.cli", "evaluate", str(model), "--tasks", "needle,passkey", "--lengths", "0"]
+    words += ["--documents", "2", "--device", "cpu"]
+    files = ["--out", str(tmp_path / "out"), "--no-pictures", "--dump", str(tmp_path / "dump.jsonl")]
+    for more in ([], files):
+        readable, writable = os.pipe()
+        os.close(readable)
+        done = subprocess.run([*words, *more], stdout=writable, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
+        os.close(writable)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert len(json.loads((tmp_path / "out" / "tasks.json").read_text())["tasks"]) == 2
+    assert len((tmp_path / "dump.jsonl").read_text().splitlines()) == 4
 
 
 def test_pictures_without_matplotlib_are_refused_first(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from launch.outputs import PatientOutput
 from tests import ROOT
 
@@ -50,3 +51,32 @@ def test_what_is_missing_is_said_when_there_is_room_again(tmp_path: Path) -> Non
     output.write(b"five\n")
     output.write(b"six\n")
     assert (tmp_path / "log").read_text() == "one\n\n(3 lines are missing: no room for them)\nfive\nsix\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["data", "--help"], ["data", "build", "text", "--out", "data"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_reader_has_gone_ends_quietly(tmp_path: Path, words: list[str], unbuffered: str) -> None:
+    """As `| head` goes; what it was to make is whole."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "one.txt").write_text("memory " * 40)
+    readable, writable = os.pipe()
+    os.close(readable)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch.cli", *words]
+    done = subprocess.run(
+        command, stdout=writable, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, timeout=60, check=False
+    )
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "data" / "manifest.json").exists() == ("build" in words)
+
+
+def test_another_pipe_that_breaks_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(arguments: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("launch.cli._run", breaks)
+    with pytest.raises(BrokenPipeError):
+        main(["status"])

@@ -331,6 +331,18 @@ def test_settings_are_named_with_both_values(run: RunDirectory) -> None:
     ]
 
 
+def test_other_questions_by_the_same_settings_are_told(run: RunDirectory) -> None:
+    """Not where a setting says it already, nor where a checkpoint from before knows nothing of it."""
+    directory, identity = files.step_directory(run, 12), {"asked_sha256": "b", "settings": STATE["settings"]}
+    assert resuming.changed_questions(directory, identity) == []
+    state = directory / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"asked_sha256": "a"}))
+    (told,) = resuming.changed_questions(directory, identity)
+    assert told.startswith("evaluation.tasks asks other documents")
+    assert resuming.changed_questions(directory, identity | {"settings": {"evaluation": {"seed": 1}}}) == []
+    assert resuming.changed_questions(directory, identity | {"asked_sha256": "a"}) == []
+
+
 def test_changes_are_told_in_the_words_of_a_configuration(run: RunDirectory) -> None:
     told = resuming.changed_settings(files.step_directory(run, 12), {"data": {"path": None}, "optimizer": {}})
     assert told == ["data.path d -> null"]
