@@ -1,15 +1,18 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The site is built of pages and docstrings without a warning (links are checked), and what the pages say is true."""
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.cli import COMMANDS
 from memformer.config.schema import load_config, schema_of, settings_of
+from memformer.models.sizes import advance_share
 from memformer.planning import make_plan
 from tests import ROOT
 
@@ -35,10 +38,15 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert all(page.replace(".md", ".html") in start for page in (*PAGES, "comparison.md"))
 
 
-def test_figures_of_sizes_are_the_plans() -> None:
-    table = re.search(r"sizes:begin -->\n(.*?)<!-- sizes:end", (DOCS / "sizes.md").read_text(), re.DOTALL)
+def rows_of(page: str, name: str) -> list[list[str]]:
+    """The cells of a table that stands between marks."""
+    table = re.search(rf"{name}:begin -->\n(.*?)<!-- {name}:end", (DOCS / page).read_text(), re.DOTALL)
     assert table
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()[2:]]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()[2:]]
+
+
+def test_figures_of_sizes_are_the_plans() -> None:
+    rows = rows_of("sizes.md", "sizes")
     assert len(rows) == 4
     for segments, interval, tokens, *figures in rows:
         said = [f"--data.num_segments={segments}", f"--activation_checkpointing.memory_interval={interval}"]
@@ -48,6 +56,48 @@ def test_figures_of_sizes_are_the_plans() -> None:
         found = [f"{memory['total'] / 1e9:.1f}", f"{memory['replay buffer'] / 1e9:.3f}"]
         assert figures == [*found, f"{plan.step_seconds:.1f}", f"{plan.tokens_per_second:,.0f}"]
         assert tokens == f"{int(segments) * config.data.segment_length:,}"
+
+
+EIGHT_BILLION = ROOT / "configs" / "parallel" / "8b-memory-on-8.yaml"
+
+
+@pytest.mark.slow
+def test_figures_of_an_8b_are_the_plans() -> None:
+    rows = rows_of("backbones.md", "8b")
+    assert len(rows) == 6
+    for said, *figures in rows:
+        values = re.findall(r"`([\w.]+): (\w+)`", said)
+        named = [f"--{name if '.' in name else f'parallel.{name}'}={value}" for name, value in values]
+        config = load_config(EIGHT_BILLION, named)
+        assert "as in the file" not in said or config == load_config(EIGHT_BILLION, [])
+        plan = make_plan(config, config.model, 1, 8, "h100")
+        assert figures == [f"{plan.device_memory['total'] / 1e9:.1f}", f"{plan.step_seconds:.1f}"], said
+
+
+def test_the_file_of_an_8b_says_what_the_page_says() -> None:
+    figures = [[*map(float, row[1:])] for row in rows_of("backbones.md", "8b")]
+    said = re.findall(r"([\d.]+) GB(?: a GPU)?, ([\d.]+) s", EIGHT_BILLION.read_text())
+    assert said == [(f"{gigabytes:.0f}", f"{seconds}") for gigabytes, seconds in (figures[0], figures[3])]
+
+
+def test_what_a_memory_of_an_8b_depends_on_is_as_computed() -> None:
+    model: Any = load_config(EIGHT_BILLION, []).model
+    sizes = model.to_dict() | {"overlap": 256}
+    rows = rows_of("backbones.md", "advance")
+    assert len(rows) == 8
+    for memory, _, *figures in rows:
+        kind, count = memory.split(",")[0], [int(each) for each in re.findall(r" (\d+)", memory)]
+        settings: dict[str, Any] = {"kind": kind}
+        if kind == "associative" and "last" in memory:
+            settings |= {"d_key": 32, "layers": [0, 1, 2, count[-1]]}
+        elif kind == "associative":
+            settings |= {"d_key": 32, "layers": None}
+        else:
+            settings |= {"num_slots": count[0]} | ({"write_layer": count[1]} if kind == "slots" else {})
+        config = type(model).from_dict(sizes | {"memory": settings})
+        share = advance_share(config, 1024)
+        speeds = [f"{c / (c + share * 7 / 8):.2f}" for c in (3, 2)]
+        assert figures == [f"{share:.2f}", *speeds, f"{4 * math.prod(config.memory_shape) / 1e6:.1f} MB"], memory
 
 
 def test_settings_and_commands_that_the_pages_name_are_there() -> None:
