@@ -5,10 +5,13 @@
 and nowhere else; it never ends a run. `true` compiles wherever it is asked to, and an error of the compiler is one.
 """
 
+import functools
 import importlib.util
 import os
+import shlex
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -67,8 +70,7 @@ def _missing(device: torch.device) -> str | None:
 def kept_in(config: Config, device: torch.device) -> str:
     """The folder of what the compiler makes: with the run, for its later lives, or where the environment says.
 
-    For a CPU a folder of the machine, as torch has it: a C++ compiler that is killed leaves half a library, which no
-    later life could load. What is made for GPUs is renamed when it is complete.
+    For a CPU a folder of the machine, as torch has it: code that is made for one CPU is not for the next one.
 
     Args:
         config: The run.
@@ -96,9 +98,37 @@ def compile_model(model: MemoryModel, config: Config, device: torch.device) -> N
     import torch._dynamo.config
 
     os.environ[_CACHE] = kept_in(config, device)
+    keep_whole_files_alone()
     if config.compile == "auto":
         torch._dynamo.config.suppress_errors = True
     compile_layers(model)
+
+
+def keep_whole_files_alone() -> None:
+    """Has what torch's C++ compiler writes appear when it is complete, as what torch makes for GPUs does.
+
+    A compiler that is killed with its run leaves half a library under the name of a whole one, which torch would load
+    from then on: an error, or a bus error.
+    """
+    from torch._inductor import cpp_builder
+
+    real = cpp_builder.run_compile_cmd
+    if getattr(real, "func", None) is _compiled_whole:
+        return
+    cpp_builder.run_compile_cmd = functools.partial(_compiled_whole, real)
+
+
+def _compiled_whole(real: Callable[[str, str], None], cmd_line: str, cwd: str) -> None:
+    """torch's `run_compile_cmd` with another place for the output, which is renamed at the end."""
+    words = shlex.split(cmd_line)
+    if "-o" not in words:
+        real(cmd_line, cwd)
+        return
+    place = words.index("-o") + 1
+    target = words[place]
+    words[place] = f"{target}.{os.getpid()}.partial"
+    real(shlex.join(words), cwd)
+    os.replace(Path(cwd, words[place]), Path(cwd, target))
 
 
 def compile_layers(model: MemoryModel) -> None:

@@ -104,11 +104,13 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kind: _Kind, *parameters: torch.Tensor) -> torch.Tensor:
         ctx.kind = kind
+        ctx.save_for_backward(*parameters)  # for their versions: what is read of them here is seen by nobody else
         return torch.zeros((), device=parameters[0].device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient, ctx.kind.gradient = ctx.kind.gradient, None
+        _ = ctx.saved_tensors  # raises if one was changed in place since the forward
         return (None, *gradient.unbind())
 
 

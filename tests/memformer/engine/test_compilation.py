@@ -4,6 +4,7 @@
 import functools
 import importlib.util
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import torch._dynamo.config
 
 from memformer.config.schema import Config, parse_config
-from memformer.engine.compilation import compile_model, kept_in, why_plain
+from memformer.engine.compilation import compile_model, keep_whole_files_alone, kept_in, why_plain
 from tests.memformer.examples import full_segment, random_memory, small_model
 from tests.simulated_gpu.runs import BACKBONE
 
@@ -115,3 +116,25 @@ def test_the_folder_that_torch_names_itself_is_none_of_the_environments(
     assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
     assert kept_in(config_of(run_dir=str(tmp_path)), GPU) == str(tmp_path / "compiled")
     assert kept_in(config_of(run_dir=str(tmp_path)), CPU) == cache_dir()
+
+
+def test_a_compiler_that_is_killed_leaves_nothing_under_the_name_of_a_whole_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Through what torch itself calls, by one that writes a half and then the other."""
+    from torch._inductor import cpp_builder, exc
+
+    monkeypatch.setattr(cpp_builder, "run_compile_cmd", cpp_builder.run_compile_cmd)
+    keep_whole_files_alone()
+    keep_whole_files_alone()
+    compiler, library = tmp_path / "c++", tmp_path / "a library.so"
+    command = shlex.join([str(compiler), "-shared", "-o", str(library), "source.cpp"])
+    compiler.write_text('#!/bin/sh\nprintf half > "$3"\nkill -9 $$\n')
+    compiler.chmod(0o755)
+    with pytest.raises(exc.CppCompileError):
+        cpp_builder.run_compile_cmd(command, str(tmp_path))
+    assert not library.exists()
+    compiler.write_text('#!/bin/sh\nprintf half > "$3"\nprintf whole >> "$3"\n')
+    cpp_builder.run_compile_cmd(command, str(tmp_path))
+    assert library.read_text() == "halfwhole" and sorted(tmp_path.iterdir()) == [library, compiler]
+    assert cpp_builder.CppBuilder.build.__globals__["run_compile_cmd"] is cpp_builder.run_compile_cmd

@@ -296,6 +296,23 @@ def test_gradients_are_those_of_back_propagation_through_time(kind: str) -> None
         assert torch.allclose(ours.memory_gradient_norms, borders, rtol=1e-10, atol=0)
 
 
+def test_weights_that_change_before_the_backward_are_noticed() -> None:
+    """Of every layer and kind, as torch notices it of plain modules; what is only added, no gradient depends on."""
+    model: Any = make(config_of(), moved=0.1)
+    segments, memory = segments_of(3), begun(model).detach()
+    cell = BackboneWavefront(model)
+    cell.side_by_side()
+    read = [each for layer in model.layers() for each in layer.parameters()]
+    for parameter in (*read, *model.memory.writers.parameters()):
+        losses, _, following = cell.scored(segments, memory)
+        with torch.no_grad():
+            parameter.mul_(1.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            (losses.sum() + following.sum()).backward()
+    losses, _, following = cell.scored(segments, memory)
+    (losses.sum() + following.sum()).backward()
+
+
 def test_adapters_are_trained_beside_a_frozen_backbone() -> None:
     model = make(config_of(lora=LoraConfig(rank=2)), moved=0.1)
     for name, parameter in model.named_parameters():
