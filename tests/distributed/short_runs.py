@@ -73,11 +73,18 @@ def _backbone(kind: str, memory: MemoryConfig, lora: LoraConfig | None = None, *
 _MATRICES = MemoryConfig(d_key=3, num_write_tokens=2, layers=(0, 2))
 BACKBONES = {
     "matrices": _backbone("llama", _MATRICES),
+    "armt": _backbone("llama", dataclasses.replace(_MATRICES, rule="armt")),
     "slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, write_layer=2, forgetting="written")),
     "tokens": _backbone("mistral", MemoryConfig(kind="tokens", num_slots=3)),
     "lower": _backbone("llama", dataclasses.replace(_MATRICES, layers=(0, 1)), tie_word_embeddings=True),
     "adapters": _backbone("qwen2", _MATRICES, lora=LoraConfig(rank=3, targets=("q_proj", "o_proj", "down_proj"))),
 }
+
+
+DIVIDED = 10
+"""How much further armt may be from its reference: it divides by sums of features, here down to 1e-4, which amplifies
+rounding. Weights that are moved by half a unit in the last place of float32 and then trained in float64 end 1e-4 to
+2.5e-4 elsewhere, with the delta rule 5e-6 to 1.2e-5; in float64 processes agree to 1e-12 (test_backbone_tensor.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +389,7 @@ def assert_equals_reference(case: Case, ranks: list[dict[str, Any]]) -> None:
     stored = expected.bfloat16().float() if case.precision == "bf16" else expected
     assert bool(((weights[0] == stored) | (weights[0] == expected))[~mask].all()), "what is frozen has moved"
     limits = {"adamw": {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3}, "muon": {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.15}}
-    assert error < limits[case.optimizer][case.precision], error
+    assert error < limits[case.optimizer][case.precision] * (DIVIDED if case.backbone == "armt" else 1), error
     # One process of each replica: all of them know its loss.
     speakers = {rank["replica"]: rank for rank in ranks}
     summed = [sum(rank["losses"][step] for rank in speakers.values()) for step in range(case.steps)]

@@ -132,6 +132,7 @@ FROZEN = [
 ]
 BACKBONES = [
     Case(0, data=1, tensor=2, backbone="matrices"),
+    Case(1, data=1, tensor=2, backbone="armt"),
     Case(2, data=1, tensor=2, backbone="tokens", lanes_per_micro_batch=2),
     Case(1, data=1, tensor=2, backbone="adapters", train="lora", partition_activations=True),
     Case(0, "bf16", data=1, tensor=2, backbone="slots", train="memory"),
