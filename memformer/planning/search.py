@@ -74,7 +74,8 @@ def search(
                 continue
             if group is None:
                 whole = run.lanes
-            if (group and whole == 1) or (stage > 1 and run.gradient_ranks == 1):  # the same once more
+            shards_nothing = run.gradient_ranks == 1 and config.parallel.offload_parameters == "none"
+            if (group and whole == 1) or (stage > 1 and shards_nothing):  # the same once more
                 continue
             if least_memory(run) > capacity_of(hardware):  # what it costs need not be known
                 continue

@@ -292,6 +292,9 @@ def test_search_lists_nothing_twice() -> None:
         shared = settings["parallel.tensor"] * settings["parallel.pipeline"] * settings["parallel.segment"]
         assert settings["training.lanes_per_micro_batch"] is None or shared > 1, "a lane for each process"
     assert {3} < {settings["parallel.zero_stage"] for settings, _ in found}, "with the gathering that the stage has"
+    config = config_of(parallel={"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"})
+    ((settings, _),) = search(config, config.model, 1, 1, "h100", keep=1)
+    assert settings["parallel.zero_stage"] == 3, "alone, but for what is in host memory"
 
 
 def test_search_leaves_out_nothing_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
