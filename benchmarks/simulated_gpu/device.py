@@ -91,6 +91,10 @@ class SimulatedDevice(TorchDispatchMode):
         finally:
             self.phase = before
 
+    def forget_peak(self) -> None:
+        """The peak counts from here."""
+        self.peak = self.allocated
+
     def wait(self, kind: str) -> None:
         """Notes that the host waits here for the device."""
         self.records.waits[Wait(self.phase, kind, here())] += 1
