@@ -17,13 +17,14 @@ is left out, since it has no kernels; with --out, OUT.json remembers which parts
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from subprocess import TimeoutExpired
 from threading import Lock
@@ -76,6 +77,8 @@ class Parts:
 
     def __init__(self, options: argparse.Namespace, values: dict[str, Any], work: Path) -> None:
         self._options, self.values, self._work, self._lock = options, values, work, Lock()
+        self._running: set[programs.Program] = set()
+        self._leaving = False
         self._end = time.monotonic() + options.seconds
         self._origin = {name: values[name] for name in ("hardware", "commit")}
 
@@ -90,18 +93,20 @@ class Parts:
         if timed not in self._options.again and not {name, timed} & set(self.missing()):
             return
         limit = min((UNTIMED | TIMED)[name] * self._options.patience, self._end - time.monotonic())
-        if limit < 5:
+        if limit < 5 or self._leaving:
             return
         started, out, log = time.monotonic(), self._work / f"{name}.json", self._work / f"{name}.out"
         words = ["benchmarks/gpu_parts.py", name, "--out", str(out), "--data", str(self._options.data)]
         words += ["--device", self._options.device, *(["--small"] if self._options.small else [])]
-        program = programs.start(words, log, {"TORCHINDUCTOR_CACHE_DIR": str(self._work / "compiled")})
-        try:
+        kept = {"TORCHINDUCTOR_CACHE_DIR": str(self._work / "compiled")}
+        program = programs.start(words, log, kept, leads=True)
+        self._running.add(program)
+        with contextlib.suppress(TimeoutExpired):
             program.wait(limit)
-        except TimeoutExpired:
-            pass
-        finally:
-            programs.end(program)  # this part and the runs that it started
+        programs.end(program)  # this part and the runs that it started
+        self._running.remove(program)
+        if self._leaving:
+            return
         seconds = time.monotonic() - started
         found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
         if program.returncode:
@@ -109,6 +114,13 @@ class Parts:
             print(f"--- {name}\n" + log.read_text(errors="replace")[-3000:], flush=True)
         self._keep(name, {**found, "part_seconds": round(seconds, 1)})
         print(f"{name:<22} {seconds:6.1f} s  {'FAILED' if program.returncode else 'done'}", flush=True)
+
+    def leave(self, number: int, frame: FrameType | None) -> None:
+        """On a signal: ends what runs, and the script. What is done is written already."""
+        self._leaving = True
+        for program in list(self._running):
+            programs.end(program)
+        raise SystemExit("gpu.py: stopped; the same command goes on with what is missing")
 
     def _keep(self, name: str, found: dict[str, Any]) -> None:
         if self._options.simulated:
@@ -139,7 +151,8 @@ def simulated_page(values: Mapping[str, Any]) -> str:
             "",
             markdown_table(["part", "", "numbers not compared"], rows),
             "",
-            "Not run here: torch.compile (layers run as they are written).",
+            f"Not run here: torch.compile ({' and '.join(BUILDS)}; layers run as they are written), and the pass that "
+            "verifies an export.",
         ]
     )
 
@@ -167,6 +180,7 @@ def checked(options: argparse.Namespace) -> None:
     """Ends the script with one line where it could not begin."""
     if options.simulated:
         options.device, options.small = "cuda", True
+        options.only = [name for name in options.only if name not in BUILDS]
         if not library.loaded():
             raise SystemExit("gpu.py: --simulated needs a process without torch: start it as a program")
         if options.out and ROOT / "benchmarks" / "results" in options.out.resolve().parents:
@@ -193,17 +207,30 @@ def made_up_data(work: Path) -> Path:
 
 
 def begin_simulation() -> None:
-    """Puts the simulated device in the place of CUDA, and imports what programs that are forked from here import."""
+    """Puts the simulated device in the place of CUDA.
+
+    Programs that are forked from here have then what they import, and what the device answers to a forward pass. A
+    backward pass would do as much for theirs, but after one in this process torch allows them none.
+    """
     from benchmarks.simulated_gpu import training
 
     training.start(1, track_memory=True)
     for name in IMPORTED:
         importlib.import_module(name)
+    from benchmarks.gpu_gradients import forward_passes
+
+    forward_passes()
 
 
-def leave(number: int, frame: FrameType | None) -> None:
-    """On SIGTERM: with what an exit cleans up."""
-    raise SystemExit(128 + number)
+@contextlib.contextmanager
+def handling(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, signals are answered by a function."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier_one in before.items():
+            signal.signal(number, earlier_one)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -223,20 +250,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", nargs="+", choices=names, default=[], metavar="PART", help="do these anew")
     options = parser.parse_args(words)
     checked(options)
-    before = earlier(options)
-    signal.signal(signal.SIGTERM, leave)
+    before, chosen = earlier(options), {*options.only, *options.again}
     with tempfile.TemporaryDirectory(prefix="memformer-gpu-", ignore_cleanup_errors=True) as work:
         if options.simulated:
             begin_simulation()
         options.data = options.data.resolve() if options.data else made_up_data(Path(work))
         values = {**provenance(torch.device(options.device)), **before}
         parts = Parts(options, values, Path(work))
-        chosen = set(options.only) | set(options.again)
-        programs.side_by_side(
-            parts.run, [name for name in UNTIMED if name in chosen], len(UNTIMED) if options.device == "cuda" else 1
-        )
-        for name in TIMED:
-            if name in chosen:
+        with handling((signal.SIGINT, signal.SIGTERM), parts.leave):
+            at_once = len(UNTIMED) if options.device == "cuda" else 1
+            programs.side_by_side(parts.run, (name for name in UNTIMED if name in chosen), at_once)
+            for name in filter(chosen.__contains__, TIMED):
                 parts.run(name)
     if options.simulated:
         print(simulated_page(values))

@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def shape(setting: Setting, name: str) -> MemformerConfig:
     """The model of configs/model/NAME.yaml with a vocabulary of 32,768; a tiny one where sizes are small."""
     if setting.small:
         sizes = {"d_model": 32, "num_heads": 2, "d_ff": 64, "num_memory_slots": 8}
-        return MemformerConfig(1, 1, **sizes, vocab_size=512, start_token_id=0)
+        return MemformerConfig(1, 1, **sizes, vocab_size=257, start_token_id=256)
     values = yaml.safe_load((ROOT / "configs" / "model" / f"{name}.yaml").read_text())["model"]
     return MemformerConfig(**values, vocab_size=32768, start_token_id=0)
 
@@ -87,6 +88,21 @@ def carry_of(model: Memformer, context: torch.Tensor) -> Carry:
 def flat_gradient(model: Memformer) -> torch.Tensor:
     """All gradients in one vector, float64 on the host."""
     return torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
+
+
+def forward_passes() -> None:
+    """A segment of the tiny model and size that runs are tried with, in float32 and in bf16."""
+    device = torch.device("cuda")
+    setting = Setting(device, True, Path(), Path())
+    model = Memformer(shape(setting, "")).to(device)
+    for ragged in (False, True):
+        rollout, context = random_rollout(model.config, 8, 3, 16, device, broken=ragged)
+        carry = carry_of(model, context)
+        for dtype in (torch.float32, torch.bfloat16):
+            cell, segment = InPrecision(model, dtype, device), rollout.segment(1, carry)
+            with torch.no_grad():
+                cell(segment, cell.advance(segment, carry.memory))
+            cell(segment, carry.memory)
 
 
 PRECISIONS: dict[str, tuple[torch.dtype, float]] = {
@@ -116,9 +132,11 @@ def compiled_correctness(setting: Setting) -> dict[str, Any]:
 
 def tested_shape(setting: Setting) -> MemformerConfig:
     """A model whose gradient the host has soon."""
-    layers, width = setting.pick((2, 3), (1, 1)), setting.pick(128, 32)
-    sizes = {"d_model": width, "num_heads": 4, "d_ff": 2 * width, "num_memory_slots": 16}
-    return MemformerConfig(*layers, **sizes, vocab_size=512, start_token_id=0)
+    if setting.small:
+        return shape(setting, "")
+    return MemformerConfig(
+        2, 3, d_model=128, num_heads=4, d_ff=256, num_memory_slots=16, vocab_size=512, start_token_id=0
+    )
 
 
 def against_host(setting: Setting, names: Sequence[str], compiled: bool) -> dict[str, Any]:

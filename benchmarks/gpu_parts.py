@@ -100,16 +100,17 @@ def profile(setting: Setting) -> dict[str, Any]:
         )
         run()
         seconds = statistics.median(interleaved_seconds({name: run}, setting.repetitions, setting.device)[name])
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if setting.device.type == "cuda":
-            activities = [torch.profiler.ProfilerActivity.CUDA]
+        # The host's are left out where the device can be watched alone.
+        there = torch.profiler.supported_activities()
+        gpu = torch.profiler.ProfilerActivity.CUDA
+        activities = [gpu] if gpu in there else list(there)
         with torch.profiler.profile(activities=activities) as recorded:
             run()
             synchronize(setting.device)
         kinds: dict[str, float] = {}
         kernels, by_name = 0, {}
         for event in recorded.key_averages():
-            time_us = event.device_time_total if setting.device.type == "cuda" else event.self_cpu_time_total
+            time_us = event.device_time_total if gpu in there else event.self_cpu_time_total
             lower = event.key.lower()
             kind = next((kind for kind, words in KINDS if any(word in lower for word in words)), "others")
             kinds[kind] = kinds.get(kind, 0.0) + time_us / 1e6
@@ -251,7 +252,7 @@ def replay(setting: Setting) -> dict[str, Any]:
     out, log = setting.work / "replay", setting.work / "replay.log"
     sizes = setting.pick(
         ["4_16", "--segments", "1", "4", "16", "64", "--lanes", "2", "--segment-length", "512", "--repetitions", "3"],
-        ["4_8", "--segments", "2", "--lanes", "2", "--segment-length", "16", "--width", "32", "--repetitions", "1"],
+        ["1_1", "--segments", "2", "--lanes", "8", "--segment-length", "16", "--repetitions", "1"],
     )
     words = ["benchmarks/replay.py", "--device", setting.device.type, "--out", str(out), "--shapes", *sizes]
     programs.finish(programs.start(words, log), log)

@@ -161,6 +161,8 @@ def stages(setting: Setting) -> dict[str, Any]:
         "zero 1 bf16": (1, "bf16"), "zero 3 bf16": (3, "bf16"), "zero 1 fp16": (1, "fp16"),
         "zero 3 offloaded": (3, "bf16"),
     }  # fmt: skip
+    if setting.small:  # the other parts that train do so in bf16
+        cases = {name: case for name, case in cases.items() if not name.endswith("bf16")}
     sizes: dict[str, object] = {"data__num_lanes": 8, "data__segment_length": 256, "data__num_segments": 4}
 
     def losses(name: str) -> list[float]:
@@ -169,7 +171,7 @@ def stages(setting: Setting) -> dict[str, Any]:
         if name.endswith("offloaded"):
             words |= {"parallel__offload_optimizer": "cpu", "parallel__offload_parameters": "cpu"}
         run = f"stage-{name.replace(' ', '-')}"
-        return trained(setting, run, "model/tiny", setting.pick(20, 2), **words)
+        return trained(setting, run, "model/tiny", setting.pick(20, 1), **words)
 
     runs = dict(zip(cases, programs.side_by_side(losses, cases, setting.pick(4, 1)), strict=True))
     found = {}
@@ -184,19 +186,21 @@ def resume(setting: Setting) -> dict[str, Any]:
     """A run that is killed and goes on, beside one that was not; its export is read on the device and on the host."""
     words: dict[str, object] = {"data__num_lanes": 8, "data__segment_length": 256, "data__num_segments": 4}
     words |= {"parallel__zero_stage": 1, "precision": "fp32" if setting.device.type == "cpu" else "bf16"}
-    steps, interval = setting.pick((20, 5), (3, 1))
+    steps, interval, middle = setting.pick((20, 5, 10), (2, 1, 1))
     words |= {**PLAIN, "checkpoint__interval": interval}
     whole = trained(setting, "resume-whole", "model/tiny", steps, **words)
     again = trained(setting, "resume-again", "model/tiny", steps, **words)
     run, log = setting.work / "resume-killed", setting.work / "resume-killed.log"
     train = ["train", "configs/model/tiny.yaml", *settings(setting, run, steps, **sized(setting, words))]
-    middle = run / "checkpoints" / f"step-{2 * interval:08d}"
-    programs.kill_when(memformer(setting, train, log), middle.exists, log)
+    half_way = run / "checkpoints" / f"step-{middle:08d}"
+    programs.kill_when(memformer(setting, train, log), half_way.exists, log)
     programs.finish(memformer(setting, train, log), log)
     losses = [line["loss"] for line in lines_of(run)]
     error = max(abs(a / b - 1) for a, b in zip(losses, whole, strict=True))
     export = run / "model"
-    programs.finish(memformer(setting, ["export", str(run), "--out", str(export)], log), log)
+    # Weights without numbers cannot give the losses that the checkpoint recorded.
+    unverified = ["--no-verify"] if library.loaded() else []
+    programs.finish(memformer(setting, ["export", str(run), "--out", str(export), *unverified], log), log)
     perplexity = {device: evaluated(setting, export, device) for device in (setting.device.type, "cpu")}
     distance = abs(perplexity[setting.device.type] / perplexity["cpu"] - 1)
     return {

@@ -30,7 +30,7 @@ class Program(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its process, and the group of it and of what it starts."""
+        """Its process."""
 
     @property
     def returncode(self) -> int | None:
@@ -43,28 +43,32 @@ class Program(Protocol):
         """The exit code; `subprocess.TimeoutExpired` after so many seconds."""
 
 
-def start(words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Program:
-    """Starts `python WORDS` in the checkout, as the first of a process group.
+def start(
+    words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, leads: bool = False
+) -> Program:
+    """Starts `python WORDS` in the checkout.
 
     Args:
         words: A script with its words, or `-m` and a module with its words.
         log: What it says is added there.
         environment: Variables beside those of this process.
+        leads: Whether a process group begins with it, which ends with it (`end`).
     """
     changed = dict(environment or {})
     if library.loaded():
-        return Forked(words, log, changed)
+        return Forked(words, log, changed, leads)
+    command = [sys.executable, *words]
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, env=os.environ | changed, stdout=file, stderr=file,
-            start_new_session=True,
-        )  # fmt: skip
+            command, cwd=ROOT, env=os.environ | changed, stdout=file, stderr=file, start_new_session=leads
+        )
 
 
 def end(program: Program) -> None:
-    """Kills it and all that it has started, if it still runs."""
+    """Kills it if it still runs; and what it has started, where a group began with it."""
     if program.poll() is None:
-        os.killpg(program.pid, signal.SIGKILL)
+        kill = os.killpg if os.getpgid(program.pid) == program.pid else os.kill
+        kill(program.pid, signal.SIGKILL)
         program.wait()
 
 
@@ -81,20 +85,16 @@ def finish(program: Program, log: Path) -> None:
         end(program)
 
 
-def kill_when(program: Program, there: Callable[[], bool], log: Path, seconds: float = 120) -> None:
-    """Kills it, unasked, as soon as something is there.
+def kill_when(program: Program, there: Callable[[], bool], log: Path) -> None:
+    """Kills it, unasked, as soon as something is there, unless it ends before.
 
     Raises:
-        SystemExit: It failed before, or so many seconds were not enough.
+        SystemExit: It failed before.
     """
     try:
-        limit = time.monotonic() + seconds
         while not there():
             if program.poll() is not None:
-                # It may have been quicker than this look at it; what it failed of is worth more than that.
                 return finish(program, log)
-            if time.monotonic() > limit:
-                raise SystemExit(f"not there after {seconds:g} s: " + log.read_text(errors="replace")[-2000:])
             time.sleep(0.02)
     finally:
         end(program)
@@ -111,15 +111,16 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], at_o
 class Forked:
     """A program in a process that is forked from this one; as of `Program`."""
 
-    def __init__(self, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, words: Sequence[str], log: Path, environment: Mapping[str, str], leads: bool) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
-            _run(words, log, environment)
-        with contextlib.suppress(OSError):  # it has done so itself, and may have ended
-            os.setpgid(self.pid, self.pid)
+            _run(words, log, environment, leads)
+        if leads:
+            with contextlib.suppress(OSError):  # it has done so itself, and may have ended
+                os.setpgid(self.pid, self.pid)
 
     def poll(self) -> int | None:
         """As of `Program`."""
@@ -139,11 +140,12 @@ class Forked:
         return code
 
 
-def _run(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> NoReturn:
+def _run(words: Sequence[str], log: Path, environment: Mapping[str, str], leads: bool) -> NoReturn:
     """The forked process. It leaves without what this one is to do at its own end, such as removing its folders."""
     code: object = 1
     try:
-        os.setpgid(0, 0)
+        if leads:
+            os.setpgid(0, 0)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         with log.open("ab") as file:

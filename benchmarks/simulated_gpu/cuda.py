@@ -85,6 +85,7 @@ def install(device: SimulatedDevice) -> None:
         setattr(torch.cuda, name, lambda *_, _kind=f"cuda.{name}": device.wait(_kind))
     for name in ("range_push", "range_pop", "mark"):
         setattr(torch.cuda.nvtx, name, lambda *_, **__: None)
+    setattr(torch.cuda.nccl, "version", lambda: (2, 0, 0))  # noqa: B010
     _Stream.device, stream = device, _Stream()
     for name in ("current_stream", "default_stream"):
         setattr(torch.cuda, name, lambda *_: stream)
