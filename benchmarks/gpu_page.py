@@ -21,6 +21,8 @@ def page(values: Mapping[str, Any]) -> str:
     """The result file for people."""
     parts = {name: part for name, part in values["parts"].items() if not part.get("failed")}
     lines = [*page_head("On one GPU: speed, memory, exactness", values)]
+    if values.get("kind") == "small":
+        lines += ["**Tiny models and sizes, to see that it runs**: titles name what a GPU is given.", ""]
     for name, part in values["parts"].items():
         if part.get("failed"):
             lines += [f"**{name} failed**: {part['failed']}.", ""]

@@ -67,8 +67,9 @@ def start(
 def end(program: Program) -> None:
     """Kills it if it still runs; and what it has started, where a group began with it."""
     if program.poll() is None:
-        kill = os.killpg if os.getpgid(program.pid) == program.pid else os.kill
-        kill(program.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # another thread has seen it end
+            kill = os.killpg if os.getpgid(program.pid) == program.pid else os.kill
+            kill(program.pid, signal.SIGKILL)
         program.wait()
 
 

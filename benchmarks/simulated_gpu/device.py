@@ -64,6 +64,7 @@ class SimulatedDevice(TorchDispatchMode):
         super().__init__()
         fake_tensors.init_gpu_context = lambda device: None
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake.cache_enabled = False  # of torch, which takes longer than the answers that are kept here
         self.records, self.phase, self.answer = Records(), "", 1.0
         self._peaks, self._track_memory = peaks, track_memory
         self._storages: dict[int, int] = {}
