@@ -193,6 +193,12 @@ def checked(options: argparse.Namespace) -> None:
         raise SystemExit("gpu.py: --data is missing: give a data set (memformer data build)")
     if options.data and not (options.data / "train" / "manifest.json").is_file():
         raise SystemExit(f"gpu.py: --data {options.data} is no data set: make one with memformer data build")
+    try:
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out.parent).close()
+    except OSError as error:
+        raise SystemExit(f"gpu.py: --out {options.out} cannot be written ({error.strerror}): give another") from None
 
 
 def made_up_data(work: Path) -> Path:
