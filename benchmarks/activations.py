@@ -45,14 +45,15 @@ class SavedActivations(Meter):
 
     def __init__(self, exclude: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self._excluded = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+        # By the storage and not by the address of its bytes: tensors of a simulated GPU have none.
+        self._excluded = {tensor.untyped_storage()._cdata for tensor in exclude}
         self._holders: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, tensor: torch.Tensor) -> "_Kept":
         kept = _Kept(tensor)
         storage = tensor.untyped_storage()
-        pointer, size = storage.data_ptr(), storage.nbytes()
+        pointer, size = storage._cdata, storage.nbytes()
         if size and pointer not in self._excluded:
             # A storage that is kept cannot be freed, so its address names it as long as the count is above zero.
             holders = self._holders.get(pointer, 0)

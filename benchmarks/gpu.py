@@ -1,43 +1,69 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Everything that only a GPU can show, in one script for one lent GPU: about seven minutes of an H100.
+"""Everything that only a GPU can show, in one script for one lent GPU: at most nine minutes a call.
 
     python benchmarks/gpu.py --data DATA --out benchmarks/results/DATE-gpu-step
-    python benchmarks/gpu.py --data DATA --out /tmp/try --device cpu --small     to see that it runs
+    python benchmarks/gpu.py --simulated                      without a GPU: does every part run?
+    python benchmarks/gpu.py --data DATA --out /tmp/try --device cpu --small     on a CPU: are its numbers right?
 
 DATA is a data set with a vocabulary of about 32,768 (`memformer data build corpora/books --tokenizer train-bpe:32768`).
-Each part is a process of its own with a limit of its own (benchmarks/gpu_parts.py, benchmarks/gpu_runs.py): first, side
-by side, those that only ask whether numbers are right, and what torch.compile has to build; then one after another, in
-order of worth, those that are timed. OUT.json is written after each part. Started again with the same OUT, the script
-does what is missing, and only that; --again names parts to do anew.
+Each part is a process of its own with a limit of its own (benchmarks/gpu_parts.py, gpu_gradients.py, gpu_runs.py):
+first, side by side, those that only ask whether numbers are right, and what torch.compile has to build; then one after
+another, in order of worth, those that are timed. OUT.json is written after each part, OUT.md at the end. Started again
+with the same OUT, the script does what is missing, and only that; --again names parts to do anew.
+
+--simulated runs all of it at tiny sizes on a simulated GPU (benchmarks/simulated_gpu), so that the first lent minute is
+not lost on a typo. Nothing is measured there and nothing compared, since its tensors have no numbers, and torch.compile
+is left out, since it has no kernels; with --out, OUT.json remembers which parts ran.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from subprocess import TimeoutExpired
 from threading import Lock
+from types import FrameType
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import ROOT, markdown_table, page_head, provenance, write_results
+from benchmarks.simulated_gpu import library
 
-UNTIMED = {"compile-1.3b": 200, "compile-350m": 200, "resume": 200, "stages": 200, "correctness": 120}
+if __name__ == "__main__" and "--simulated" in sys.argv:
+    if missing := library.missing():
+        raise SystemExit(missing)
+    library.load()  # before torch
+
+import torch
+
+from benchmarks import programs
+from benchmarks.common import ROOT, markdown_table, provenance, write_results
+from benchmarks.gpu_page import page
+from memformer.run.directory import write_atomically
+
+BUILDS = {"compile-1.3b": "train-1.3b-compiled", "compile-350m": "train-350m-compiled"}
+"""Parts that fill the cache of compiled graphs, which a lent machine does not keep, for a part that is timed."""
+UNTIMED = {
+    "compile-1.3b": 200, "compile-350m": 200, "correctness-compiled": 200, "resume": 200, "stages": 200,
+    "correctness": 120,
+}  # fmt: skip
 TIMED = {
-    "ceilings": 40, "train-350m": 70, "train-1.3b": 90, "train-350m-compiled": 100, "profile": 120, "flat": 90,
-    "train-1.3b-compiled": 120, "reading": 60, "generation": 80, "replay": 100,
+    "ceilings": 40, "train-350m": 70, "train-350m-compiled": 70, "train-1.3b": 90, "train-1.3b-compiled": 90,
+    "replay": 120, "flat": 90, "reading": 60, "generation": 80, "train-350m-bf16-stream": 90, "groups": 40,
+    "wavefront": 60, "profile": 120,
 }  # fmt: skip
 """Parts in order of worth, with the seconds that each may take."""
-MEBI, GIBI = 2**20, 2**30
+IMPORTED = (
+    "memformer.training.trainer", "benchmarks.gpu_parts", "deepspeed.compile.backend", "torch.utils.tensorboard",
+)  # fmt: skip
+KEPT = ("part_seconds", "failed", "not_compared")
+"""What is remembered of a part that ran on a simulated GPU."""
 
 
 class Parts:
@@ -46,202 +72,210 @@ class Parts:
     Args:
         options: Of the command line.
         values: What OUT.json holds so far.
+        work: A directory for what parts leave behind.
     """
 
-    def __init__(self, options: argparse.Namespace, values: dict[str, Any]) -> None:
-        self._options, self.values, self._lock = options, values, Lock()
+    def __init__(self, options: argparse.Namespace, values: dict[str, Any], work: Path) -> None:
+        self._options, self.values, self._work, self._lock = options, values, work, Lock()
+        self._running: set[programs.Program] = set()
+        self._leaving = False
         self._end = time.monotonic() + options.seconds
-        self._work = Path(tempfile.mkdtemp(prefix="memformer-gpu-"))
+        self._origin = {name: values[name] for name in ("hardware", "commit")}
 
-    def run(self, name: str, limit: float) -> None:
+    def missing(self) -> list[str]:
+        """The parts that were asked for and are not there, or failed."""
+        there = {name for name, part in self.values["parts"].items() if not part.get("failed")}
+        return [name for name in self._options.only if name not in there]
+
+    def run(self, name: str) -> None:
         """Runs one part, unless it is there or no time is left for it."""
-        before = self.values["parts"].get(name)
-        if before and not before.get("failed") and name not in self._options.again:
+        timed = BUILDS.get(name, name)
+        if timed not in self._options.again and not {name, timed} & set(self.missing()):
             return
-        limit = min(limit * self._options.patience, self._end - time.monotonic())
-        if limit < 5:
-            print(f"{name:<22} not run: the time is up", flush=True)
+        limit = min((UNTIMED | TIMED)[name] * self._options.patience, self._end - time.monotonic())
+        if limit < 5 or self._leaving:
             return
-        started, found = time.monotonic(), self._work / f"{name}.json"
-        log = self._work / f"{name}.out"
-        command = [sys.executable, "benchmarks/gpu_parts.py", name, "--out", str(found), "--data", str(self._data)]
-        command += ["--device", self._options.device, *(["--small"] if self._options.small else [])]
-        with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # its own session: this part and the runs that it started
-                process.wait()
+        started, out, log = time.monotonic(), self._work / f"{name}.json", self._work / f"{name}.out"
+        words = ["benchmarks/gpu_parts.py", name, "--out", str(out), "--data", str(self._options.data)]
+        words += ["--device", self._options.device, *(["--small"] if self._options.small else [])]
+        kept = {"TORCHINDUCTOR_CACHE_DIR": str(self._work / "compiled")}
+        program = programs.start(words, log, kept, leads=True)
+        self._running.add(program)
+        with contextlib.suppress(TimeoutExpired):
+            program.wait(limit)
+        programs.end(program)  # this part and the runs that it started
+        self._running.remove(program)
+        if self._leaving:
+            return
         seconds = time.monotonic() - started
-        values = json.loads(found.read_text()) if found.is_file() else {}
-        if process.returncode:
-            values["failed"] = f"exit code {process.returncode} after {seconds:.0f} s"
+        found: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+        if program.returncode:
+            found["failed"] = f"exit code {program.returncode} after {seconds:.0f} s"
             print(f"--- {name}\n" + log.read_text(errors="replace")[-3000:], flush=True)
+        self._keep(name, {**found, "part_seconds": round(seconds, 1)})
+        print(f"{name:<22} {seconds:6.1f} s  {'FAILED' if program.returncode else 'done'}", flush=True)
+
+    def leave(self, number: int, frame: FrameType | None) -> None:
+        """On a signal: ends what runs, and the script. What is done is written already."""
+        self._leaving = True
+        for program in list(self._running):
+            programs.end(program)
+        raise SystemExit("gpu.py: stopped; the same command goes on with what is missing")
+
+    def _keep(self, name: str, found: dict[str, Any]) -> None:
+        if self._options.simulated:
+            page(self.values | {"parts": {name: found}})  # drawn, so that it is known to be, and thrown away
+            found = {key: value for key, value in (found | {"not_compared": comparisons(found)}).items() if key in KEPT}
         with self._lock:
-            self.values["parts"][name] = {**values, "part_seconds": round(seconds, 1)}
-            write_results(self._options.out, self.values, page(self.values))
-        print(f"{name:<22} {seconds:6.1f} s  {'FAILED' if process.returncode else 'done'}", flush=True)
-
-    @property
-    def _data(self) -> Path:
-        return Path(self._options.data).resolve()
+            self.values["parts"][name] = {**found, **self._origin}
+            if self._options.out:
+                write_atomically(self._options.out.with_suffix(".json"), json.dumps(self.values, indent=1) + "\n")
 
 
-def page(values: Mapping[str, Any]) -> str:
-    """The result file for people."""
-    parts = {name: part for name, part in values["parts"].items() if not part.get("failed")}
-    lines = [*page_head("On one GPU: speed, memory, exactness", values)]
-    for name, part in values["parts"].items():
-        if part.get("failed"):
-            lines += [f"**{name} failed**: {part['failed']}.", ""]
-    if "ceilings" in parts:
-        found = parts["ceilings"]
-        lines += [
-            f"Limits taken in the same run: a bf16 product of two matrices of 8192 x 8192 at "
-            f"{found['matmul_tflops']:.0f} TFLOP/s, a copy at {found['copy_gb_per_second']:.0f} GB/s.",
-            "",
-        ]
-    for title, table in (
-        ("Training, ZeRO 1, bf16, 8 lanes x 8 segments x 1,024 tokens", _training(parts)),
-        ("A rollout's memory and time by its segments, 350M in bf16", _flat(parts)),
-        ("One document of a million tokens, 350M in bf16", _reading(parts)),
-        ("Generation, 350M in bf16", _generation(parts)),
-        ("Replay against full back-propagation and checkpointing, float32", _replay(parts)),
-        ("Where a rollout's time goes, 350M, 8 lanes x 8 segments x 1,024 tokens in bf16", _profile(parts)),
-        ("Right numbers", _right(parts)),
-    ):
-        if table:
-            lines += [f"## {title}", "", table, ""]
-    return "\n".join([*lines, *values.get("notes", [])]).rstrip()
+def comparisons(found: Any) -> int:
+    """How many numbers a part holds against a bound."""
+    if isinstance(found, dict):
+        return ("right" in found) + sum(map(comparisons, found.values()))
+    return sum(map(comparisons, found)) if isinstance(found, list) else 0
 
 
-def _training(parts: Mapping[str, Any]) -> str:
-    rows = []
-    for name, part in parts.items():
-        if name.startswith("train-"):
-            share = [f"{part[key]:.1%}" if part.get(key) is not None else "n/a" for key in ("mfu", "hfu")]
-            rows.append(
-                [
-                    name.removeprefix("train-"),
-                    f"{part['tokens_per_second']:,.0f}",
-                    f"{part['step_seconds']:.3f}",
-                    *share,
-                    f"{part['peak_bytes'] / GIBI:.1f}",
-                    f"{part['seconds_before_steady']:.0f}",
-                ]
-            )
-    columns = ["model", "tokens/s", "s a step", "MFU", "HFU", "peak GiB", "s before the steps are steady"]
-    return markdown_table(columns, rows) if rows else ""
-
-
-def _profile(parts: Mapping[str, Any]) -> str:
-    rows = []
-    for name, found in parts.get("profile", {}).items():
-        if isinstance(found, dict):
-            kinds = [f"{kind} {seconds:.3f}" for kind, seconds in found["seconds_by_kind"].items() if seconds > 0.001]
-            busy = f"{found['busy_seconds']:.3f}"
-            rows.append([name, f"{found['seconds']:.3f}", busy, f"{found['kernels']:,}", ", ".join(kinds)])
-    return markdown_table(["", "seconds", "of them in kernels", "kernels", "by kind, seconds"], rows) if rows else ""
-
-
-def _flat(parts: Mapping[str, Any]) -> str:
-    if "flat" not in parts:
-        return ""
+def simulated_page(values: Mapping[str, Any]) -> str:
+    """What ran on a simulated GPU: no figures."""
     rows = [
-        [
-            row["num_segments"],
-            f"{row['replay_bytes'] / MEBI:,.0f}",
-            f"{row['tokens'] / row['replay_seconds']:,.0f}",
-            f"{row['bptt_bytes'] / MEBI:,.0f}" if "bptt_bytes" in row else "not run",
-            f"{row['tokens'] / row['bptt_seconds']:,.0f}" if "bptt_bytes" in row else "not run",
-        ]
-        for row in parts["flat"]["rows"]
+        [name, "failed" if part.get("failed") else "runs", part["not_compared"] or ""]
+        for name, part in values["parts"].items()
     ]
-    return markdown_table(
-        ["T", "replay: MiB above parameters and gradients", "tokens/s", "full back-propagation: MiB", "tokens/s"], rows
+    return "\n".join(
+        [
+            f"On a simulated GPU, commit {values['commit']}: nothing is measured, nothing compared.",
+            "",
+            markdown_table(["part", "", "numbers not compared"], rows),
+            "",
+            f"Not run here: torch.compile ({' and '.join(BUILDS)}; layers run as they are written), and the pass that "
+            "verifies an export.",
+        ]
     )
 
 
-def _reading(parts: Mapping[str, Any]) -> str:
-    if "reading" not in parts:
-        return ""
-    rows = []
-    for row in parts["reading"]["rows"]:
-        marks = [f"{size / MEBI:,.1f} MiB after {int(done):,}" for done, size in row["peak_bytes_by_tokens"].items()]
-        rows.append([row["what"], f"{row['tokens']:,}", f"{row['tokens_per_second']:,.0f}", "; ".join(marks)])
-    return markdown_table(["what", "tokens", "tokens/s", "peak above the parameters"], rows)
+def earlier(options: argparse.Namespace) -> dict[str, Any]:
+    """What the result file holds.
+
+    Raises:
+        SystemExit: It is not one of this kind of run.
+    """
+    kind = "simulated" if options.simulated else "small" if options.small else "measured"
+    path = options.out.with_suffix(".json") if options.out else None
+    try:
+        before = json.loads(path.read_text()) if path and path.is_file() else {}
+        parts, is_kind = dict(before.get("parts", {})), before.get("kind", "measured" if before else kind)
+    except (ValueError, AttributeError, TypeError):
+        raise SystemExit(f"gpu.py: {path} is no result of this script: give another --out") from None
+    if is_kind != kind:
+        raise SystemExit(f"gpu.py: {path} is of a run of kind {is_kind}, this one is {kind}: give another --out")
+    notes = {"notes": before["notes"]} if "notes" in before else {}
+    return {"kind": kind, "parts": parts, **notes}
 
 
-def _generation(parts: Mapping[str, Any]) -> str:
-    if "generation" not in parts:
-        return ""
-    rows = [
-        [row["batch"], row["model"], row["milliseconds_a_token"], row["ratio"]] for row in parts["generation"]["rows"]
-    ]
-    return markdown_table(["documents", "model", "ms a token", "times ours"], rows)
+def checked(options: argparse.Namespace) -> None:
+    """Ends the script with one line where it could not begin."""
+    if options.simulated:
+        options.device, options.small = "cuda", True
+        options.only = [name for name in options.only if name not in BUILDS]
+        if not library.loaded():
+            raise SystemExit("gpu.py: --simulated needs a process without torch: start it as a program")
+        if options.out and ROOT / "benchmarks" / "results" in options.out.resolve().parents:
+            raise SystemExit("gpu.py: a simulated GPU measures nothing: give an --out outside benchmarks/results")
+    elif options.out is None:
+        raise SystemExit("gpu.py: --out is missing: give the stem of the result files")
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("gpu.py: there is no GPU here: --simulated runs every part without one, at tiny sizes")
+    if options.data is None and not options.simulated:
+        raise SystemExit("gpu.py: --data is missing: give a data set (memformer data build)")
+    if options.data and not (options.data / "train" / "manifest.json").is_file():
+        raise SystemExit(f"gpu.py: --data {options.data} is no data set: make one with memformer data build")
+    try:
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out.parent).close()
+    except OSError as error:
+        raise SystemExit(f"gpu.py: --out {options.out} cannot be written ({error.strerror}): give another") from None
 
 
-def _replay(parts: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            row["shape"].replace("_", "+"),
-            row["num_segments"],
-            row["speed_mrbp"],
-            row["speed_limit"],
-            row["speed_checkpointing"],
-            row["memory_vs_limit"],
-            *(f"{row[f'allocated_bytes_{method}'] / MEBI:,.0f}" for method in ("mrbp", "bptt", "checkpointing")),
-        ]
-        for row in parts.get("replay", {}).get("rows", ())
-    ]
-    columns = [
-        "model", "T", "speed of replay", "its limit", "speed of checkpointing", "graph / limit",
-        "all tensors, replay (MiB)", "BPTT (MiB)", "checkpointing (MiB)",
-    ]  # fmt: skip
-    return markdown_table(columns, rows) if rows else ""
+def made_up_data(work: Path) -> Path:
+    """A data set for a run whose tokens do not matter."""
+    from data_pipeline import build_dataset
+
+    (work / "texts").mkdir()
+    for number in range(40):
+        (work / "texts" / f"{number}.txt").write_text("a" * (50 + 30 * (number % 13)))
+    build_dataset([work / "texts"], work / "data", tokenizer="bytes", validation_fraction=0.2)
+    return work / "data"
 
 
-def _right(parts: Mapping[str, Any]) -> str:
-    rows = []
-    for name, found in parts.get("correctness", {}).items():
-        if isinstance(found, dict):
-            rows.append([f"gradient of replay, {name}", f"{found['gradient_error']:.1e}", f"{found['bound']:.0e}"])
-    for name, found in parts.get("stages", {}).items():
-        if isinstance(found, dict):
-            rows.append([f"20 steps, {name}, losses", f"{found['loss_error']:.1e}", f"{found['bound']:.0e}"])
-    if "resume" in parts:
-        found = parts["resume"]
-        again = found["loss_error_of_the_same_run_twice"]
-        rows.append(["killed and resumed, losses", f"{found['loss_error']:.1e}", f"the same run twice: {again:.1e}"])
-    return markdown_table(["what", "relative difference", "bound"], rows) if rows else ""
+def begin_simulation() -> None:
+    """Puts the simulated device in the place of CUDA.
+
+    Programs that are forked from here have then what they import, and what the device answers to a forward pass. A
+    backward pass would do as much for theirs, but after one in this process torch allows them none.
+    """
+    from benchmarks.simulated_gpu import training
+
+    training.start(1, track_memory=True)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    from benchmarks.gpu_gradients import forward_passes
+
+    forward_passes()
+
+
+@contextlib.contextmanager
+def handling(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, signals are answered by a function."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier_one in before.items():
+            signal.signal(number, earlier_one)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs what is missing; exit code 1 if a part failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a data set with train/ and validation/")
-    parser.add_argument("--out", type=Path, required=True, help="write OUT.json and OUT.md")
+    """Runs what is missing; exit code 1 if a part failed or is missing still."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    names = [*UNTIMED, *TIMED]
+    parser.add_argument("--data", type=Path, help="a data set with train/ and validation/; simulated: made up")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md; simulated: not needed")
+    parser.add_argument("--simulated", action="store_true", help="tiny sizes on a simulated GPU: to see that it runs")
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--small", action="store_true", help="tiny sizes: to see that it runs")
+    parser.add_argument("--small", action="store_true", help="tiny sizes")
     parser.add_argument("--seconds", type=float, default=540, help="for all parts together (default 540)")
     parser.add_argument("--patience", type=float, default=1.0, help="times the limit of each part (default 1)")
-    parser.add_argument("--only", nargs="+", choices=[*UNTIMED, *TIMED], default=[*UNTIMED, *TIMED])
-    parser.add_argument("--again", nargs="+", choices=[*UNTIMED, *TIMED], default=[], help="do these anew")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART", help="default: all")
+    parser.add_argument("--again", nargs="+", choices=names, default=[], metavar="PART", help="do these anew")
     options = parser.parse_args(words)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here: try --device cpu --small")
-    found = options.out.with_suffix(".json")
-    before = json.loads(found.read_text()).get("parts", {}) if found.is_file() else {}
-    values = {**provenance(torch.device(options.device)), "parts": before}
-    parts = Parts(options, values)
-    with ThreadPoolExecutor(max_workers=len(UNTIMED) if options.device == "cuda" else 1) as pool:
-        list(pool.map(parts.run, *zip(*((n, s) for n, s in UNTIMED.items() if n in options.only), strict=True)))
-    for name, seconds in TIMED.items():
-        if name in options.only:
-            parts.run(name, seconds)
-    print(page(values))
-    return 1 if any(part.get("failed") for part in values["parts"].values()) else 0
+    checked(options)
+    before, chosen = earlier(options), {*options.only, *options.again}
+    with tempfile.TemporaryDirectory(prefix="memformer-gpu-", ignore_cleanup_errors=True) as work:
+        if options.simulated:
+            begin_simulation()
+        options.data = options.data.resolve() if options.data else made_up_data(Path(work))
+        values = {**provenance(torch.device(options.device)), **before}
+        parts = Parts(options, values, Path(work))
+        with handling((signal.SIGINT, signal.SIGTERM), parts.leave):
+            at_once = len(UNTIMED) if options.device == "cuda" else 1
+            programs.side_by_side(parts.run, (name for name in UNTIMED if name in chosen), at_once)
+            for name in filter(chosen.__contains__, TIMED):
+                parts.run(name)
+    if options.simulated:
+        print(simulated_page(values))
+    else:
+        write_results(options.out, values, page(values))
+        print(page(values))
+    if left := parts.missing():
+        print(f"missing: {', '.join(left)}. The same command goes on with them.", file=sys.stderr)
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def gpu_rows() -> list[list[str]]:
             "Training 350M and 1.3B on one H100, bf16, ZeRO 1, 8 lanes x 8 segments x 1,024 tokens",
             f"{speed('train-350m')} and {speed('train-1.3b')} tokens/s, MFU {share('train-350m')} and "
             f"{share('train-1.3b')}",
-            f"350M with `compile: true`: {speed('train-350m-compiled')}, {share('train-350m-compiled')}",
+            f"350M with compiled layers: {speed('train-350m-compiled')}, {share('train-350m-compiled')}",
             link(path),
         ],
         [

@@ -2,6 +2,7 @@
 """torch's Python face of CUDA over a simulated device: what asks for a GPU in this process finds it, until it ends."""
 
 import contextlib
+import itertools
 import types
 import weakref
 from collections import Counter
@@ -14,7 +15,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from benchmarks.simulated_gpu.device import SimulatedDevice, aten, is_on_device
+from benchmarks.simulated_gpu.roofline import LOW
 
+_host_attention = F.scaled_dot_product_attention
 NAME, MEMORY = "simulated H100", 80 << 30
 
 
@@ -86,7 +89,6 @@ def install(device: SimulatedDevice) -> None:
         "is_bf16_supported": True,
         "mem_get_info": (MEMORY, MEMORY),
         "memory_stats": {},
-        "reset_peak_memory_stats": None,
         "get_rng_state": states,
         "set_rng_state": None,
         "_lazy_call": None,
@@ -100,10 +102,12 @@ def install(device: SimulatedDevice) -> None:
         setattr(torch.cuda, name, lambda *_: device.allocated)
     for name in ("max_memory_allocated", "max_memory_reserved"):
         setattr(torch.cuda, name, lambda *_: device.peak)
+    setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: device.forget_peak())  # noqa: B010
     for name in ("synchronize", "empty_cache"):
         setattr(torch.cuda, name, lambda *_, _kind=f"cuda.{name}": device.wait(_kind))
     for name in ("range_push", "range_pop", "mark"):
         setattr(torch.cuda.nvtx, name, lambda *_, **__: None)
+    setattr(torch.cuda.nccl, "version", lambda: (2, 0, 0))  # noqa: B010
     _Stream.device, stream = device, _Stream()
     for name in ("current_stream", "default_stream"):
         setattr(torch.cuda, name, lambda *_: stream)
@@ -112,26 +116,42 @@ def install(device: SimulatedDevice) -> None:
     _replace_tensor_methods(device, _PinnedMemory(device))
     _replace_constructors(device)
     setattr(F, "scaled_dot_product_attention", _attention)  # noqa: B010
-    setattr(nn.Module, "to", lambda module, *_, **__: to_device(module, device))  # noqa: B010
+    _replace_to(device)
     # What autograd does then happens in the thread that asked for it, below the line of the project that did.
     torch.autograd.set_multithreading_enabled(False).__enter__()
     device.__enter__()
 
 
-def to_device(module: Any, device: SimulatedDevice) -> Any:
+def _replace_to(device: SimulatedDevice) -> None:
+    real_to = nn.Module.to
+
+    def to(module: Any, *arguments: Any, **keywords: Any) -> Any:
+        place, dtype, *_ = torch._C._nn._parse_to(*arguments, **keywords)
+        first = next(itertools.chain(module.parameters(), module.buffers()), None)
+        there = first is not None and is_on_device(first)
+        if (place is None and not there) or (place is not None and place.type == "cpu"):
+            return real_to(module, *arguments, **keywords)
+        return to_device(module, device, dtype)
+
+    setattr(nn.Module, "to", to)  # noqa: B010
+
+
+def to_device(module: Any, device: SimulatedDevice, dtype: torch.dtype | None = None) -> Any:
     """The module with its parameters and buffers on the device: what `.to` does, in which fake tensors have no part.
 
     Args:
         module: On the host, or there already. Ties stay, and so do the attributes of parameters.
         device: The device.
+        dtype: Of its floating-point tensors from now on; None: as they are.
     """
     moved: dict[int, torch.Tensor] = {}
 
     def to(tensor: torch.Tensor) -> torch.Tensor:
-        if is_on_device(tensor):
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if is_on_device(tensor) and tensor.dtype == wanted:
             return tensor
         if id(tensor) not in moved:
-            made: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda:0")
+            made: Any = torch.empty(tensor.shape, dtype=wanted, device="cuda:0")
             if isinstance(tensor, nn.Parameter):
                 made = nn.Parameter(made, tensor.requires_grad)
             made.__dict__.update({key: value for key, value in vars(tensor).items() if key not in made.__dict__})
@@ -201,11 +221,13 @@ def _attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """One kernel, as a GPU has it: flash attention without a mask in 16 bits, the memory-efficient one otherwise."""
+    if not is_on_device(query):
+        return _host_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
     if torch.is_autocast_enabled("cuda"):
         query, key, value = (each.to(torch.get_autocast_dtype("cuda")) for each in (query, key, value))
-    if attn_mask is None and query.dtype != torch.float32:
+    if attn_mask is None and query.dtype in LOW:
         return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]  # type: ignore[no-any-return]
     bias = None
     if attn_mask is not None:

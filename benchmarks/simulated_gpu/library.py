@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.cpp")
+_loaded: list[ctypes.CDLL] = []
 
 
 def missing() -> str | None:
@@ -34,7 +35,12 @@ def load() -> None:
     """
     if "torch" in sys.modules:
         raise RuntimeError("the simulated GPU must be loaded before torch is imported")
-    ctypes.CDLL(str(_built()), mode=ctypes.RTLD_GLOBAL)
+    _loaded.append(ctypes.CDLL(str(_built()), mode=ctypes.RTLD_GLOBAL))
+
+
+def loaded() -> bool:
+    """Whether the GPU of this process is a simulated one: what it says of numbers is then made up."""
+    return bool(_loaded)
 
 
 def _built() -> Path:
