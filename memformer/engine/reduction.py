@@ -7,7 +7,7 @@ parts must lie at the same depths of the model: `through_the_model` puts paramet
 """
 
 import contextlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ from memformer.processes.topology import Axis
 
 STRETCH = 2**21
 """Elements of each process's part that go at a time: 4 MiB in 16 bits, so that a ring's latency is a small part."""
+UNDER_WAY = 4
+"""How many stretches are at once, for their memory. Where a network does not keep up, that decides when all have come,
+whether the backward waits or not."""
 
 
 def through_the_model(parameters: Sequence[nn.Parameter], parts: int) -> list[nn.Parameter]:
@@ -124,7 +127,7 @@ class Reduction:
     def forget(self) -> None:
         """Begins with a rollout of which nothing has been sent."""
         self._begun, self._parts = 0, dict[int, Any]()
-        self._missing = Counter({number: len(bucket.parameters) for number, bucket in enumerate(self._buckets)})
+        self._missing = [bucket.parameters for bucket in self._buckets]
         self._under_way: deque[tuple[Any, torch.Tensor, torch.Tensor]] = deque()
 
     @contextlib.contextmanager
@@ -144,7 +147,7 @@ class Reduction:
         Returns:
             For each group this process's part, float32, as views of its parameters.
         """
-        unsent = Counter({p: sum(number >= self._begun for number in own) for p, own in self._of_parameter.items()})
+        unsent = {p: sum(number >= self._begun for number in own) for p, own in self._of_parameter.items()}
         for parameter in self._of_parameter:
             if not unsent[parameter]:
                 parameter.grad = None
@@ -179,15 +182,17 @@ class Reduction:
     def _is_whole(self, parameter: nn.Parameter) -> None:
         """Of a gradient, in the last backward."""
         for number in self._of_parameter[parameter]:
-            self._missing[number] -= 1
-            if self._missing[number] < 0:
-                raise RuntimeError("a gradient was added to after it was whole: it would be lost")
+            if parameter not in self._missing[number]:
+                raise RuntimeError("a gradient was added to after it was whole: what was sent lacks that")
+            self._missing[number].remove(parameter)
         while self._begun < len(self._buckets) and not self._missing[self._begun]:
             self._send()
 
     @torch.no_grad()
     def _send(self) -> _Bucket:
         """The next bucket goes on its way; of parameters without a gradient, zeros."""
+        if len(self._under_way) == UNDER_WAY:
+            self._land()
         bucket = self._buckets[self._begun]
         self._begun += 1
         ranks, length = self._axis.size, bucket.stop - bucket.start
@@ -201,10 +206,6 @@ class Reduction:
             torch._foreach_div_(sources, ranks)
             torch._foreach_copy_(targets, sources)
         if ranks > 1:
-            while sum(map(len, (own for _, own, _ in self._under_way)), length) * ranks > self._zero.reduce_bucket_size:
-                if not self._under_way:
-                    break
-                self._land()
             own = sent.new_empty(length)
             work = dist.reduce_scatter_tensor(own, sent.view(-1), group=self._axis.group, async_op=True)
             self._under_way.append((work, own, out))
