@@ -177,7 +177,7 @@ def page(values: dict[str, Any]) -> str:
         ["allocated between steps, GB", *(_gigabytes(row, "between steps") for row in rows)],
         ["**at most in the rollout, GB**", *(f"**{_gigabytes(row, 'rollout')}**" for row in rows)],
         ["`memformer plan` says", *(_planned(row, "rollout") for row in rows)],
-        ["at most in the reduction, GB", *(_gigabytes(row, "reduction") for row in rows)],
+        ["at most in the reduction, after the rollout, GB", *(_gigabytes(row, "reduction") for row in rows)],
         ["`memformer plan` says", *(_planned(row, "reduction") for row in rows)],
         ["at most in the optimizer's step, GB", *(_gigabytes(row, "optimizer") for row in rows)],
     ]
@@ -231,8 +231,8 @@ def _gigabytes(row: dict[str, Any], when: str) -> str:
 
 
 def _planned(row: dict[str, Any], when: str) -> str:
-    said, found = row["planned_bytes"][when], row["allocated_bytes"].get(when)
-    return "" if found is None else f"{said / 1e9:.2f} ({100 * (said / found - 1):+.1f} %)"
+    said, found = row["planned_bytes"].get(when), row["allocated_bytes"].get(when)
+    return "" if said is None or found is None else f"{said / 1e9:.2f} ({100 * (said / found - 1):+.1f} %)"
 
 
 def main(words: Sequence[str] | None = None) -> None:

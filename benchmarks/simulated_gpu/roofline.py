@@ -67,6 +67,8 @@ def kind_of(name: str, node: str, phase: str, place: Place, dtype: torch.dtype |
         return ATTENTION
     if phase in ("optimizer", "reduction"):
         return phase
+    if place.file.endswith("/reduction.py"):  # in the last backward
+        return "reduction"
     if node.endswith("AccumulateGrad"):
         return "accumulation of weight gradients"
     if name == "_to_copy":

@@ -4,7 +4,7 @@
 What makes it exact at every ZeRO stage (DeepSpeed 0.19.8):
 
 * Stages 1-3 must not see several backward passes as several micro-batches. At stages 1 and 2 DeepSpeed is left out of
-  the segments: gradients stay local until the rollout's end and are reduced once (memformer/engine/partitions.py). At
+  the segments: gradients stay local until the last backward and are reduced once (memformer/engine/reduction.py). At
   stage 3 its `coalesce_grad_reduction` does the same, and its accumulation boundary at stage 0.
 * Stage 3 never clears its gradient partitions, nor any stage those it offloads: a parameter without a gradient in a
   rollout would be given the previous step's again. They are zeroed before each rollout.
@@ -32,6 +32,7 @@ from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.partitions import Partitions, reduced_at_the_end
 from memformer.engine.precision import AUTOCAST, LossScale
+from memformer.engine.reduction import sent_while_it_ends
 from memformer.engine.zero import (
     ask_for_the_norm_once,
     coordinator_at_rest,
@@ -108,8 +109,11 @@ class Engine(abc.ABC):
         self.config, self.world = config, world
         self.zero_stage = config.parallel.zero_stage
         self.deepspeed: Any = parallelize(model, config, world, precision)
-        self._partitions = Partitions(self.deepspeed.optimizer, world.mesh) if self.zero_stage in (1, 2) else None
+        self._partitions: Partitions | None = None
+        if self.zero_stage in (1, 2):
+            self._partitions = Partitions(self.deepspeed.optimizer, world.mesh, self.module)
         self._plain, self._fetching = reduced_at_the_end(config), Fetching()
+        self._sends_early = self._plain and world.mesh.gradients.size > 1 and sent_while_it_ends(config)
         if (partitions := self._partitions) and self._plain:
             leave_gradients_alone(self.deepspeed.optimizer, lambda: self._fetching.fetch(partitions.norm()))
         elif self.zero_stage:
@@ -355,7 +359,7 @@ class Engine(abc.ABC):
             return self.deepspeed(*inputs)
 
     def _back_propagate(self, objective: torch.Tensor, boundary: bool) -> None:
-        """Back-propagates a scalar; with `boundary`, gradients that are not kept to the end are reduced then."""
+        """Back-propagates a scalar; `boundary` is the rollout's last, in which gradients may go on their way."""
         with span("segment backward"):
             self._autograd(objective, boundary)
 
@@ -363,7 +367,9 @@ class Engine(abc.ABC):
         if self.loss_scale is not None and (self._plain or self.zero_stage == 0):
             objective = objective * self.loss_scale.value
         if self._plain:
-            torch.autograd.backward(objective)
+            early = self._partitions if self._sends_early and boundary else None
+            with early.reduction.from_here() if early else contextlib.nullcontext():
+                torch.autograd.backward(objective)
             return
         if not self._coalesced:
             self.deepspeed.set_gradient_accumulation_boundary(boundary)

@@ -13,6 +13,7 @@ from memformer.engine.adamw import AdamW
 from memformer.engine.matrix_exchange import MatrixExchange
 from memformer.engine.muon import Muon
 from memformer.engine.parameter_state import ParameterState, whole_piece
+from memformer.engine.reduction import through_the_model
 from memformer.engine.sent import Sent, sent_by_parameter
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import family_of
@@ -47,6 +48,7 @@ def parameter_groups(
     config: OptimizerConfig,
     sent_in: torch.dtype | None = None,
     neighbours: Sequence[Sequence[nn.Parameter]] = (),
+    parts: int = 1,
 ) -> list[dict[str, Any]]:
     """Matrices, which decay, and the rest (norms, biases, what the model leaves undecayed), which does not.
 
@@ -59,6 +61,7 @@ def parameter_groups(
         config: The settings.
         sent_in: The 16 bits in which ZeRO 1 and 2 send what is only multiplied; None: all is sent alike.
         neighbours: Parameters that follow each other in a group, and so in the flat tensors that ZeRO makes of them.
+        parts: Into which ZeRO cuts these; where nothing has neighbours, each goes through the whole model.
 
     Returns:
         `params`, `weight_decay`, `rate_factor`, which the learning rate is multiplied by, `muon`, and `sent`.
@@ -78,7 +81,7 @@ def parameter_groups(
             found[apart, name in of_muon, decays].setdefault(sent[id(parameter)], []).append(parameter)
     return [
         {
-            "params": parameters,
+            "params": parameters if places else through_the_model(parameters, parts),
             "weight_decay": config.weight_decay if decays else 0.0,
             "rate_factor": config.memory_factor if apart else 1.0,
             "muon": muon,
@@ -100,6 +103,7 @@ def make_optimizer(
     device: torch.device,
     sent_in: torch.dtype | None = None,
     neighbours: Sequence[Sequence[nn.Parameter]] = (),
+    parts: int = 1,
 ) -> torch.optim.Optimizer:
     """The optimizer that the settings ask for; a `Muon` still has to be told where its matrices lie.
 
@@ -109,8 +113,9 @@ def make_optimizer(
         device: Where the optimizer steps: the model's device, or the CPU when it is offloaded.
         sent_in: As in `parameter_groups`.
         neighbours: As there.
+        parts: As there.
     """
-    groups = parameter_groups(model, config, sent_in, neighbours)
+    groups = parameter_groups(model, config, sent_in, neighbours, parts)
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.implementation == "deepspeed":
         from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam

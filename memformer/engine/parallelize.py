@@ -17,6 +17,7 @@ from memformer.engine.compilation import compile_model, why_plain
 from memformer.engine.deepspeed_config import deepspeed_config, telling_unfit_values
 from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import make_optimizer
+from memformer.engine.partitions import reduced_at_the_end
 from memformer.engine.precision import AUTOCAST
 from memformer.models.protocol import MemoryModel
 from memformer.models.registry import stages_of, wavefronts_of
@@ -61,7 +62,8 @@ def parallelize(model: MemoryModel, config: Config, world: World, precision: str
     sent_in = AUTOCAST.get(precision) if config.parallel.zero_stage in (1, 2) else None
     # Before anything else holds the parameters' storage; ZeRO's flat groups then keep them neighbours.
     neighbours = wavefront_of(module, config).side_by_side() if config.training.wavefront_window else ()
-    optimizer = make_optimizer(module, config.optimizer, optimizer_device, sent_in, neighbours)
+    parts = world.mesh.gradients.size if reduced_at_the_end(config) else 1
+    optimizer = make_optimizer(module, config.optimizer, optimizer_device, sent_in, neighbours, parts)
     with telling_unfit_values(config), local_rank_of(world.device):
         engine, *_ = deepspeed.initialize(
             model=module,

@@ -4,7 +4,7 @@
 DeepSpeed 0.19.8 sends gradients to everybody (all_reduce), which is twice the bytes, through a buffer of
 `reduce_bucket_size` numbers whatever the model's size, and weights in float32. Its optimizer keeps each group of
 parameters as one flat tensor, of which every process steps an equal part. Here a rollout's gradients are put in that
-order and reduce_scattered, as they are sent (memformer/engine/sent.py), and its norm is one sum for all groups.
+order and reduce_scattered (memformer/engine/reduction.py), and its norm is one sum for all groups.
 """
 
 import contextlib
@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from memformer.config.schema import Config
+from memformer.engine.reduction import Reduction
 from memformer.engine.sent import Sent
 from memformer.parallel.tensor import slice_of
 from memformer.processes.topology import Mesh
@@ -42,10 +44,15 @@ class Partitions:
     Args:
         zero: DeepSpeed's optimizer of stage 1 or 2.
         mesh: This process among all.
+        model: Whose parameters it steps.
+
+    Attributes:
+        reduction: Of a rollout's gradients.
     """
 
-    def __init__(self, zero: Any, mesh: Mesh) -> None:
+    def __init__(self, zero: Any, mesh: Mesh, model: nn.Module) -> None:
         self._zero, self._mesh, self._axis = zero, mesh, mesh.gradients
+        self.reduction = Reduction(zero, mesh.gradients, [each["sent"] for each in zero.optimizer.param_groups], model)
         self._square = torch.zeros(())
         self._rounded = False
 
@@ -53,11 +60,7 @@ class Partitions:
         """Averages the gradients in `.grad` over the replicas, each in the part of the process that steps it."""
         zero = self._zero
         norms: list[torch.Tensor] = []
-        for number, parameters in enumerate(zero.round_robin_bit16_groups):
-            part = zero._build_compact_grad_partition_buffer(number)  # views by parameter of `flat_partition`, float32
-            self._scatter(number, part.flat_partition)
-            for parameter in parameters:
-                parameter.grad = None
+        for number, part in enumerate(self.reduction.finish()):
             pieces = [piece for piece in part if not getattr(piece, "_zero_padding", False)]
             here = zip(pieces, zero.params_in_partition[number], strict=True)
             # What tensor parallelism does not cut counts on the first of its processes.
@@ -69,43 +72,6 @@ class Partitions:
                 zero.averaged_gradients[number] = part
         device = zero.bit16_groups_flat[0].device
         self._square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=device)
-
-    def _scatter(self, number: int, out: torch.Tensor) -> None:
-        """Sends a group's gradients to their owners, so many at a time.
-
-        Args:
-            number: Of the group.
-            out: float32 zeros, [elements of a part], which get the average of this process's part.
-        """
-        zero, ranks = self._zero, self._axis.size
-        dtype = self._sent(number).gradients
-        found = [
-            (parameter.grad.reshape(-1), offset)
-            for parameter, offset in zip(
-                zero.round_robin_bit16_groups[number], zero.round_robin_bit16_offsets[number], strict=True
-            )
-            if parameter.grad is not None
-        ]
-        if found:
-            torch._foreach_div_([gradient for gradient, _ in found], ranks)
-        for start in range(0, len(out), most := max(1, zero.reduce_bucket_size // ranks)):
-            stop = min(start + most, len(out))
-            # [ranks, stop - start]: of each process's part the same stretch; zeros are what has no gradient.
-            bucket = out[None, start:stop] if ranks == 1 else out.new_zeros(ranks, stop - start, dtype=dtype)
-            targets, sources = [], []
-            for gradient, offset in found:
-                for rank in range(offset // len(out), -(-(offset + len(gradient)) // len(out))):
-                    begin = rank * len(out) + start  # of the stretch, in the flat group
-                    low, high = max(offset, begin), min(offset + len(gradient), begin + stop - start)
-                    if low < high:
-                        targets.append(bucket[rank, low - begin : high - begin])
-                        sources.append(gradient[low - offset : high - offset])
-            if targets:
-                torch._foreach_copy_(targets, sources)
-            if ranks > 1:
-                own = bucket.new_empty(stop - start)
-                dist.reduce_scatter_tensor(own, bucket.view(-1), group=self._axis.group)
-                out[start:stop].copy_(own)
 
     def norm(self) -> torch.Tensor:
         """Global L2 norm of what `reduce` made, of the whole model; a scalar on the device."""

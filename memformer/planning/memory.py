@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a process holds in the fullest moment of a step, by part: each part has a function of its own, with its reason.
 
-Moments are the rollout, in the middle of a segment's backward, and the reduction of its gradients, when activations and
-16-bit weights are gone. The optimizer's step holds less than the second. Held to what a simulated GPU allocates
-(tests/simulated_gpu).
+Moments are the rollout, at the beginning of a segment's backward, or in the last of them, while gradients are sent; and
+where they are sent after it, that, when activations and 16-bit weights are gone. The optimizer's step holds less. Held
+to what a simulated GPU allocates (tests/simulated_gpu).
 
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
 (`optimizer.state_dtype`). Frozen weights have neither of the others, and 2 bytes where matrices of bf16 runs are stored
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from memformer.engine.partitions import reduced_at_the_end
 from memformer.engine.precision import AUTOCAST
+from memformer.engine.reduction import STRETCH, UNDER_WAY, sent_while_it_ends
 from memformer.models.registry import stages_of
 from memformer.planning.arrangement import Arrangement
 from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES
@@ -77,10 +78,14 @@ def stage_memory(run: Arrangement, stage: int) -> tuple[dict[str, float], dict[s
 def moments(run: Arrangement, stage: int) -> dict[str, dict[str, float]]:
     """Bytes by part on the device of a process of the stage, in each of a step's moments."""
     resting = {part.name: part.size for part in _resting(run, stage) if not part.on_host}
-    return {
-        name: resting | {part.name: part.size for part in of_moment(run, stage) if not part.on_host}
-        for name, of_moment in (("rollout", _rollout), ("reduction", _reduction))
-    }
+
+    def holds(parts: Iterator[Part]) -> dict[str, float]:
+        return resting | {part.name: part.size for part in parts if not part.on_host}
+
+    first = holds(_rollout(run, stage))
+    if not _sends_early(run):
+        return {"rollout": first, "reduction": holds(_reduction(run, stage))}
+    return {"rollout": max(first, holds(_last_backward(run, stage)), key=lambda parts: sum(parts.values()))}
 
 
 def _all(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -152,28 +157,39 @@ def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
         yield Part("gradients of a window", 4 * count)
 
 
-def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
-    """One group of gradients after another goes on its way, at most `reduce_bucket_size` at a time, and is gone then.
+def _last_backward(run: Arrangement, stage: int) -> Iterator[Part]:
+    """Where the first gradients are whole, and sent: those of the end of the model, whose logits are gone."""
+    for part in _rollout(run, stage):
+        if part.name == "activations" and run.execution.recompute:
+            yield Part(part.name, run.recomputation_peak(stage))
+        elif part.name != "logits":
+            yield part
+    yield from _sent(run, stage)
 
-    The weights on their way back, in 16 bits, come when all gradients are gone, and are not counted.
+
+def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
+    """Where all gradients are sent when the last backward has ended.
+
+    The weights on their way back, in 16 bits, come when gradients are gone, and are not counted.
     """
-    if not reduced_at_the_end(run.config):
-        yield from _gradients(run, stage)
-        return
-    ranks, left, kept = run.gradient_ranks, 4.0 * _count(run, stage), 0.0
-    found = []
-    # Of what decays, the embedding is the first parameter, and sent in float32.
-    for group, size in sorted(
-        groups(run, run.parameters(stage)).items(), key=lambda it: (it[0].number, -it[0].gradients)
-    ):
-        kept += 4 * size / ranks
-        on_their_way = group.gradients * min(_bucket(run), size) * (1 + 1 / ranks) if ranks > 1 else 0
-        found.append((left, kept, on_their_way))
-        left -= 4 * size
-    left, kept, on_their_way = max(found, key=sum, default=(0.0, 0.0, 0.0))
-    yield Part("gradients", left)
-    yield Part("gradient partition", kept, _offloads_optimizer(run))
-    yield Part("reduction buffers", on_their_way)
+    yield from _gradients(run, stage)
+    if reduced_at_the_end(run.config):
+        yield from _sent(run, stage)
+
+
+def _sent(run: Arrangement, stage: int) -> Iterator[Part]:
+    """The part of the gradients that the process steps, and what is on its way to all parts."""
+    ranks, count = run.gradient_ranks, _count(run, stage)
+    yield Part("gradient partition", 4 * count / ranks, _offloads_optimizer(run))
+    if ranks > 1:
+        largest = max(groups(run, run.parameters(stage)).items(), key=lambda it: it[0].gradients * it[1])[0]
+        at_once = min(count, UNDER_WAY * min(STRETCH * ranks, _bucket(run)))
+        yield Part("reduction buffers", largest.gradients * at_once * (1 + 1 / ranks))
+
+
+def _sends_early(run: Arrangement) -> bool:
+    """Whether gradients are sent while the last backward goes on."""
+    return run.gradient_ranks > 1 and reduced_at_the_end(run.config) and sent_while_it_ends(run.config)
 
 
 def _buffers_of_deepspeed(run: Arrangement, stage: int) -> Iterator[Part]:

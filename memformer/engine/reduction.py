@@ -1,0 +1,224 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""A rollout's gradients on their way to the processes that step them, at ZeRO 1 and 2, from its last backward on.
+
+A gradient is whole in the backward of the segment that is replayed last, layer by layer from the end of the model; what
+is whole is sent while that backward goes on. A stretch of every process's part goes at a time (reduce_scatter), so the
+parts must lie at the same depths of the model: `through_the_model` puts parameters in such an order.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from memformer.config.schema import Config
+from memformer.engine.sent import Sent
+from memformer.processes.topology import Axis
+
+STRETCH = 2**21
+"""Elements of each process's part that go at a time: 4 MiB in 16 bits, so that a ring's latency is a small part."""
+UNDER_WAY = 4
+"""How many stretches are at once, for their memory. Where a network does not keep up, that decides when all have come,
+whether the backward waits or not."""
+
+
+def through_the_model(parameters: Sequence[nn.Parameter], parts: int) -> list[nn.Parameter]:
+    """Parameters in an order in which each of so many equal parts of them all goes through the whole model.
+
+    As far as their sizes allow: one that is larger than a part is several processes' alone.
+
+    Args:
+        parameters: In the order of the model.
+        parts: Processes.
+    """
+    lists: list[list[nn.Parameter]] = [[] for _ in range(parts)]
+    sizes = [0] * parts
+    for parameter in parameters:
+        least = sizes.index(min(sizes))
+        lists[least].append(parameter)
+        sizes[least] += parameter.numel()
+    ordered, end, left = list[nn.Parameter](), 0, list(range(parts))
+    for number in range(1, parts + 1):
+        # A part begins where the one before it ends: lists above and below the mean keep that near their beginnings.
+        here = min(left, key=lambda each: abs(end + sizes[each] - number * sum(sizes) / parts))
+        left.remove(here)
+        end += sizes[here]
+        ordered += lists[here]
+    return ordered
+
+
+def sent_while_it_ends(config: Config) -> bool:
+    """Whether the last backward of a rollout makes each gradient whole, and tells of each once.
+
+    Not where decoders come before encoders, nor where several processes share a rollout; nor where a layer is
+    recomputed by a backward inside the backward.
+    """
+    training, parallel, checkpointing = config.training, config.parallel, config.activation_checkpointing
+    apart = training.segments_per_decoder_batch > 1 or training.wavefront_window or parallel.segment > 1
+    nested = checkpointing.mode != "none" and (checkpointing.partition_activations or checkpointing.cpu_checkpointing)
+    return not apart and parallel.pipeline == 1 and not nested
+
+
+class _Slice(NamedTuple):
+    """Elements of a parameter that go to one process.
+
+    Attributes:
+        parameter: Whose.
+        start: The first of them.
+        stop: The one after the last.
+        rank: The process.
+        at: Where they lie in the stretch.
+    """
+
+    parameter: nn.Parameter
+    start: int
+    stop: int
+    rank: int
+    at: int
+
+
+class _Bucket(NamedTuple):
+    """What goes at a time: a stretch of every process's part of a group.
+
+    Attributes:
+        group: Its number.
+        start: First element of the stretch in a part.
+        stop: The one after the last.
+        slices: What lies in it.
+    """
+
+    group: int
+    start: int
+    stop: int
+    slices: tuple[_Slice, ...]
+
+    @property
+    def parameters(self) -> set[nn.Parameter]:
+        """All of which something lies in it."""
+        return {each.parameter for each in self.slices}
+
+
+class Reduction:
+    """Averages gradients over the replicas, each in the part of the process that steps it.
+
+    Args:
+        zero: DeepSpeed's optimizer of stage 1 or 2.
+        axis: The replicas.
+        sent: How each group is sent.
+        model: Its parameters, in the order in which a forward uses them.
+    """
+
+    def __init__(self, zero: Any, axis: Axis, sent: Sequence[Sent], model: nn.Module) -> None:
+        self._zero, self._axis, self._sent = zero, axis, sent
+        places = {parameter: place for place, parameter in enumerate(model.parameters())}
+        buckets = [bucket for group in range(len(zero.bit16_groups)) for bucket in self._cut(group)]
+        # One order for all processes, whatever each one's backward makes whole first: from the end of the model.
+        self._buckets = sorted(buckets, key=lambda bucket: -min(map(places.__getitem__, bucket.parameters), default=0))
+        self._of_parameter: dict[nn.Parameter, list[int]] = {}
+        for number, bucket in enumerate(self._buckets):
+            for parameter in bucket.parameters:
+                self._of_parameter.setdefault(parameter, []).append(number)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins with a rollout of which nothing has been sent."""
+        self._begun, self._parts = 0, dict[int, Any]()
+        self._missing = [bucket.parameters for bucket in self._buckets]
+        self._under_way: deque[tuple[Any, torch.Tensor, torch.Tensor]] = deque()
+
+    @contextlib.contextmanager
+    def from_here(self) -> Iterator[None]:
+        """Inside is the backward that makes gradients whole: what is whole goes on its way."""
+        parameters: list[Any] = list(self._of_parameter)
+        hooks = [each.register_post_accumulate_grad_hook(self._is_whole) for each in parameters]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def finish(self) -> list[Any]:
+        """Sends what was not sent, and waits for all. Gradients are gone afterwards.
+
+        Returns:
+            For each group this process's part, float32, as views of its parameters.
+        """
+        unsent = {p: sum(number >= self._begun for number in own) for p, own in self._of_parameter.items()}
+        for parameter in self._of_parameter:
+            if not unsent[parameter]:
+                parameter.grad = None
+        while self._begun < len(self._buckets):
+            bucket = self._send()
+            for parameter in bucket.parameters:
+                unsent[parameter] -= 1
+                if not unsent[parameter]:
+                    parameter.grad = None
+        while self._under_way:
+            self._land()
+        parts = [self._part(group) for group in range(len(self._zero.bit16_groups))]
+        self.forget()
+        return parts
+
+    def _cut(self, group: int) -> Iterator[_Bucket]:
+        zero, ranks = self._zero, self._axis.size
+        size: int = zero.partition_size[group]
+        most = max(1, min(STRETCH, zero.reduce_bucket_size // ranks) if ranks > 1 else size)
+        offsets = zero.round_robin_bit16_offsets[group]
+        for start in range(0, size, most):
+            stop, slices = min(start + most, size), []
+            for parameter, offset in zip(zero.round_robin_bit16_groups[group], offsets, strict=True):
+                end = offset + parameter.numel()
+                for rank in range(offset // size, -(-end // size)):
+                    begin = rank * size + start  # of the stretch, in the flat group
+                    low, high = max(offset, begin), min(end, begin + stop - start)
+                    if low < high:
+                        slices.append(_Slice(parameter, low - offset, high - offset, rank, low - begin))
+            yield _Bucket(group, start, stop, tuple(slices))
+
+    def _is_whole(self, parameter: nn.Parameter) -> None:
+        """Of a gradient, in the last backward."""
+        for number in self._of_parameter[parameter]:
+            if parameter not in self._missing[number]:
+                raise RuntimeError("a gradient was added to after it was whole: what was sent lacks that")
+            self._missing[number].remove(parameter)
+        while self._begun < len(self._buckets) and not self._missing[self._begun]:
+            self._send()
+
+    @torch.no_grad()
+    def _send(self) -> _Bucket:
+        """The next bucket goes on its way; of parameters without a gradient, zeros."""
+        if len(self._under_way) == UNDER_WAY:
+            self._land()
+        bucket = self._buckets[self._begun]
+        self._begun += 1
+        ranks, length = self._axis.size, bucket.stop - bucket.start
+        out: torch.Tensor = self._part(bucket.group).flat_partition[bucket.start : bucket.stop]
+        dtype = self._sent[bucket.group].gradients
+        sent = out[None] if ranks == 1 else out.new_zeros(ranks, length, dtype=dtype)
+        found = [each for each in bucket.slices if each.parameter.grad is not None]
+        if found:
+            sources = [each.parameter.grad.reshape(-1)[each.start : each.stop] for each in found]  # type: ignore[union-attr]
+            targets = [sent[each.rank, each.at : each.at + each.stop - each.start] for each in found]
+            torch._foreach_div_(sources, ranks)
+            torch._foreach_copy_(targets, sources)
+        if ranks > 1:
+            own = sent.new_empty(length)
+            work = dist.reduce_scatter_tensor(own, sent.view(-1), group=self._axis.group, async_op=True)
+            self._under_way.append((work, own, out))
+        return bucket
+
+    def _land(self) -> None:
+        """What was sent first has come; the host does not wait for a GPU."""
+        work, own, out = self._under_way.popleft()
+        work.wait()
+        out.copy_(own)
+
+    def _part(self, group: int) -> Any:
+        """Views by parameter of a group's `flat_partition`, float32 zeros at first, as DeepSpeed steps them."""
+        if group not in self._parts:
+            self._parts[group] = self._zero._build_compact_grad_partition_buffer(group)
+        return self._parts[group]
