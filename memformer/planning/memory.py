@@ -158,10 +158,14 @@ def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
 
 
 def _last_backward(run: Arrangement, stage: int) -> Iterator[Part]:
-    """Where the first gradients are whole, and sent: those of the end of the model, whose logits are gone."""
+    """Where as many gradients are whole and on their way as may be: those of the end of the model.
+
+    Its logits are gone, and so is what it keeps for these gradients, or a layer is recomputed for the next.
+    """
+    left = 1 - _on_their_way(run, stage) / _count(run, stage)
     for part in _rollout(run, stage):
-        if part.name == "activations" and run.execution.recompute:
-            yield Part(part.name, run.recomputation_peak(stage))
+        if part.name == "activations":
+            yield Part(part.name, run.recomputation_peak(stage) if run.execution.recompute else left * part.size)
         elif part.name != "logits":
             yield part
     yield from _sent(run, stage)
@@ -183,8 +187,12 @@ def _sent(run: Arrangement, stage: int) -> Iterator[Part]:
     yield Part("gradient partition", 4 * count / ranks, _offloads_optimizer(run))
     if ranks > 1:
         largest = max(groups(run, run.parameters(stage)).items(), key=lambda it: it[0].gradients * it[1])[0]
-        at_once = min(count, UNDER_WAY * min(STRETCH * ranks, _bucket(run)))
-        yield Part("reduction buffers", largest.gradients * at_once * (1 + 1 / ranks))
+        yield Part("reduction buffers", largest.gradients * _on_their_way(run, stage) * (1 + 1 / ranks))
+
+
+def _on_their_way(run: Arrangement, stage: int) -> int:
+    """Gradients that are sent at once, at most: elements."""
+    return min(_count(run, stage), UNDER_WAY * min(STRETCH * run.gradient_ranks, _bucket(run)))
 
 
 def _sends_early(run: Arrangement) -> bool:
