@@ -27,7 +27,7 @@ from memformer.config.schema import Config
 from memformer.engine.fetching import Fetching
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.frozen import frozen_in_float32
-from memformer.engine.optimizer import spread_matrices
+from memformer.engine.optimizer import STORED, spread_matrices
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.partitions import Partitions, reduced_at_the_end
@@ -132,8 +132,10 @@ class Engine(abc.ABC):
             torch.autocast, world.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
         )
         self.loss_scale = LossScale(config.loss_scale) if precision == "fp16" else None
-        copied = precision in AUTOCAST and self._sums_to_the_end
-        self._weight_copies = WeightCopies(self.deepspeed.module, AUTOCAST[precision]) if copied else None
+        self._weight_copies: WeightCopies | None = None
+        if precision in AUTOCAST and self._sums_to_the_end:
+            sums = STORED[config.training.gradient_accumulation_dtype]
+            self._weight_copies = WeightCopies(self.deepspeed.module, AUTOCAST[precision], sums)
 
     @property
     @abc.abstractmethod
@@ -402,7 +404,7 @@ class Engine(abc.ABC):
         found = [(name, p.grad) for name, p in self.module.named_parameters() if p.grad is not None]
         self._gradient_norms = None
         if found and (self.zero_stage == 0 or self._coalesced):
-            norms = torch._foreach_norm([gradient for _, gradient in found])
+            norms = torch._foreach_norm([gradient for _, gradient in found], 2, dtype=torch.float32)
             self._gradient_norms = [name for name, _ in found], torch.stack(list(norms))
 
 

@@ -106,6 +106,7 @@ class Partitions:
                 own = bucket.new_empty(stop - start)
                 dist.reduce_scatter_tensor(own, bucket.view(-1), group=self._axis.group)
                 out[start:stop].copy_(own)
+            del bucket, targets  # before the next one is made
 
     def norm(self) -> torch.Tensor:
         """Global L2 norm of what `reduce` made, of the whole model; a scalar on the device."""

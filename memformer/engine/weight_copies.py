@@ -21,40 +21,47 @@ from memformer.models.protocol import MemoryModel
 from memformer.models.scoring import Head
 
 
-class _Copied(NamedTuple):
+class Copied(NamedTuple):
     """A weight, and the modules that have it as their own, each with its name there."""
 
     weight: nn.Parameter
     places: list[tuple[nn.Module, str]]
 
 
+def copied_weights(model: MemoryModel) -> list[Copied]:
+    """The weights that are trained, and of which autocast uses nothing but a copy in 16 bits.
+
+    Without those of a head, whose chunks add up their gradient in float32 (`models.scoring`), and those whose gradient
+    a hook waits for.
+    """
+    module: Any = model
+    multiplied = only_multiplied(model)
+    found: dict[int, Copied] = {}
+    kept: set[int] = set()
+    for each in module.modules():
+        for name, weight in each.named_parameters(recurse=False):
+            if isinstance(each, Head) or weight._backward_hooks:
+                kept.add(id(weight))
+            if weight.requires_grad and id(weight) in multiplied:
+                found.setdefault(id(weight), Copied(weight, [])).places.append((each, name))
+    return [copied for key, copied in found.items() if key not in kept]
+
+
 class WeightCopies:
     """Puts 16-bit copies in the place of weights while a rollout is trained.
-
-    Of weights that are trained, and of which autocast uses nothing but such a copy. Others stay: those of a head, whose
-    chunks add up their gradient in float32 (`models.scoring`), and those whose gradient a hook waits for.
 
     Args:
         model: As it is trained.
         dtype: The 16 bits that products are in.
+        sums: What gradients are added up in: float32, or `dtype`, in which every addition rounds.
     """
 
-    def __init__(self, model: MemoryModel, dtype: torch.dtype) -> None:
-        module: Any = model
-        self._dtype, multiplied = dtype, only_multiplied(model)
-        found: dict[int, _Copied] = {}
-        kept: set[int] = set()
-        for each in module.modules():
-            for name, weight in each.named_parameters(recurse=False):
-                if isinstance(each, Head) or weight._backward_hooks:
-                    kept.add(id(weight))
-                if weight.requires_grad and id(weight) in multiplied:
-                    found.setdefault(id(weight), _Copied(weight, [])).places.append((each, name))
-        self._copied = [copied for key, copied in found.items() if key not in kept]
+    def __init__(self, model: MemoryModel, dtype: torch.dtype, sums: torch.dtype = torch.float32) -> None:
+        self._dtype, self._copied, self._narrow = dtype, copied_weights(model), sums == dtype
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model computes with the copies, and gradients go to the weights."""
+        """Inside, the model computes with the copies; afterwards the sums are the weights' gradients."""
         with torch.no_grad():
             copies = [self._copy(copied.weight) for copied in self._copied]
         self._put(copies)
@@ -62,10 +69,17 @@ class WeightCopies:
             yield
         finally:
             self._put([copied.weight for copied in self._copied])
+            for copied, copy in zip(self._copied, copies, strict=True):
+                if self._narrow:
+                    copied.weight.grad_dtype = None  # whichever its gradient has
+                    copied.weight.grad = copy.grad
 
     def _copy(self, weight: nn.Parameter) -> nn.Parameter:
-        copy: Any = nn.Parameter(weight.to(self._dtype))  # torch's own method has no types
-        copy.register_post_accumulate_grad_hook(functools.partial(_add_to, weight))
+        copy: Any = nn.Parameter(weight.to(self._dtype))  # torch's own methods have no types
+        if self._narrow:
+            copy.grad, weight.grad = weight.grad, None
+        else:
+            copy.register_post_accumulate_grad_hook(functools.partial(_add_to, weight))
         return copy  # type: ignore[no-any-return]
 
     def _put(self, weights: list[nn.Parameter]) -> None:

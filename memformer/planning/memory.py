@@ -6,11 +6,13 @@ Moments are the rollout, in the middle of a segment's backward, and the reductio
 (tests/simulated_gpu).
 
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
-(`optimizer.state_dtype`). Frozen weights have neither of the others, and 2 bytes where matrices of bf16 runs are stored
-so. Left out is what Muon works on, about 1 GiB at a time, since no activations lie beside it.
+(`optimizer.state_dtype`), and gradients summed in 2 (`training.gradient_accumulation_dtype`). Frozen weights have
+neither of the others, and 2 bytes where matrices of bf16 runs are stored so. Left out is what Muon works on, about 1
+GiB at a time, since no activations lie beside it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,8 +20,8 @@ from memformer.engine.partitions import reduced_at_the_end
 from memformer.engine.precision import AUTOCAST
 from memformer.models.registry import stages_of
 from memformer.planning.arrangement import Arrangement
-from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES
-from memformer.planning.traffic import groups
+from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES, Shape
+from memformer.planning.traffic import Group, groups
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default `reduce_bucket_size`, elements."""
@@ -34,7 +36,8 @@ MENDS = {
     "decoder batch": "a smaller training.segments_per_decoder_batch",
     "outputs of encoders": "a larger parallel.segment, or fewer lanes (data.num_lanes)",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
-    "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
+    "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor, or "
+    "training.gradient_accumulation_dtype bfloat16",
     "optimizer states": "a higher parallel.zero_stage, optimizer.state_dtype bfloat16, optimizer.name muon, or "
     "parallel.offload_optimizer cpu",
     "weights": "parallel.tensor, parallel.pipeline, or zero_stage 3",
@@ -145,11 +148,11 @@ def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
 
 def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
     """Whole until they are reduced, which is after the rollout or after each segment; then a part is kept."""
-    parallel, count = run.config.parallel, _count(run, stage)
+    parallel, size = run.config.parallel, _summed(run, run.parameters(stage))
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
-    yield Part("gradients", 4 * count if whole else 4 * count / run.gradient_ranks)
+    yield Part("gradients", size if whole else size / run.gradient_ranks)
     if run.window and run.backwards * run.groups > 1:  # of all diagonals of a window, before they are added
-        yield Part("gradients of a window", 4 * count)
+        yield Part("gradients of a window", size)
 
 
 def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -160,16 +163,18 @@ def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
     if not reduced_at_the_end(run.config):
         yield from _gradients(run, stage)
         return
-    ranks, left, kept = run.gradient_ranks, 4.0 * _count(run, stage), 0.0
-    found = []
-    # Of what decays, the embedding is the first parameter, and sent in float32.
-    for group, size in sorted(
-        groups(run, run.parameters(stage)).items(), key=lambda it: (it[0].number, -it[0].gradients)
-    ):
+    parameters = run.parameters(stage)
+    ranks, left, kept = run.gradient_ranks, float(_summed(run, parameters)), 0.0
+    found, summed = [], Counter[Group]()
+    for shape, count in parameters.items():
+        for group in groups(run, Counter({shape: count})):
+            summed[group] += _summed(run, Counter({shape: count}))
+    # Of what decays, the embedding is the first parameter, and sent in float32, or its weights alone.
+    for group, size in sorted(groups(run, parameters).items(), key=lambda it: (it[0].number, *(-n for n in it[0][1:]))):
         kept += 4 * size / ranks
         on_their_way = group.gradients * min(_bucket(run), size) * (1 + 1 / ranks) if ranks > 1 else 0
         found.append((left, kept, on_their_way))
-        left -= 4 * size
+        left -= summed[group]
     left, kept, on_their_way = max(found, key=sum, default=(0.0, 0.0, 0.0))
     yield Part("gradients", left)
     yield Part("gradient partition", kept, _offloads_optimizer(run))
@@ -272,6 +277,13 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
 def _count(run: Arrangement, stage: int) -> int:
     """Elements that are trained."""
     return sum(shape.numel * number for shape, number in run.parameters(stage).items() if shape.trained)
+
+
+def _summed(run: Arrangement, parameters: Counter[Shape]) -> int:
+    """Bytes of the gradients that a rollout's add up to."""
+    narrow = run.precision in AUTOCAST and run.config.training.gradient_accumulation_dtype == "bfloat16"
+    shapes = ((shape, count) for shape, count in parameters.items() if shape.trained)
+    return sum((2 if narrow and shape.copied else 4) * shape.numel * count for shape, count in shapes)
 
 
 def _stored(run: Arrangement, stage: int) -> int:
