@@ -154,8 +154,8 @@ def page(values: dict[str, Any]) -> str:
             *page_head("Sums of gradients in bfloat16", values),
             f"Bytes of books; a Memformer of {rows[0]['parameters']:,} parameters ({sizes['layers'][0]}+"
             f"{sizes['layers'][1]} layers, width {sizes['width']}, 16 slots), precision bf16; {sizes['steps']} steps "
-            f"of {sizes['lanes']} lanes, {sizes['step_segments']} segments of {sizes['segment_length']} bytes, peak rate "
-            f"{sizes['learning_rate']:g}; seeds {seeds_of(rows)}.",
+            f"of {sizes['lanes']} lanes, {sizes['step_segments']} segments of {sizes['segment_length']} bytes, peak "
+            f"rate {sizes['learning_rate']:g}; seeds {seeds_of(rows)}.",
             "",
             f"**The gradient of one rollout** of the trained model, {sizes['lanes']} lanes in one group, means over "
             "seeds. *Of the sums*: distance of the gradient with sums in bfloat16 from that with sums in float32, in "

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from memformer.engine.weight_copies import WeightCopies
+from memformer.engine.weight_copies import WeightCopies, copied_weights
 from memformer.parallel.activation_checkpointing import recomputed
 from memformer.replay import Carry, memory_replay_backward
+from memformer.replay.backward import Backward, autograd_backward
 from tests.distributed.short_runs import LANES, LENGTH, Case, model_of, rollout_of, trained
 
 CASES = [
@@ -54,20 +55,21 @@ class AutocastCell:
             return self.model(*inputs)
 
 
-def replayed(model: Any, dtype: torch.dtype) -> None:
+def replayed(model: Any, dtype: torch.dtype, backward: Backward = autograd_backward) -> None:
     """Accumulates the gradients of two groups of lanes."""
     rollout = rollout_of(0)
     with torch.autocast("cpu", enabled=False):
         for start in (0, LANES // 2):
             span = start, start + LANES // 2
             carry = Carry.empty(model.initial_memory(LANES // 2).detach(), LENGTH)
-            memory_replay_backward(AutocastCell(model, dtype), rollout.lanes(*span), carry, denominator=9.0, seed=start)
+            cell = AutocastCell(model, dtype)
+            memory_replay_backward(cell, rollout.lanes(*span), carry, backward, denominator=9.0, seed=start)
 
 
-def gradients(case: Case, copied: bool) -> dict[str, torch.Tensor | None]:
+def gradients(case: Case, copied: bool, sums: torch.dtype = torch.float32) -> dict[str, torch.Tensor | None]:
     """Of all parameters."""
     model, dtype = made(case), DTYPES[case.precision]
-    with WeightCopies(model, dtype).in_place() if copied else contextlib.nullcontext():
+    with WeightCopies(model, dtype, sums).in_place() if copied else contextlib.nullcontext():
         replayed(model, dtype)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -80,6 +82,27 @@ def test_gradients_are_those_of_autocast_to_the_last_bit(case: Case) -> None:
         assert (found[name] is None) == (gradient is None), name
         assert gradient is None or torch.equal(gradient, found[name]), name
         assert found[name] is None or found[name].dtype == torch.float32
+
+
+def test_sums_in_bfloat16_round_every_addition() -> None:
+    """As adding each backward's gradient to the ones before in bfloat16 does, to the last bit; others stay float32."""
+    model, sums = made(CASES[0]), dict[str, torch.Tensor]()
+    copied = {id(each.weight) for each in copied_weights(model)}
+
+    def backward(objective: torch.Tensor, remaining: int) -> None:
+        autograd_backward(objective, remaining)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                gradient = parameter.grad.bfloat16() if id(parameter) in copied else parameter.grad
+                sums[name] = sums[name] + gradient if name in sums else gradient
+                parameter.grad = None
+
+    replayed(model, torch.bfloat16, backward)
+    found = gradients(CASES[0], copied=True, sums=torch.bfloat16)
+    assert {name: gradient.dtype for name, gradient in sums.items()} == {
+        name: gradient.dtype for name, gradient in found.items() if gradient is not None
+    }
+    assert all(torch.equal(sums[name], gradient) for name, gradient in found.items() if gradient is not None)
 
 
 def test_weights_of_maps_are_copied_and_are_back_after_a_fault() -> None:
