@@ -27,7 +27,7 @@ SCRIPTS = (
     "memory_slots", "data", "overhead", "checkpoint", "quickstart", "bubble", "communication", "backbone_needle",
     "backbone_replay", "decoder_batches", "backbone_books", "backbone_peers", "backbone_generation",
     "backbone_wavefront", "backbone_wavefront_training", "logits_and_writer", "task_evaluation", "simulated_step",
-    "optimizers", "residual_dtype", "zero_host_time",
+    "optimizers", "residual_dtype", "gradient_accumulation", "zero_host_time",
 )  # fmt: skip
 BUDGET_SECONDS = 600
 AT_ONCE = 2

@@ -13,7 +13,6 @@ import argparse
 import functools
 import json
 import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +22,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, Row, run_cases, seeds_of, spread
-from benchmarks.common import markdown_table, page_head
+from benchmarks.cases import Case, Row, run_cases, seeds_of
+from benchmarks.common import page_head
 from benchmarks.peers.reader import MemformerReader
 from benchmarks.tasks.text import START
-from benchmarks.text_runs import add_sizes, parsed, sizes_of, trained
+from benchmarks.text_runs import add_sizes, parsed, sizes_of, trained, variants_tables
 from benchmarks.texts import losses_by_segment, texts
 from benchmarks.training import Recipe
 from memformer import MemformerConfig
@@ -71,19 +70,7 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     sizes, rows = values["sizes"], values["rows"]
-    first, table, curves = rows[0], [], []
-    plain = {row["seed"]: row["test_loss"] for row in rows if row["stream"] == "float32"}
-    for stream, name in NAMES.items():
-        found = [row for row in rows if row["stream"] == stream]
-        if not found:
-            continue
-        scores = [row["perplexity"] for row in found]
-        differences = [row["test_loss"] - plain[row["seed"]] for row in found if row["seed"] in plain]
-        mean = f"{statistics.fmean(differences):+.4f}" if differences else ""
-        each = ", ".join(f"{difference:+.4f}" for difference in differences)
-        table.append([name, statistics.fmean(scores), spread(scores), mean, each])
-        tenths = zip(*(row["training_losses"] for row in found), strict=True)
-        curves.append([name, *(statistics.fmean(tenth) for tenth in tenths)])
+    first = rows[0]
     return "\n".join(
         [
             *page_head("A residual stream in bfloat16: books", values),
@@ -94,11 +81,7 @@ def page(values: dict[str, Any]) -> str:
             f"training; seeds {seeds_of(rows)}. *Difference*: of the test loss in nats a byte to bf16 with a stream in "
             "float32, mean over seeds and seed by seed.",
             "",
-            markdown_table(["precision", "perplexity", "spread", "difference", "by seed"], table),
-            "",
-            "Training loss of each tenth of the steps, means over seeds:",
-            "",
-            markdown_table(["precision", *map(str, range(1, len(curves[0])))], curves),
+            *variants_tables(rows, "stream", NAMES, plain="float32"),
             *(["", values["notes"]] if values["notes"] else []),
         ]
     )

@@ -1,13 +1,16 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Models trained on excerpts of documents and tested on those of others: the options of such scripts, and the run."""
+"""Models trained on excerpts of documents and tested on those of others: options, the run, and a table of variants."""
 
 import argparse
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.cases import Row, add_options
+from benchmarks.cases import Row, add_options, spread
+from benchmarks.common import markdown_table
 from benchmarks.peers.reader import Reader, parameters
 from benchmarks.texts import Texts, excerpts, rollouts
 from benchmarks.training import Recipe, train
@@ -88,3 +91,34 @@ def trained(
         "training_losses": history.losses,
     }
     return row, test
+
+
+def variants_tables(rows: Sequence[Mapping[str, Any]], key: str, names: Mapping[str, str], plain: str) -> list[str]:
+    """Two tables in Markdown of variants of a precision, with a line between: test losses, and losses in training.
+
+    Args:
+        rows: With `test_loss`, `perplexity`, `training_losses` and `seed`.
+        key: What tells the variants apart.
+        names: Of each variant, in their order.
+        plain: The variant that the others are compared with, seed by seed.
+    """
+    table, curves = [], []
+    usual = {row["seed"]: row["test_loss"] for row in rows if row[key] == plain}
+    for variant, name in names.items():
+        found = [row for row in rows if row[key] == variant]
+        if not found:
+            continue
+        scores = [row["perplexity"] for row in found]
+        differences = [row["test_loss"] - usual[row["seed"]] for row in found if row["seed"] in usual]
+        mean = f"{statistics.fmean(differences):+.4f}" if differences else ""
+        each = ", ".join(f"{difference:+.4f}" for difference in differences)
+        table.append([name, statistics.fmean(scores), spread(scores), mean, each])
+        tenths = zip(*(row["training_losses"] for row in found), strict=True)
+        curves.append([name, *(statistics.fmean(tenth) for tenth in tenths)])
+    return [
+        markdown_table(["precision", "perplexity", "spread", "difference", "by seed"], table),
+        "",
+        "Training loss of each tenth of the steps, means over seeds:",
+        "",
+        markdown_table(["precision", *map(str, range(1, len(curves[0])))], curves),
+    ]

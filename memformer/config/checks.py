@@ -49,6 +49,29 @@ def residual_stream(config: Any) -> None:
         raise ValueError(f"model.residual_dtype is compute: in precision {config.precision} {why}, set it to float32")
 
 
+def gradient_accumulation(config: Any) -> None:
+    """Where gradients are added up in 16 bits: whole on each process, in copies of the weights, and reduced once."""
+    parallel, training = config.parallel, config.training
+    if training.gradient_accumulation_dtype == "float32":
+        return
+    asked = "training.gradient_accumulation_dtype is bfloat16"
+    if config.precision in ("fp32", "fp16"):
+        raise ValueError(f"{asked}: gradients of precision {config.precision} are not in it, set it to float32")
+    if parallel.zero_stage == 0:
+        raise ValueError(
+            f"{asked}: at parallel.zero_stage 0 the optimizer steps by the sums themselves: set it to float32, or the "
+            "latter to 1, 2 or 3"
+        )
+    gathered = parallel.zero3_gather if parallel.zero_stage == 3 else "rollout"
+    for name, found, plain in (
+        ("parallel.gradient_reduction", parallel.gradient_reduction, "rollout"),
+        ("parallel.zero3_gather", gathered, "rollout"),
+        ("training.wavefront_window", training.wavefront_window, 0),
+    ):
+        if found != plain:
+            raise ValueError(f"{asked}, but {name} is {found}: set it to float32, or the latter to {plain}")
+
+
 def zero(parallel: Any) -> None:
     """What offloading and gathering ask of the stage of ZeRO."""
     if parallel.zero3_gather != "rollout" and parallel.zero_stage != 3:

@@ -137,6 +137,9 @@ class TrainingConfig(Section):
     wavefront_window: int = Field(0, ge=0)
     """W: segments of a replay that go through the layers along diagonals, and whose graphs are held at a time, of a
     backbone with a matrix at each layer (docs/backbones.md); 0: one segment after another."""
+    gradient_accumulation_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What gradients of segments and groups of lanes are added up in, of weights that precision bf16 only multiplies.
+    bfloat16: half the memory, and every addition rounds (docs/parallelism.md)."""
     log_interval: int = Field(10, ge=1)
     """Steps between two lines of the log (metrics.jsonl has every step)."""
     wall_clock_limit_seconds: float = Field(0, ge=0)
@@ -392,6 +395,7 @@ class Config(Section):
             )
         checks.steps(self)
         checks.residual_stream(self)
+        checks.gradient_accumulation(self)
         checks.optimizer(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)

@@ -27,12 +27,13 @@ from memformer.config.schema import Config
 from memformer.engine.fetching import Fetching
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.frozen import frozen_in_float32
-from memformer.engine.optimizer import spread_matrices
+from memformer.engine.optimizer import STORED, spread_matrices
 from memformer.engine.parallelize import parallelize
 from memformer.engine.parameter_state import ParameterState
 from memformer.engine.partitions import Partitions, reduced_at_the_end
 from memformer.engine.precision import AUTOCAST, LossScale
 from memformer.engine.reduction import sent_while_it_ends
+from memformer.engine.weight_copies import WeightCopies
 from memformer.engine.zero import (
     ask_for_the_norm_once,
     coordinator_at_rest,
@@ -135,6 +136,10 @@ class Engine(abc.ABC):
             torch.autocast, world.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
         )
         self.loss_scale = LossScale(config.loss_scale) if precision == "fp16" else None
+        self._weight_copies: WeightCopies | None = None
+        if precision in AUTOCAST and self._sums_to_the_end:
+            sums = STORED[config.training.gradient_accumulation_dtype]
+            self._weight_copies = WeightCopies(self.deepspeed.module, AUTOCAST[precision], sums)
 
     @property
     @abc.abstractmethod
@@ -326,6 +331,16 @@ class Engine(abc.ABC):
         """Whether ZeRO reduces gradients once, at the rollout's end."""
         return self.zero_stage > 0 and self.config.parallel.gradient_reduction == "rollout"
 
+    @property
+    def _sums_to_the_end(self) -> bool:
+        """Whether gradients are whole on this process until the rollout's end, and weights in their modules all along.
+
+        A wavefront reads weights where they lie side by side.
+        """
+        if self.zero_stage == 3 and self.config.parallel.zero3_gather == "segment":
+            return False
+        return (self.zero_stage == 0 or self._coalesced) and not self.config.training.wavefront_window
+
     @contextlib.contextmanager
     def _accumulation(self) -> Iterator[None]:
         """Everything inside is one accumulation of gradients."""
@@ -338,17 +353,21 @@ class Engine(abc.ABC):
                 self.deepspeed.optimizer.zero_grad()  # those of a rollout that was given up
             elif self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
-            # Autocast drops its 16-bit copies of the weights where its outermost context ends. Inside of this one,
-            # which casts nothing, those of a segment serve the whole rollout; those of pass 1 have a graph too.
+            # Autocast drops its own 16-bit copies where its outermost context ends. Inside of this one, which casts
+            # nothing, those of a segment serve the whole rollout; those of pass 1 have a graph too.
             stack.enter_context(torch.autocast(self.world.device.type, enabled=False))
-            self._clock.start()
-            yield
-            self._clock.stop()
+            with self._weight_copies.in_place() if self._weight_copies else contextlib.nullcontext():
+                self._clock.start()
+                yield
+                self._clock.stop()
             self._look_at_gradients()
             with span("reduction"):
                 stack.close()
                 if self._partitions and self._plain:
                     self._partitions.reduce()
+                elif self.zero_stage == 0:
+                    self.deepspeed.set_gradient_accumulation_boundary(True)
+                    self.deepspeed.allreduce_gradients()
 
     def _forward(self, *inputs: Any) -> Any:
         """The module's forward with a graph, in the run's precision."""
@@ -368,11 +387,13 @@ class Engine(abc.ABC):
             objective = objective * self.loss_scale.value
         if self._plain:
             early = self._partitions if self._sends_early and boundary else None
-            with early.reduction.from_here() if early else contextlib.nullcontext():
+            leaves = self._weight_copies.leaves if self._weight_copies else {}
+            with early.reduction.from_here(leaves) if early else contextlib.nullcontext():
                 torch.autograd.backward(objective)
             return
         if not self._coalesced:
-            self.deepspeed.set_gradient_accumulation_boundary(boundary)
+            # At stage 0 they are reduced at the rollout's end, when the module has its own weights again.
+            self.deepspeed.set_gradient_accumulation_boundary(boundary and self.zero_stage > 0)
             if self.zero_stage == 3:
                 # It would tell two backwards apart by the forward between them, and let the second's gradients replace
                 # the first's where there was none.
@@ -390,7 +411,7 @@ class Engine(abc.ABC):
         found = [(name, p.grad) for name, p in self.module.named_parameters() if p.grad is not None]
         self._gradient_norms = None
         if found and (self.zero_stage == 0 or self._coalesced):
-            norms = torch._foreach_norm([gradient for _, gradient in found])
+            norms = torch._foreach_norm([gradient for _, gradient in found], 2, dtype=torch.float32)
             self._gradient_norms = [name for name, _ in found], torch.stack(list(norms))
 
 

@@ -115,9 +115,6 @@ class PipelineReplayEngine(Engine):
             with self._accumulation():
                 executor.run()
                 self._add_shared_gradients()
-        if self.zero_stage == 0:
-            self.deepspeed.set_gradient_accumulation_boundary(True)
-            self.deepspeed.allreduce_gradients()
         figures = mesh.pipe.sum(torch.cat([executor.segment_losses, executor.memory_gradient_squares]))
         own = [executor.final_memories[i] for i in sorted(executor.final_memories)]
         memory = model.whole_memory(torch.cat(own) if own else None, lanes)

@@ -1,7 +1,8 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Precisions: what is computed in 16 bits, and the loss scale that float16 needs.
 
-Parameters, their gradients' sums and the optimizer are float32 always. Under bf16 and fp16, matrix products run in 16
+Parameters and the optimizer are float32 always, and the sums of gradients unless the run asks for bfloat16
+(`training.gradient_accumulation_dtype`). Under bf16 and fp16, matrix products run in 16
 bits (torch.autocast), and ZeRO 1-3 sends the gradients of linear layers in 16 bits.
 
 float16 has no gradients below 6e-8 and none above 65,504, so the objective is multiplied by a scale that is as large as

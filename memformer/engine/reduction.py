@@ -7,8 +7,9 @@ parts must lie at the same depths of the model: `through_the_model` puts paramet
 """
 
 import contextlib
+import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,12 +56,13 @@ def sent_while_it_ends(config: Config) -> bool:
     """Whether the last backward of a rollout makes each gradient whole, and tells of each once.
 
     Not where decoders come before encoders, nor where several processes share a rollout; nor where a layer is
-    recomputed by a backward inside the backward.
+    recomputed by a backward inside the backward, nor where sums in 16 bits become gradients when it has ended.
     """
     training, parallel, checkpointing = config.training, config.parallel, config.activation_checkpointing
+    after = training.gradient_accumulation_dtype != "float32"
     apart = training.segments_per_decoder_batch > 1 or training.wavefront_window or parallel.segment > 1
     nested = checkpointing.mode != "none" and (checkpointing.partition_activations or checkpointing.cpu_checkpointing)
-    return not apart and parallel.pipeline == 1 and not nested
+    return not after and not apart and parallel.pipeline == 1 and not nested
 
 
 class _Slice(NamedTuple):
@@ -131,10 +133,16 @@ class Reduction:
         self._under_way: deque[tuple[Any, torch.Tensor, torch.Tensor]] = deque()
 
     @contextlib.contextmanager
-    def from_here(self) -> Iterator[None]:
-        """Inside is the backward that makes gradients whole: what is whole goes on its way."""
-        parameters: list[Any] = list(self._of_parameter)
-        hooks = [each.register_post_accumulate_grad_hook(self._is_whole) for each in parameters]
+    def from_here(self, leaves: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
+        """Inside is the backward that makes gradients whole: what is whole goes on its way.
+
+        Args:
+            leaves: What autograd has in the place of a parameter, whose gradient it adds to the parameter's.
+        """
+        hooks = []
+        for parameter in self._of_parameter:
+            leaf: Any = leaves.get(parameter, parameter)
+            hooks.append(leaf.register_post_accumulate_grad_hook(functools.partial(self._is_whole, parameter)))
         try:
             yield
         finally:
@@ -179,7 +187,7 @@ class Reduction:
                         slices.append(_Slice(parameter, low - offset, high - offset, rank, low - begin))
             yield _Bucket(group, start, stop, tuple(slices))
 
-    def _is_whole(self, parameter: nn.Parameter) -> None:
+    def _is_whole(self, parameter: nn.Parameter, leaf: torch.Tensor) -> None:
         """Of a gradient, in the last backward."""
         for number in self._of_parameter[parameter]:
             if parameter not in self._missing[number]:

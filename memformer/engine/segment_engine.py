@@ -83,9 +83,6 @@ class SegmentReplayEngine(ReplayEngine):
             after = train_pieces(
                 schedule, axis.rank, pieces, [group.carry.memory for group in groups], channels, self.at_segment
             )
-        if self.zero_stage == 0:
-            self.deepspeed.set_gradient_accumulation_boundary(True)
-            self.deepspeed.allreduce_gradients()
         self.replay_buffer_bytes = sum(piece.buffer.peak_bytes for piece in pieces)
         losses = torch.stack([piece.segment_losses for piece in pieces]).sum(0)
         squares = torch.stack([piece.squared_norms for piece in pieces]).sum(0)

@@ -6,11 +6,13 @@ where they are sent after it, that, when activations and 16-bit weights are gone
 to what a simulated GPU allocates (tests/simulated_gpu).
 
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
-(`optimizer.state_dtype`). Frozen weights have neither of the others, and 2 bytes where matrices of bf16 runs are stored
-so. Left out is what Muon works on, about 1 GiB at a time, since no activations lie beside it.
+(`optimizer.state_dtype`), and gradients summed in 2 (`training.gradient_accumulation_dtype`). Frozen weights have
+neither of the others, and 2 bytes where matrices of bf16 runs are stored so. Left out is what Muon works on, about 1
+GiB at a time, since no activations lie beside it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from memformer.engine.precision import AUTOCAST
 from memformer.engine.reduction import STRETCH, UNDER_WAY, sent_while_it_ends
 from memformer.models.registry import stages_of
 from memformer.planning.arrangement import Arrangement
-from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES
+from memformer.planning.segment_trace import ACTIVATIONS, LOGITS, WEIGHT_COPIES, Shape
 from memformer.planning.traffic import groups
 
 REDUCE_BUCKET = 500_000_000
@@ -35,7 +37,8 @@ MENDS = {
     "decoder batch": "a smaller training.segments_per_decoder_batch",
     "outputs of encoders": "a larger parallel.segment, or fewer lanes (data.num_lanes)",
     "logits": "fewer training.lanes_per_micro_batch, or parallel.tensor",
-    "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor",
+    "gradients": "parallel.gradient_reduction segment at zero_stage 2 or 3, or parallel.tensor, or "
+    "training.gradient_accumulation_dtype bfloat16",
     "optimizer states": "a higher parallel.zero_stage, optimizer.state_dtype bfloat16, optimizer.name muon, or "
     "parallel.offload_optimizer cpu",
     "weights": "parallel.tensor, parallel.pipeline, or zero_stage 3",
@@ -150,11 +153,11 @@ def _optimizer(run: Arrangement, stage: int) -> Iterator[Part]:
 
 def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
     """Whole until they are reduced, which is after the rollout or after each segment; then a part is kept."""
-    parallel, count = run.config.parallel, _count(run, stage)
+    parallel, size = run.config.parallel, _summed(run, run.parameters(stage))
     whole = parallel.zero_stage < 2 or parallel.gradient_reduction == "rollout"
-    yield Part("gradients", 4 * count if whole else 4 * count / run.gradient_ranks)
+    yield Part("gradients", size if whole else size / run.gradient_ranks)
     if run.window and run.backwards * run.groups > 1:  # of all diagonals of a window, before they are added
-        yield Part("gradients of a window", 4 * count)
+        yield Part("gradients of a window", size)
 
 
 def _last_backward(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -321,6 +324,13 @@ def _memories(run: Arrangement, stage: int) -> Iterator[Part]:
 def _count(run: Arrangement, stage: int) -> int:
     """Elements that are trained."""
     return sum(shape.numel * number for shape, number in run.parameters(stage).items() if shape.trained)
+
+
+def _summed(run: Arrangement, parameters: Counter[Shape]) -> int:
+    """Bytes of the gradients that a rollout's add up to."""
+    narrow = run.precision in AUTOCAST and run.config.training.gradient_accumulation_dtype == "bfloat16"
+    shapes = ((shape, count) for shape, count in parameters.items() if shape.trained)
+    return sum((2 if narrow and shape.copied else 4) * shape.numel * count for shape, count in shapes)
 
 
 def _stored(run: Arrangement, stage: int) -> int:

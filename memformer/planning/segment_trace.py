@@ -24,6 +24,7 @@ from memformer.engine.frozen import freeze
 from memformer.engine.optimizer import parameter_groups
 from memformer.engine.precision import AUTOCAST
 from memformer.engine.sent import of_linear_maps, only_multiplied
+from memformer.engine.weight_copies import copied_weights
 from memformer.models.configuration import ModelConfig
 from memformer.models.registry import family_of
 from memformer.models.scoring import Head, count_chunks
@@ -48,6 +49,7 @@ class Shape(NamedTuple):
         size: Bytes of an element as it is stored.
         muon: Whether Muon steps it.
         multiplied: Whether it is only multiplied, so that ZeRO 1 and 2 send it in 16 bits.
+        copied: Whether a rollout in 16 bits is computed with a copy of it, and its gradients may be summed in as many.
     """
 
     numel: int
@@ -56,6 +58,7 @@ class Shape(NamedTuple):
     size: int = 4
     muon: bool = False
     multiplied: bool = False
+    copied: bool = False
 
     @property
     def trained(self) -> bool:
@@ -375,6 +378,7 @@ def _parameters_of_layers(model: Any) -> set[int]:
 def _shapes(model: Any, how: Execution) -> tuple[Counter[Shape], dict[str, Counter[Shape]]]:
     """The parameters of the layers; and the others, by the model's attribute that holds them."""
     linear, multiplied = of_linear_maps(model), only_multiplied(model)
+    copied = {id(each.weight) for each in copied_weights(model)}
     settings = OptimizerConfig(name=how.optimizer, memory_learning_rate=1e-3 if how.memory_rate else None)
     groups = parameter_groups(model, settings)
     group = {id(parameter): number for number, each in enumerate(groups) for parameter in each["params"]}
@@ -386,7 +390,7 @@ def _shapes(model: Any, how: Execution) -> tuple[Counter[Shape], dict[str, Count
         number = group.get(id(parameter), -1)
         muon = number >= 0 and groups[number]["muon"]
         sizes = parameter.numel(), low_precision, number, parameter.element_size()
-        shape = Shape(*sizes, muon, id(parameter) in multiplied)
+        shape = Shape(*sizes, muon, id(parameter) in multiplied, id(parameter) in copied)
         found = in_layers if id(parameter) in layers else rest.setdefault(name.split(".")[0], Counter())
         found[shape] += 1
     return in_layers, rest

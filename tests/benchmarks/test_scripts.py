@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, long_text, memory_tasks, optimizers, peers_text, pixels, residual_dtype, texts
+from benchmarks import (
+    cases,
+    gradient_accumulation,
+    long_text,
+    memory_tasks,
+    optimizers,
+    peers_text,
+    pixels,
+    residual_dtype,
+    texts,
+)
 from benchmarks.training import Recipe, train
 
 
@@ -216,6 +226,16 @@ def test_streams_are_held_against_that_in_float32(tmp_path: Path) -> None:
     assert (
         f"| {difference:+.4f} | {difference:+.4f} |" in text and plain["training_losses"] != narrow["training_losses"]
     )
+
+
+def test_sums_in_bfloat16_differ_from_the_second_segment_on(tmp_path: Path) -> None:
+    words = ["--quick", "--steps", "2", "--width", "16", "--layers", "1", "1", "--lanes", "2", "--test-length", "128"]
+    gradient_accumulation.main([*words, "--step-segments", "2", "--seeds", "0", "--out", str(tmp_path / "result")])
+    plain, narrow = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert plain["training_losses"] != narrow["training_losses"] and "errors" not in narrow
+    one, four = plain["errors"]
+    assert (one["segments"], one["of_sums"]) == (1, 0) and 0 < four["of_sums"] < four["of_both"] < 0.1
+    assert f"| 4 | {four['of_sums']:.1e} | {four['of_bf16']:.1e} |" in (tmp_path / "result.md").read_text()
 
 
 def test_horizons_differ_in_the_gradient_alone() -> None:

@@ -130,6 +130,7 @@ class Case:
     weighted: bool = False
     optimizer: str = "adamw"
     state_dtype: str = "float32"
+    sums: str = "float32"
     loss_scale: float = 65536.0
 
     @property
@@ -209,6 +210,7 @@ def config_of(case: Case) -> Config:
                 "lanes_per_micro_batch": case.lanes_per_micro_batch,
                 "segments_per_decoder_batch": case.decoder_batch,
                 "wavefront_window": case.wavefront,
+                "gradient_accumulation_dtype": case.sums,
             },
             "optimizer": {
                 "name": case.optimizer,
@@ -279,7 +281,8 @@ def reference(case: Case) -> tuple[list[float], torch.Tensor, torch.Tensor]:
 
     Lanes are taken in the groups that the case's processes have, so that dropout draws the same masks.
     """
-    config, model = config_of(dataclasses.replace(case, precision="fp32", residual_dtype="float32")), model_of(case)
+    exact = dataclasses.replace(case, precision="fp32", residual_dtype="float32", sums="float32")
+    config, model = config_of(exact), model_of(case)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(case, name))
     if case.optimizer == "muon":

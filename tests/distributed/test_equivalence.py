@@ -88,7 +88,7 @@ SINGLE = [
         clipping=0.05,
     ),
     Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3),
-    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, chunked=True),
+    Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, chunked=True, sums="bfloat16"),
     Case(1, data=1, tensor=2, weighted=True),
     Case(1, data=1, tensor=2, decoder_batch=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
     Case(3, data=2, tensor=2, decoder_batch=3, overlap=3, clipping=0.05),
@@ -105,7 +105,7 @@ PIPELINES = [
     Case(1, data=1, pipeline=2, num_memory_slots=0),
     Case(1, data=1, pipeline=2, weighted=True),
     Case(0, "bf16", data=1, pipeline=2, chunked=True, residual_dtype="compute"),
-    Case(1, "bf16", data=2, pipeline=2),
+    Case(1, "bf16", data=2, pipeline=2, sums="bfloat16"),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
     Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written", memory_write_threshold=0.3),
@@ -119,7 +119,7 @@ SEGMENTS_OVER_RANKS = [
     Case(1, data=1, segment=2, weighted=True, lanes_per_micro_batch=3),
     Case(2, data=1, segment=2, lanes_per_micro_batch=1, mode="full", overlap=3, offload="optimizer"),
     Case(3, data=1, segment=2, segments=4, growing=True, lanes_per_micro_batch=4),
-    Case(1, "bf16", data=1, segment=2, residual_dtype="compute"),
+    Case(1, "bf16", data=1, segment=2, residual_dtype="compute", sums="bfloat16"),
     Case(0, "fp16", data=1, segment=2, clipping=0.05),
     Case(2, data=1, segment=2, backbone="adapters", train="lora", cpu_checkpointing=True),
     *(Case(stage, data=2, segment=2, clipping=0.05) for stage in range(4)),
@@ -192,7 +192,11 @@ def trained() -> Iterator[Trained]:
 
 COUNTED = [Case(stage, data=1, tensor=2) for stage in (0, 2)]
 COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forgetting="written", block="modern")]
-COUNTED += [Case(0, data=1, pipeline=2), Case(1, "bf16", data=2, pipeline=2), Case(1, data=1, pipeline=4, overlap=3)]
+COUNTED += [
+    Case(0, data=1, pipeline=2),
+    Case(1, "bf16", data=2, pipeline=2, sums="bfloat16"),
+    Case(1, data=1, pipeline=4, overlap=3),
+]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4] + BACKBONE_PIPELINES[:6] + IN_16_BITS[:2] + GROUPS_OF_STAGES
 COUNTED += WAVEFRONTS[:3] + WAVEFRONTS[-1:]

@@ -68,6 +68,8 @@ GROUPED += [dataclasses.replace(_FEW, residual_dtype="compute")]
 GROUPED += [Case(1, "fp16", decoder_batch=3, growing=True), Case(0, decoder_batch=2, lanes_per_micro_batch=1)]
 GROUPED += [Case(1, decoder_batch=3, weighted=True, mode="full", chunked=True)]
 CASES += GROUPED
+CASES += [Case(1, "bf16", sums="bfloat16", lanes_per_micro_batch=1), Case(3, "bf16", sums="bfloat16", mode="full")]
+CASES += [Case(2, "bf16", sums="bfloat16", offload="optimizer", clipping=0.05)]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ WORLD = 8
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     **{f"zero{stage}": {"parallel": {"zero_stage": stage}} for stage in (1, 3)},
     "recomputed": {"activation_checkpointing": {"mode": "full"}},
+    "sums in bfloat16": {"training": {"gradient_accumulation_dtype": "bfloat16"}},
     "tensor": {"parallel": {"zero_stage": 1, "tensor": 2}},
     "pipeline": {
         "parallel": {"pipeline": 2},

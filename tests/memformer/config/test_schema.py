@@ -182,6 +182,24 @@ def test_a_minimal_file_has_defaults() -> None:
             {"precision": "fp16", "model": {"residual_dtype": "compute"}},
             ["residual_dtype is compute", "precision fp16"],
         ),
+        (
+            {"precision": "fp32", "training": {"gradient_accumulation_dtype": "bfloat16"}},
+            ["gradient_accumulation_dtype is bfloat16", "gradients of precision fp32 are not in it", "float32"],
+        ),
+        (
+            {"training": {"gradient_accumulation_dtype": "bfloat16"}, "parallel": {"zero_stage": 0}},
+            ["gradient_accumulation_dtype is bfloat16: at parallel.zero_stage 0", "the latter to 1, 2 or 3"],
+        ),
+        *(
+            (
+                {
+                    "training": {"gradient_accumulation_dtype": "bfloat16"},
+                    "parallel": {"zero_stage": 3, name: "segment"},
+                },
+                [f"gradient_accumulation_dtype is bfloat16, but parallel.{name} is segment: set it to float32"],
+            )
+            for name in ("gradient_reduction", "zero3_gather")
+        ),
         ({"parallel": {"segment": 5}}, ["segment is 5, but a rollout has 4 segments", "give at least 5"]),
         (
             {"parallel": {"segment": 2}, "data": {"path": "d", "num_segments": {0: 1, 9: 4}}},
