@@ -108,7 +108,7 @@ def added_to_twice(world: World) -> str:
     reduction: Reduction = engine._partitions.reduction
     parameter = next(iter(reduction._of_parameter))
     said = ""
-    with reduction.from_here():
+    with reduction.from_here({}):
         for _ in range(2):
             try:
                 parameter.square().sum().backward()
