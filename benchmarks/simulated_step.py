@@ -39,6 +39,7 @@ QUICK = {
     "model": {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64}
     | {"num_memory_slots": 8, "vocab_size": 64},
     "data": {"num_lanes": 16, "segment_length": 16, "num_segments": 3},
+    "compile": False,  # it takes longer than all the rest
 }
 UNSAID = {"run_dir": "unused", "precision": "bf16", "data": {"path": "unused"}, "model": {"vocab_size": 32768}}
 """What a file of a model alone leaves open."""
@@ -74,6 +75,7 @@ def step_of(config: Any, device: SimulatedDevice) -> tuple[Records, dict[str, An
         device: Follows the memory.
     """
     from benchmarks.simulated_gpu import training
+    from memformer.engine.compilation import why_plain
     from memformer.engine.making import make_engine
     from memformer.engine.precision import resolve_precision
     from memformer.models.registry import family_of
@@ -120,6 +122,7 @@ def step_of(config: Any, device: SimulatedDevice) -> tuple[Records, dict[str, An
         "processes": processes,
         "zero_stage": parallel.zero_stage,
         "precision": precision,
+        "compiled": why_plain(config, gpu) is None,
         "allocated_bytes": {
             name: size - others
             for name, size in {"between steps": resting, **peaks, "optimizer": most["optimizer"]}.items()
@@ -168,6 +171,7 @@ def page(values: dict[str, Any]) -> str:
         ["parameters", *(f"{row['parameters']:,}" for row in rows)],
         ["lanes x T x S a process", *(_rollout(row) for row in rows)],
         ["processes, ZeRO stage, precision", *(_way(row) for row in rows)],
+        ["layers", *("compiled" if row["compiled"] else "as written" for row in rows)],
         ["kernels launched", *(f"{row['kernels']:,}" for row in rows)],
         ["operations of products and attention, TFLOP", *(f"{row['tflop']:.1f}" for row in rows)],
         ["bytes read and written, GB", *(f"{row['gigabytes']:.1f}" for row in rows)],

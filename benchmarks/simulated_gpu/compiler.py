@@ -26,8 +26,11 @@ from torch._inductor.graph import GraphLowering
 from torch._inductor.utils import aggregate_origins
 from torch._inductor.virtualized import V
 
-from benchmarks.simulated_gpu.device import SimulatedDevice
+from benchmarks.simulated_gpu.device import LeftOnTheHost, SimulatedDevice
+from benchmarks.simulated_gpu.records import here
 from benchmarks.simulated_gpu.roofline import fused_kind
+
+_CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,11 @@ def _folded_on_the_host(deduce: Any) -> Any:
 
 def _module_of(graph: GraphLowering) -> types.SimpleNamespace:
     """The code that calls a graph's kernels, as Inductor wrote it, with what takes and looks at memory replaced."""
+    if "cpu" in graph.device_types:  # Inductor would write C++ for it
+        left = [
+            name for name, each in graph.graph_inputs.items() if getattr(each, "get_device", lambda: None)() == _CPU
+        ]
+        raise LeftOnTheHost(f"{here()}: a compiled graph has work for the CPU; its inputs there: {left}")
     code, _ = graph.codegen()
     wrapper: Any = graph.wrapper_code
     names: dict[str, Any] = dict(graph.constants)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from memformer.config.schema import Config
+from memformer.engine.compilation import weights_cast_once
 from memformer.engine.fetching import Fetching
 from memformer.engine.fragments import FragmentReader
 from memformer.engine.frozen import frozen_in_float32
@@ -130,6 +131,7 @@ class Engine(abc.ABC):
         self.autocast = functools.partial(
             torch.autocast, world.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
         )
+        self._multiplied_in = AUTOCAST.get(precision)
         self.loss_scale = LossScale(config.loss_scale) if precision == "fp16" else None
 
     @property
@@ -337,6 +339,8 @@ class Engine(abc.ABC):
             # Autocast drops its 16-bit copies of the weights where its outermost context ends. Inside of this one,
             # which casts nothing, those of a segment serve the whole rollout; those of pass 1 have a graph too.
             stack.enter_context(torch.autocast(self.world.device.type, enabled=False))
+            if self.zero_stage < 3:  # which takes the weights away between the layers
+                stack.enter_context(weights_cast_once(self._multiplied_in))
             self._clock.start()
             yield
             self._clock.stop()

@@ -5,13 +5,17 @@
 and nowhere else; it never ends a run. `true` compiles wherever it is asked to, and an error of the compiler is one.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from memformer.config.schema import Config
 from memformer.models.protocol import MemoryModel
@@ -122,4 +126,73 @@ def compile_layers(model: MemoryModel) -> None:
     for layer in model.layers():
         # Each shape has a graph of its own: one for all that were seen would come in the place of the first after an
         # evaluation, and a run that was resumed between the two would round otherwise.
-        layer.forward = torch.compile(layer.forward, dynamic=False)
+        layer.forward = _Compiled(layer)
+
+
+@contextlib.contextmanager
+def weights_cast_once(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block, compiled layers take 16-bit copies of their weights that are made once, with a graph.
+
+    Autocast keeps such copies for what is not compiled. A compiled graph holds its casts in itself, and would make
+    them in every segment and group of lanes.
+
+    Args:
+        dtype: That autocast multiplies in; None: there is none.
+    """
+    global _copies
+    before, _copies = _copies, None if dtype is None else _Copies(dtype)
+    try:
+        yield
+    finally:
+        _copies = before
+
+
+class _Copies(dict[int, torch.Tensor]):
+    """Weights in another dtype, by the `id` of the weight."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight's copy."""
+        if id(weight) not in self:
+            with torch.enable_grad():  # pass 1 has no graph, and the segments after it take the same copies
+                self[id(weight)] = weight.to(self.dtype)
+        return self[id(weight)]
+
+
+_copies: _Copies | None = None
+
+
+class _Compiled:
+    """What a layer computes, compiled.
+
+    Args:
+        layer: Any; its linear maps are those whose weights autocast casts.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.body = _Body(layer)
+        self.maps = {f"{name}.weight": part for name, part in self.body.named_modules() if type(part) is nn.Linear}
+        self.compute = torch.compile(_computed, dynamic=False)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The layer's forward."""
+        weights = {} if _copies is None else {name: _copies.of(part.weight) for name, part in self.maps.items()}
+        return self.compute(self.body, weights, inputs, named)
+
+
+class _Body(nn.Module):
+    """A layer as it is written, below its hooks."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return type(self.layer).forward(self.layer, *inputs, **named)
+
+
+def _computed(body: _Body, weights: dict[str, torch.Tensor], inputs: Any, named: Any) -> Any:
+    return torch.func.functional_call(body, weights, inputs, named) if weights else body(*inputs, **named)

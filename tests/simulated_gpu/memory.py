@@ -25,8 +25,9 @@ from memformer.config.schema import parse_config  # noqa: E402
 from tests import ROOT  # noqa: E402
 
 WORLD = 8
-CASES: dict[str, dict[str, dict[str, Any]]] = {
+CASES: dict[str, dict[str, Any]] = {
     **{f"zero{stage}": {"parallel": {"zero_stage": stage}} for stage in (1, 3)},
+    "compiled": {"compile": "auto"},
     "recomputed": {"activation_checkpointing": {"mode": "full"}},
     "tensor": {"parallel": {"zero_stage": 1, "tensor": 2}},
     "pipeline": {
@@ -42,8 +43,9 @@ def config_of(name: str) -> Any:
     values = read_values(ROOT / "configs" / "parallel" / "1.3b-on-8.yaml", [])
     values["model"] |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
     values["data"] |= {"num_segments": 2, "num_lanes": 4 * WORLD // CASES[name].get("parallel", {}).get("tensor", 1)}
+    values["compile"] = False
     for section, settings in CASES[name].items():
-        values[section] = values.get(section, {}) | settings
+        values[section] = values.get(section, {}) | settings if isinstance(settings, dict) else settings
     return parse_config(values, name)
 
 

@@ -15,7 +15,9 @@ import torch
 import torch._dynamo.config
 
 from memformer.config.schema import Config, parse_config
-from memformer.engine.compilation import compile_model, kept_in, why_plain
+from memformer.engine import compilation
+from memformer.engine.compilation import compile_layers, compile_model, kept_in, weights_cast_once, why_plain
+from memformer.models.memformer.model import Memformer
 from tests.memformer.examples import full_segment, random_memory, small_model
 from tests.simulated_gpu.runs import BACKBONE
 
@@ -115,3 +117,39 @@ def test_the_folder_that_torch_names_itself_is_none_of_the_environments(
     assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
     assert kept_in(config_of(run_dir=str(tmp_path)), GPU) == str(tmp_path / "compiled")
     assert kept_in(config_of(run_dir=str(tmp_path)), CPU) == cache_dir()
+
+
+@pytest.mark.usefixtures("settings")
+def test_compiled_layers_cast_their_weights_once_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass without a graph, two segments with one: the same numbers as of layers that cast in each, to the bit."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model = small_model(torch.float32, num_encoder_layers=1, num_decoder_layers=1)
+    compile_layers(model)
+    maps = [part for layer in model.layers() for part in layer.modules() if type(part) is torch.nn.Linear]
+    expected, copies = rollout(model, None)
+    assert not copies
+    for _ in range(2):  # the second takes nothing from the first, whose weights were others
+        got, copies = rollout(model, torch.bfloat16)
+        assert all(map(torch.equal, got, expected))
+        assert [copy.dtype for copy in copies] == len(maps) * [torch.bfloat16]
+        with torch.no_grad():
+            for part in maps:
+                part.weight.mul_(-0.5)
+        expected, _ = rollout(model, None)
+
+
+def rollout(model: Memformer, dtype: torch.dtype | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Losses and gradients of two segments, each from the memory that the one before left; the copies of weights."""
+    model.zero_grad()
+    memory, losses = random_memory(model, 2), []
+    with torch.autocast("cpu", enabled=False), weights_cast_once(dtype):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model.advance(full_segment(2, 8), memory)
+        for seed in (3, 4):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, _, memory = model(full_segment(2, 8, seed), memory.detach())
+            loss.backward()
+            losses.append(loss.detach())
+        copies = list((compilation._copies or {}).values())
+    assert compilation._copies is None
+    return [*losses, *(each.grad for each in model.parameters() if each.grad is not None)], copies
