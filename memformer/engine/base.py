@@ -340,7 +340,7 @@ class Engine(abc.ABC):
             # which casts nothing, those of a segment serve the whole rollout; those of pass 1 have a graph too.
             stack.enter_context(torch.autocast(self.world.device.type, enabled=False))
             if self.zero_stage < 3:  # which takes the weights away between the layers
-                stack.enter_context(weights_cast_once(self._multiplied_in))
+                stack.enter_context(weights_cast_once(self._multiplied_in, added_here=self._plain))
             self._clock.start()
             yield
             self._clock.stop()

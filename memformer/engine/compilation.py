@@ -6,6 +6,7 @@ and nowhere else; it never ends a run. `true` compiles wherever it is asked to, 
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
@@ -130,17 +131,20 @@ def compile_layers(model: MemoryModel) -> None:
 
 
 @contextlib.contextmanager
-def weights_cast_once(dtype: torch.dtype | None) -> Iterator[None]:
-    """Within the block, compiled layers take 16-bit copies of their weights that are made once, with a graph.
+def weights_cast_once(dtype: torch.dtype | None, added_here: bool) -> Iterator[None]:
+    """Within the block, compiled layers take 16-bit copies of their weights that are made once.
 
     Autocast keeps such copies for what is not compiled. A compiled graph holds its casts in itself, and would make
     them in every segment and group of lanes.
 
     Args:
         dtype: That autocast multiplies in; None: there is none.
+        added_here: Gradients of the copies are added to those of the weights by one kernel, which widens them as it
+            reads; no hook of the weights is called. Otherwise autograd widens them first and adds them then: the same
+            sums, to the bit, and nearly twice the bytes.
     """
     global _copies
-    before, _copies = _copies, None if dtype is None else _Copies(dtype)
+    before, _copies = _copies, None if dtype is None else _Copies(dtype, added_here)
     try:
         yield
     finally:
@@ -148,18 +152,34 @@ def weights_cast_once(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 class _Copies(dict[int, torch.Tensor]):
-    """Weights in another dtype, by the `id` of the weight."""
+    """Weights in another dtype, by the `id` of the weight; see `weights_cast_once`."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, added_here: bool) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.added_here = dtype, added_here
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight's copy."""
         if id(weight) not in self:
-            with torch.enable_grad():  # pass 1 has no graph, and the segments after it take the same copies
-                self[id(weight)] = weight.to(self.dtype)
+            self[id(weight)] = self._made(weight)
         return self[id(weight)]
+
+    def _made(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.added_here and weight.requires_grad and weight.dtype != self.dtype:
+            copy = weight.detach().to(self.dtype).requires_grad_()
+            copy.register_post_accumulate_grad_hook(functools.partial(_add_gradient, weight))
+            return copy
+        with torch.enable_grad():  # pass 1 has no graph, and the segments after it take the same copies
+            return weight.to(self.dtype)
+
+
+def _add_gradient(weight: torch.Tensor, copy: torch.Tensor) -> None:
+    assert copy.grad is not None
+    if weight.grad is None:
+        weight.grad = copy.grad.to(weight.dtype)
+    else:
+        weight.grad.add_(copy.grad)
+    copy.grad = None
 
 
 _copies: _Copies | None = None

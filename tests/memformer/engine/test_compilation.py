@@ -120,7 +120,8 @@ def test_the_folder_that_torch_names_itself_is_none_of_the_environments(
 
 
 @pytest.mark.usefixtures("settings")
-def test_compiled_layers_cast_their_weights_once_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("added_here", [False, True])
+def test_compiled_layers_cast_their_weights_once_a_rollout(monkeypatch: pytest.MonkeyPatch, added_here: bool) -> None:
     """A pass without a graph, two segments with one: the same numbers as of layers that cast in each, to the bit."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     model = small_model(torch.float32, num_encoder_layers=1, num_decoder_layers=1)
@@ -129,7 +130,7 @@ def test_compiled_layers_cast_their_weights_once_a_rollout(monkeypatch: pytest.M
     expected, copies = rollout(model, None)
     assert not copies
     for _ in range(2):  # the second takes nothing from the first, whose weights were others
-        got, copies = rollout(model, torch.bfloat16)
+        got, copies = rollout(model, torch.bfloat16, added_here)
         assert all(map(torch.equal, got, expected))
         assert [copy.dtype for copy in copies] == len(maps) * [torch.bfloat16]
         with torch.no_grad():
@@ -138,11 +139,13 @@ def test_compiled_layers_cast_their_weights_once_a_rollout(monkeypatch: pytest.M
         expected, _ = rollout(model, None)
 
 
-def rollout(model: Memformer, dtype: torch.dtype | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def rollout(
+    model: Memformer, dtype: torch.dtype | None, added_here: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Losses and gradients of two segments, each from the memory that the one before left; the copies of weights."""
     model.zero_grad()
     memory, losses = random_memory(model, 2), []
-    with torch.autocast("cpu", enabled=False), weights_cast_once(dtype):
+    with torch.autocast("cpu", enabled=False), weights_cast_once(dtype, added_here):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             model.advance(full_segment(2, 8), memory)
         for seed in (3, 4):
