@@ -7,7 +7,8 @@ tensors have no numbers. Times are those of a roofline: what the data sheet allo
 python benchmarks/simulated_step.py configs/parallel/1.3b-on-8.yaml [--processes 8] [--section.field VALUE ...]
     [--out STEM] [--json]
 
-A result file keeps the rows of other names that it has, so that several configurations can stand side by side.
+Layers are compiled where a run on such a GPU would compile them (`compile`: auto, true or false). A result file keeps
+the rows of other names that it has, so that several configurations can stand side by side.
 """
 
 import argparse
@@ -198,7 +199,8 @@ def page(values: dict[str, Any]) -> str:
             f"the data sheet of an {H100.name} allows at best: {H100.low_flops / 1e12:.0f} TFLOP/s in 16 bits, "
             f"{H100.float32_flops / 1e12:.0f} in float32, {H100.bytes_per_second / 1e12:.2f} TB/s of memory. Real "
             "kernels take longer, matrix products by a third and more; what starting a kernel, collectives and waits "
-            "take is not counted.",
+            "take is not counted. Compiled layers, the default on GPUs, are what torch's Inductor makes of them on "
+            "such tensors: its fusion and its code, with kernels that compute nothing and move what it says they do.",
             "",
             markdown_table(["of a step", *names], table),
             "",

@@ -166,7 +166,8 @@ class _Copies(dict[int, torch.Tensor]):
 
     def _made(self, weight: torch.Tensor) -> torch.Tensor:
         if self.added_here and weight.requires_grad and weight.dtype != self.dtype:
-            copy = weight.detach().to(self.dtype).requires_grad_()
+            with torch.no_grad():
+                copy = weight.to(self.dtype).requires_grad_()
             copy.register_post_accumulate_grad_hook(functools.partial(_add_gradient, weight))
             return copy
         with torch.enable_grad():  # pass 1 has no graph, and the segments after it take the same copies
