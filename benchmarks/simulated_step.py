@@ -7,7 +7,8 @@ tensors have no numbers. Times are those of a roofline: what the data sheet allo
 python benchmarks/simulated_step.py configs/parallel/1.3b-on-8.yaml [--processes 8] [--section.field VALUE ...]
     [--out STEM] [--json]
 
-A result file keeps the rows of other names that it has, so that several configurations can stand side by side.
+Layers are compiled where a run on such a GPU would compile them (`compile`: auto, true or false). A result file keeps
+the rows of other names that it has, so that several configurations can stand side by side.
 """
 
 import argparse
@@ -39,6 +40,7 @@ QUICK = {
     "model": {"num_encoder_layers": 1, "num_decoder_layers": 1, "d_model": 32, "num_heads": 2, "d_ff": 64}
     | {"num_memory_slots": 8, "vocab_size": 64},
     "data": {"num_lanes": 16, "segment_length": 16, "num_segments": 3},
+    "compile": False,  # it takes longer than all the rest
 }
 UNSAID = {"run_dir": "unused", "precision": "bf16", "data": {"path": "unused"}, "model": {"vocab_size": 32768}}
 """What a file of a model alone leaves open."""
@@ -74,6 +76,7 @@ def step_of(config: Any, device: SimulatedDevice) -> tuple[Records, dict[str, An
         device: Follows the memory.
     """
     from benchmarks.simulated_gpu import training
+    from memformer.engine.compilation import why_plain
     from memformer.engine.making import make_engine
     from memformer.engine.precision import resolve_precision
     from memformer.models.registry import family_of
@@ -120,6 +123,7 @@ def step_of(config: Any, device: SimulatedDevice) -> tuple[Records, dict[str, An
         "processes": processes,
         "zero_stage": parallel.zero_stage,
         "precision": precision,
+        "compiled": why_plain(config, gpu) is None,
         "allocated_bytes": {
             name: size - others
             for name, size in {"between steps": resting, **peaks, "optimizer": most["optimizer"]}.items()
@@ -168,6 +172,7 @@ def page(values: dict[str, Any]) -> str:
         ["parameters", *(f"{row['parameters']:,}" for row in rows)],
         ["lanes x T x S a process", *(_rollout(row) for row in rows)],
         ["processes, ZeRO stage, precision", *(_way(row) for row in rows)],
+        ["layers", *("compiled" if row["compiled"] else "as written" for row in rows)],
         ["kernels launched", *(f"{row['kernels']:,}" for row in rows)],
         ["operations of products and attention, TFLOP", *(f"{row['tflop']:.1f}" for row in rows)],
         ["bytes read and written, GB", *(f"{row['gigabytes']:.1f}" for row in rows)],
@@ -194,7 +199,8 @@ def page(values: dict[str, Any]) -> str:
             f"the data sheet of an {H100.name} allows at best: {H100.low_flops / 1e12:.0f} TFLOP/s in 16 bits, "
             f"{H100.float32_flops / 1e12:.0f} in float32, {H100.bytes_per_second / 1e12:.2f} TB/s of memory. Real "
             "kernels take longer, matrix products by a third and more; what starting a kernel, collectives and waits "
-            "take is not counted.",
+            "take is not counted. Compiled layers, the default on GPUs, are what torch's Inductor makes of them on "
+            "such tensors: its fusion and its code, with kernels that compute nothing and move what it says they do.",
             "",
             markdown_table(["of a step", *names], table),
             "",

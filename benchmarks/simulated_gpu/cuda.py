@@ -73,7 +73,17 @@ def install(device: SimulatedDevice) -> None:
     Args:
         device: The device.
     """
-    properties = types.SimpleNamespace(name=NAME, total_memory=MEMORY, major=9, minor=0, multi_processor_count=132)
+    properties = types.SimpleNamespace(
+        name=NAME,
+        total_memory=MEMORY,
+        major=9,
+        minor=0,
+        multi_processor_count=132,
+        regs_per_multiprocessor=65536,
+        max_threads_per_multi_processor=2048,
+        max_threads_per_block=1024,
+        warp_size=32,
+    )
     states = torch.zeros(16, dtype=torch.uint8)
     answers: dict[str, Any] = {
         "is_available": True,
@@ -83,6 +93,8 @@ def install(device: SimulatedDevice) -> None:
         "device_count": 1,
         "current_device": 0,
         "set_device": None,
+        "_exchange_device": 0,
+        "_maybe_exchange_device": 0,
         "get_device_name": NAME,
         "get_device_capability": (9, 0),
         "get_device_properties": properties,
@@ -192,7 +204,11 @@ def _replace_constructors(device: SimulatedDevice) -> None:
 
     def tensor(data: Any, *, device: Any = None, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         made = real_tensor(data, **options)
-        return made if device is None or torch.device(device).type == "cpu" else made.to("cuda:0")
+        if device is None or torch.device(device).type == "cpu":
+            return made
+        if isinstance(made, FakeTensor):  # of torch's compiler, which has no numbers to put there
+            return torch.empty(made.shape, dtype=made.dtype, device="cuda:0")
+        return made.to("cuda:0")
 
     def empty(*sizes: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
         made = real_empty(*sizes, **options)

@@ -80,6 +80,11 @@ class SimulatedDevice(TorchDispatchMode):
         """Nothing is compiled here, and the guard against it costs as much as the dispatch."""
         return False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """torch may compile what it runs."""
+        return True
+
     def fresh_records(self) -> Records:
         """Hands over what was recorded and starts anew."""
         done, self.records = self.records, Records()
@@ -235,14 +240,29 @@ class SimulatedDevice(TorchDispatchMode):
             self.records.kernels.setdefault(kernel, Work()).add(work)
         return out
 
+    def launch(self, name: str, kind: str, size: int, dtypes: tuple[str, ...]) -> None:
+        """Notes a kernel that torch knows nothing of: one of its compiler.
+
+        Args:
+            name: Of the kernel.
+            kind: Its class in the table.
+            size: Bytes that it reads and writes.
+            dtypes: Of its tensors, each once.
+        """
+        place, _, _ = self._origin(())
+        work = Work(1, size, 0, self._peaks.seconds(0, size, None))
+        self.records.kernels.setdefault(Kernel(self.phase, name, kind, dtypes, place), Work()).add(work)
+
     def _work(
         self, func: Any, name: str, args: Any, kwargs: Any, inputs: Sequence[torch.Tensor], out: Any
     ) -> tuple[Work, tuple[str, ...]]:
         """What one kernel amounts to, and the dtypes of its tensors."""
         outputs = _tensors((out,))
+        # What it only writes to is no input.
+        read = _tensors(args) + _tensors(value for name, value in kwargs.items() if name != "out")
         counted = flop_registry.get(func.overloadpacket)
         flops = 0 if counted is None else int(counted(*args, **kwargs, out_val=out))
-        size = _moved(name, args, inputs, outputs)
+        size = _moved(name, args, read, outputs)
         seconds = self._peaks.seconds(flops, size, inputs[0].dtype if flops else None)
         here = filter(is_on_device, (*inputs, *outputs))  # a number of the host is an argument of the kernel
         named = tuple(dict.fromkeys(_short(each.dtype) for each in here))
@@ -331,8 +351,9 @@ def _moved(name: str, args: Any, inputs: Sequence[torch.Tensor], outputs: Sequen
         return _distinct(args[1]) + 2 * written
     if name == "gather":  # the numbers that are taken, and not all of them
         return _distinct(args[2]) + 2 * written
-    if name == "scatter_add_":  # the numbers that are added to
-        return 2 * _distinct(args[2]) // args[2].element_size() * args[0].element_size() + sum(map(_distinct, args[2:]))
+    if name in ("scatter_", "scatter_add_"):  # the numbers that are written, or added to
+        written = _distinct(args[2]) // args[2].element_size() * args[0].element_size()
+        return written * (1 + (name == "scatter_add_")) + sum(map(_distinct, _tensors(args[2:])))
     if name.startswith(("_foreach", "_fused")) and not outputs:  # in place: the lists are read, and most are written
         return 2 * sum(map(_distinct, inputs))
     return sum(map(_distinct, inputs)) + written

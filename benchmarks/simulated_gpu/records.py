@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 _OURS = ("memformer/", "data_pipeline/", "launch/")
-_PASSED_OVER = ("memformer/processes/collective_log.py",)  # it wraps every collective
+_PASSED_OVER = ("memformer/processes/collective_log.py", "memformer/engine/compilation.py")
+"""What wraps every collective, or every compiled layer."""
 
 
 class Place(NamedTuple):

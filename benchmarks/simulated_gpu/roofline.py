@@ -7,6 +7,7 @@ picture of where a step goes and not a forecast. Derived, not measured.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import torch
 
@@ -90,3 +91,23 @@ def kind_of(name: str, node: str, phase: str, place: Place, dtype: torch.dtype |
     if name in ("clone", "copy_", "cat"):
         return "layout copies"
     return "other"
+
+
+def fused_kind(operations: Collection[str], lines: str, of_weights: bool) -> str:
+    """The class that a kernel is counted in that torch's compiler has made of several operations.
+
+    Args:
+        operations: torch's names of them.
+        lines: The lines of the model that they come from, of the forward and of the backward.
+        of_weights: Whether all that it reads and writes are matrices, as weights are.
+    """
+    joined = " ".join(operations)
+    if "in rotate" in lines:
+        return "fused: rotary positions"
+    if "norm" in joined:
+        return "fused: norms, with adds and casts"
+    if "gelu" in joined or "silu" in joined:
+        return "fused: activation functions"
+    if of_weights and "_to_copy" in operations:
+        return "fused: casts of weights and their gradients"
+    return "fused: other"

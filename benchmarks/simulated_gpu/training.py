@@ -1,7 +1,6 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """A run on a simulated device: the project's own `train`, with what each optimizer step did, sent and waited for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ def start(world_size: int, track_memory: bool = False) -> SimulatedDevice:
 
     join_deepspeed(torch.device("cuda", 0), 1800)
     _spread_on_the_device(device)
+    _compile_on_the_device(device)
     return device
 
 
@@ -72,11 +72,18 @@ def trained(config: Any, device: SimulatedDevice, callbacks: Any = ()) -> list[R
 
 def _name_phases(device: SimulatedDevice) -> None:
     """The spans of a step, which a profile shows, are the phases."""
-    real: Callable[[str], Any] = torch.profiler.record_function
+    real: Any = torch.profiler.record_function
+
+    class Span(real):  # type: ignore[misc]  # a class, as torch's compiler asks whether something is one
+        def __enter__(self) -> Any:
+            self.phase = device.during(self.name.removeprefix(PREFIX)) if self.name.startswith(PREFIX) else None
+            return self.phase.__enter__() if self.phase else super().__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            self.phase.__exit__(*error) if self.phase else super().__exit__(*error)
+
     replaced: Any = torch.profiler
-    replaced.record_function = lambda name, *rest: (
-        device.during(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else real(name, *rest)
-    )
+    replaced.record_function = Span
 
 
 def _spread_on_the_device(device: SimulatedDevice) -> None:
@@ -89,3 +96,22 @@ def _spread_on_the_device(device: SimulatedDevice) -> None:
         return built(self, cuda.to_device(module, device))
 
     setattr(Partitioned, "built", moved)  # noqa: B010
+
+
+def _compile_on_the_device(device: SimulatedDevice) -> None:
+    """Whether layers are compiled is decided as on a GPU that has all that its compiler needs; a fault of it is one."""
+    from memformer.engine import compilation
+
+    compile_layers = compilation.compile_layers
+
+    def compiled(model: Any) -> None:
+        import torch._dynamo.config
+
+        from benchmarks.simulated_gpu import compiler  # here: it takes seconds
+
+        compiler.install(device)
+        torch._dynamo.config.suppress_errors = False
+        compile_layers(model)
+
+    setattr(compilation, "_missing", lambda _: None)  # noqa: B010
+    setattr(compilation, "compile_layers", compiled)  # noqa: B010

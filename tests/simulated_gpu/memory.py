@@ -43,6 +43,7 @@ def config_of(name: str) -> Any:
     values = read_values(ROOT / "configs" / "parallel" / "1.3b-on-8.yaml", [])
     values["model"] |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
     values["data"] |= {"num_segments": 2, "num_lanes": 4 * WORLD // CASES[name].get("parallel", {}).get("tensor", 1)}
+    values["compile"] = False  # it takes seconds, and docs/results/simulated-step.md has its figures
     for section, settings in CASES[name].items():
         values[section] = values.get(section, {}) | settings
     return parse_config(values, name)

@@ -98,6 +98,16 @@ def float32_products(record: Mapping[str, Any], phases: Sequence[str] = (*ROLLOU
     return [row for row in record["kernels"] if row[0] in phases and row[2] == "matrix products, float32"]
 
 
+def collectives(record: Mapping[str, Any]) -> Counter[tuple[Any, ...]]:
+    """Calls and bytes of a step, by phase, kind, dtype, processes and file."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for phase, kind, dtype, ranks, (file, *_), calls, size in record["collectives"]:
+        key = (phase, kind, dtype, tuple(ranks or ()), file)
+        found[(*key, "calls")] += calls
+        found[(*key, "bytes")] += size
+    return found
+
+
 def sent(record: Mapping[str, Any], phases: Sequence[str]) -> Counter[str]:
     """Bytes between devices by kind of collective, by the names of `plan`."""
     found: Counter[str] = Counter()

@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "backbone, pipeline": {"model": BACKBONE, "parallel": {"pipeline": 2}},
     "muon": {"optimizer": {"name": "muon", "state_dtype": "bfloat16"}},
     "skipped": {"parallel": {"zero_stage": 0}},
+    "compiled": {"compile": "auto"},
 }
 
 SAVED = ("zero3", "looked at", "pipeline")
@@ -66,6 +67,7 @@ def config_of(name: str, data: Path, scratch: Path) -> Config:
         "precision": "bf16",
         "device": "cuda",
         "tensorboard": False,
+        "compile": False,  # a case of its own, since it takes seconds
         "model": MEMFORMER,
         "data": {"path": str(data), "num_lanes": 2 * WORLD, "segment_length": LENGTH, "num_segments": SEGMENTS},
         "optimizer": {"warmup_steps": 0},

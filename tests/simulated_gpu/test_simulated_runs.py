@@ -31,7 +31,7 @@ pytestmark = [
 READING = ("memformer reads", "backbone reads")
 PLANNED = ("zero0", "zero1", "zero3", "tensor", "pipeline", "backbone", "backbone, pipeline")
 """Of these cases the plan is made; the others have the traffic of one of them."""
-WAITS_OF_A_STEP = {"zero0": 1, "zero1": 1, "zero3": 1, "tensor": 1, "pipeline": 1, "asked in between": 1}
+WAITS_OF_A_STEP = {"zero0": 1, "zero1": 1, "zero3": 1, "compiled": 1, "tensor": 1, "pipeline": 1, "asked in between": 1}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,29 @@ def test_weights_are_cast_once_a_rollout(records: dict[str, Any]) -> None:
         assert found["rollout", "casts of weights"] == maps, name
         assert (found["pass 1", "casts of weights"], found["segment forward", "casts of weights"]) == (0, 1), name
         assert found["segment backward", "accumulation of weight gradients"] == maps, name
+
+
+def test_compiled_layers_do_and_send_what_plain_ones_do(records: dict[str, Any]) -> None:
+    """The default on GPUs: the same collectives and products; what lies between products is fused, weights are cast
+    once a rollout, and nothing of a layer is left that torch's compiler did not see."""
+    plain, compiled = of(records, "zero1"), of(records, "compiled")
+    assert rules.collectives(compiled) == rules.collectives(plain)
+    counts = [Counter[tuple[str, str]](), Counter[tuple[str, str]]()]
+    for count, record in zip(counts, (plain, compiled), strict=True):
+        for phase, operation, kind, *_, number in record["kernels"]:
+            count[phase, "products" if kind in ("matrix products", "attention") else kind] += number
+            count[phase, operation] += number
+    for phase in ("pass 1", "segment forward", "segment backward"):
+        assert counts[1][phase, "products"] == counts[0][phase, "products"] > 0
+        assert any(kind.startswith("fused: norms") for where, kind in counts[1] if where == phase)
+        assert counts[1][phase, "fused: casts of weights and their gradients"] == 0
+        if phase != "segment backward":  # in which plain ones cannot be told from those of activations
+            assert counts[1][phase, "casts of weights"] == counts[0][phase, "casts of weights"] > 0
+        assert (
+            counts[1][phase, "gelu"] == counts[1][phase, "gelu_backward"] == counts[1][phase, "rotary positions"] == 0
+        )
+    fewer = [sum(row[-1] for row in record["kernels"] if row[0] in rules.ROLLOUT) for record in (compiled, plain)]
+    assert fewer[0] < 0.85 * fewer[1]
 
 
 @pytest.mark.parametrize("name", READING)

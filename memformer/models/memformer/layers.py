@@ -37,8 +37,11 @@ class Rotary(NamedTuple):
         """Rotates each head's (first half, second half) pairs by the angle of their position; keeps the dtype."""
         cos, sin = self.cos.to(x_BHSE.dtype), self.sin.to(x_BHSE.dtype)
         if torch.compiler.is_compiling():  # One kernel comes of it. What Rotation writes to would break the graph.
-            first, second = x_BHSE.chunk(2, dim=-1)
-            return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+            # In the memory's order of the product before: attention answers in that of its queries, and heads in
+            # another than `merge_heads` puts them would be copied.
+            first, second = x_BHSE.transpose(1, 2).chunk(2, dim=-1)
+            cos, sin = cos[:, None], sin[:, None]
+            return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).transpose(1, 2)
         rotated: torch.Tensor = Rotation.apply(x_BHSE, cos, sin)
         return rotated
 

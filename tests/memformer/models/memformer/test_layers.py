@@ -3,9 +3,10 @@
 
 import dataclasses
 
+import pytest
 import torch
 
-from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Norm, Rotary
+from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Norm, Rotary, merge_heads
 from tests.memformer.examples import SMALL, random_memory, small_config, small_model
 
 LANES, LENGTH = 3, 8
@@ -71,6 +72,23 @@ def test_a_rotation_has_the_gradient_of_its_products() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(
         torch.autograd.grad(got, x, weights), torch.autograd.grad(expected, x, weights), rtol=0, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_a_compiled_rotation_is_the_same_in_the_order_that_heads_are_merged_in(heads_first: bool) -> None:
+    """Products round in float32 as they do plainly, and sums once more where a plain one is fused into its product."""
+    config = small_config()
+    table = Rotary.table(3, 3 + LENGTH, config, torch.device("cpu"))
+    x = torch.randn(2, LENGTH, config.num_heads, config.d_model // config.num_heads)
+    x = (x.transpose(1, 2).contiguous() if heads_first else x.transpose(1, 2)).requires_grad_()
+    compiled = torch.compile(table.rotate, backend="aot_eager", fullgraph=True)
+    expected, got = table.rotate(x), compiled(x)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    assert merge_heads(got).data_ptr() == got.data_ptr(), "no copy"
+    weights = torch.randn_like(got)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, x, weights), torch.autograd.grad(expected, x, weights), rtol=0, atol=1e-6
     )
 
 
