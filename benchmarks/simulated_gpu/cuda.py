@@ -237,7 +237,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """One kernel, as a GPU has it: flash attention without a mask in 16 bits, the memory-efficient one otherwise."""
-    if not is_on_device(query):
+    if query.device.type == "cpu":
         return _host_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
