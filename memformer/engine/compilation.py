@@ -168,7 +168,8 @@ class _Copies(dict[int, torch.Tensor]):
         if self.added_here and weight.requires_grad and weight.dtype != self.dtype:
             with torch.no_grad():
                 copy = weight.to(self.dtype).requires_grad_()
-            copy.register_post_accumulate_grad_hook(functools.partial(_add_gradient, weight))
+            add = functools.partial(_add_gradient, weight)
+            copy.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
             return copy
         with torch.enable_grad():  # pass 1 has no graph, and the segments after it take the same copies
             return weight.to(self.dtype)
