@@ -172,7 +172,7 @@ def page(values: dict[str, Any]) -> str:
         ["parameters", *(f"{row['parameters']:,}" for row in rows)],
         ["lanes x T x S a process", *(_rollout(row) for row in rows)],
         ["processes, ZeRO stage, precision", *(_way(row) for row in rows)],
-        ["layers", *("compiled" if row["compiled"] else "as written" for row in rows)],
+        ["layers", *("compiled" if row.get("compiled") else "as written" for row in rows)],
         ["kernels launched", *(f"{row['kernels']:,}" for row in rows)],
         ["operations of products and attention, TFLOP", *(f"{row['tflop']:.1f}" for row in rows)],
         ["bytes read and written, GB", *(f"{row['gigabytes']:.1f}" for row in rows)],
