@@ -166,7 +166,7 @@ def page(values: dict[str, Any]) -> str:
     """The result file for people."""
     rows = values["rows"]
     names = [row["name"] for row in rows]
-    kinds = sorted({kind for row in rows for kind in row["kinds"]}, key=lambda kind: -_share(rows[-1], kind))
+    kinds = sorted({kind for row in rows for kind in row["kinds"]}, key=lambda kind: (-_share(rows[-1], kind), kind))
     products = [sum(_share(row, kind) for kind in (MATRIX_PRODUCTS, ATTENTION)) for row in rows]
     table = [
         ["parameters", *(f"{row['parameters']:,}" for row in rows)],
