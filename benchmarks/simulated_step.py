@@ -166,13 +166,13 @@ def page(values: dict[str, Any]) -> str:
     """The result file for people."""
     rows = values["rows"]
     names = [row["name"] for row in rows]
-    kinds = sorted({kind for row in rows for kind in row["kinds"]}, key=lambda kind: -_share(rows[-1], kind))
+    kinds = sorted({kind for row in rows for kind in row["kinds"]}, key=lambda kind: (-_share(rows[-1], kind), kind))
     products = [sum(_share(row, kind) for kind in (MATRIX_PRODUCTS, ATTENTION)) for row in rows]
     table = [
         ["parameters", *(f"{row['parameters']:,}" for row in rows)],
         ["lanes x T x S a process", *(_rollout(row) for row in rows)],
         ["processes, ZeRO stage, precision", *(_way(row) for row in rows)],
-        ["layers", *("compiled" if row["compiled"] else "as written" for row in rows)],
+        ["layers", *("compiled" if row.get("compiled") else "as written" for row in rows)],
         ["kernels launched", *(f"{row['kernels']:,}" for row in rows)],
         ["operations of products and attention, TFLOP", *(f"{row['tflop']:.1f}" for row in rows)],
         ["bytes read and written, GB", *(f"{row['gigabytes']:.1f}" for row in rows)],
