@@ -12,14 +12,17 @@ from benchmarks.peers.reader import Reader
 def reading_flops(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) -> int:
     """Floating-point operations of the matrix products of reading documents, a multiply-add as 2.
 
-    Attention runs in its written-out form and an LSTM without the CPU's fused kernel: the counter knows neither.
+    Attention runs in its written-out form and an LSTM without the CPU's fused kernel: the counter knows neither. Nor
+    does it bear an expanded parameter without a graph, which parameters without gradients give none of.
 
     Args:
         reader: Any reader.
         tokens_BL: The documents; L is a multiple of the segment length.
         segment_length: S.
     """
-    state = None
+    state, trained = None, [parameter for parameter in reader.module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     with (
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.mkldnn.flags(enabled=False),
@@ -27,4 +30,6 @@ def reading_flops(reader: Reader, tokens_BL: torch.Tensor, segment_length: int) 
     ):
         for segment in tokens_BL.split(segment_length, dim=1):
             state = reader.read(segment, state)[1]
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return counter.get_total_flops()
