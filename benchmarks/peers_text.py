@@ -15,8 +15,9 @@ memformer-overlap begins with the last S/4 bytes of the segment before, that of 
 it; memformer-overlap-modern has modern blocks besides, of two thirds of the hidden width, and transformer-xl-modern the
 same ones. transformer-xl-short and transformer-xl-modern-short keep so few tokens that they carry no more numbers than
 the Memformer. backbone-slots is this project's other family, one modern decoder with a Memformer's slots and writer,
-that begins with the last S/4 bytes too. Gradients pass from segment to segment where the architecture is trained so:
-Memformer and backbone-slots (by replay), RMT, LSTM (by BPTT).
+that begins with the last S/4 bytes too. backbone-associative has one matrix instead, the last 8 bytes, and first values
+that fit its width (`initial_values: fan_in`), as transformer-xl-modern-fan-in has. Gradients pass from segment to
+segment where the architecture is trained so: Memformer and both backbones (by replay), RMT, LSTM (by BPTT).
 
 Perplexity a byte on books never trained on; operations of reading are counted; `carried` is what a document leaves in
 memory between two segments, in numbers (token ids left out).
@@ -60,7 +61,7 @@ VARIANTS = ("memformer", *OVERLAPS, "memformer-no-forgetting", "memformer-no-slo
 def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
     """An untrained model; peers at the parameters of the Memformer."""
     torch.manual_seed(seed)
-    modern = "-modern" in variant or variant == "backbone-slots"
+    modern = "-modern" in variant or variant.startswith("backbone")
     hidden = round(2 * options.width * (2 / 3 if modern else 1))
     config = MemformerConfig(
         options.encoder_layers,

@@ -5,12 +5,12 @@
     Compressive Transformer                compressive-transformer-pytorch
     Recurrent memory transformer           recurrent-memory-transformer-pytorch
     LSTM                                   torch
-    A decoder with a Memformer's slots     this project's family `backbone`, of transformers' blocks
+    A decoder with a memory                this project's family `backbone`, of transformers' blocks
 
 `make peers` installs the libraries (the extra `peers`); without them `available` says so. Each is used as its authors
 configure it: rotary positions and pre-norm layers for x-transformers, GRU gating off in the Compressive Transformer
 (it would be a third of its parameters), its auxiliary reconstruction loss on. transformer-xl-modern has what `block:
-modern` gives a Memformer.
+modern` gives a Memformer, transformer-xl-modern-fan-in besides what `initial_values: fan_in` gives a backbone.
 """
 
 import bisect
@@ -20,6 +20,7 @@ import functools
 import importlib.util
 import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,11 +39,16 @@ from memformer import MemformerConfig
 LIBRARIES = {
     "transformer-xl": "x_transformers",
     "transformer-xl-modern": "x_transformers",
+    "transformer-xl-modern-fan-in": "x_transformers",
     "windowed": "x_transformers",
     "compressive": "compressive_transformer_pytorch",
     "rmt": "recurrent_memory_transformer_pytorch",
     "backbone-slots": "transformers",
+    "backbone-associative": "transformers",
 }
+D_KEY, WRITE_TOKENS, OVERLAP = 7, 4, 8
+"""Of backbone-associative, whose one matrix has 6 D_KEY numbers for each of its width: a third of what Transformer-XL
+caches of 32 tokens in four layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +90,10 @@ class XTransformer(TruncatedReader):
         sizes: Its sizes; `carried` shortens the cache.
         name: For the tables.
         modern: SwiGLU and normalised queries and keys with a gain, layer norms kept, as `block: modern` of a Memformer.
+        scaled: First values of `fan_in` instead of the library's.
     """
 
-    def __init__(self, sizes: Sizes, name: str = "Transformer-XL", modern: bool = False) -> None:
+    def __init__(self, sizes: Sizes, name: str = "Transformer-XL", modern: bool = False, scaled: bool = False) -> None:
         from loguru import logger
         from x_transformers import Decoder, TransformerWrapper
 
@@ -113,6 +120,8 @@ class XTransformer(TruncatedReader):
                 attn_qk_rmsnorm=modern,
             ),
         )
+        if scaled:
+            fan_in(self.module, sizes.layers)
 
     def read(self, tokens_BS: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Reads one segment; the state is the last token and every layer's cache."""
@@ -243,12 +252,21 @@ class LSTM(TruncatedReader):
         return logits, (tokens_BS[:, -1], hidden)
 
 
-def backbone_with_slots(sizes: Sizes) -> Reader:
-    """The family `backbone` trained from nothing: one decoder, of modern blocks, that reads and writes `memory` slots.
+def fan_in(model: Any, layers: int) -> None:
+    """Draws a model of x-transformers as `initial_values: fan_in` draws a backbone."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            last = name.endswith(("to_out", "ff.2"))  # of a residual branch
+            nn.init.normal_(module.weight, std=(module.in_features * (2 * layers if last else 1)) ** -0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    last_norm = model.attn_layers.final_norm.gamma
+    nn.init.constant_(last_norm, last_norm.numel() ** -0.25)
 
-    It begins with the last quarter of the segment before, as memformer-overlap.
-    """
-    from memformer.models.backbone.config import BackboneConfig, MemoryConfig
+
+def _backbone(sizes: Sizes, memory: Any, name: str, **settings: Any) -> Reader:
+    """The family `backbone` trained from nothing: one decoder, of modern blocks, with a memory."""
+    from memformer.models.backbone.config import BackboneConfig
     from memformer.models.backbone.model import Backbone
 
     decoder = {
@@ -259,27 +277,51 @@ def backbone_with_slots(sizes: Sizes) -> Reader:
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.heads,
         "head_dim": sizes.width // sizes.heads,
-        "max_position_embeddings": 2 * sizes.segment_length,
+        "max_position_embeddings": 2 * sizes.segment_length + 16,
         "tie_word_embeddings": True,
     }
     config = BackboneConfig(
         backbone=decoder,
-        memory=MemoryConfig("slots", num_slots=sizes.memory),
+        memory=memory,
         vocab_size=sizes.vocab_size,
         start_token_id=sizes.start_token_id,
         segment_length=sizes.segment_length,
+        **settings,
     )
-    return MemoryReader(Backbone(config), "decoder with slots")
+    return MemoryReader(Backbone(config), name)
+
+
+def backbone_with_slots(sizes: Sizes) -> Reader:
+    """A decoder that reads and writes `memory` slots; it begins with the last quarter of the segment before."""
+    from memformer.models.backbone.config import MemoryConfig
+
+    return _backbone(sizes, MemoryConfig("slots", num_slots=sizes.memory), "decoder with slots")
+
+
+def backbone_with_matrix(sizes: Sizes) -> Reader:
+    """A decoder with an associative memory at its second layer, whose first values fit its width.
+
+    Of the segment before it sees the last few tokens again.
+    """
+    from memformer.models.backbone.config import MemoryConfig
+
+    memory = MemoryConfig("associative", layers=(1,), d_key=D_KEY, num_write_tokens=WRITE_TOKENS)
+    settings = {"overlap": min(OVERLAP, sizes.segment_length), "segment_bos": False, "initial_values": "fan_in"}
+    return _backbone(sizes, memory, "decoder with a matrix", **settings)
 
 
 PEERS: dict[str, Callable[[Sizes], Reader]] = {
     "transformer-xl": XTransformer,
     "transformer-xl-modern": functools.partial(XTransformer, name="Transformer-XL, modern blocks", modern=True),
+    "transformer-xl-modern-fan-in": functools.partial(
+        XTransformer, name="Transformer-XL, modern blocks, fan-in", modern=True, scaled=True
+    ),
     "windowed": Windowed,
     "compressive": Compressive,
     "rmt": RecurrentMemory,
     "lstm": LSTM,
     "backbone-slots": backbone_with_slots,
+    "backbone-associative": backbone_with_matrix,
 }
 KINDS = ("memformer", *PEERS)
 

@@ -227,3 +227,20 @@ def test_operations_are_counted_as_derived() -> None:
     width, layers = SIZES.width, SIZES.layers
     a_token = 2 * (layers * 8 * width * width + width * VOCABULARY)
     assert reading_flops(lstm, tokens, LENGTH) == 2 * 3 * LENGTH * a_token
+
+
+def test_operations_of_expanded_parameters_are_counted_and_they_go_on_being_trained() -> None:
+    """Those of the write tokens of a matrix, which are more than none; nothing of it stays frozen."""
+    reader = copy.deepcopy(reader_of("backbone-associative"))
+    tokens = random_tokens(2, 3 * LENGTH)
+    assert reading_flops(reader, tokens, LENGTH) > 2 * 3 * LENGTH * 2 * SIZES.width * VOCABULARY
+    assert all(parameter.requires_grad for parameter in reader.module.parameters())
+
+
+def test_attention_of_a_peer_that_chooses_its_own_kernel_is_counted() -> None:
+    """What a cache of 8 tokens adds: their keys and values, and products of each query with them."""
+    whole = reader_of("transformer-xl")
+    short = make("transformer-xl", dataclasses.replace(SIZES, carried=0), CONFIG)
+    tokens, width, layers = random_tokens(1, 2 * LENGTH), SIZES.width, SIZES.layers
+    more = layers * (LENGTH * 2 * 2 * width * width + LENGTH * LENGTH * 2 * 2 * width)
+    assert reading_flops(whole, tokens, LENGTH) - reading_flops(short, tokens, LENGTH) == more

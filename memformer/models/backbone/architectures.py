@@ -33,6 +33,7 @@ class Architecture:
         linear: Names of the linear maps within a layer, which a low-rank adapter may be beside; the first ones, up to
             `adapted`, are those that have one unless others are named.
         adapted: How many of them these are.
+        outputs: Names of the last linear map of each residual branch.
         transposed: Whether their weights are [inputs, outputs] (transformers' Conv1D).
         cache: What a layer calls the cache of keys and values that it is given.
         norms: Names of the norms within a layer whose output goes into its linear maps alone. None: tensor parallelism
@@ -55,6 +56,7 @@ class Architecture:
     window: int | None = None
     linear: tuple[str, ...] = ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     adapted: int = 2
+    outputs: tuple[str, ...] = ("o_proj", "down_proj")
     transposed: bool = False
     cache: str = "cache"
     norms: tuple[str, ...] | None = None
@@ -97,6 +99,7 @@ SUPPORTED: Mapping[str, Architecture] = {
         head=("embed_out", "lm_head"),
         linear=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         adapted=1,
+        outputs=("dense", "dense_4h_to_h"),
         cache="layer_past",
     ),
     "gpt2": Architecture(
@@ -113,6 +116,7 @@ SUPPORTED: Mapping[str, Architecture] = {
         tied=True,
         linear=("c_attn", "c_proj", "c_fc"),
         adapted=1,
+        outputs=("c_proj",),
         transposed=True,
     ),
 }

@@ -131,13 +131,18 @@ class BackboneConfig(ModelConfig):
 
     family: ClassVar[str] = "backbone"
     stacks: ClassVar[tuple[str, ...]] = ("reading layers", "other layers")
-    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"pretrained", "lora.dropout"}
+    weightless: ClassVar[frozenset[str]] = ModelConfig.weightless | {"pretrained", "lora.dropout", "initial_values"}
 
     pretrained: str | None = None
     """Directory of a pretrained model as transformers saves it: config.json and safetensors. Read by new runs alone."""
     backbone: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The model's config.json. Filled in from pretrained; given by hand, a model without weights: {model_type: llama,
     hidden_size: 512, num_hidden_layers: 8, ...}, under the names that transformers has for its sizes."""
+    initial_values: Literal["transformers", "fan_in"] = "transformers"
+    """How a backbone without weights is drawn. transformers: as transformers draws it, for most model types normal with
+    std 0.02 whatever the width. fan_in: linear maps normal with std 1/sqrt(inputs), the last of each residual branch
+    divided by sqrt(2 layers) as well, embeddings 1/sqrt(D), the last norm's weight D^-1/4; narrow models learn faster
+    from these."""
     overlap: int | None = None
     """Tokens w of the segment before that a segment sees; null: segment_length / 4. They are not scored again: each
     costs what a token does."""
@@ -173,6 +178,12 @@ class BackboneConfig(ModelConfig):
         if self.pretrained is None:
             unknown = sorted(set(self.backbone) - architecture.keys - set(architecture.sizes))
             require(not unknown, "backbone", unknown, "names no size of this model_type: leave it out")
+        require(
+            self.pretrained is None or self.initial_values == "transformers",
+            "initial_values",
+            self.initial_values,
+            "a pretrained backbone has its values: leave it out, or give sizes in backbone instead of pretrained",
+        )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "set it to at least 0 and below 1")
         for name in ("vocab_size", "segment_length"):
             value = getattr(self, name)

@@ -2,7 +2,15 @@
 """The parts of a language model of transformers, made one after another so that each can be spread as it comes.
 
 transformers makes the whole model without numbers (on the meta device); from that its parts are taken, and each gets
-its memory when its turn comes. Numbers are drawn by transformers' own rule for the model, unless they are read next.
+its memory when its turn comes. Numbers are drawn by transformers' own rule for the model, unless they are read next, or
+`initial_values` has another:
+
+| parameter | `initial_values: fan_in` |
+|---|---|
+| linear weights | normal, std 1/sqrt(inputs) |
+| last linear weight of a residual branch | the same, divided by sqrt(2 layers) |
+| embeddings and head | normal, std 1/sqrt(D) |
+| weight of the last norm | D^-1/4, against large logits of the token that was read where head and embedding are one |
 """
 
 import logging
@@ -81,8 +89,10 @@ class Parts:
     """
 
     def __init__(self, config: BackboneConfig, construction: Construction) -> None:
+        self._fan_in = config.initial_values == "fan_in"
         with torch.device("meta"):
-            self._model = language_model(config)
+            # All linear maps but the last ones of residual branches have D inputs.
+            self._model = language_model(config, **({"initializer_range": config.width**-0.5} if self._fan_in else {}))
         self._body = getattr(self._model, config.architecture.body)
         self._architecture, self._built = config.architecture, construction.built
         self._empty = construction.reads and config.pretrained is not None
@@ -94,8 +104,12 @@ class Parts:
 
     def layers(self) -> Iterator[nn.Module]:
         """The layers in their order; each is drawn when the iterator comes to it, and is then the caller's to build."""
-        for layer in getattr(self._body, self._architecture.layers):
-            yield self._drawn(layer)
+        layers = getattr(self._body, self._architecture.layers)
+        for layer in layers:
+            self._drawn(layer)
+            if self._fan_in:
+                self._draw_outputs(layer, len(layers))
+            yield layer
 
     def plan(self) -> dict[str, str]:
         """What transformers' plan of tensor parallelism says of the modules within a layer; empty where it has none."""
@@ -105,7 +119,10 @@ class Parts:
 
     def norm(self) -> nn.Module:
         """The norm behind the last layer."""
-        return self._made(getattr(self._body, self._architecture.norm))
+        norm = self._drawn(getattr(self._body, self._architecture.norm))
+        if self._fan_in:
+            nn.init.constant_(norm.weight, norm.weight.numel() ** -0.25)
+        return self._built(norm)
 
     def head(self, tied_to: nn.Embedding | None) -> Head:
         """The head, whose weight is that of an embedding where one is given."""
@@ -136,6 +153,12 @@ class Parts:
     def other(self, name: str | None) -> nn.Module | None:
         """A part that not all models have, by its name in the body."""
         return None if name is None else self._made(getattr(self._body, name))
+
+    def _draw_outputs(self, layer: nn.Module, layers: int) -> None:
+        for name, module in layer.named_modules():
+            if name.rpartition(".")[2] in self._architecture.outputs:
+                inputs = module.weight.shape[0 if self._architecture.transposed else 1]
+                nn.init.normal_(module.weight, std=(inputs * 2 * layers) ** -0.5)
 
     def _made(self, part: Part) -> Part:
         return self._built(self._drawn(part))

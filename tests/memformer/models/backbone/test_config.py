@@ -63,6 +63,11 @@ def test_the_family_is_found_by_name_and_by_architecture() -> None:
         ({"memory": {"num_write_tokens": 0}}, "memory.num_write_tokens is 0: set it to 1 or more"),
         ({"overlap": -1}, "overlap is -1: set it to 0 or more"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"initial_values": "small"}, "initial_values: is 'small': input should be 'transformers' or 'fan_in'"),
+        (
+            {"pretrained": "/nowhere", "initial_values": "fan_in"},
+            "initial_values is fan_in: a pretrained backbone has its values: leave it out, or give sizes",
+        ),
         ({"train": "lora"}, "model.train"),
     ],
 )

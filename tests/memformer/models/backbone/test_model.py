@@ -56,6 +56,26 @@ def test_at_first_it_says_what_the_backbone_says_alone(kind: str, memory: str) -
 
 
 @pytest.mark.parametrize("kind", SIZES)
+def test_first_values_fit_the_number_of_inputs_where_that_is_asked_for(kind: str) -> None:
+    """Of every supported model; wide enough that standard deviations are known to 5 %."""
+    sizes = {"hidden_size": 128, "n_embd": 128, "intermediate_size": 192, "head_dim": 64}
+    wide = SIZES[kind] | {key: size for key, size in sizes.items() if key in SIZES[kind]}
+    torch.manual_seed(0)
+    model = Backbone(dataclasses.replace(config_of(kind), backbone=wide, initial_values="fan_in"))
+    outputs = {"gpt_neox": ("dense", "dense_4h_to_h"), "gpt2": ("c_proj",)}.get(kind, ("o_proj", "down_proj"))
+    seen = 0
+    for name, weight in model.named_parameters():
+        if ".block." in name and weight.ndim == 2:
+            inputs, last = weight.shape[0 if kind == "gpt2" else 1], name.split(".")[-2] in outputs
+            expected = (inputs * (2 * 3 if last else 1)) ** -0.5
+            assert float(weight.detach().std()) == pytest.approx(expected, rel=0.05), name
+            seen += last
+    assert seen == 2 * 3
+    assert float(model.embedding.weight.detach().std()) == pytest.approx(128**-0.5, rel=0.05)
+    assert torch.equal(model.norm.weight, torch.full((128,), 128**-0.25))
+
+
+@pytest.mark.parametrize("kind", SIZES)
 def test_slots_say_it_to_the_last_bit(kind: str) -> None:
     """In float32; the second segment has overlap in every lane."""
     model = make(config_of(kind, "slots"), torch.float32)
