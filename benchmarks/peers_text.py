@@ -19,8 +19,8 @@ that begins with the last S/4 bytes too. backbone-associative has one matrix ins
 that fit its width (`initial_values: fan_in`), as transformer-xl-modern-fan-in has. Gradients pass from segment to
 segment where the architecture is trained so: Memformer and both backbones (by replay), RMT, LSTM (by BPTT).
 
-Perplexity a byte on books (packages) never trained on; operations of reading are counted; `carried` is what a document leaves in
-memory between two segments, in numbers (token ids left out).
+Perplexity a byte on books (or packages) never trained on; operations of reading are counted; `carried` is what a
+document leaves in memory between two segments, in numbers (token ids left out).
 """
 
 import argparse
@@ -143,6 +143,9 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     sizes, rows = values["sizes"], values["rows"]
+    source, others = "books", f"{len(HELD_OUT_BOOKS)} other books"
+    if sizes.get("texts") == "packages":
+        source, others = "code", "other installed packages"
     table = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         found = at_best_rate([row for row in rows if row["variant"] == variant])
@@ -169,15 +172,10 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            *page_head(
-                f"Peers on {'code' if sizes.get('texts') == 'packages' else 'books'}, segments of "
-                f"{sizes['segment_length']}, {sizes['steps']} steps",
-                values,
-            ),
+            *page_head(f"Peers on {source}, segments of {sizes['segment_length']}, {sizes['steps']} steps", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
-            f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from "
-            f"{'other installed packages' if sizes.get('texts') == 'packages' else f'{len(HELD_OUT_BOOKS)} other books'}; "
+            f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {others}; "
             f"seeds {seeds_of(rows)}. All parameters within 3 % of Memformer's; "
             "its own variants keep its sizes, modern blocks two thirds of its hidden width.",
             "",
