@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Memformer beside other architectures on books: equal parameters, equal tokens, one loop.
+"""Memformer beside other architectures on books or code: equal parameters, equal tokens, one loop.
 
     make peers                                            installs the libraries
     python benchmarks/peers_text.py                       about an hour on one CPU core, half with --jobs 2
@@ -19,8 +19,8 @@ that begins with the last S/4 bytes too. backbone-associative has one matrix ins
 that fit its width (`initial_values: fan_in`), as transformer-xl-modern-fan-in has. Gradients pass from segment to
 segment where the architecture is trained so: Memformer and both backbones (by replay), RMT, LSTM (by BPTT).
 
-Perplexity a byte on books never trained on; operations of reading are counted; `carried` is what a document leaves in
-memory between two segments, in numbers (token ids left out).
+Perplexity a byte on books (or packages) never trained on; operations of reading are counted; `carried` is what a
+document leaves in memory between two segments, in numbers (token ids left out).
 """
 
 import argparse
@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """Trains and scores one model."""
     variant = case["variant"]
     reader = make_reader(variant, options, case["seed"])
-    documents = texts("books")
+    documents = texts(options.texts)
     data = rollouts(
         documents.trained, options.lanes, options.length, options.num_segments, options.segment_length, case["seed"]
     )
@@ -143,6 +143,9 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
 def page(values: dict[str, Any]) -> str:
     """The result page in Markdown."""
     sizes, rows = values["sizes"], values["rows"]
+    source, others = "books", f"{len(HELD_OUT_BOOKS)} other books"
+    if sizes.get("texts") == "packages":
+        source, others = "code", "other installed packages"
     table = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         found = at_best_rate([row for row in rows if row["variant"] == variant])
@@ -169,11 +172,11 @@ def page(values: dict[str, Any]) -> str:
     )  # fmt: skip
     return "\n".join(
         [
-            *page_head(f"Peers on books, segments of {sizes['segment_length']}, {sizes['steps']} steps", values),
+            *page_head(f"Peers on {source}, segments of {sizes['segment_length']}, {sizes['steps']} steps", values),
             f"{rows[0]['training_tokens'] / 1e6:.2f} M bytes in {sizes['steps']} steps; segments of "
             f"{sizes['segment_length']} bytes, T = {sizes['num_segments']}, excerpts of {sizes['length']} bytes; "
-            f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {len(HELD_OUT_BOOKS)} other "
-            f"books; seeds {seeds_of(rows)}. All parameters within 3 % of Memformer's; "
+            f"tested on {sizes['documents']} excerpts of {sizes['test_length']} bytes from {others}; "
+            f"seeds {seeds_of(rows)}. All parameters within 3 % of Memformer's; "
             "its own variants keep its sizes, modern blocks two thirds of its hidden width.",
             "",
             markdown_table(columns, table),
@@ -204,6 +207,7 @@ def rates_tried(rows: list[Row]) -> list[str]:
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--texts", choices=("books", "packages"), default="books", help="or the code of installed ones")
     parser.add_argument("--steps", type=int, help="optimizer steps; default 1200")
     parser.add_argument("--learning-rates", nargs="+", type=float, help="peaks; default 5e-3 1e-2")
     parser.add_argument("--lanes", type=int, default=8, help="B; default 8")
@@ -241,7 +245,10 @@ def main(words: Sequence[str] | None = None) -> None:
             options.learning_rates, options.seeds, filter(available, options.variants)
         )
     ]
-    sizes = {name: getattr(options, name) for name in names}
+    # Files of before there was a choice are of books.
+    sizes = {name: getattr(options, name) for name in names} | (
+        {"texts": "packages"} if options.texts != "books" else {}
+    )
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:
         print(json.dumps(values))
