@@ -35,6 +35,7 @@ KEPT = {
     "needle-inside": "A digit told inside a book",
     "counting": "Counting what somebody in a book holds",
 }
+PEERS = ("peers-text", "peers-text-128", "peers-code-128")
 
 
 def exists(kind: str) -> bool:
@@ -88,7 +89,7 @@ def rows() -> list[list[str]]:
         ],
         *(communication_rows() if exists("communication") else []),
         *(pixel_rows() if exists("cpu-pixels") else []),
-        *(row for kind in ("peers-text", "peers-text-128") if exists(f"cpu-{kind}") for row in peer_rows(kind)),
+        *(row for kind in PEERS if exists(f"cpu-{kind}") for row in peer_rows(kind)),
         *(row for kind in ("long-text", "long-text-code") if exists(f"cpu-{kind}") for row in horizon_rows(kind)),
         *(task_rows() if exists("cpu-task-evaluation") else []),
         *(row for task in KEPT if exists(f"cpu-memory-{task}") for row in memory_rows(task)),
@@ -240,16 +241,19 @@ def peer_rows(kind: str) -> list[list[str]]:
         "memformer": "",
         "memformer-overlap": "with `overlap` ",
         "memformer-overlap-modern": "with `overlap` and modern blocks ",
+        "backbone-slots": "one decoder with slots ",
+        "backbone-associative": "one decoder with a matrix for its memory ",
     }
     ours = [f"{words}{found[name]:.3f}" for name, words in settings.items() if name in found]
     beside = [
         f"{name.replace('memformer-no-slots', 'without slots')}: {each:.3f}"
         for name, each in found.items()
-        if name == "memformer-no-slots" or not name.startswith("memformer")
+        if name == "memformer-no-slots" or not name.startswith(("memformer", "backbone"))
     ]
+    source = "Code" if values["sizes"].get("texts") == "packages" else "Books"
     return [
         [
-            f"Books as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity",
+            f"{source} as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity",
             "; ".join(ours),
             "; ".join(beside),
             link(path),
