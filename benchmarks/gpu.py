@@ -120,7 +120,13 @@ class Parts:
         self._leaving = True
         for program in list(self._running):
             programs.end(program)
-        raise SystemExit("gpu.py: stopped; the same command goes on with what is missing")
+        raise SystemExit(f"gpu.py: stopped; {self.further()}")
+
+    def further(self) -> str:
+        """What becomes of the parts that are missing: without OUT.json nobody knows which those are."""
+        if self._options.out:
+            return "the same command goes on with what is missing"
+        return "nothing was kept; with --out OUT the same command would go on with what is missing"
 
     def _keep(self, name: str, found: dict[str, Any]) -> None:
         if self._options.simulated:
@@ -274,7 +280,7 @@ def main(words: Sequence[str] | None = None) -> int:
         write_results(options.out, values, page(values))
         print(page(values))
     if left := parts.missing():
-        print(f"missing: {', '.join(left)}. The same command goes on with them.", file=sys.stderr)
+        print(f"missing: {', '.join(left)}; {parts.further()}", file=sys.stderr)
     return 1 if left else 0
 
 

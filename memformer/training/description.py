@@ -170,12 +170,20 @@ def describe_run(config: Config, model: ModelConfig, documents: TrainingData, wo
         LOG.info("layers are not compiled: %s", plain)
     if world.mesh.pipe.size > 1:
         _describe_pipeline(config, model, world)
-    if precision == "fp32" and getattr(model, "residual_dtype", "float32") == "compute":
-        LOG.warning(
-            "model.residual_dtype is compute, which changes nothing here: precision auto is fp32 on %s; set it to "
-            "bf16 to try it, or leave model.residual_dtype out",
-            world.device.type,
-        )
+    if precision == "fp32":
+        for name, found in (
+            ("model.residual_dtype", getattr(model, "residual_dtype", "float32")),
+            ("training.gradient_accumulation_dtype", config.training.gradient_accumulation_dtype),
+        ):
+            if found != "float32":
+                LOG.warning(
+                    "%s is %s, which changes no number here: precision auto is fp32 on %s; set precision to bf16 to "
+                    "try it, or leave %s out",
+                    name,
+                    found,
+                    world.device.type,
+                    name,
+                )
     if "model" not in config.model_fields_set:
         LOG.warning(
             "the configuration has no section model, so that the default is trained; other sizes are a file that "

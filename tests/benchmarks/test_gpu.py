@@ -4,6 +4,7 @@
 Its parts run on a simulated GPU (tests/simulated_gpu/test_gpu_script.py); replay's exactness is held elsewhere.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -90,6 +91,13 @@ def test_a_simulated_run_leaves_nothing_among_the_results() -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and ("give an --out outside" in done.stderr or library.missing())
     assert not out.with_suffix(".json").exists()
+
+
+@pytest.mark.parametrize(("out", "said"), [(None, "nothing was kept; with --out"), (Path("r"), "the same command")])
+def test_a_script_that_is_stopped_says_whether_it_goes_on(out: Path | None, said: str, tmp_path: Path) -> None:
+    options = argparse.Namespace(out=out, seconds=1)
+    with pytest.raises(SystemExit, match=f"stopped; {said}"):
+        gpu.Parts(options, {"hardware": {}, "commit": ""}, tmp_path).leave(15, None)
 
 
 def test_the_page_says_what_differs_and_where_parts_ran() -> None:

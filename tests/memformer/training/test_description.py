@@ -35,7 +35,7 @@ def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, data
         documents = TrainingData.open(config.data)
         model = documents.complete(config.model, config.data.segment_length)
         world = World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1))
-        describe_run(config, model, documents, world, "fp32")
+        describe_run(config, model, documents, world, "fp32" if config.precision == "auto" else config.precision)
         return caplog.text, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
     return describe
@@ -96,4 +96,13 @@ def test_no_held_out_documents_are_named_unless_none_are_wanted(said: Any, data:
 def test_a_stream_in_16_bits_without_16_bits_is_named(said: Any) -> None:
     model = {**TINY_MODEL, "residual_dtype": "compute"}
     _, warnings = said(model=model, training={"max_steps": 100})
-    assert len(warnings) == 1 and "changes nothing here: precision auto is fp32 on cpu" in warnings[0]
+    assert len(warnings) == 1 and "changes no number here: precision auto is fp32 on cpu" in warnings[0]
+    assert "leave model.residual_dtype out" in warnings[0]
+
+
+def test_sums_in_16_bits_without_16_bits_are_named(said: Any) -> None:
+    training = {"max_steps": 100, "gradient_accumulation_dtype": "bfloat16"}
+    _, warnings = said(model=TINY_MODEL, training=training)
+    assert len(warnings) == 1 and "changes no number here: precision auto is fp32 on cpu" in warnings[0]
+    assert "leave training.gradient_accumulation_dtype out" in warnings[0]
+    assert not said(model=TINY_MODEL, training=training, precision="bf16")[1]
