@@ -210,10 +210,11 @@ def communication_rows() -> list[list[str]]:
     ]
 
 
-def best(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """Perplexity by name, each at its best learning rate, mean over seeds."""
+def best(rows: list[dict[str, Any]], key: str, figure: str = "perplexity") -> dict[str, float]:
+    """A figure by name, of the rows that have it, each at its best learning rate, mean over seeds."""
+    rows = [row for row in rows if figure in row]
     return {
-        name: statistics.fmean(row["perplexity"] for row in at_best_rate([row for row in rows if row[key] == name]))
+        name: statistics.fmean(row[figure] for row in at_best_rate([row for row in rows if row[key] == name]))
         for name in dict.fromkeys(row[key] for row in rows)
     }
 
@@ -244,7 +245,8 @@ def peer_rows(kind: str) -> list[list[str]]:
         "backbone-slots": "one decoder with slots ",
         "backbone-associative": "one decoder with a matrix for its memory ",
     }
-    ours = [f"{words}{found[name]:.3f}" for name, words in settings.items() if name in found]
+    reset = best(values["rows"], "variant", "perplexity_memory_reset")
+    ours = [f"{words}{found[name]:.3f} ({reset[name]:.3f})" for name, words in settings.items() if name in found]
     beside = [
         f"{name.replace('memformer-no-slots', 'without slots')}: {each:.3f}"
         for name, each in found.items()
@@ -253,7 +255,8 @@ def peer_rows(kind: str) -> list[list[str]]:
     source = "Code" if values["sizes"].get("texts") == "packages" else "Books"
     return [
         [
-            f"{source} as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity",
+            f"{source} as bytes, segments of {values['sizes']['segment_length']}, equal parameters: perplexity "
+            "(memory reset)",
             "; ".join(ours),
             "; ".join(beside),
             link(path),
