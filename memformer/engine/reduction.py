@@ -9,7 +9,7 @@ parts must lie at the same depths of the model: `through_the_model` puts paramet
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from memformer.config.schema import Config
 from memformer.engine.sent import Sent
+from memformer.processes.collective_log import LOG
 from memformer.processes.topology import Axis
 
 STRETCH = 2**21
@@ -112,10 +113,14 @@ class Reduction:
         axis: The replicas.
         sent: How each group is sent.
         model: Its parameters, in the order in which a forward uses them.
+
+    Attributes:
+        waiting: What a wait for the others is inside of, given it in words.
     """
 
     def __init__(self, zero: Any, axis: Axis, sent: Sequence[Sent], model: nn.Module) -> None:
         self._zero, self._axis, self._sent = zero, axis, sent
+        self.waiting: Callable[[str], contextlib.AbstractContextManager[None]] = LOG.waiting
         places = {parameter: place for place, parameter in enumerate(model.parameters())}
         buckets = [bucket for group in range(len(zero.bit16_groups)) for bucket in self._cut(group)]
         # One order for all processes, whatever each one's backward makes whole first: from the end of the model.
@@ -222,7 +227,8 @@ class Reduction:
     def _land(self) -> None:
         """What was sent first has come; the host does not wait for a GPU."""
         work, own, out = self._under_way.popleft()
-        work.wait()
+        with self.waiting(f"reduce_scatter of {own.numel():,} for each process"):
+            work.wait()
         out.copy_(own)
 
     def _part(self, group: int) -> Any:

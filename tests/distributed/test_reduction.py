@@ -8,6 +8,7 @@ Covers: memformer/engine/reduction.py
 
 import dataclasses
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -121,6 +122,24 @@ def added_to_twice(world: World) -> str:
 def test_a_gradient_that_goes_on_after_it_was_whole_is_an_error() -> None:
     """A second backward inside `from_here`, as nested ones of a layer that is recomputed would be."""
     assert all("added to after it was whole" in said for said in run_distributed(added_to_twice, 2))
+
+
+def seconds_beside_a_slow_one(world: World) -> float:
+    engine, own = engine_of(CASES[0], world), LANES // world.size
+    if world.rank == 1:
+        engine.at_segment = lambda: time.sleep(1)
+    rollout = rollout_of(0)
+    lanes = rollout.lanes(world.rank * own, (world.rank + 1) * own)
+    engine.rollout_backward(lanes, engine.empty_carry(own), int(rollout.lengths.sum()), seed=0)
+    seconds = engine.rollout_seconds()
+    engine.close()
+    return seconds
+
+
+def test_a_wait_for_a_slow_process_in_the_last_backward_is_not_the_own_time() -> None:
+    """By which stragglers are found: all would have the slowest one's."""
+    quick, slow = run_distributed(seconds_beside_a_slow_one, 2, timeout_seconds=60)
+    assert slow > 2 and quick < slow - 1.5, (quick, slow)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
