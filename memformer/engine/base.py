@@ -351,7 +351,7 @@ class Engine(abc.ABC):
         with contextlib.ExitStack() as stack:
             zero_kept_gradients(self.deepspeed.optimizer, self.zero_stage)
             stack.enter_context(self._gathered())
-            if self._plain:
+            if self._plain or self.zero_stage == 0:
                 self.deepspeed.optimizer.zero_grad()  # those of a rollout that was given up
             elif self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
