@@ -26,6 +26,7 @@ STRETCH = 2**21
 UNDER_WAY = 4
 """How many stretches are at once, for their memory. Where a network does not keep up, that decides when all have come,
 whether the backward waits or not."""
+_LATE = "a gradient was added to after it was whole: what was sent lacks that"
 
 
 def through_the_model(parameters: Sequence[nn.Parameter], parts: int) -> list[nn.Parameter]:
@@ -148,6 +149,8 @@ class Reduction:
         for parameter in self._of_parameter:
             leaf: Any = leaves.get(parameter, parameter)
             hooks.append(leaf.register_post_accumulate_grad_hook(functools.partial(self._is_whole, parameter)))
+            if leaf is not parameter:
+                hooks.append(parameter.register_post_accumulate_grad_hook(self._is_added_to))  # type: ignore[attr-defined]
         try:
             yield
         finally:
@@ -196,10 +199,15 @@ class Reduction:
         """Of a gradient, in the last backward."""
         for number in self._of_parameter[parameter]:
             if parameter not in self._missing[number]:
-                raise RuntimeError("a gradient was added to after it was whole: what was sent lacks that")
+                raise RuntimeError(_LATE)
             self._missing[number].remove(parameter)
         while self._begun < len(self._buckets) and not self._missing[self._begun]:
             self._send()
+
+    def _is_added_to(self, parameter: nn.Parameter) -> None:
+        """Of a weight that a model holds in a place where its copy is not, and uses beside it."""
+        if any(number < self._begun for number in self._of_parameter[parameter]):
+            raise RuntimeError(_LATE)
 
     @torch.no_grad()
     def _send(self) -> _Bucket:
