@@ -147,10 +147,11 @@ class Reduction:
         """
         hooks = []
         for parameter in self._of_parameter:
+            own: Any = parameter
             leaf: Any = leaves.get(parameter, parameter)
             hooks.append(leaf.register_post_accumulate_grad_hook(functools.partial(self._is_whole, parameter)))
             if leaf is not parameter:
-                hooks.append(parameter.register_post_accumulate_grad_hook(self._is_added_to))  # type: ignore[attr-defined]
+                hooks.append(own.register_post_accumulate_grad_hook(self._is_added_to))
         try:
             yield
         finally:
