@@ -131,6 +131,8 @@ class Engine(abc.ABC):
         self.replay_buffer_bytes = 0
         self.frozen_from: Path | None = None
         self._clock = _RolloutClock(world.device)
+        if self._partitions:
+            self._partitions.reduction.waiting = self._clock.waiting
         self._gradient_norms: tuple[list[str], torch.Tensor] | None = None
         self.autocast = functools.partial(
             torch.autocast, world.device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
@@ -349,7 +351,7 @@ class Engine(abc.ABC):
         with contextlib.ExitStack() as stack:
             zero_kept_gradients(self.deepspeed.optimizer, self.zero_stage)
             stack.enter_context(self._gathered())
-            if self._plain:
+            if self._plain or self.zero_stage == 0:
                 self.deepspeed.optimizer.zero_grad()  # those of a rollout that was given up
             elif self._coalesced:
                 stack.enter_context(self.deepspeed.coalesce_grad_reduction())
@@ -416,26 +418,46 @@ class Engine(abc.ABC):
 
 
 class _RolloutClock:
-    """Times rollouts: by the device's events on a GPU, which works behind the host's back."""
+    """Times rollouts without what they wait for others: by the device's events on a GPU, which works behind the host's
+    back."""
 
     def __init__(self, device: torch.device) -> None:
-        event: Any = torch.cuda.Event
-        self._events = [event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self._event: Any = functools.partial(torch.cuda.Event, enable_timing=True)
+        self._on_gpu, self._runs = device.type == "cuda", False
         self._seconds = self._began = self._waited = 0.0
+        self._spans: list[tuple[Any, Any]] = []
+        """Beginnings and ends on the GPU: first of the rollout, then of each wait in it."""
 
     def start(self) -> None:
-        if self._events:
-            self._events[0].record()
+        self._runs = True
         self._began, self._waited = time.perf_counter(), collective_log.LOG.seconds
+        if self._on_gpu:
+            self._spans = [(self._event(), self._event())]
+            self._spans[0][0].record()
 
     def stop(self) -> None:
-        if self._events:
-            self._events[1].record()
+        self._runs = False
         self._seconds = time.perf_counter() - self._began - (collective_log.LOG.seconds - self._waited)
+        if self._on_gpu:
+            self._spans[0][1].record()
+
+    @contextlib.contextmanager
+    def waiting(self, words: str) -> Iterator[None]:
+        """Inside, this process waits for others, and what it then does on a GPU."""
+        events = [self._event(), self._event()] if self._on_gpu and self._runs else []
+        if events:
+            events[0].record()
+        with collective_log.LOG.waiting(words):
+            yield
+        if events:
+            events[1].record()
+            self._spans.append((events[0], events[1]))
 
     def seconds(self) -> float:
-        if self._events:
-            if not self._events[1].query():
-                self._events[1].synchronize()
-            return float(self._events[0].elapsed_time(self._events[1])) / 1000
-        return self._seconds
+        if not self._spans:
+            return self._seconds
+        end = self._spans[0][1]
+        if not end.query():
+            end.synchronize()
+        whole, *waits = (float(start.elapsed_time(stop)) / 1000 for start, stop in self._spans)
+        return whole - sum(waits)

@@ -9,7 +9,7 @@ parts must lie at the same depths of the model: `through_the_model` puts paramet
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from memformer.config.schema import Config
 from memformer.engine.sent import Sent
+from memformer.processes.collective_log import LOG
 from memformer.processes.topology import Axis
 
 STRETCH = 2**21
@@ -25,6 +26,7 @@ STRETCH = 2**21
 UNDER_WAY = 4
 """How many stretches are at once, for their memory. Where a network does not keep up, that decides when all have come,
 whether the backward waits or not."""
+_LATE = "a gradient was added to after it was whole: what was sent lacks that"
 
 
 def through_the_model(parameters: Sequence[nn.Parameter], parts: int) -> list[nn.Parameter]:
@@ -112,10 +114,14 @@ class Reduction:
         axis: The replicas.
         sent: How each group is sent.
         model: Its parameters, in the order in which a forward uses them.
+
+    Attributes:
+        waiting: What a wait for the others is inside of, given it in words.
     """
 
     def __init__(self, zero: Any, axis: Axis, sent: Sequence[Sent], model: nn.Module) -> None:
         self._zero, self._axis, self._sent = zero, axis, sent
+        self.waiting: Callable[[str], contextlib.AbstractContextManager[None]] = LOG.waiting
         places = {parameter: place for place, parameter in enumerate(model.parameters())}
         buckets = [bucket for group in range(len(zero.bit16_groups)) for bucket in self._cut(group)]
         # One order for all processes, whatever each one's backward makes whole first: from the end of the model.
@@ -141,8 +147,11 @@ class Reduction:
         """
         hooks = []
         for parameter in self._of_parameter:
+            own: Any = parameter
             leaf: Any = leaves.get(parameter, parameter)
             hooks.append(leaf.register_post_accumulate_grad_hook(functools.partial(self._is_whole, parameter)))
+            if leaf is not parameter:
+                hooks.append(own.register_post_accumulate_grad_hook(self._is_added_to))
         try:
             yield
         finally:
@@ -191,10 +200,15 @@ class Reduction:
         """Of a gradient, in the last backward."""
         for number in self._of_parameter[parameter]:
             if parameter not in self._missing[number]:
-                raise RuntimeError("a gradient was added to after it was whole: what was sent lacks that")
+                raise RuntimeError(_LATE)
             self._missing[number].remove(parameter)
         while self._begun < len(self._buckets) and not self._missing[self._begun]:
             self._send()
+
+    def _is_added_to(self, parameter: nn.Parameter) -> None:
+        """Of a weight that a model holds in a place where its copy is not, and uses beside it."""
+        if any(number < self._begun for number in self._of_parameter[parameter]):
+            raise RuntimeError(_LATE)
 
     @torch.no_grad()
     def _send(self) -> _Bucket:
@@ -222,7 +236,8 @@ class Reduction:
     def _land(self) -> None:
         """What was sent first has come; the host does not wait for a GPU."""
         work, own, out = self._under_way.popleft()
-        work.wait()
+        with self.waiting(f"reduce_scatter of {own.numel():,} for each process"):
+            work.wait()
         out.copy_(own)
 
     def _part(self, group: int) -> Any:

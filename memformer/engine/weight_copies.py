@@ -39,7 +39,7 @@ def copied_weights(model: MemoryModel) -> list[Copied]:
     found: dict[int, Copied] = {}
     kept: set[int] = set()
     for each in module.modules():
-        for name, weight in each.named_parameters(recurse=False):
+        for name, weight in each.named_parameters(recurse=False, remove_duplicate=False):
             if isinstance(each, Head) or weight._backward_hooks:
                 kept.add(id(weight))
             if weight.requires_grad and id(weight) in multiplied:

@@ -83,7 +83,11 @@ class Callback:
         """The batch is on the device; `state.lanes` is what the rollout starts from."""
 
     def between_segments(self, state: TrainingState) -> None:
-        """A segment has been back-propagated, and the rollout has another one."""
+        """A segment has been back-propagated, and the rollout has another one.
+
+        Weights are to be read elsewhere: in 16 bits the model has copies in the places of some
+        (`memformer.engine.weight_copies`), at every ZeRO stage.
+        """
 
     def before_optimizer_step(self, state: TrainingState) -> None:
         """The rollout's gradients are complete and reduced."""

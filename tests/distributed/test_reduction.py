@@ -7,7 +7,9 @@ Covers: memformer/engine/reduction.py
 """
 
 import dataclasses
+import functools
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from memformer.engine.base import Engine
 from memformer.engine.making import make_engine
 from memformer.engine.reduction import Reduction, sent_while_it_ends, through_the_model
+from memformer.engine.weight_copies import _add_to
 from memformer.processes.group import World
 from memformer.replay import Carry
 from tests.distributed.processes import run_distributed
@@ -121,6 +124,52 @@ def added_to_twice(world: World) -> str:
 def test_a_gradient_that_goes_on_after_it_was_whole_is_an_error() -> None:
     """A second backward inside `from_here`, as nested ones of a layer that is recomputed would be."""
     assert all("added to after it was whole" in said for said in run_distributed(added_to_twice, 2))
+
+
+def added_to_beside_its_copy(world: World) -> list[str]:
+    """What is said when a weight has a gradient of its own: before its bucket is sent, and after."""
+    engine = engine_of(CASES[0], world)
+    assert engine._partitions is not None
+    reduction: Reduction = engine._partitions.reduction
+    first = list(reduction._buckets[0].parameters)
+    copies = {p: torch.nn.Parameter(p.detach().clone()) for p in first}
+    for parameter, copy in copies.items():
+        copy.register_post_accumulate_grad_hook(functools.partial(_add_to, parameter))
+    said = []
+    with reduction.from_here(copies):
+        for each in (first[0], *copies.values(), first[0]):
+            try:
+                each.square().sum().backward()
+            except RuntimeError as error:
+                said.append(str(error))
+            else:
+                said.append("")
+    engine.close()
+    return said
+
+
+def test_a_weight_that_is_used_beside_its_copy_is_not_sent_without_that() -> None:
+    """A family that keeps a second, unregistered reference to a weight."""
+    for *before, after in run_distributed(added_to_beside_its_copy, 2, timeout_seconds=60):
+        assert not any(before) and "added to after it was whole" in after, (before, after)
+
+
+def seconds_beside_a_slow_one(world: World) -> float:
+    engine, own = engine_of(CASES[0], world), LANES // world.size
+    if world.rank == 1:
+        engine.at_segment = lambda: time.sleep(1)
+    rollout = rollout_of(0)
+    lanes = rollout.lanes(world.rank * own, (world.rank + 1) * own)
+    engine.rollout_backward(lanes, engine.empty_carry(own), int(rollout.lengths.sum()), seed=0)
+    seconds = engine.rollout_seconds()
+    engine.close()
+    return seconds
+
+
+def test_a_wait_for_a_slow_process_in_the_last_backward_is_not_the_own_time() -> None:
+    """By which stragglers are found: all would have the slowest one's."""
+    quick, slow = run_distributed(seconds_beside_a_slow_one, 2, timeout_seconds=60)
+    assert slow > 2 and quick < slow - 1.5, (quick, slow)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])

@@ -240,3 +240,35 @@ def test_a_gradient_is_not_applied_twice() -> None:
     for found in run_distributed(extra_all, WORLD):
         for settings, values in zip(EXTRA, found, strict=True):
             assert values == pytest.approx(expected, rel=1e-6), settings
+
+
+class _GivenUp(Exception):
+    pass
+
+
+def norms_after_a_rollout_was_given_up(world: World) -> list[tuple[float, float]]:
+    """At each stage, the gradient's norm of a rollout: with another one before it that ended half-way, and without."""
+    found = []
+    for case in (Case(0, data=1), Case(1, data=1), Case(3, data=1)):
+        engine, rollout = make_engine(model_of(case), config_of(case), world, "fp32"), rollout_of(0)
+        carry, norms = Carry.empty(engine.initial_memory(LANES), LENGTH), []
+
+        def give_up() -> None:
+            raise _GivenUp
+
+        for given_up in (True, False):
+            if given_up:
+                engine.at_segment = give_up
+                with pytest.raises(_GivenUp):
+                    engine.rollout_backward(rollout, carry, int(rollout.lengths.sum()), seed=1)
+                engine.at_segment = lambda: None
+            engine.rollout_backward(rollout, carry, int(rollout.lengths.sum()), seed=0)
+            norms.append(engine.step(0.0).grad_norm)
+        engine.close()
+        found.append((norms[0], norms[1]))
+    return found
+
+
+def test_a_rollout_that_is_given_up_leaves_no_gradients() -> None:
+    for before, plain in run_distributed(norms_after_a_rollout_was_given_up, 1)[0]:
+        assert before == plain

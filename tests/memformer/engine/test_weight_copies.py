@@ -123,3 +123,11 @@ def test_weights_of_maps_are_copied_and_are_back_after_a_fault() -> None:
         replayed(model, torch.bfloat16)
     name = max(maps)
     assert torch.allclose(own[name].grad, 2 * once[name], rtol=1e-5, atol=1e-9)
+
+
+def test_a_weight_of_two_names_has_one_copy_in_both_places() -> None:
+    linear: Any = torch.nn.Linear(3, 3)
+    linear.register_parameter("again", linear.weight)
+    with WeightCopies(linear, torch.bfloat16).in_place():
+        assert linear.again is linear.weight and linear.again.dtype == torch.bfloat16
+    assert linear.again is linear.weight and linear.again.dtype == torch.float32
