@@ -410,11 +410,17 @@ class Engine(abc.ABC):
 
     def _look_at_gradients(self) -> None:
         """Keeps the norm of each local gradient on the device; nothing waits for it unless a step is skipped."""
-        found = [(name, p.grad) for name, p in self.module.named_parameters() if p.grad is not None]
         self._gradient_norms = None
-        if found and (self.zero_stage == 0 or self._coalesced):
-            norms = torch._foreach_norm([gradient for _, gradient in found], 2, dtype=torch.float32)
-            self._gradient_norms = [name for name, _ in found], torch.stack(list(norms))
+        if self.zero_stage and not self._coalesced:
+            return
+        norms = dict(self._partitions.reduction.norms) if self._partitions else {}
+        here = [p for p in self.module.parameters() if p.grad is not None]
+        if here:
+            gradients: list[Any] = [p.grad for p in here]
+            norms |= zip(here, torch._foreach_norm(gradients, 2, dtype=torch.float32), strict=True)
+        names = [(name, norms[p]) for name, p in self.module.named_parameters() if p in norms]
+        if names:
+            self._gradient_norms = [name for name, _ in names], torch.stack([norm for _, norm in names])
 
 
 class _RolloutClock:

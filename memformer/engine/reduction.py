@@ -117,6 +117,7 @@ class Reduction:
 
     Attributes:
         waiting: What a wait for the others is inside of, given it in words.
+        norms: L2 norms of the gradients that have been sent, divided by the number of replicas, float32 scalars.
     """
 
     def __init__(self, zero: Any, axis: Axis, sent: Sequence[Sent], model: nn.Module) -> None:
@@ -134,9 +135,11 @@ class Reduction:
 
     def forget(self) -> None:
         """Begins with a rollout of which nothing has been sent."""
-        self._begun, self._parts = 0, dict[int, Any]()
-        self._missing = [bucket.parameters for bucket in self._buckets]
-        self._under_way: deque[tuple[Any, torch.Tensor, torch.Tensor]] = deque()
+        self._begun, self._missing = 0, [bucket.parameters for bucket in self._buckets]
+        self._unsent = {parameter: len(own) for parameter, own in self._of_parameter.items()}
+        self._under_way = deque[Any]()
+        self._received: list[list[tuple[_Bucket, torch.Tensor]]] = [[] for _ in self._zero.bit16_groups]
+        self.norms = dict[nn.Parameter, torch.Tensor]()
 
     @contextlib.contextmanager
     def from_here(self, leaves: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
@@ -159,24 +162,23 @@ class Reduction:
                 hook.remove()
 
     def finish(self) -> list[Any]:
-        """Sends what was not sent, and waits for all. Gradients are gone afterwards.
+        """Sends what was not sent, and waits for all.
 
         Returns:
             For each group this process's part, float32, as views of its parameters.
         """
-        unsent = {p: sum(number >= self._begun for number in own) for p, own in self._of_parameter.items()}
-        for parameter in self._of_parameter:
-            if not unsent[parameter]:
-                parameter.grad = None
         while self._begun < len(self._buckets):
-            bucket = self._send()
-            for parameter in bucket.parameters:
-                unsent[parameter] -= 1
-                if not unsent[parameter]:
-                    parameter.grad = None
+            self._send()
         while self._under_way:
             self._land()
-        parts = [self._part(group) for group in range(len(self._zero.bit16_groups))]
+        parts = []
+        for group, received in enumerate(self._received):
+            # Made when all gradients are gone: until then there is what was received, in the precision it was sent in.
+            part = self._zero._build_compact_grad_partition_buffer(group)  # views by parameter of `flat_partition`
+            while received:
+                bucket, own = received.pop()
+                part.flat_partition[bucket.start : bucket.stop].copy_(own)
+            parts.append(part)
         self.forget()
         return parts
 
@@ -211,37 +213,45 @@ class Reduction:
             raise RuntimeError(_LATE)
 
     @torch.no_grad()
-    def _send(self) -> _Bucket:
-        """The next bucket goes on its way; of parameters without a gradient, zeros."""
+    def _send(self) -> None:
+        """The next bucket goes on its way, with zeros for what has no gradient; what was sent whole is given back."""
         if len(self._under_way) == UNDER_WAY:
             self._land()
         bucket = self._buckets[self._begun]
         self._begun += 1
         ranks, length = self._axis.size, bucket.stop - bucket.start
-        out: torch.Tensor = self._part(bucket.group).flat_partition[bucket.start : bucket.stop]
-        dtype = self._sent[bucket.group].gradients
-        sent = out[None] if ranks == 1 else out.new_zeros(ranks, length, dtype=dtype)
         found = [each for each in bucket.slices if each.parameter.grad is not None]
+        device = self._zero.bit16_groups_flat[bucket.group].device
+        sent = torch.zeros(ranks, length, dtype=self._sent[bucket.group].gradients, device=device)
         if found:
             sources = [each.parameter.grad.reshape(-1)[each.start : each.stop] for each in found]  # type: ignore[union-attr]
             targets = [sent[each.rank, each.at : each.at + each.stop - each.start] for each in found]
             torch._foreach_div_(sources, ranks)
             torch._foreach_copy_(targets, sources)
+            del sources
+        own = sent[0]
         if ranks > 1:
             own = sent.new_empty(length)
             work = dist.reduce_scatter_tensor(own, sent.view(-1), group=self._axis.group, async_op=True)
-            self._under_way.append((work, own, out))
-        return bucket
+            self._under_way.append((work, length))
+        self._received[bucket.group].append((bucket, own))
+        self._give_back(bucket.parameters)
+
+    def _give_back(self, parameters: set[nn.Parameter]) -> None:
+        """Gradients of which the last slice has been sent, but for their norms."""
+        for parameter in parameters:
+            self._unsent[parameter] -= 1
+        whole = [each for each in parameters if not self._unsent[each] and each.grad is not None]
+        if whole:
+            gradients: list[Any] = [each.grad for each in whole]
+            norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+            del gradients
+            self.norms |= zip(whole, norms, strict=True)
+        for parameter in whole:
+            parameter.grad = None
 
     def _land(self) -> None:
         """What was sent first has come; the host does not wait for a GPU."""
-        work, own, out = self._under_way.popleft()
-        with self.waiting(f"reduce_scatter of {own.numel():,} for each process"):
+        work, length = self._under_way.popleft()
+        with self.waiting(f"reduce_scatter of {length:,} for each process"):
             work.wait()
-        out.copy_(own)
-
-    def _part(self, group: int) -> Any:
-        """Views by parameter of a group's `flat_partition`, float32 zeros at first, as DeepSpeed steps them."""
-        if group not in self._parts:
-            self._parts[group] = self._zero._build_compact_grad_partition_buffer(group)
-        return self._parts[group]

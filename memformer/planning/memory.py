@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What a process holds in the fullest moment of a step, by part: each part has a function of its own, with its reason.
 
-Moments are the rollout, at the beginning of a segment's backward, or in the last of them, while gradients are sent; and
-where they are sent after it, that, when activations and 16-bit weights are gone. The optimizer's step holds less. Held
-to what a simulated GPU allocates (tests/simulated_gpu).
+Moments are the rollout, at the beginning of a segment's backward, and the reduction of its gradients where that comes
+after it, when activations and 16-bit weights are gone; gradients that are sent in the last backward go as activations
+do. The optimizer's step holds less. Held to what a simulated GPU allocates (tests/simulated_gpu).
 
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
 (`optimizer.state_dtype`), and gradients summed in 2 (`training.gradient_accumulation_dtype`). Frozen weights have
@@ -81,14 +81,13 @@ def stage_memory(run: Arrangement, stage: int) -> tuple[dict[str, float], dict[s
 def moments(run: Arrangement, stage: int) -> dict[str, dict[str, float]]:
     """Bytes by part on the device of a process of the stage, in each of a step's moments."""
     resting = {part.name: part.size for part in _resting(run, stage) if not part.on_host}
-
-    def holds(parts: Iterator[Part]) -> dict[str, float]:
-        return resting | {part.name: part.size for part in parts if not part.on_host}
-
-    first = holds(_rollout(run, stage))
+    of_moments = {"rollout": _rollout(run, stage)}
     if not _sends_early(run):
-        return {"rollout": first, "reduction": holds(_reduction(run, stage))}
-    return {"rollout": max(first, holds(_last_backward(run, stage)), key=lambda parts: sum(parts.values()))}
+        of_moments["reduction"] = _reduction(run, stage)
+    return {
+        name: resting | {part.name: part.size for part in parts if not part.on_host}
+        for name, parts in of_moments.items()
+    }
 
 
 def _all(run: Arrangement, stage: int) -> Iterator[Part]:
@@ -160,42 +159,22 @@ def _gradients(run: Arrangement, stage: int) -> Iterator[Part]:
         yield Part("gradients of a window", size)
 
 
-def _last_backward(run: Arrangement, stage: int) -> Iterator[Part]:
-    """Where as many gradients are whole and on their way as may be: those of the end of the model.
-
-    Its logits are gone, and so is what it keeps for these gradients, or a layer is recomputed for the next.
-    """
-    left = 1 - _on_their_way(run, stage) / _count(run, stage)
-    for part in _rollout(run, stage):
-        if part.name == "activations":
-            yield Part(part.name, run.recomputation_peak(stage) if run.execution.recompute else left * part.size)
-        elif part.name != "logits":
-            yield part
-    yield from _sent(run, stage)
-
-
 def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
-    """Where all gradients are sent when the last backward has ended.
+    """Where all gradients are sent when the last backward has ended: those that are left, and what is on its way.
 
-    The weights on their way back, in 16 bits, come when gradients are gone, and are not counted.
+    The part that the process steps, and the weights on their way back, in 16 bits, come when gradients are gone, and
+    are not counted.
     """
     yield from _gradients(run, stage)
-    if reduced_at_the_end(run.config):
-        yield from _sent(run, stage)
-
-
-def _sent(run: Arrangement, stage: int) -> Iterator[Part]:
-    """The part of the gradients that the process steps, and what is on its way to all parts."""
-    ranks, count = run.gradient_ranks, _count(run, stage)
-    yield Part("gradient partition", 4 * count / ranks, _offloads_optimizer(run))
+    if not reduced_at_the_end(run.config):
+        return
+    ranks, parameters = run.gradient_ranks, run.parameters(stage)
+    if _offloads_optimizer(run):
+        yield Part("gradient partition", 4 * _count(run, stage) / ranks, on_host=True)
     if ranks > 1:
-        largest = max(groups(run, run.parameters(stage)).items(), key=lambda it: it[0].gradients * it[1])[0]
-        yield Part("reduction buffers", largest.gradients * _on_their_way(run, stage) * (1 + 1 / ranks))
-
-
-def _on_their_way(run: Arrangement, stage: int) -> int:
-    """Gradients that are sent at once, at most: elements."""
-    return min(_count(run, stage), UNDER_WAY * min(STRETCH * run.gradient_ranks, _bucket(run)))
+        largest = max(groups(run, parameters).items(), key=lambda it: it[0].gradients * it[1])[0]
+        at_once = min(_count(run, stage), UNDER_WAY * min(STRETCH * ranks, _bucket(run)))
+        yield Part("reduction buffers", largest.gradients * at_once * (1 + 1 / ranks))
 
 
 def _sends_early(run: Arrangement) -> bool:
