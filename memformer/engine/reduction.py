@@ -2,8 +2,9 @@
 """A rollout's gradients on their way to the processes that step them, at ZeRO 1 and 2, from its last backward on.
 
 A gradient is whole in the backward of the segment that is replayed last, layer by layer from the end of the model; what
-is whole is sent while that backward goes on. A stretch of every process's part goes at a time (reduce_scatter), so the
-parts must lie at the same depths of the model: `through_the_model` puts parameters in such an order.
+is whole is sent while that backward goes on, and given back, so that what comes lies beside no more than was there. A
+stretch of every process's part goes at a time (reduce_scatter), so the parts must lie at the same depths of the model:
+`through_the_model` puts parameters in such an order.
 """
 
 import contextlib
@@ -45,9 +46,10 @@ def through_the_model(parameters: Sequence[nn.Parameter], parts: int) -> list[nn
         lists[least].append(parameter)
         sizes[least] += parameter.numel()
     ordered, end, left = list[nn.Parameter](), 0, list(range(parts))
+    mean = sum(sizes) / parts
     for number in range(1, parts + 1):
         # A part begins where the one before it ends: lists above and below the mean keep that near their beginnings.
-        here = min(left, key=lambda each: abs(end + sizes[each] - number * sum(sizes) / parts))
+        here = min(left, key=lambda each: abs(end + sizes[each] - number * mean))
         left.remove(here)
         end += sizes[here]
         ordered += lists[here]
