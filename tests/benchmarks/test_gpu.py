@@ -40,7 +40,7 @@ def test_parts_are_done_once_and_what_failed_again(
     assert found["failed"].startswith("exit code")
     assert gpu.main([*words, "--only", "ceilings", "stages", "--seconds", "1"]) == 1  # no time left
     assert set(json.loads((tmp_path / "result.json").read_text())["parts"]) == {"stages"}
-    assert "missing: ceilings, stages. The same command" in capsys.readouterr().err
+    assert "missing: ceilings, stages; the same command" in capsys.readouterr().err
     assert "**stages failed**" in (tmp_path / "result.md").read_text()
 
 
