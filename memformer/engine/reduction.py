@@ -224,7 +224,9 @@ class Reduction:
         ranks, length = self._axis.size, bucket.stop - bucket.start
         found = [each for each in bucket.slices if each.parameter.grad is not None]
         device = self._zero.bit16_groups_flat[bucket.group].device
-        sent = torch.zeros(ranks, length, dtype=self._sent[bucket.group].gradients, device=device)
+        # What goes nowhere is not rounded for the way.
+        dtype = self._sent[bucket.group].gradients if ranks > 1 else torch.float32
+        sent = torch.zeros(ranks, length, dtype=dtype, device=device)
         if found:
             sources = [each.parameter.grad.reshape(-1)[each.start : each.stop] for each in found]  # type: ignore[union-attr]
             targets = [sent[each.rank, each.at : each.at + each.stop - each.start] for each in found]

@@ -171,10 +171,12 @@ def _reduction(run: Arrangement, stage: int) -> Iterator[Part]:
     ranks, parameters = run.gradient_ranks, run.parameters(stage)
     if _offloads_optimizer(run):
         yield Part("gradient partition", 4 * _count(run, stage) / ranks, on_host=True)
-    if ranks > 1:
-        largest = max(groups(run, parameters).items(), key=lambda it: it[0].gradients * it[1])[0]
-        at_once = min(_count(run, stage), UNDER_WAY * min(STRETCH * ranks, _bucket(run)))
-        yield Part("reduction buffers", largest.gradients * at_once * (1 + 1 / ranks))
+    largest, size = max(groups(run, parameters).items(), key=lambda it: it[0].gradients * it[1])
+    if ranks == 1:  # a group at a time, in float32
+        yield Part("reduction buffers", 4 * size)
+        return
+    at_once = min(_count(run, stage), UNDER_WAY * min(STRETCH * ranks, _bucket(run)))
+    yield Part("reduction buffers", largest.gradients * at_once * (1 + 1 / ranks))
 
 
 def _sends_early(run: Arrangement) -> bool:

@@ -83,6 +83,35 @@ def test_what_is_whole_is_sent_in_the_last_backward_and_the_sums_are_the_same() 
             assert same, f"{case}: weights differ"
 
 
+def of_one_process(world: World) -> bool:
+    """Whether the gradients that are stepped are the sums, to the bit."""
+    engine = engine_of(Case(1, "bf16", data=1), world)
+    assert engine._partitions is not None
+    reduction = engine._partitions.reduction
+    rollout, carry, sums = rollout_of(0), engine.empty_carry(LANES), {}
+    finish = reduction.finish
+
+    def watched() -> Any:
+        sums.update({p: p.grad.clone() for p in engine.module.parameters() if p.grad is not None})
+        return finish()
+
+    reduction.finish = watched  # type: ignore[method-assign]
+    engine.rollout_backward(rollout, carry, int(rollout.lengths.sum()), seed=0)
+    zero = engine.deepspeed.optimizer
+    stepped = [
+        torch.equal(part.view(-1), sums[parameter].view(-1))
+        for group, parameters in enumerate(zero.params_in_partition)
+        for part, parameter in zip(zero.averaged_gradients[group], parameters, strict=False)
+    ]
+    engine.close()
+    return len(stepped) == len(sums) and all(stepped)
+
+
+def test_what_goes_nowhere_is_not_rounded() -> None:
+    """Under bf16 gradients are sent in 16 bits; one process steps by its float32 sums."""
+    assert run_distributed(of_one_process, 1) == [True]
+
+
 class OnOneRank(SometimesMore):
     """A parameter takes part in the loss of one process only."""
 
