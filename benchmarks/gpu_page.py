@@ -13,8 +13,9 @@ COMPARED = {
     "train-350m-compiled": "train-350m",
     "train-1.3b-compiled": "train-1.3b",
     "train-350m-bf16-stream": "train-350m-compiled",
+    "train-1.3b-lean": "train-1.3b-compiled",
 }
-"""Runs -> those that differ from them in one setting."""
+"""Runs -> those that they are compared with: they differ in one setting, `lean` in three."""
 
 
 def page(values: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def test_a_part_that_is_there_is_left_alone(words: list[str], tmp_path: Path) ->
     ("changed", "said"),
     [
         (["--device", "cuda"], "there is no GPU here: --simulated runs every part without one"),
-        (["--data", "nowhere"], "--data nowhere is no data set: make one with memformer data build"),
+        (["--data", "nowhere"], "--data nowhere has no train/ and validation/: make them with memformer data build"),
         (["--simulated"], "start it as a program"),
         (["--out", "/proc/nowhere/result"], "--out /proc/nowhere/result cannot be written"),
         (["--only", "trian-350m"], "invalid choice: 'trian-350m'"),
