@@ -188,6 +188,9 @@ def _right(parts: Mapping[str, Any]) -> str:
         for name, found in parts.get(part, {}).items():
             if isinstance(found, dict):
                 rows.append([f"gradient of {what}, {name}", f"{found['gradient_error']:.1e}", f"{found['bound']:.0e}"])
+    for found in parts.get("generation", {}).get("graphs", ()):
+        what = f"generation, {found['batch']} documents, logits of a CUDA graph, bf16"
+        rows.append([what, f"{found['logits_error']:.1e}", f"{found['bound']:.0e}"])
     for name, found in parts.get("stages", {}).items():
         if isinstance(found, dict):
             rows.append([f"20 steps, {name}, losses", f"{found['loss_error']:.1e}", f"{found['bound']:.0e}"])

@@ -40,6 +40,7 @@ from benchmarks.peers.cached_decoder import CachedDecoder, KeyValueReader
 from benchmarks.simulated_gpu import library
 from memformer import Memformer
 from memformer.engine.compilation import compile_layers
+from memformer.models.graphed import Graphed, graphs_run
 from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import (
     Carry,
@@ -201,26 +202,34 @@ def reading(setting: Setting) -> dict[str, Any]:
 
 
 def generation(setting: Setting) -> dict[str, Any]:
-    """Milliseconds a token, beside a decoder of as many layers with a KV cache of 1k to 128k tokens, in bf16."""
+    """Milliseconds a token, beside a decoder of as many layers with a KV cache of 1k to 128k tokens, in bf16.
+
+    On a GPU a token of each is one CUDA graph; of ours also as its layers are written.
+    """
     config = dataclasses.replace(shape(setting, "350m"), segment_length=setting.pick(1024, 16))
     layers = config.num_encoder_layers + config.num_decoder_layers
     torch.manual_seed(0)
     ours = Memformer(config).to(setting.device, torch.bfloat16).eval()
     peer = CachedDecoder(config, layers).to(setting.device, torch.bfloat16).eval()
-    rows, written = [], setting.pick(32, 2)
+    rows, graphs, written = [], [], setting.pick(32, 2)
     for batch in setting.pick((1, 16), (1,)):
-        reader = MemformerReader(ours, batch)
         first = torch.randint(1, config.vocab_size or 2, (batch, setting.pick(1500, 50)), device=setting.device)
-        reader.read(first)
-        variants: dict[str, Callable[[], object]] = {"Memformer": functools.partial(write, reader, written)}
-        caches = {"Memformer": 2 * reader.segment_length * layers}
+        readers = {"Memformer": MemformerReader(ours, batch), "Memformer, no graph": WithoutGraph(ours, batch)}
+        for reader in readers.values():
+            reader.read(first)
+        rows_of_logits = [next_logits(reader, first[:, :1]) for reader in readers.values()]
+        error = float((rows_of_logits[0] - rows_of_logits[1]).norm() / rows_of_logits[1].norm())
+        graphs.append({"batch": batch, "logits_error": error, "bound": 3e-2, "right": error <= 3e-2})
+        variants: dict[str, Callable[[], object]] = {
+            name: functools.partial(write, reader, written) for name, reader in readers.items()
+        }
         for context in setting.pick((1_000, 16_000, 131_000), (100,)):
             size = 2 * layers * batch * context * config.d_model * 2
             if size > 40e9:
                 continue
             cache = KeyValueReader(peer, batch, 1, context, seen=context + 1)
-            variants[f"KV cache of {context:,}"] = functools.partial(write_cached, cache, written)
-            caches[f"KV cache of {context:,}"] = size
+            step = Graphed(cache.step) if graphs_run(setting.device) else cache.step
+            variants[f"KV cache of {context:,}"] = functools.partial(write_cached, cache, step, written)
         seconds = interleaved_seconds(variants, setting.repetitions, setting.device)
         for name, times in seconds.items():
             rows.append(
@@ -231,20 +240,37 @@ def generation(setting: Setting) -> dict[str, Any]:
                     "ratio": statistics.median(times) / statistics.median(seconds["Memformer"]),
                 }
             )
-    return {"layers": layers, "segment_length": config.segment_length, "rows": rows}
+    return {"layers": layers, "segment_length": config.segment_length, "rows": rows, "graphs": graphs}
 
 
+def next_logits(reader: MemformerReader, token: torch.Tensor) -> torch.Tensor:
+    """Logits after one more token, in float32, behind others that logits were asked for of."""
+    assert reader.logits is not None
+    reader.read(token)
+    return reader.logits.float()
+
+
+class WithoutGraph(MemformerReader):
+    """A reader whose tokens are launched kernel by kernel."""
+
+    def _one_further(self, rows: list[int]) -> list[int]:
+        return []
+
+
+@torch.no_grad()
 def write(reader: MemformerReader, tokens: int) -> None:
     """The most likely tokens, one after another."""
     for _ in range(tokens):
         reader.read(reader.logits.argmax(-1, keepdim=True))
 
 
-def write_cached(reader: KeyValueReader, tokens: int) -> None:
-    """The same with a cache."""
+@torch.no_grad()
+def write_cached(reader: KeyValueReader, step: Callable[..., torch.Tensor], tokens: int) -> None:
+    """The same with a cache that is full."""
     last = torch.zeros(reader.keys[0].shape[0], 1, dtype=torch.int64, device=reader.keys[0].device)
     for _ in range(tokens):
-        last = reader.read(last)[:, -1].argmax(-1, keepdim=True)
+        now = torch.tensor([reader.seen], device=last.device)
+        last, reader.seen = step(last, now)[:, -1].argmax(-1, keepdim=True), reader.seen + 1
 
 
 def replay(setting: Setting) -> dict[str, Any]:

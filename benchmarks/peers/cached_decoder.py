@@ -94,20 +94,25 @@ class KeyValueReader:
     @torch.no_grad()
     def read(self, tokens_BS: torch.Tensor) -> torch.Tensor:
         """Reads a block; logits [B, S, V] after each of its tokens."""
-        model, count = self.model, tokens_BS.shape[1]
+        count = tokens_BS.shape[1]
         now = torch.arange(self.seen, self.seen + count, device=tokens_BS.device)
-        places = now % self.size
-        self.positions[places] = now
-        rotary = Rotary.table(self.seen, self.seen + count, model.config, tokens_BS.device)
         # A full cache and one token: all is seen, no mask needed.
-        mask = None if count == 1 and self.seen >= self.size else self.positions <= now[:, None]
+        full = count == 1 and self.seen >= self.size
+        self.seen += count
+        return self.step(tokens_BS, now, full)
+
+    def step(self, tokens_BS: torch.Tensor, now: torch.Tensor, full: bool = True) -> torch.Tensor:
+        """`read` of tokens at positions `now`, int64 [S]; as it is, of a full cache, it may be launched as a graph."""
+        model, places = self.model, now % self.size
+        self.positions[places] = now
+        rotary = Rotary.at(now, model.config)
+        mask = None if full else self.positions <= now[:, None]
         y_BSD = model.embedding(tokens_BS) * model.config.d_model**0.5
         for layer, keys, values in zip(model.layers, self.keys, self.values, strict=True):
             h = layer.norm(y_BSD)
             keys[:, :, places], values[:, :, places] = layer.attention.keys_values(h, rotary)
             y_BSD = y_BSD + layer.attention.attend(h, (keys, values), rotary, mask)
             y_BSD = y_BSD + layer.feed_forward(layer.ff_norm(y_BSD))
-        self.seen += count
         return model.head(y_BSD)
 
 

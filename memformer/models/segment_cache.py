@@ -74,6 +74,45 @@ class Places:
         return room_BHLE[:, :, : self.stop] if self.index is None else room_BHLE[self.index, :, : self.stop]
 
 
+class FixedPlaces:
+    """Where one more input of some documents stands, at shapes that stay whatever was read; as `Places`.
+
+    All documents are run, and the whole room is given with a mask: what `models.graphed` records is right for every
+    place. Of the others nothing is kept.
+
+    Args:
+        starts_B: Inputs of each document that were run before, int64.
+        moves_B: Whether a document has one more, bool.
+        capacity: L: the inputs that there is room for.
+    """
+
+    causal = False
+
+    def __init__(self, starts_B: torch.Tensor, moves_B: torch.Tensor, capacity: int) -> None:
+        starts_B = starts_B.clamp(max=capacity - 1)
+        self.at = starts_B[:, None]
+        places = torch.arange(capacity, device=starts_B.device)
+        self.mask = (places <= self.at[..., None])[:, None]
+        self._lanes, self._starts, self._moves = torch.arange(len(starts_B), device=starts_B.device), starts_B, moves_B
+
+    def last(self, x_B1D: torch.Tensor) -> torch.Tensor:
+        """What stands at the input of each document, [B, D]."""
+        return x_B1D[:, -1]
+
+    def write(self, room_BHLE: torch.Tensor, new_BH1E: torch.Tensor) -> torch.Tensor:
+        """Puts the new inputs' keys or values where they belong; the room."""
+        put(room_BHLE.transpose(1, 2), self._lanes, self._starts, new_BH1E[:, :, 0], self._moves)
+        return room_BHLE
+
+
+def put(
+    room: torch.Tensor, lanes_B: torch.Tensor, places_B: torch.Tensor, new: torch.Tensor, moves_B: torch.Tensor
+) -> None:
+    """room[b, places[b]] = new[b] for the lanes b that move: [B, L, ...] and [B, ...], without waiting for a device."""
+    moves = moves_B.view(-1, *[1] * (new.dim() - 1))
+    room[lanes_B, places_B] = torch.where(moves, new, room[lanes_B, places_B])
+
+
 class SegmentCache:
     """Keys and values of one segment.
 
@@ -85,12 +124,17 @@ class SegmentCache:
     def __init__(self, batch_size: int, capacity: int) -> None:
         self.batch_size, self.capacity = batch_size, capacity
         self._rooms: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._places: Places | None = None
+        self._places: Places | FixedPlaces | None = None
 
     def place(self, rows: Sequence[int], starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Places:
         """Says whose inputs come next, as `Places` has them, for the updates of all layers that follow."""
-        self._places = Places(self.batch_size, rows, starts, lengths, device)
-        return self._places
+        places = self._places = Places(self.batch_size, rows, starts, lengths, device)
+        return places
+
+    def place_one(self, starts_B: torch.Tensor, moves_B: torch.Tensor) -> FixedPlaces:
+        """Says that one more input of some documents comes next, as `FixedPlaces` has them."""
+        places = self._places = FixedPlaces(starts_B, moves_B, self.capacity)
+        return places
 
     def update(
         self, keys_RHnE: torch.Tensor, values_RHnE: torch.Tensor, layer_idx: int, *_: Any, **__: Any

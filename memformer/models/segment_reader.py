@@ -12,11 +12,14 @@ Shapes: B documents, R of them, n tokens, S tokens a segment, [K, C] a document'
 """
 
 import dataclasses
+import functools
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from memformer.models.graphed import Graphed, graphs_run, lengths_vary
 from memformer.replay.segment import Segment
 
 UNASKED = -1  # instead of the tokens that were decoded: nobody has asked for logits in the segment
@@ -81,6 +84,8 @@ class SegmentReader:
         self._logits: torch.Tensor | None = None
         self.wavefront: Any = None
         """A `protocol.Wavefront` by which whole segments are read several at once; None: one after another."""
+        # No reference to itself, which would keep its tensors until the garbage is collected.
+        self._graph = Graphed(functools.partial(type(self)._step, weakref.proxy(self)))
 
     @torch.no_grad()
     def read(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> None:
@@ -195,16 +200,60 @@ class SegmentReader:
     def logits(self) -> torch.Tensor:
         """Logits of the next token, [B, V]."""
         pending = [row for row in range(self.batch_size) if self._decoded[row] < self._counts[row]]
-        if pending:
-            found = self._decode(pending)
-            self._logits = found if self._logits is None else self._put(self._logits, pending, found)
-            for row in pending:
-                self._decoded[row] = self._counts[row]
+        stepped = self._one_further(pending) if graphs_run(self.device) else []
+        if stepped:
+            self._answered(stepped, self._of(self._graph(*self._step_inputs(stepped)), stepped))
+        if rest := [row for row in pending if row not in stepped]:
+            with lengths_vary(self.device):
+                self._answered(rest, self._decode(rest))
         assert self._logits is not None
         return self._logits
 
+    def _answered(self, rows: list[int], logits_RV: torch.Tensor) -> None:
+        """Everything that was read of rows is decoded."""
+        self._logits = logits_RV if self._logits is None else self._put(self._logits, rows, logits_RV)
+        for row in rows:
+            self._decoded[row] = self._counts[row]
+
     def _decode(self, rows: list[int]) -> torch.Tensor:
         """Runs what was read of the present segment and not decoded yet; logits of what follows, [R, V]."""
+        raise NotImplementedError
+
+    def _one_further(self, rows: list[int]) -> list[int]:
+        """The rows of which one token is to be decoded, in segments that logits were asked for in.
+
+        None where a family has no `_step`.
+        """
+        if type(self)._step is SegmentReader._step:
+            return []
+        return [row for row in self._asked(rows) if self._counts[row] == self._decoded[row] + 1]
+
+    def _step_inputs(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `_step` takes where one more token of rows was read."""
+        everyone = range(self.batch_size)
+        decoded = [self._decoded[row] if row in rows else 0 for row in everyone]
+        numbers_PB = torch.tensor([[row in rows for row in everyone], decoded, *self._stand(rows)], device=self.device)
+        return self._tokens.gather(1, numbers_PB[1][:, None]), numbers_PB, self._memory
+
+    def _stand(self, rows: list[int]) -> list[list[int]]:
+        """What a family has to know of where the next token of rows stands, lists of B numbers, of all documents.
+
+        `_step` decodes it then, and what is read of the rows goes on behind it.
+        """
+        raise NotImplementedError
+
+    def _step(self, tokens_B1: torch.Tensor, numbers_PB: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """As `_decode`, of one more token of some documents, at shapes that stay (`models.graphed`).
+
+        Args:
+            tokens_B1: The tokens, int64.
+            numbers_PB: 1 for a document that has one, else 0; how many of its segment's tokens were decoded before; and
+                what `_stand` says; int64.
+            memory_BKC: What the segments are read with.
+
+        Returns:
+            Logits of what follows, [B, V]; of a document that has none, anything. Nothing is kept of those.
+        """
         raise NotImplementedError
 
     def _written(self, rows: list[int]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from memformer.models.backbone.memory import LayerOutput
 from memformer.models.backbone.model import Backbone
-from memformer.models.segment_cache import SegmentCache
+from memformer.models.segment_cache import SegmentCache, put
 from memformer.models.segment_reader import UNASKED, SegmentReader
 
 
@@ -47,12 +47,42 @@ class BackboneReader(SegmentReader):
         order = [*begun, *self._asked(rows)]
         groups = [group for group in (begun, order[len(begun) :]) if group]
         last = [self._read_on(group, [self._counts[row] for row in group], len(self.model.stack)) for group in groups]
-        model, count = self.model, self.model.config.vocab_size or 0
-        logits_RV = model.head.score.whole(model.head(model.norm(torch.cat(last))))
-        logits_RV = F.pad(logits_RV, (0, max(0, count - logits_RV.shape[1])), value=float("-inf"))[:, :count]
+        logits_RV = self._answer(torch.cat(last))
         if order == rows:
             return logits_RV
         return logits_RV[torch.tensor([order.index(row) for row in rows], device=self.device)]
+
+    def _answer(self, x_RD: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] from what left the last layer."""
+        model, count = self.model, self.model.config.vocab_size or 0
+        logits_RV = model.head.score.whole(model.head(model.norm(x_RD)))
+        return F.pad(logits_RV, (0, max(0, count - logits_RV.shape[1])), value=float("-inf"))[:, :count]
+
+    def _one_further(self, rows: list[int]) -> list[int]:
+        """See `SegmentReader`; tables of positions that grow with the text wait for the device."""
+        kind = str(getattr(self.model.rotary, "rope_type", "default"))
+        return [] if "dynamic" in kind or "longrope" in kind else super()._one_further(rows)
+
+    def _stand(self, rows: list[int]) -> list[list[int]]:
+        """See `SegmentReader`: the inputs that were run."""
+        before = list(self._inputs)
+        for row in rows:
+            self._inputs[row] += 1
+        return [before]
+
+    def _step(self, tokens_B1: torch.Tensor, numbers_PB: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """See `SegmentReader`."""
+        model, (moves_B, decoded_B, starts_B) = self.model, numbers_PB
+        lanes_B, moves_B = torch.arange(self.batch_size, device=self.device), moves_B > 0
+        places = self._cache.place_one(starts_B, moves_B)
+        x_B1D = model.embedding(tokens_B1.masked_fill(tokens_B1 == model.start_token_id, model.bos))
+        x_B1D, cos, sin = model.placed(x_B1D, places.at)
+        for number, layer in enumerate(model.layers()):
+            x_B1D = layer(x_B1D, memory_BKC, places.mask, cos, sin, self._cache)
+            if number == model.memory.kept:
+                assert self._kept is not None
+                put(self._kept, lanes_B, decoded_B + 1, x_B1D[:, 0], moves_B)
+        return self._answer(places.last(x_B1D))
 
     def _read_on(self, rows: list[int], counts: list[int], depth: int) -> torch.Tensor:
         """Runs the inputs of rows up to so many of their tokens; before a segment's first, what stands in front.

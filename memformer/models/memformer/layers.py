@@ -22,11 +22,14 @@ class Rotary(NamedTuple):
     @classmethod
     def table(cls, start: int, stop: int, config: MemformerConfig, device: torch.device) -> "Rotary":
         """The table of positions start .. stop-1, in float32 (float64 for models in float64 loses nothing by it)."""
+        return cls.at(torch.arange(start, stop, device=device), config)
+
+    @classmethod
+    def at(cls, positions_N: torch.Tensor, config: MemformerConfig) -> "Rotary":
+        """The table of some positions, integers."""
         head_size = config.d_model // config.num_heads
-        exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
-        angles = torch.outer(
-            torch.arange(start, stop, device=device, dtype=torch.float32), config.rotary_base**-exponents
-        )
+        exponents = torch.arange(0, head_size, 2, device=positions_N.device, dtype=torch.float32) / head_size
+        angles = torch.outer(positions_N.float(), config.rotary_base**-exponents)
         return cls(angles.cos(), angles.sin())
 
     def rows(self, start: int, stop: int) -> "Rotary":

@@ -8,12 +8,14 @@ in front of it: at most 2 S + w tokens.
 Shapes: B documents, R of them that are decoded, n inputs at once, S tokens a segment, K slots, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from memformer.models import overlap
 from memformer.models.memformer.layers import Rotary
 from memformer.models.memformer.model import DecoderLayer, Memformer
-from memformer.models.segment_cache import SegmentCache
+from memformer.models.segment_cache import FixedPlaces, Places, SegmentCache
 from memformer.models.segment_reader import UNASKED, SegmentReader
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -37,16 +39,15 @@ class MemformerReader(SegmentReader):
     def _encode(self, rows: list[int]) -> None:
         """Reads the context of rows, writes the memory, and makes the context's keys and values."""
         model = self.model
-        if len(rows) == self.batch_size:
-            self._contexts = []  # given up before the next are made, which would else be held beside them
         x_RSD, mask_RS, memory = model.encode(self._segment(rows), self._of(self._memory, rows))
         self._next = self._put(self._next, rows, model.write(memory, x_RSD, mask_RS))
         positions = self._rotary.rows(0, self.segment_length)
         made = (layer.context_keys_values(x_RSD, positions) for layer in self._layers)
-        if len(rows) == self.batch_size:
+        if not self._contexts:  # the first time all rows begin
             self._contexts = list(made)
             return
-        index = torch.tensor(rows, device=self.device)
+        # Into what is there: one layer's are held twice at a time, and a graph finds them where they were.
+        index = slice(None) if len(rows) == self.batch_size else torch.tensor(rows, device=self.device)
         for kept, new in zip(self._contexts, made, strict=True):
             kept[0][index], kept[1][index] = new
 
@@ -66,10 +67,46 @@ class MemformerReader(SegmentReader):
         inputs_RN = torch.cat([front_RP, self._of(self._tokens, rows)[:, :-1]], 1)
         shift_R1 = torch.tensor([prefix - front for front in fronts], device=self.device)[:, None]
         at_Rn = (places.at + shift_R1).clamp(max=inputs_RN.shape[1] - 1)  # padding stands somewhere
-        y_RnD = model.embedding(inputs_RN.gather(1, at_Rn))
+        tokens_Rn = inputs_RN.gather(1, at_Rn)
         # The last token in front of the targets is at position S, as in training.
-        rotary = Rotary(*(each[length + 1 - prefix + at_Rn][:, None] for each in self._rotary))
-        mask = self._context_mask(rows)
+        return self._answer(rows, tokens_Rn, length + 1 - prefix + at_Rn, places, self._context_mask(rows))
+
+    def _stand(self, rows: list[int]) -> list[list[int]]:
+        """See `SegmentReader`: inputs in front of the segment, and the valid tokens of the context."""
+        prefix = max(1, min(self.model.config.overlap, self.segment_length))
+        return [[prefix if known else 1 for known in self._known], [max(1, known) for known in self._known]]
+
+    def _step(self, tokens_B1: torch.Tensor, numbers_PB: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """See `SegmentReader`."""
+        moves_B, decoded_B, fronts_B, known_B = numbers_PB
+        places = self._cache.place_one(fronts_B + decoded_B, moves_B > 0)
+        mask = torch.arange(self.segment_length, device=self.device) < known_B[:, None, None, None]
+        at_B1 = self.segment_length + 1 + decoded_B[:, None]
+        return self._answer(range(self.batch_size), tokens_B1, at_B1, places, mask)
+
+    def _answer(
+        self,
+        rows: Sequence[int],
+        tokens_Rn: torch.Tensor,
+        at_Rn: torch.Tensor,
+        places: Places | FixedPlaces,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Runs the layers that answer.
+
+        Args:
+            rows: Whose inputs they are.
+            tokens_Rn: The inputs.
+            at_Rn: Their positions.
+            places: Where their keys and values stand.
+            mask: What they see of the context, bool [R, 1, 1, S]; None: all.
+
+        Returns:
+            Logits of what follows the last of each row, [R, V].
+        """
+        model = self.model
+        rotary = Rotary(*(each[at_Rn][:, None] for each in self._rotary))
+        y_RnD = model.embedding(tokens_Rn)
         for i, layer in enumerate(self._layers):
             h = layer.self_norm(y_RnD)
             own = self._cache.update(*layer.self_attention.keys_values(h, rotary), i)

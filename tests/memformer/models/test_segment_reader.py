@@ -6,6 +6,7 @@ Tolerance in float64 1e-11 (logits of size 1; 1.05e-12 was seen): a batch has it
 layer by layer. Where the same calls are made with the same shapes, what is compared is equal to the last bit.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from memformer import Memformer, MemformerConfig
 from memformer.inference.generation import draw, generate, read_texts, reader_of
-from memformer.models import registry
+from memformer.models import registry, segment_reader
 from memformer.models.protocol import Reader
 from memformer.models.segment_reader import ReadingState
 from tests.memformer.models.backbone.examples import config_of, make
@@ -159,6 +160,56 @@ def counted(layers: Sequence[torch.nn.Module]) -> tuple[list[int], list[Any]]:
     ran: list[int] = []
     hooks = [each.register_forward_hook(lambda _, inputs, __: ran.append(inputs[0].shape[1])) for each in layers]
     return ran, hooks
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "another family"])
+def test_one_more_token_at_fixed_shapes_is_what_it_is_at_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU launches as one graph: the whole room with a mask, where else the inputs so far are taken.
+
+    Run as it is written, twice as by what records it; documents at different places, through the ends of
+    their segments. The weights of what is masked are 0: the tolerance is this file's.
+    """
+    model, steps = model_of(name), []
+
+    def twice(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def stepped(*inputs: torch.Tensor) -> torch.Tensor:
+            steps.append(step(*inputs))
+            return step(*inputs)
+
+        return stepped
+
+    monkeypatch.setattr(segment_reader, "Graphed", twice)
+    found = {}
+    for fixed in (False, True):
+        monkeypatch.setattr(segment_reader, "graphs_run", lambda device, fixed=fixed: fixed)
+        reader = reader_of(model, 3)
+        read_texts(reader, [TOKENS[0, :9].tolist(), [], TOKENS[2, :2].tolist()])
+        logits = [reader.logits]
+        for token in TOKENS[:3, 10:26].T:
+            reader.read(token[:, None])
+            logits.append(reader.logits)
+        reader.read(TOKENS[:3, 26:29])  # several at once, then one
+        logits.append(reader.logits)
+        reader.read(TOKENS[:3, 29:30])
+        found[fixed] = torch.stack([*logits, reader.logits])
+        assert bool(steps) == fixed
+    assert len(steps) >= 12
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-11)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["memformer", "associative", "slots"])
+def test_a_graph_gives_what_the_layers_give(name: str) -> None:
+    """On a GPU, in float64: recorded, and played again in the next segments."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        reader = reader_of(copy.deepcopy(model_of(name)).to(device), 2)
+        logits = []
+        for token in TOKENS[:2, :14].T:
+            reader.read(token[:, None].to(device))
+            logits.append(reader.logits.cpu())
+        found[device] = torch.stack(logits)
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=0, atol=1e-5)  # tables of positions are float32
 
 
 def test_reading_runs_no_decoder_and_answering_one_segment_of_it() -> None:

@@ -1,0 +1,74 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""`Graphed`: a function of tensors of fixed shapes, launched on a GPU as one CUDA graph.
+
+Writing one token takes some twenty kernels a layer, each of which is done sooner than the host has launched the next.
+A graph is recorded once and launched whole.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def graphs_run(device: torch.device) -> bool:
+    """Whether what is computed here now may be a graph.
+
+    Not under autocast, whose casts of weights belong to its context; and not where a model may be spread over
+    processes, whose collectives nobody has tried in one.
+    """
+    if device.type != "cuda" or not torch.backends.cuda.is_built() or torch.is_autocast_enabled("cuda"):
+        return False
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
+def lengths_vary(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A context for attention whose numbers of queries and keys change from call to call.
+
+    cuDNN's, which torch prefers on new GPUs, is planned for each pair of lengths anew: 50 ms on an H100.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    found: contextlib.AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return found
+
+
+class Graphed:
+    """Calls a function: the first time as it is written, and recorded; from then on what was recorded.
+
+    Args:
+        function: Of tensors whose shapes, dtypes and device stay, without gradients and without waiting for the device.
+            It may read and write tensors that it holds, as long as they stay where they lie, and is called twice with
+            the first arguments: to do so must come to the same as once.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[torch.Tensor, ...] = ()
+        self._output = torch.empty(0)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What the function gives for them, in a tensor of its own."""
+        if self._graph is None:
+            self._graph = self._recorded(inputs)
+        for kept, given in zip(self._inputs, inputs, strict=True):
+            kept.copy_(given)
+        self._graph.replay()
+        return self._output.clone()
+
+    def _recorded(self, inputs: tuple[torch.Tensor, ...]) -> torch.cuda.CUDAGraph:
+        self._inputs = tuple(each.clone() for each in inputs)
+        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):  # libraries make their plans and work spaces, which none can while recording
+            self._function(*self._inputs)
+        here.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._output = self._function(*self._inputs)
+        return graph
