@@ -238,6 +238,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     # They fill the cache of compiled graphs; what a first start costs is in them.
     "compile-350m": speed("350m", "compile-350m", steps=2),
     "compile-1.3b": speed("1.3b", "compile-1.3b", steps=2, **HALVES),
+    "compile-1.3b-lean": speed("1.3b", "compile-1.3b-lean", steps=2, **LEAN),
     "train-350m": speed("350m", "train-350m", **PLAIN),
     "train-350m-compiled": speed("350m", "train-350m-compiled"),
     "train-350m-bf16-stream": speed(
