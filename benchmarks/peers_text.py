@@ -24,7 +24,6 @@ document leaves in memory between two segments, in numbers (token ids left out).
 """
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import json
@@ -44,7 +43,7 @@ from benchmarks.cases import Case, Row, add_options, at_best_rate, run_cases, se
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
 from benchmarks.peers.models import KINDS, Sizes, at_parameters, available
-from benchmarks.peers.reader import MemformerReader, MemoryReader, Reader, State, parameters
+from benchmarks.peers.reader import MemformerReader, MemoryReader, Reader, carried, parameters
 from benchmarks.tasks.text import START
 from benchmarks.texts import HELD_OUT_BOOKS, excerpts, losses_by_segment, rollouts, texts
 from benchmarks.training import Recipe, train
@@ -92,17 +91,6 @@ def make_reader(variant: str, options: argparse.Namespace, seed: int) -> Reader:
         options.slots * options.width if variant in SHORT else None,
     )
     return at_parameters(SHORT.get(variant, variant), sizes, parameters(reader))
-
-
-def carried(state: State) -> int:
-    """Floating-point numbers of a document's state."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() if state.is_floating_point() else 0
-    if dataclasses.is_dataclass(state):
-        return sum(carried(getattr(state, field.name)) for field in dataclasses.fields(state))
-    if isinstance(state, (list, tuple)):
-        return sum(map(carried, state))
-    return 0
 
 
 def measure(options: argparse.Namespace, case: Case) -> list[Row]:

@@ -13,8 +13,9 @@ and all lengths (image, segment, slots, the peers' caches) are a quarter of the 
 memory's size.
 
 Rows: Memformer 4+8, 4+4, 2+6 by memory slots, without sharpening (temperature 1), without forgetting, with one writer
-head; Transformer-XL by cache and LSTM (`make peers`). One loop, the same images in the same order, the same optimizer;
-each model is trained at every one of `--learning-rates` and shown at the one of the lowest training loss.
+head; Transformer-XL by cache and LSTM (`make peers`), and some at the parameters of Memformer 2+6. One loop, the same
+images in the same order, the same optimizer; each model is trained at every one of `--learning-rates` and shown at the
+one of the lowest training loss.
 Perplexity is per pixel, on images never trained on. Operations of reading one image are counted while one is read.
 """
 
@@ -40,8 +41,8 @@ from benchmarks.cases import Case, add_options, at_best_rate, run_cases, seeds_o
 from benchmarks.cases import Row as Result
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.flops import reading_flops
-from benchmarks.peers.models import PEERS, Sizes, available
-from benchmarks.peers.reader import MemformerReader, Reader, losses_of, parameters
+from benchmarks.peers.models import PEERS, Sizes, at_parameters, available
+from benchmarks.peers.reader import MemformerReader, Reader, State, carried, losses_of, parameters
 from benchmarks.training import Recipe, Rollout, chunks, train
 from data_pipeline import DocumentIndex, ShardStore, build_dataset
 from memformer import MemformerConfig
@@ -85,7 +86,8 @@ SCALES = {
 class Row:
     """One row of the table; sizes are the paper's, before the divisor.
 
-    `paper` is what the paper reports for MNIST: (GFLOPs, perplexity).
+    `paper` is what the paper reports for MNIST: (GFLOPs, perplexity). An `equal` peer has as many parameters as
+    Memformer 2+6.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Row:
     changes: tuple[tuple[str, Any], ...] = ()
     peer: str | None = None
     memory: int = 0
+    equal: bool = False
 
 
 TABLE = (
@@ -113,6 +116,13 @@ TABLE = (
     Row("Transformer-XL, memory 224", (15.6, 1.618), peer="transformer-xl", memory=224),
     Row("Transformer-XL, memory 784", (49.1, 1.611), peer="transformer-xl", memory=784),
     Row("LSTM", (52.5, 1.698), peer="lstm"),
+    Row("Transformer-XL, memory 56, equal parameters", None, peer="transformer-xl", memory=56, equal=True),
+    Row("Transformer-XL, memory 224, equal parameters", None, peer="transformer-xl", memory=224, equal=True),
+    Row(
+        "modern Transformer-XL, memory 56, equal parameters", None, peer="transformer-xl-modern", memory=56, equal=True
+    ),
+    Row("modern Memformer 2+6", None, changes=(("block", "modern"), ("memory_forgetting", "off"))),
+    Row("backbone with a matrix, equal parameters", None, peer="backbone-associative", equal=True),
 )
 
 
@@ -145,7 +155,9 @@ def images(directory: Path, part: str, scale: Scale, most: int) -> torch.Tensor:
 def make_reader(row: Row, scale: Scale, seed: int) -> Reader:
     """An untrained reader for a row."""
     torch.manual_seed(seed)
-    heads, ff = 4, 2 * scale.width
+    changes = dict(row.changes)
+    modern = changes.get("block") == "modern" or "modern" in (row.peer or "") or "backbone" in (row.peer or "")
+    heads, ff = 4, round(2 * scale.width * (2 / 3 if modern else 1))
     if row.peer:
         layers = 8 if row.peer != "lstm" else 4
         sizes = Sizes(
@@ -158,6 +170,8 @@ def make_reader(row: Row, scale: Scale, seed: int) -> Reader:
             ff,
             row.memory // scale.divisor,
         )
+        if row.equal:
+            return at_parameters(row.peer, sizes, parameters(make_reader(Row("Memformer 2+6", None), scale, seed)))
         return PEERS[row.peer](sizes)
     slots = -(-row.slots // scale.divisor)
     config = MemformerConfig(
@@ -170,7 +184,7 @@ def make_reader(row: Row, scale: Scale, seed: int) -> Reader:
         vocab_size=scale.levels + 1,
         start_token_id=scale.levels,
         segment_length=scale.segment_length,
-        **{"memory_forgetting": "paper", **dict(row.changes)},
+        **{"memory_forgetting": "paper", **changes},
     )
     return MemformerReader(config)
 
@@ -196,6 +210,15 @@ def perplexity(reader: Reader, pixels: torch.Tensor, scale: Scale, device: torch
     return math.exp(total / pixels.numel())
 
 
+@torch.no_grad()
+def read_first(reader: Reader, pixels: torch.Tensor, scale: Scale) -> State:
+    """What is left in memory of an image."""
+    state = None
+    for segment in pixels.split(scale.segment_length, dim=1):
+        _, state = reader.read(segment, state)
+    return state
+
+
 def measure(scale: Scale, data: dict[str, torch.Tensor], device: torch.device, case: Case) -> list[Result]:
     """Trains and scores one row at one learning rate."""
     row, seed = next(row for row in TABLE if row.name == case["name"]), case["seed"]
@@ -207,6 +230,7 @@ def measure(scale: Scale, data: dict[str, torch.Tensor], device: torch.device, c
         **case,
         "parameters": parameters(reader),
         "gflops_per_image": reading_flops(reader, data["test"][:1].to(device), scale.segment_length) / 1e9,
+        "carried_numbers": carried(read_first(reader, data["test"][:1].to(device), scale)),
         "perplexity": perplexity(reader, data["test"], scale, device),
         "training_seconds": history.seconds,
         "training_losses": history.losses,
@@ -227,6 +251,7 @@ def page(values: dict[str, Any]) -> str:
         "perplexity",
         "spread",
         "learning rate",
+        "carried numbers",
         "paper's GFLOPs",
         "paper's perplexity",
     )
@@ -238,6 +263,7 @@ def page(values: dict[str, Any]) -> str:
         rows.append(
             (name, f"{first['parameters']:,}", f"{first['gflops_per_image']:.4f}", statistics.fmean(each), spread(each),
              f"{first['learning_rate']:g}",
+             f"{first['carried_numbers']:,}" if "carried_numbers" in first else "",
              first["paper_gflops"], first["paper_perplexity"])
         )  # fmt: skip
     return "\n".join(
@@ -246,8 +272,8 @@ def page(values: dict[str, Any]) -> str:
             f"Fashion-MNIST at scale `{sizes['scale']}`: {sizes['length']} pixels of {sizes['levels']} greys an image, "
             f"{sizes['segment_length']} a segment, width {sizes['width']}, slots and caches divided by "
             f"{sizes['divisor']}; trained on {sizes['images']:,} images, tested on {sizes['test_images']:,} others; "
-            f"seeds {seeds_of(values['rows'])}. The paper's figures are of MNIST at full length and training: only "
-            "the order of the rows can be compared.",
+            f"seeds {seeds_of(values['rows'])}. *Carried*: what an image leaves in memory between two segments. "
+            "The paper's figures are of MNIST at full length and training: only the order of the rows can be compared.",
             "",
             markdown_table(columns, rows),
             *(["", values["notes"]] if values["notes"] else []),

@@ -7,6 +7,7 @@ vocabulary.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -209,6 +210,17 @@ def losses_of(logits_BSV: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor
         logits_BSV = logits_BSV.float()
     flat = nn.functional.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS.flatten(), reduction="none")
     return flat.view_as(tokens_BS)
+
+
+def carried(state: State) -> int:
+    """Floating-point numbers of a document's state."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() if state.is_floating_point() else 0
+    if dataclasses.is_dataclass(state):
+        return sum(carried(getattr(state, field.name)) for field in dataclasses.fields(state))
+    if isinstance(state, (list, tuple)):
+        return sum(map(carried, state))
+    return 0
 
 
 def parameters(reader: Reader) -> int:
