@@ -68,9 +68,14 @@ class SegmentReader:
         batch_size: Documents B that are read side by side.
         segment_length: S; None: the length the model was trained with.
 
+    Attributes:
+        fixed: Whether a family has a `_step`, and its `advance` and that do not wait for the device.
+
     Raises:
         ValueError: Neither names a segment length.
     """
+
+    fixed = False
 
     def __init__(self, model: Any, batch_size: int = 1, segment_length: int | None = None) -> None:
         self.model, self.batch_size, self.device = model, batch_size, model.device
@@ -84,8 +89,10 @@ class SegmentReader:
         self._logits: torch.Tensor | None = None
         self.wavefront: Any = None
         """A `protocol.Wavefront` by which whole segments are read several at once; None: one after another."""
-        # No reference to itself, which would keep its tensors until the garbage is collected.
-        self._graph = Graphed(functools.partial(type(self)._step, weakref.proxy(self)))
+        # No references to itself, which would keep its tensors until the garbage is collected.
+        itself = weakref.proxy(self)
+        self._step_graph = Graphed(functools.partial(type(self)._step, itself))
+        self._advance_graph = Graphed(functools.partial(SegmentReader._next_memory, itself))
 
     @torch.no_grad()
     def read(self, tokens: torch.Tensor, counts: Sequence[int] | None = None) -> None:
@@ -174,8 +181,21 @@ class SegmentReader:
 
     def _advanced(self, rows: list[int]) -> torch.Tensor:
         """The next memory of rows [R, K, C] whose segment is complete, as in training."""
+        if self._graphs() and len(rows) == self.batch_size and all(self._known):
+            return self._advance_graph(self._context, self._tokens, self._memory)
         memory: torch.Tensor = self.model.advance(self._segment(rows), self._of(self._memory, rows))
         return memory
+
+    def _next_memory(self, context_BS: torch.Tensor, tokens_BS: torch.Tensor, memory_BKC: torch.Tensor) -> torch.Tensor:
+        """The next memory of all documents, in the middle of each."""
+        full_B = torch.full((len(tokens_BS),), tokens_BS.shape[1], device=tokens_BS.device)
+        segment = Segment(context_BS, full_B, tokens_BS, full_B, full_B == 0, False, False)
+        memory: torch.Tensor = self.model.advance(segment, memory_BKC)
+        return memory
+
+    def _graphs(self) -> bool:
+        """Whether segments and steps of shapes that stay are launched as graphs here and now."""
+        return self.fixed and graphs_run(self.device)
 
     def _segment(self, rows: list[int]) -> Segment:
         """The present segment of some rows."""
@@ -200,9 +220,9 @@ class SegmentReader:
     def logits(self) -> torch.Tensor:
         """Logits of the next token, [B, V]."""
         pending = [row for row in range(self.batch_size) if self._decoded[row] < self._counts[row]]
-        stepped = self._one_further(pending) if graphs_run(self.device) else []
+        stepped = self._one_further(pending) if self._graphs() else []
         if stepped:
-            self._answered(stepped, self._of(self._graph(*self._step_inputs(stepped)), stepped))
+            self._answered(stepped, self._of(self._step_graph(*self._step_inputs(stepped)), stepped))
         if rest := [row for row in pending if row not in stepped]:
             with lengths_vary(self.device):
                 self._answered(rest, self._decode(rest))
@@ -220,12 +240,7 @@ class SegmentReader:
         raise NotImplementedError
 
     def _one_further(self, rows: list[int]) -> list[int]:
-        """The rows of which one token is to be decoded, in segments that logits were asked for in.
-
-        None where a family has no `_step`.
-        """
-        if type(self)._step is SegmentReader._step:
-            return []
+        """The rows of which one token is to be decoded, in segments that logits were asked for in."""
         return [row for row in self._asked(rows) if self._counts[row] == self._decoded[row] + 1]
 
     def _step_inputs(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

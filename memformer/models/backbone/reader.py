@@ -39,6 +39,9 @@ class BackboneReader(SegmentReader):
         inputs = config.memory.front + prefix + length - 1 + config.memory.back
         self._cache = SegmentCache(batch_size, inputs)
         self._inputs = [0] * batch_size  # of this segment that were run
+        # Tables of positions that grow with the text wait for the device.
+        growing = str(getattr(model.rotary, "rope_type", "default"))
+        self.fixed = "dynamic" not in growing and "longrope" not in growing
         self._kept: torch.Tensor | None = None  # what left the layer that is written behind, [B, S, D]
 
     def _decode(self, rows: list[int]) -> torch.Tensor:
@@ -57,11 +60,6 @@ class BackboneReader(SegmentReader):
         model, count = self.model, self.model.config.vocab_size or 0
         logits_RV = model.head.score.whole(model.head(model.norm(x_RD)))
         return F.pad(logits_RV, (0, max(0, count - logits_RV.shape[1])), value=float("-inf"))[:, :count]
-
-    def _one_further(self, rows: list[int]) -> list[int]:
-        """See `SegmentReader`; tables of positions that grow with the text wait for the device."""
-        kind = str(getattr(self.model.rotary, "rope_type", "default"))
-        return [] if "dynamic" in kind or "longrope" in kind else super()._one_further(rows)
 
     def _stand(self, rows: list[int]) -> list[list[int]]:
         """See `SegmentReader`: the inputs that were run."""

@@ -24,6 +24,8 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 class MemformerReader(SegmentReader):
     """Reads tokens one after another and gives the logits of the next; arguments and errors of `SegmentReader`."""
 
+    fixed = True
+
     def __init__(self, model: Memformer, batch_size: int = 1, segment_length: int | None = None) -> None:
         super().__init__(model, batch_size, segment_length)
         self._layers = [layer for layer in model.decoder if isinstance(layer, DecoderLayer)]

@@ -183,7 +183,7 @@ def test_one_more_token_at_fixed_shapes_is_what_it_is_at_its_own(name: str, monk
     for fixed in (False, True):
         monkeypatch.setattr(segment_reader, "graphs_run", lambda device, fixed=fixed: fixed)
         reader = reader_of(model, 3)
-        read_texts(reader, [TOKENS[0, :9].tolist(), [], TOKENS[2, :2].tolist()])
+        read_texts(reader, [TOKENS[0, :13].tolist(), TOKENS[1, :12].tolist(), TOKENS[2, :6].tolist()])
         logits = [reader.logits]
         for token in TOKENS[:3, 10:26].T:
             reader.read(token[:, None])
@@ -197,6 +197,24 @@ def test_one_more_token_at_fixed_shapes_is_what_it_is_at_its_own(name: str, monk
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["memformer", "slots"])
+def test_segments_at_fixed_shapes_are_what_they_are_otherwise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = model_of(name), []
+
+    def counted(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *inputs: read.append(0) or function(*inputs)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(segment_reader, "Graphed", counted)
+    memories = []
+    for fixed in (False, True):
+        monkeypatch.setattr(segment_reader, "graphs_run", lambda device, fixed=fixed: fixed)
+        reader = reader_of(model, 4)
+        reader.read(TOKENS[:, : 4 * S + 1])
+        memories.append(reader.state.memory)
+    assert len(read) == 3  # the first segment begins the documents
+    assert torch.equal(*memories)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["memformer", "associative", "slots"])
 def test_a_graph_gives_what_the_layers_give(name: str) -> None:
@@ -208,6 +226,8 @@ def test_a_graph_gives_what_the_layers_give(name: str) -> None:
         for token in TOKENS[:2, :14].T:
             reader.read(token[:, None].to(device))
             logits.append(reader.logits.cpu())
+        reader.read(TOKENS[:2, 14:].to(device))
+        logits.append(reader.logits.cpu())
         found[device] = torch.stack(logits)
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=0, atol=1e-5)  # tables of positions are float32
 
