@@ -63,12 +63,14 @@ class Graphed:
 
     def _recorded(self, inputs: tuple[torch.Tensor, ...]) -> torch.cuda.CUDAGraph:
         self._inputs = tuple(each.clone() for each in inputs)
-        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):  # libraries make their plans and work spaces, which none can while recording
-            self._function(*self._inputs)
-        here.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._output = self._function(*self._inputs)
+        with torch.cuda.device(inputs[0].device):
+            here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside):  # libraries make plans and work spaces, which none can while recording
+                self._function(*self._inputs)
+            here.wait_stream(beside)
+            # What other threads ask of the device meanwhile is no fault of this one's.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._output = self._function(*self._inputs)
         return graph
