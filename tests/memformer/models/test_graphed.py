@@ -1,0 +1,54 @@
+# Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
+"""Where graphs run, and, on a GPU, that one does what its function does; readers with graphs: test_segment_reader.py."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from memformer.models.graphed import Graphed, graphs_run, lengths_vary
+
+GPU = torch.device("cuda")
+
+
+def test_graphs_run_on_a_gpu_alone_and_neither_under_autocast_nor_over_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not graphs_run(torch.device("cpu"))
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)  # a simulated GPU's torch
+    assert not graphs_run(GPU)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert graphs_run(GPU)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert not graphs_run(GPU)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    for processes, runs in ((1, True), (2, False)):
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda processes=processes: processes)
+        assert graphs_run(GPU) == runs
+
+
+def test_attention_of_varying_lengths_is_not_planned_on_a_gpu() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with lengths_vary(GPU):
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with lengths_vary(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+@pytest.mark.gpu
+def test_a_graph_does_what_its_function_does() -> None:
+    written = torch.zeros(4, device=GPU)
+
+    def function(at: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        written[at] = value
+        return 2 * written
+
+    graph, expected, given = Graphed(function), torch.zeros(4), []
+    for place in (2, 0, 3):
+        at, value = torch.tensor(place, device=GPU), torch.tensor(float(place + 1), device=GPU)
+        expected[place] = place + 1.0
+        given.append((graph(at, value), 2 * expected.clone()))
+    for found, wanted in given:  # what was given out stays
+        assert torch.equal(found.cpu(), wanted)
