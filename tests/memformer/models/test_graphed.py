@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""Where graphs run, and, on a GPU, that one does what its function does; readers with graphs: test_segment_reader.py."""
+"""Where graphs run; on a GPU, that one does what its function does. Readers with graphs: test_segment_reader.py."""
 
 import pytest
 import torch
