@@ -15,11 +15,12 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,6 +41,7 @@ from benchmarks.peers.cached_decoder import CachedDecoder, KeyValueReader
 from benchmarks.simulated_gpu import library
 from memformer import Memformer
 from memformer.engine.compilation import compile_layers
+from memformer.engine.weight_copies import WeightCopies
 from memformer.models.graphed import Graphed, graphs_run
 from memformer.models.memformer.reader import MemformerReader
 from memformer.replay import (
@@ -50,6 +52,7 @@ from memformer.replay import (
     grouped_replay_backward,
     memory_replay_backward,
 )
+from memformer.replay.backward import autograd_backward
 
 
 def ceilings(setting: Setting) -> dict[str, Any]:
@@ -85,7 +88,12 @@ KINDS = (
 
 
 def profile(setting: Setting) -> dict[str, Any]:
-    """Where a rollout's time goes, 350M in bf16, without and with torch.compile: seconds of kernels by kind."""
+    """Where a rollout's time goes, 350M in bf16, without and with torch.compile: seconds of kernels by kind.
+
+    With copies of the weights, as the engine trains it. And what the device waits: in `idle_share` of the seconds no
+    kernel runs, and the host needs `launch_seconds` until it has asked for all of them. Where these are nearly all of
+    the seconds, the host is what the rollout waits for.
+    """
     config, found = shape(setting, "350m"), {}
     for name in ("eager", "compiled"):
         torch.manual_seed(0)
@@ -97,10 +105,12 @@ def profile(setting: Setting) -> dict[str, Any]:
         cell = InPrecision(model, torch.bfloat16, setting.device)
         rollout, context = random_rollout(config, *setting.pick((8, 8, 1024), (2, 2, 16)), setting.device)
         run = functools.partial(
-            cell.backward, memory_replay_backward, rollout, carry_of(model, context), denominator=65536.0, seed=0
+            _as_trained, WeightCopies(model, torch.bfloat16), cell, rollout, carry_of(model, context)
         )
-        run()
-        seconds = statistics.median(interleaved_seconds({name: run}, setting.repetitions, setting.device)[name])
+        for _ in range(2):
+            run()
+        times = [launched(run, setting.device) for _ in range(setting.repetitions)]
+        seconds, launch_seconds = (statistics.median(each) for each in zip(*times, strict=True))
         # The host's are left out where the device can be watched alone.
         there = torch.profiler.supported_activities()
         gpu = torch.profiler.ProfilerActivity.CUDA
@@ -108,24 +118,57 @@ def profile(setting: Setting) -> dict[str, Any]:
         with torch.profiler.profile(activities=activities) as recorded:
             run()
             synchronize(setting.device)
-        kinds: dict[str, float] = {}
-        kernels, by_name = 0, {}
-        for event in recorded.key_averages():
-            time_us = event.device_time_total if gpu in there else event.self_cpu_time_total
-            lower = event.key.lower()
-            kind = next((kind for kind, words in KINDS if any(word in lower for word in words)), "others")
-            kinds[kind] = kinds.get(kind, 0.0) + time_us / 1e6
-            by_name[event.key[:120]] = round(time_us / 1e6, 5)
-            kernels += event.count
-        found[name] = {
-            "seconds": seconds,
-            "busy_seconds": sum(kinds.values()),
-            "kernels": kernels,
-            "seconds_by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])),
-            "longest": dict(sorted(by_name.items(), key=lambda item: -item[1])[:25]),
-        }
+        kernels = in_kernels(recorded.key_averages(), gpu in there)
+        found[name] = {"seconds": seconds, "launch_seconds": launch_seconds, **kernels}
+        if gpu in there:
+            found[name]["idle_share"] = 1 - kernels["busy_seconds"] / seconds
         del model, cell, run
     return found
+
+
+def _as_trained(copies: WeightCopies, cell: InPrecision, rollout: Rollout, carry: Carry) -> None:
+    def backward(objective: torch.Tensor, remaining: int) -> None:
+        with copies.adding_together():
+            autograd_backward(objective, remaining)
+
+    with copies.in_place():
+        cell.backward(memory_replay_backward, rollout, carry, backward=backward, denominator=65536.0, seed=0)
+
+
+def launched(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Seconds that it takes, and seconds after which the host has asked for all of it."""
+    synchronize(device)
+    began = time.perf_counter()
+    run()
+    asked = time.perf_counter()
+    synchronize(device)
+    return time.perf_counter() - began, asked - began
+
+
+def in_kernels(events: Iterable[Any], on_gpu: bool) -> dict[str, Any]:
+    """What a profile has of kernels: seconds in all, by kind and of the longest, and how many.
+
+    Args:
+        events: Of torch's profiler, averaged by name.
+        on_gpu: A GPU's own are asked for: the calls that launch them take no time of it, and a span that it was told of
+            is the time of kernels which stand there too. Otherwise all are of the host, without what is inside of each.
+    """
+    kinds, by_name, count = dict[str, float](), dict[str, float](), 0
+    for event in events:
+        time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if on_gpu and (event.device_type == DeviceType.CPU or event.is_user_annotation or not time_us):
+            continue
+        kind = next((kind for kind, words in KINDS if any(word in event.key.lower() for word in words)), "others")
+        kinds[kind] = kinds.get(kind, 0.0) + time_us / 1e6
+        by_name[event.key[:120]] = by_name.get(event.key[:120], 0.0) + time_us / 1e6
+        count += event.count
+    longest = sorted(by_name.items(), key=lambda item: -item[1])[:25]
+    return {
+        "busy_seconds": sum(kinds.values()),
+        "kernels": count,
+        "seconds_by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])),
+        "longest": {name: round(seconds, 5) for name, seconds in longest},
+    }
 
 
 def flat(setting: Setting) -> dict[str, Any]:

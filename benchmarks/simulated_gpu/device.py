@@ -266,7 +266,9 @@ class SimulatedDevice(TorchDispatchMode):
         seconds = self._peaks.seconds(flops, size, inputs[0].dtype if flops else None)
         here = filter(is_on_device, (*inputs, *outputs))  # a number of the host is an argument of the kernel
         named = tuple(dict.fromkeys(_short(each.dtype) for each in here))
-        return Work(1, size, flops, seconds), named
+        # Lists of two dtypes are added one by one.
+        mixed = name == "_foreach_add_" and len(named) > 1
+        return Work(len(args[0]) if mixed else 1, size, flops, seconds), named
 
     def _origin(self, inputs: Sequence[torch.Tensor]) -> tuple[Place, str, bool]:
         """Where work comes from, the autograd node that asks for it (empty in a forward), whether weights are in it.
@@ -354,6 +356,11 @@ def _moved(name: str, args: Any, inputs: Sequence[torch.Tensor], outputs: Sequen
     if name in ("scatter_", "scatter_add_"):  # the numbers that are written, or added to
         written = _distinct(args[2]) // args[2].element_size() * args[0].element_size()
         return written * (1 + (name == "scatter_add_")) + sum(map(_distinct, _tensors(args[2:])))
+    if name in ("_foreach_copy_", "_foreach_add_") and isinstance(
+        args[1], (list, tuple)
+    ):  # into the first list, which an addition reads too
+        first, second = (sum(map(_distinct, each)) for each in args[:2])
+        return first * (1 + (name == "_foreach_add_")) + second
     if name.startswith(("_foreach", "_fused")) and not outputs:  # in place: the lists are read, and most are written
         return 2 * sum(map(_distinct, inputs))
     return sum(map(_distinct, inputs)) + written

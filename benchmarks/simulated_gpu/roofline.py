@@ -70,7 +70,9 @@ def kind_of(name: str, node: str, phase: str, place: Place, dtype: torch.dtype |
         return phase
     if place.file.endswith("/reduction.py"):  # in the last backward
         return "reduction"
-    if node.endswith("AccumulateGrad"):
+    if place.file.endswith("/weight_copies.py") and name == "_foreach_copy_":
+        return "casts of weights"
+    if node.endswith("AccumulateGrad") or place.file.endswith("/weight_copies.py"):
         return "accumulation of weight gradients"
     if name == "_to_copy":
         return "casts of weights" if of_weights else "casts of activations"

@@ -104,14 +104,14 @@ def _compile_on_the_device(device: SimulatedDevice) -> None:
 
     compile_layers = compilation.compile_layers
 
-    def compiled(model: Any) -> None:
+    def compiled(model: Any, methods: bool = True) -> None:
         import torch._dynamo.config
 
         from benchmarks.simulated_gpu import compiler  # here: it takes seconds
 
         compiler.install(device)
         torch._dynamo.config.suppress_errors = False
-        compile_layers(model)
+        compile_layers(model, methods)
 
     setattr(compilation, "_missing", lambda _: None)  # noqa: B010
     setattr(compilation, "compile_layers", compiled)  # noqa: B010

@@ -389,9 +389,13 @@ class Engine(abc.ABC):
             objective = objective * self.loss_scale.value
         if self._plain:
             early = self._partitions if self._sends_early and boundary else None
-            leaves = self._weight_copies.leaves if self._weight_copies else {}
-            with early.reduction.from_here(leaves) if early else contextlib.nullcontext():
-                torch.autograd.backward(objective)
+            copies = self._weight_copies
+            if early:
+                with early.reduction.from_here(copies.leaves if copies else {}):
+                    torch.autograd.backward(objective)
+            else:
+                with copies.adding_together() if copies else contextlib.nullcontext():
+                    torch.autograd.backward(objective)
             return
         if not self._coalesced:
             # At stage 0 they are reduced at the rollout's end, when the module has its own weights again.

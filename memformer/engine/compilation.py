@@ -13,12 +13,14 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from memformer.config.schema import Config
-from memformer.models.protocol import MemoryModel
+from memformer.models.protocol import Compiled, MemoryModel
 from memformer.models.registry import family_of
+from memformer.models.scoring import Head
 from memformer.parallel.tensor import leave_uncompiled
 from memformer.run.directory import RunDirectory
 
@@ -101,7 +103,8 @@ def compile_model(model: MemoryModel, config: Config, device: torch.device) -> N
     keep_whole_files_alone()
     if config.compile == "auto":
         torch._dynamo.config.suppress_errors = True
-    compile_layers(model)
+    # Where hooks gather parameters, or heads are spread, graphs of what is no layer would break.
+    compile_layers(model, methods=config.parallel.zero_stage != 3 and config.parallel.tensor == 1)
 
 
 def keep_whole_files_alone() -> None:
@@ -131,11 +134,15 @@ def _compiled_whole(real: Callable[[str, str], None], cmd_line: str, cwd: str) -
     os.replace(Path(cwd, words[place]), Path(cwd, target))
 
 
-def compile_layers(model: MemoryModel) -> None:
-    """torch.compile of what each layer computes: the layers of a stack share their graphs.
+def compile_layers(model: MemoryModel, methods: bool = True) -> None:
+    """torch.compile of what each layer computes, whose stack shares its graphs, and of what a head does to many logits.
 
     Hooks of the layer (ZeRO-3's) and its recomputation stay outside. Under tensor parallelism a layer's graph breaks
     where the processes talk.
+
+    Args:
+        model: Its layers.
+        methods: Compile also the methods that it names, if it is `protocol.Compiled`.
     """
     import torch._dynamo.config
 
@@ -153,3 +160,9 @@ def compile_layers(model: MemoryModel) -> None:
         # Each shape has a graph of its own: one for all that were seen would come in the place of the first after an
         # evaluation, and a run that was resumed between the two would round otherwise.
         layer.forward = torch.compile(layer.forward, dynamic=False)
+    module: Any = model
+    for each in module.modules():
+        if isinstance(each, Head):
+            each.compile_chunks()
+    for name in model.compiled_methods if methods and isinstance(model, Compiled) else ():
+        setattr(model, name, torch.compile(getattr(model, name), dynamic=False))

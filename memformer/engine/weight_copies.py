@@ -20,6 +20,11 @@ from memformer.engine.sent import only_multiplied
 from memformer.models.protocol import MemoryModel
 from memformer.models.scoring import Head
 
+SMALL = 2**16
+"""Elements of a parameter without a copy whose gradients may wait for the end of a backward: norms and biases."""
+WAITING = 2**24
+"""Elements of copies' gradients that wait together, 32 MiB: those of a layer of width 1,024."""
+
 
 class Copied(NamedTuple):
     """A weight, and the modules that have it as their own, each with its name there."""
@@ -61,14 +66,18 @@ class WeightCopies:
 
     def __init__(self, model: MemoryModel, dtype: torch.dtype, sums: torch.dtype = torch.float32) -> None:
         self._dtype, self._copied, self._narrow = dtype, copied_weights(model), sums == dtype
+        copied = {id(each.weight) for each in self._copied}
+        trained = [each for _, each in model.named_parameters() if each.requires_grad and id(each) not in copied]
+        self._small = [each for each in trained if each.numel() <= SMALL]
+        self._waiting: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._elements, self._together = 0, False
         self.leaves: dict[nn.Parameter, nn.Parameter] = {}
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the model computes with the copies; afterwards the sums are the weights' gradients."""
-        with torch.no_grad():
-            copies = [self._copy(copied.weight) for copied in self._copied]
         weights = [copied.weight for copied in self._copied]
+        copies = self._copies(weights)
         self._put(copies)
         self.leaves = dict(zip(weights, copies, strict=True))
         try:
@@ -76,33 +85,69 @@ class WeightCopies:
         finally:
             self._put(weights)
             self.leaves = {}
-            for copied, copy in zip(self._copied, copies, strict=True):
-                if self._narrow:
-                    copied.weight.grad_dtype = None  # whichever its gradient has
-                    copied.weight.grad = copy.grad
+            for weight, copy in zip(weights, copies, strict=True) if self._narrow else ():
+                weight.grad_dtype = None  # whichever its gradient has
+                weight.grad = copy.grad
 
-    def _copy(self, weight: nn.Parameter) -> nn.Parameter:
-        copy: Any = nn.Parameter(weight.to(self._dtype))  # torch's own methods have no types
-        if self._narrow:
-            copy.grad, weight.grad = weight.grad, None
-        else:
-            copy.register_post_accumulate_grad_hook(functools.partial(_add_to, weight))
-        return copy  # type: ignore[no-any-return]
+    @contextlib.contextmanager
+    def adding_together(self) -> Iterator[None]:
+        """Around a backward of which no gradient is looked at before it has ended: they are added up many at a time.
+
+        The sums are the same to the last bit. A GPU waits for a host that launches each addition by itself.
+        """
+        sums = [(each, each.grad) for each in self._small if each.grad is not None]
+        for parameter, _ in sums:
+            parameter.grad = None
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            self._add()
+            found = [(total, each.grad) for each, total in sums if each.grad is not None]
+            if found:
+                torch._foreach_add_([total for total, _ in found], [gradient for _, gradient in found])
+            for parameter, total in sums:
+                parameter.grad = total
+
+    @torch.no_grad()
+    def _copies(self, weights: list[nn.Parameter]) -> list[nn.Parameter]:
+        values = [torch.empty_like(weight, dtype=self._dtype) for weight in weights]
+        if values:
+            torch._foreach_copy_(values, list[torch.Tensor](weights))
+        copies: list[Any] = [nn.Parameter(value) for value in values]  # torch's own methods have no types
+        for weight, copy in zip(weights, copies, strict=True):
+            if self._narrow:
+                copy.grad, weight.grad = weight.grad, None
+            else:
+                copy.register_post_accumulate_grad_hook(functools.partial(self._take, weight))
+        return copies
 
     def _put(self, weights: list[nn.Parameter]) -> None:
         for copied, weight in zip(self._copied, weights, strict=True):
             for module, name in copied.places:
                 module._parameters[name] = weight
 
+    def _take(self, weight: nn.Parameter, copy: torch.Tensor) -> None:
+        """The gradient of a copy is to become the weight's, or to be added to it.
 
-def _add_to(weight: nn.Parameter, copy: torch.Tensor) -> None:
-    """The gradient of a copy becomes the weight's, or is added to it.
+        At once, or with some others, and not after the backward: gradients of all weights would lie beside the sums.
+        """
+        assert copy.grad is not None
+        self._waiting.append((weight, copy.grad))
+        self._elements += copy.grad.numel()
+        copy.grad = None
+        if not self._together or self._elements >= WAITING:
+            self._add()
 
-    At once, and not after the backward, since gradients of all weights would lie beside the sums until then.
-    """
-    assert copy.grad is not None
-    if weight.grad is None:
-        weight.grad = copy.grad.float()
-    else:
-        weight.grad.add_(copy.grad)
-    copy.grad = None
+    def _add(self) -> None:
+        sums, gradients = list[torch.Tensor](), list[torch.Tensor]()
+        for weight, gradient in self._waiting:
+            if weight.grad is None:
+                weight.grad = gradient.float()
+            else:
+                sums.append(weight.grad)
+                gradients.append(gradient)
+        if sums:
+            torch._foreach_add_(sums, gradients)
+        self._waiting, self._elements = [], 0

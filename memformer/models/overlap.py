@@ -31,6 +31,9 @@ def before(
         every segment begins with the start token; at least 1.
     """
     overlap = min(overlap, segment.context.shape[1])
+    if overlap == 0:
+        start_B1 = torch.full_like(segment.target_length, start_token_id)[:, None]
+        return start_B1, torch.ones_like(start_B1, dtype=torch.bool)
     known_B1 = segment.context_length.masked_fill(segment.reset, 0).clamp(max=overlap)[:, None]
     prefix = max(1, overlap + every_start)
     back = torch.arange(prefix - 1, -1, -1, device=segment.target.device)  # 0: the last token before the segment

@@ -105,6 +105,17 @@ class Looking(Protocol):
         """One read and one write of the memory [B, K, C], without gradient; as of `Family.look`."""
 
 
+@runtime_checkable
+class Compiled(Protocol):
+    """What a `MemoryModel` has beside, if more of it than its layers is compiled with them.
+
+    Attributes:
+        compiled_methods: Names of methods that compute on tensors alone, as between the layers.
+    """
+
+    compiled_methods: tuple[str, ...]
+
+
 class Stage(Protocol):
     """The layers of one stage of a pipeline, as `family_record.Stages.cut` gives them: a `torch.nn.Module`.
 

@@ -4,7 +4,8 @@
 Shapes: B lanes, S tokens a segment, N = B*S, D width, V ids that the head here gives the logits of.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,18 @@ class Score:
         return logits
 
 
+class Fused(NamedTuple):
+    """What is done to a chunk of logits in 16 bits, as kernels that read and write them once.
+
+    Attributes:
+        scored: `_scored`, compiled.
+        for_logits: `_for_logits`, compiled.
+    """
+
+    scored: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    for_logits: Callable[..., torch.Tensor]
+
+
 class Head(nn.Linear):
     """A linear map from what leaves the last norm to logits, or at once to the losses of targets.
 
@@ -99,6 +112,11 @@ class Head(nn.Linear):
         super().__init__(*arguments, **keywords)
         self.score = Score()
         self.chunk_bytes = CHUNK_BYTES
+        self.fused: Fused | None = None
+
+    def compile_chunks(self) -> None:
+        """torch.compile of what is done to a chunk's logits in 16 bits; wider ones would be there twice."""
+        self.fused = Fused(torch.compile(_scored, dynamic=False), torch.compile(_for_logits, dynamic=False))
 
     def forward(self, x_BSD: torch.Tensor, targets_BS: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the ids here, or losses.
@@ -119,7 +137,8 @@ class Head(nn.Linear):
             losses_N = self.score.losses(widened(super().forward(x_ND)), targets_N)
         else:
             x_ND, rows = x_ND.to(_dtype_of_products(x_ND)), -(-len(targets_N) // chunks)
-            losses_N = _ChunkedLosses.apply(x_ND, self.weight, self.bias, targets_N, self.score, rows)
+            fused = self.fused if x_ND.element_size() == 2 else None
+            losses_N = _ChunkedLosses.apply(x_ND, self.weight, self.bias, targets_N, self.score, rows, fused)
         return losses_N.view_as(targets_BS)
 
 
@@ -150,12 +169,19 @@ class _ChunkedLosses(torch.autograd.Function):
         targets_N: torch.Tensor,
         score: Score,
         rows: int,
+        fused: Fused | None,
     ) -> torch.Tensor:
         own = weight_VD.to(x_ND.dtype)  # made again in the backward, so that no copy waits for it
         ids_N, elsewhere_N = _local(targets_N, score.first, len(own))
         normalisers, scores = [], []
         for at in _chunks(len(x_ND), rows):
-            logits = widened(_products(x_ND[at], own, bias_V))
+            logits = _products(x_ND[at], own, bias_V)
+            if fused is not None:
+                found, normaliser = fused.scored(logits, ids_N[at])
+                scores.append(found)
+                normalisers.append(normaliser)
+                continue
+            logits = widened(logits)
             scores.append(logits.gather(1, ids_N[at, None])[:, 0])
             # By one kernel, where the steps of a log-sum-exp are four that read and write all logits.
             logits = torch.log_softmax(logits, dim=-1)
@@ -165,7 +191,7 @@ class _ChunkedLosses(torch.autograd.Function):
         own_N = torch.cat(normalisers)
         normalisers_N, scores_N = score.joined(own_N, scores_N)
         ctx.save_for_backward(x_ND, weight_VD, bias_V, targets_N, own_N, normalisers_N, scores_N)
-        ctx.first, ctx.rows = score.first, rows
+        ctx.first, ctx.rows, ctx.fused = score.first, rows, fused
         return (normalisers_N - scores_N).masked_fill_(targets_N == IGNORE, 0)
 
     @staticmethod
@@ -184,11 +210,16 @@ class _ChunkedLosses(torch.autograd.Function):
         for_weight = weight_VD.new_zeros(weight_VD.shape, dtype=normalisers_N.dtype) if needs_weight else None
         for_bias = normalisers_N.new_zeros(len(own)) if needs_bias else None
         for at in _chunks(len(x_ND), ctx.rows):
-            out = _softmax(_products(x_ND[at], own, bias_V), own_N[at, None])
-            same = out.dtype == x_ND.dtype
-            out = torch.mul(out, share_N[at, None], out=out if same else torch.empty_like(out, dtype=x_ND.dtype))
-            found = torch.where(elsewhere_N[at, None], out.gather(1, ids_N[at, None]), found_N[at, None].to(out.dtype))
-            out.scatter_(1, ids_N[at, None], found)
+            out = _products(x_ND[at], own, bias_V)
+            if ctx.fused is not None:
+                out = ctx.fused.for_logits(out, own_N[at], share_N[at], ids_N[at], found_N[at], elsewhere_N[at])
+            else:
+                out = _softmax(out, own_N[at, None])
+                same = out.dtype == x_ND.dtype
+                out = torch.mul(out, share_N[at, None], out=out if same else torch.empty_like(out, dtype=x_ND.dtype))
+                own_share = out.gather(1, ids_N[at, None])
+                found = torch.where(elsewhere_N[at, None], own_share, found_N[at, None].to(out.dtype))
+                out.scatter_(1, ids_N[at, None], found)
             if for_bias is not None:
                 for_bias += out.sum(0, dtype=for_bias.dtype)
             if for_x is not None:
@@ -206,7 +237,28 @@ class _ChunkedLosses(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _scored(logits_nV: torch.Tensor, ids_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some logits of a row each, float32, and the log-sum-exp of each row."""
+    logits_nV = widened(logits_nV)
+    return logits_nV.gather(1, ids_n[:, None])[:, 0], logits_nV.logsumexp(dim=-1)
+
+
+def _for_logits(
+    logits_nV: torch.Tensor,
+    normalisers_n: torch.Tensor,
+    shares_n: torch.Tensor,
+    ids_n: torch.Tensor,
+    found_n: torch.Tensor,
+    elsewhere_n: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of logits, [n, V] in their dtype: the softmax times a token's share; the target's, if it is here."""
+    out_nV = (widened(logits_nV) - normalisers_n[:, None]).exp() * shares_n[:, None]
+    own_nV = torch.arange(logits_nV.shape[1], device=logits_nV.device) == ids_n[:, None]
+    return torch.where(own_nV & ~elsewhere_n[:, None], found_n[:, None], out_nV).to(logits_nV.dtype)
 
 
 def _chunks(tokens: int, rows: int) -> list[slice]:

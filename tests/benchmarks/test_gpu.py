@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,6 +111,29 @@ def test_the_page_says_what_differs_and_where_parts_ran() -> None:
     drawn = page(values)
     assert "| 350m-compiled | 130 | 1.30 x 350m | 1.000 |" in drawn
     assert "* H100, commit abc: train-350m." in drawn and "* H200, commit abc: train-350m-compiled." in drawn
+
+
+def test_a_profile_counts_kernels_once_and_nothing_else() -> None:
+    """Not the calls that launch them, which take no time of the GPU or are said to take their kernels', nor spans."""
+
+    def event(key: str, count: int, seconds: float, kind: str = "CUDA", span: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key,
+            count=count,
+            self_device_time_total=1e6 * seconds,
+            self_cpu_time_total=5e6,
+            device_type=getattr(torch.autograd.DeviceType, kind),
+            is_user_annotation=span,
+        )
+
+    long = "void at::native::elementwise_kernel<" + "a" * 120
+    events = [event("nvjet_tst", 3, 0.5), event(f"{long}, 1>", 2, 0.25), event(f"{long}, 2>", 1, 0.125)]
+    beside = [event("cudaLaunchKernel", 6, 0.0, "CPU"), event("cuLaunchKernelEx", 1, 0.5, "CPU")]
+    found = gpu_parts.in_kernels([*events, *beside, event("memformer: pass 1", 1, 0.875, span=True)], on_gpu=True)
+    assert (found["kernels"], found["busy_seconds"]) == (6, 0.875)
+    assert found["seconds_by_kind"] == {"matrix products": 0.5, "elementwise": 0.375}
+    assert found["longest"] == {"nvjet_tst": 0.5, long[:120]: 0.375}
+    assert gpu_parts.in_kernels(beside, on_gpu=False)["busy_seconds"] == 10
 
 
 def test_a_program_ends_with_what_it_has_started(tmp_path: Path) -> None:

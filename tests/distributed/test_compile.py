@@ -1,5 +1,5 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""What torch.compile makes of a rollout's layers, counted in a real engine: graphs, and places where they break.
+"""What torch.compile makes of a rollout's layers and writes, counted in a real engine: graphs, and where they break.
 
 The compiler behind dynamo is left out: what it gets is what is counted. On the commit before, layers that are
 recomputed gave 68 captured calls instead of 346, since nothing was compiled, and ZeRO-3 43 graphs with 72 breaks.
@@ -85,5 +85,6 @@ def test_layers_are_compiled_whole() -> None:
         assert not found["breaks"], case
         # Groups of three lanes and the one that is left; decoders of two segments and the one that is left.
         shapes = 2 if case.lanes_per_micro_batch or case.decoder_batch > 1 else 1
-        assert found["calls"] > 300 and found["graphs"] <= 8 * shapes, (case, found["calls"], found["graphs"])
+        most = (8 if case.zero_stage == 3 else 12) * shapes  # where hooks gather its parameters, writing is left out
+        assert found["calls"] > 300 and found["graphs"] <= most, (case, found["calls"], found["graphs"])
         assert found["more"] == 0, case

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from memformer.engine.base import Engine
 from memformer.engine.making import make_engine
 from memformer.engine.reduction import Reduction, sent_while_it_ends, through_the_model
-from memformer.engine.weight_copies import _add_to
+from memformer.engine.weight_copies import WeightCopies
 from memformer.processes.group import World
 from memformer.replay import Carry
 from tests.distributed.processes import run_distributed
@@ -162,8 +162,9 @@ def added_to_beside_its_copy(world: World) -> list[str]:
     reduction: Reduction = engine._partitions.reduction
     first = list(reduction._buckets[0].parameters)
     copies = {p: torch.nn.Parameter(p.detach().clone()) for p in first}
+    take = WeightCopies(engine.model, torch.bfloat16)._take
     for parameter, copy in copies.items():
-        copy.register_post_accumulate_grad_hook(functools.partial(_add_to, parameter))
+        copy.register_post_accumulate_grad_hook(functools.partial(take, parameter))
     said = []
     with reduction.from_here(copies):
         for each in (first[0], *copies.values(), first[0]):

@@ -57,7 +57,7 @@ def read(
 ) -> torch.Tensor:
     """Encoder layers, [B, S, D] -> [B, S, D], without the norm that follows the last."""
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
-    rotary = Rotary.table(0, x_BSD.shape[1], config, x_BSD.device)
+    rotary = Rotary.kept(0, x_BSD.shape[1], config, x_BSD)
     x_BSD = _kept(x_BSD, config)
     for layer in layers:
         x_BSD = layer(x_BSD, memory_BKD, mask, rotary)
@@ -129,7 +129,7 @@ def respond(
     width, length = context_BSD.shape[1], y_BND.shape[1]
     # The last token in front of the targets is at position S, whatever the overlap, which reaches back from there.
     first = width + 1 - config.prefix_length(width)
-    rotary = Rotary.table(0, first + length, config, y_BND.device)
+    rotary = Rotary.kept(0, first + length, config, y_BND)
     context_rotary, rotary = rotary.rows(0, width), rotary.rows(first, first + length)
     mask = None if mask_BS is None else mask_BS[:, None, None, :]
     y_BND = _kept(y_BND, config)

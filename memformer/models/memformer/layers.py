@@ -32,6 +32,26 @@ class Rotary(NamedTuple):
         angles = torch.outer(positions_N.float(), config.rotary_base**-exponents)
         return cls(angles.cos(), angles.sin())
 
+    @classmethod
+    def kept(cls, start: int, stop: int, config: MemformerConfig, x: torch.Tensor) -> "Rotary":
+        """The table for what is computed from x, made once and kept: all segments have the same.
+
+        Where autocast is on it has the dtype of products, to which `rotate` would cast it in every layer.
+        """
+        kind, dtype = x.device.type, torch.float32
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves as it is
+            dtype = torch.get_autocast_dtype(kind)
+        key = start, stop, config.d_model // config.num_heads, config.rotary_base, x.device, dtype
+        found = _TABLES.get(key)
+        if found is None:
+            with torch.inference_mode(False):  # training may come after an evaluation, and has it in its graphs
+                found = cls(*(each.to(dtype) for each in cls.table(start, stop, config, x.device)))
+            if type(found.cos) is torch.Tensor:  # and not one without numbers, of a trace
+                if len(_TABLES) == _MOST_TABLES:
+                    del _TABLES[next(iter(_TABLES))]
+                _TABLES[key] = found
+        return found
+
     def rows(self, start: int, stop: int) -> "Rotary":
         """The positions start .. stop-1 of this table."""
         return Rotary(self.cos[start:stop], self.sin[start:stop])
@@ -47,6 +67,11 @@ class Rotary(NamedTuple):
             return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).transpose(1, 2)
         rotated: torch.Tensor = Rotation.apply(x_BHSE, cos, sin)
         return rotated
+
+
+_TABLES: dict[tuple[Any, ...], Rotary] = {}
+_MOST_TABLES = 16
+"""An evaluation has segments of many lengths; tables of 2,048 positions take half a megabyte."""
 
 
 class Rotation(torch.autograd.Function):

@@ -133,6 +133,8 @@ class Memformer(nn.Module):
         ValueError: vocab_size or start_token_id is None.
     """
 
+    compiled_methods = ("write",)
+
     def __init__(self, config: MemformerConfig, construction: Construction | None = None) -> None:
         super().__init__()
         construction = construction or Construction()

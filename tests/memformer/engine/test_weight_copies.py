@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from memformer.engine import weight_copies
 from memformer.engine.weight_copies import WeightCopies, copied_weights
 from memformer.parallel.activation_checkpointing import recomputed
 from memformer.replay import Carry, memory_replay_backward
@@ -66,11 +67,19 @@ def replayed(model: Any, dtype: torch.dtype, backward: Backward = autograd_backw
             memory_replay_backward(cell, rollout.lanes(*span), carry, backward, denominator=9.0, seed=start)
 
 
-def gradients(case: Case, copied: bool, sums: torch.dtype = torch.float32) -> dict[str, torch.Tensor | None]:
+def gradients(
+    case: Case, copied: bool, sums: torch.dtype = torch.float32, together: bool = False
+) -> dict[str, torch.Tensor | None]:
     """Of all parameters."""
     model, dtype = made(case), DTYPES[case.precision]
-    with WeightCopies(model, dtype, sums).in_place() if copied else contextlib.nullcontext():
-        replayed(model, dtype)
+    copies = WeightCopies(model, dtype, sums)
+
+    def backward(objective: torch.Tensor, remaining: int) -> None:
+        with copies.adding_together() if together else contextlib.nullcontext():
+            autograd_backward(objective, remaining)
+
+    with copies.in_place() if copied else contextlib.nullcontext():
+        replayed(model, dtype, backward)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -82,6 +91,36 @@ def test_gradients_are_those_of_autocast_to_the_last_bit(case: Case) -> None:
         assert (found[name] is None) == (gradient is None), name
         assert gradient is None or torch.equal(gradient, found[name]), name
         assert found[name] is None or found[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("waiting", [1000, 2**24])
+@pytest.mark.parametrize("sums", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_that_are_added_together_are_the_same_to_the_last_bit(
+    sums: torch.dtype, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some weights at a time or all at the end."""
+    monkeypatch.setattr(weight_copies, "WAITING", waiting)
+    plain, added, foreach = gradients(CASES[0], copied=True, sums=sums), list[int](), torch._foreach_add_
+    monkeypatch.setattr(torch, "_foreach_add_", lambda *lists: (added.append(len(lists[0])), foreach(*lists)))
+    found = gradients(CASES[0], copied=True, sums=sums, together=True)
+    assert list(found) == list(plain)
+    for name, gradient in plain.items():
+        assert (found[name] is None) == (gradient is None), name
+        assert gradient is None or torch.equal(gradient, found[name]), name
+    small = sum(parameter.dim() == 1 for parameter in made(CASES[0]).parameters())
+    assert max(added) >= small
+
+
+def test_a_backward_that_fails_leaves_the_sums() -> None:
+    model = made(CASES[0])
+    copies = WeightCopies(model, torch.bfloat16)
+    with copies.in_place():
+        replayed(model, torch.bfloat16)
+        before = {name: parameter.grad for name, parameter in model.named_parameters()}
+        with pytest.raises(ZeroDivisionError), copies.adding_together():
+            assert model.encoder_norm.weight.grad is None
+            raise ZeroDivisionError
+        assert all(parameter.grad is before[name] for name, parameter in model.named_parameters())
 
 
 def test_sums_in_bfloat16_round_every_addition() -> None:

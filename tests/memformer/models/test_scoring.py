@@ -4,6 +4,7 @@
 The vocabulary of 37 and the 33 tokens divide by nothing, so that the last chunk is a shorter one.
 """
 
+import functools
 from typing import Any
 
 import pytest
@@ -28,9 +29,13 @@ def problem(dtype: torch.dtype, bias: bool) -> tuple[Head, torch.Tensor, Segment
     return head, x_BSD, segment, torch.linspace(-2, 1, LANES * LENGTH, dtype=dtype).view(LANES, LENGTH)
 
 
-def found(chunk_bytes: int, dtype: torch.dtype, bias: bool, autocast: torch.dtype | None) -> dict[str, Any]:
+def found(
+    chunk_bytes: int, dtype: torch.dtype, bias: bool, autocast: torch.dtype | None, compiled: bool = False
+) -> dict[str, Any]:
     """Losses and gradients by chunks of so many bytes; 0 asks for `token_losses` of the head's logits."""
     head, x_BSD, segment, weights = problem(dtype, bias)
+    if compiled:
+        head.compile_chunks()
     leaf = x_BSD.requires_grad_()
     head.chunk_bytes = chunk_bytes or CHUNK_BYTES
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
@@ -64,9 +69,29 @@ def test_chunks_are_the_plain_form(
     assert plain["losses"][1, 4:].eq(0).all() and chunked["losses"][1, 4:].eq(0).all() and chunked["x"][2].eq(0).all()
 
 
-def test_a_target_that_is_nearly_certain_keeps_its_gradient_in_16_bits() -> None:
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_compiled_chunks_are_the_plain_form(autocast: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured whole, and nearer to the plain form than 16 bits are; wider logits are left as they were."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    chunk_bytes = 7 * IDS * 4
+    plain = found(0, torch.float32, False, autocast)
+    for name, value in found(chunk_bytes, torch.float32, False, autocast, compiled=True).items():
+        error = (value - plain[name]).abs().max() / plain[name].abs().max()
+        assert value.dtype == plain[name].dtype and error < (1e-2 if autocast == torch.bfloat16 else 2e-3), name
+    wide = found(chunk_bytes, torch.float32, True, None)
+    for name, value in found(chunk_bytes, torch.float32, True, None, compiled=True).items():
+        assert torch.equal(value, wide[name]), name
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_target_that_is_nearly_certain_keeps_its_gradient_in_16_bits(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its share of 0.9999 is 1 in bfloat16; what it lacks of 1 is the gradient, and is not taken from that."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
     head = Head(2, 2, bias=False)
+    if compiled:
+        head.compile_chunks()
     head.weight.data = torch.tensor([[9.25, 0.0], [0.0, 0.0]])
     head.chunk_bytes = 8
     x = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], requires_grad=True)

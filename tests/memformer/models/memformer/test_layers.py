@@ -5,7 +5,9 @@ import dataclasses
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from memformer.models.memformer import layers
 from memformer.models.memformer.layers import Attention, FeedForward, HeadNorm, Norm, Rotary, merge_heads
 from tests.memformer.examples import SMALL, random_memory, small_config, small_model
 
@@ -42,6 +44,29 @@ def test_a_gain_is_of_one_head_and_place() -> None:
     expected = x / (x.square().mean(-1, keepdim=True) + SMALL.norm_epsilon).sqrt()
     expected = expected * torch.arange(16).view(1, 2, 1, 8)
     torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-12)
+
+
+def test_a_kept_table_is_the_one_that_rotating_would_make() -> None:
+    """In the dtype of autocast's products where it is on; made once, and fit for a graph after an evaluation."""
+    x, rotated = torch.randn(1, LENGTH, 16), torch.randn(1, 2, LENGTH, 8, dtype=torch.bfloat16, requires_grad=True)
+    plain = Rotary.table(0, LENGTH, SMALL, x.device)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = Rotary.kept(0, LENGTH, SMALL, x)
+        assert Rotary.kept(0, LENGTH, SMALL, x) is kept
+        assert Rotary.kept(0, LENGTH, SMALL, x.double()).cos.dtype == torch.float32, "autocast leaves float64"
+    assert kept.cos.dtype == torch.bfloat16 and torch.equal(Rotary.kept(0, LENGTH, SMALL, x).cos, plain.cos)
+    assert torch.equal(kept.rotate(rotated), plain.rotate(rotated))
+    kept.rotate(rotated).sum().backward()
+
+
+def test_few_tables_are_kept_and_none_without_numbers() -> None:
+    x = torch.randn(1, LENGTH, 16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(Rotary.kept(3, 90, SMALL, x).cos, FakeTensor)
+    assert not isinstance(Rotary.kept(3, 90, SMALL, x).cos, FakeTensor)
+    for stop in range(100, 150):
+        Rotary.kept(0, stop, SMALL, x)
+    assert len(layers._TABLES) == layers._MOST_TABLES
 
 
 def test_rotary_positions_are_relative() -> None:

@@ -379,17 +379,29 @@ def test_a_bfloat16_model_runs() -> None:
     loss.backward()
 
 
-def test_compiled_layers_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [{}, {"memory_forgetting": "written", "memory_write_threshold": 0.01}], ids=str)
+@pytest.mark.parametrize("fused", [False, True])
+def test_compiled_layers_and_writes_equal_eager_ones(
+    changes: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Captured with their gradients; the C++ that inductor would write of them takes longer than all else here."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    model = small_model(torch.float64, num_encoder_layers=1, num_decoder_layers=1)
-    segment, memory = full_segment(LANES, LENGTH), random_memory(model, LANES)
-    expected = gradients(model, segment, memory)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    model = small_model(torch.float64, num_encoder_layers=1, num_decoder_layers=1, **changes)
+    assert model.writer is not None
+    model.writer.fused = fused
+    memory, whole = random_memory(model, LANES), full_segment(LANES, LENGTH)
+    ragged = whole._replace(context_length=torch.tensor([LENGTH, 3, 0]), reset=torch.tensor([False, False, True]))
+    segments = [whole, ragged._replace(ragged=True)]
+    expected = [gradients(model, segment, memory) for segment in segments]
     compile_layers(model)
-    got = gradients(model, segment, memory)
-    assert got.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-9, atol=1e-12, msg=name)
+    assert "write" in vars(model)
+    for segment, plain in zip(segments, expected, strict=True):
+        got = gradients(model, segment, memory)
+        assert got.keys() == plain.keys()
+        for name in plain:
+            torch.testing.assert_close(got[name], plain[name], rtol=1e-9, atol=1e-12, msg=name)
+    compile_layers(other := small_model(), methods=False)
+    assert "write" not in vars(other)
 
 
 def test_the_model_needs_torch_alone() -> None:
