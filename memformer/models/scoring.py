@@ -181,6 +181,7 @@ class _ChunkedLosses(torch.autograd.Function):
                 found, normaliser = fused.scored(logits, ids_N[at])
                 scores.append(found)
                 normalisers.append(normaliser)
+                del logits
                 continue
             logits = widened(logits)
             scores.append(logits.gather(1, ids_N[at, None])[:, 0])
