@@ -94,16 +94,15 @@ def _training(parts: Mapping[str, Any]) -> str:
 
 
 def _profile(parts: Mapping[str, Any]) -> str:
-    rows = []
+    rows, columns = [], ["", "seconds", "of them in kernels", "kernels", "by kind, seconds"]
     for name, found in parts.get("profile", {}).items():
         if isinstance(found, dict):
             kinds = [f"{kind} {seconds:.3f}" for kind, seconds in found["seconds_by_kind"].items() if seconds > 0.001]
-            times = [
-                f"{found[name]:.3f}" if name in found else "" for name in ("seconds", "busy_seconds", "launch_seconds")
-            ]
-            idle = f"{100 * found['idle_share']:.0f}%" if "idle_share" in found else ""
-            rows.append([name, *times, idle, f"{found['kernels']:,}", ", ".join(kinds)])
-    columns = ["", "seconds", "of them in kernels", "until all are launched", "idle", "kernels", "by kind, seconds"]
+            busy = f"{found['busy_seconds']:.3f}"
+            rows.append([name, f"{found['seconds']:.3f}", busy, f"{found['kernels']:,}", ", ".join(kinds)])
+            if "idle_share" in found:  # not in results of before
+                columns[3:-1] = ["idle", "until all are launched", "kernels"]
+                rows[-1][3:3] = [f"{100 * found['idle_share']:.0f}%", f"{found['launch_seconds']:.3f}"]
     return markdown_table(columns, rows) if rows else ""
 
 

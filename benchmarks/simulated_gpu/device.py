@@ -356,9 +356,8 @@ def _moved(name: str, args: Any, inputs: Sequence[torch.Tensor], outputs: Sequen
     if name in ("scatter_", "scatter_add_"):  # the numbers that are written, or added to
         written = _distinct(args[2]) // args[2].element_size() * args[0].element_size()
         return written * (1 + (name == "scatter_add_")) + sum(map(_distinct, _tensors(args[2:])))
-    if name in ("_foreach_copy_", "_foreach_add_") and isinstance(
-        args[1], (list, tuple)
-    ):  # into the first list, which an addition reads too
+    if name in ("_foreach_copy_", "_foreach_add_") and isinstance(args[1], (list, tuple)):
+        # Into the first list, which an addition reads too.
         first, second = (sum(map(_distinct, each)) for each in args[:2])
         return first * (1 + (name == "_foreach_add_")) + second
     if name.startswith(("_foreach", "_fused")) and not outputs:  # in place: the lists are read, and most are written

@@ -4,6 +4,7 @@
 Shapes: B lanes, S tokens a segment, N = B*S, D width, V ids that the head here gives the logits of.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ class Head(nn.Linear):
 
     def compile_chunks(self) -> None:
         """torch.compile of what is done to a chunk's logits in 16 bits; wider ones would be there twice."""
-        self.fused = Fused(torch.compile(_scored, dynamic=False), torch.compile(_for_logits, dynamic=False))
+        self.fused = Fused(torch.compile(_scored, dynamic=False), _compiled_for_backward(_for_logits))
 
     def forward(self, x_BSD: torch.Tensor, targets_BS: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the ids here, or losses.
@@ -180,6 +181,7 @@ class _ChunkedLosses(torch.autograd.Function):
                 found, normaliser = fused.scored(logits, ids_N[at])
                 scores.append(found)
                 normalisers.append(normaliser)
+                del logits
                 continue
             logits = widened(logits)
             scores.append(logits.gather(1, ids_N[at, None])[:, 0])
@@ -259,6 +261,24 @@ def _for_logits(
     out_nV = (widened(logits_nV) - normalisers_n[:, None]).exp() * shares_n[:, None]
     own_nV = torch.arange(logits_nV.shape[1], device=logits_nV.device) == ids_n[:, None]
     return torch.where(own_nV & ~elsewhere_n[:, None], found_n[:, None], out_nV).to(logits_nV.dtype)
+
+
+def _compiled_for_backward(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """torch.compile of what a backward calls: on a GPU in a thread that does not see how the compiler was set."""
+    import torch._dynamo.config as settings
+
+    compiled = torch.compile(function, dynamic=False)
+    kept = {"suppress_errors": settings.suppress_errors, "recompile_limit": settings.recompile_limit}
+    seen = set[tuple[torch.Size, torch.dtype]]()
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        form = inputs[0].shape, inputs[0].dtype
+        # Setting them takes longer than the call.
+        with contextlib.nullcontext() if form in seen else settings.patch(kept):
+            seen.add(form)
+            return compiled(*inputs)
+
+    return run
 
 
 def _chunks(tokens: int, rows: int) -> list[slice]:

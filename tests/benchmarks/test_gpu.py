@@ -134,6 +134,11 @@ def test_a_profile_counts_kernels_once_and_nothing_else() -> None:
     assert found["seconds_by_kind"] == {"matrix products": 0.5, "elementwise": 0.375}
     assert found["longest"] == {"nvjet_tst": 0.5, long[:120]: 0.375}
     assert gpu_parts.in_kernels(beside, on_gpu=False)["busy_seconds"] == 10
+    found |= {"seconds": 1.25, "launch_seconds": 1.2, "idle_share": 0.3}
+    drawn = page(
+        {"date": "", "hardware": "", "torch": "", "commit": "", "command": "", "parts": {"profile": {"plain": found}}}
+    )
+    assert "| plain | 1.250 | 0.875 | 30% | 1.200 | 6 | matrix products 0.500, elementwise 0.375 |" in drawn
 
 
 def test_a_program_ends_with_what_it_has_started(tmp_path: Path) -> None:

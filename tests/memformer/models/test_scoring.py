@@ -5,10 +5,12 @@ The vocabulary of 37 and the 33 tokens divide by nothing, so that the last chunk
 """
 
 import functools
+import threading
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 import torch.nn.functional as F
 
 from benchmarks.activations import LiveTensors, SavedActivations
@@ -100,6 +102,33 @@ def test_a_target_that_is_nearly_certain_keeps_its_gradient_in_16_bits(
     assert x.grad is not None
     expected = 9.25 * torch.tensor(-9.25).sigmoid()
     torch.testing.assert_close(x.grad[0, :, 0], -expected.expand(2), rtol=2**-7, atol=0)
+
+
+def test_a_compiler_that_fails_in_the_thread_of_a_backward_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which does not see that it may: settings of torch's compiler are those of a thread."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))
+    x, targets, said = torch.randn(1, 4, WIDTH, requires_grad=True), torch.zeros(1, 4, dtype=torch.int64), list[str]()
+
+    def backward(losses: torch.Tensor) -> None:
+        try:
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            said.append(str(error))
+
+    with torch._dynamo.config.patch(suppress_errors=True):
+        head = Head(WIDTH, IDS, bias=False)
+        head.chunk_bytes = 2 * IDS * 4
+        head.compile_chunks()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = head(x, targets)
+        thread = threading.Thread(target=backward, args=(losses,))
+        thread.start()
+        thread.join()
+    assert not said and x.grad is not None
 
 
 def test_few_logits_are_whole_to_the_last_bit() -> None:
