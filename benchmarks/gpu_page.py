@@ -62,12 +62,19 @@ def _sittings(parts: Mapping[str, Any]) -> list[str]:
     return [*(f"* {place}: {', '.join(names)}." for place, names in places.items()), ""]
 
 
+def place(part: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Where a part ran, and of what."""
+    return part.get("hardware"), part.get("commit")
+
+
 def _training(parts: Mapping[str, Any]) -> str:
     rows = []
     for name, part in parts.items():
         if name.startswith("train-"):
             share = [f"{part[key]:.1%}" if part.get(key) is not None else "n/a" for key in ("mfu", "hfu")]
             other = parts.get(COMPARED.get(name, ""))
+            if other and place(other) != place(part):
+                other = None  # another host, or other code
             ratio = f"{part['tokens_per_second'] / other['tokens_per_second']:.2f} x" if other else ""
             rows.append(
                 [
@@ -76,7 +83,8 @@ def _training(parts: Mapping[str, Any]) -> str:
                     f"{ratio} {COMPARED[name].removeprefix('train-')}" if ratio else "",
                     f"{part['step_seconds']:.3f}",
                     *share,
-                    f"{part['peak_bytes'] / GIBI:.1f}",
+                    f"{part['peak_bytes'] / GIBI:.2f}",
+                    f"{part['planned_bytes'] / part['peak_bytes'] - 1:+.1%}" if part.get("planned_bytes") else "",
                     f"{part['seconds_before_steady']:.0f}",
                 ]
             )
@@ -88,6 +96,7 @@ def _training(parts: Mapping[str, Any]) -> str:
         "MFU",
         "HFU",
         "peak GiB",
+        "the plan's",
         "s before the steps are steady",
     ]
     return markdown_table(columns, rows) if rows else ""

@@ -125,6 +125,7 @@ def speed(config: str, name: str, steps: int = 10, **overrides: object) -> Calla
         words = settings(setting, run, count + 1000, **sized(setting, {**words, **overrides}))
         started = time.perf_counter()
         process = memformer(setting, ["train", f"configs/model/{config}.yaml", *words], log)
+        planned = None if library.loaded() else planned_bytes(setting, [f"configs/model/{config}.yaml", *words], run)
         programs.kill_when(process, lambda: len(lines_of(run)) >= count, log)
         wall = time.perf_counter() - started
         lines = lines_of(run)[:count]
@@ -137,6 +138,7 @@ def speed(config: str, name: str, steps: int = 10, **overrides: object) -> Calla
         found = {
             **median,
             "peak_bytes": max(line["peak_memory_bytes"] for line in lines),
+            "planned_bytes": planned,
             "seconds_before_steady": wall - median["step_seconds"] * len(lines),
             "losses": [line["loss"] for line in lines],
         }
@@ -148,6 +150,14 @@ def speed(config: str, name: str, steps: int = 10, **overrides: object) -> Calla
         return found
 
     return part
+
+
+def planned_bytes(setting: Setting, words: Sequence[str], run: Path) -> int:
+    """What `memformer plan` says of a run's memory, while that starts; whether it would fit (its exit code) or not."""
+    log = run.with_name(f"{run.name}-plan.log")
+    memformer(setting, ["plan", *words, "--nodes", "1", "--gpus-per-node", "1", "--json"], log).wait(60)
+    plan = next(line for line in reversed(log.read_text().splitlines()) if line.startswith("{"))
+    return int(json.loads(plan)["device_memory"]["total"])
 
 
 def stages(setting: Setting) -> dict[str, Any]:

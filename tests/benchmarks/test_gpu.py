@@ -106,11 +106,13 @@ def test_the_page_says_what_differs_and_where_parts_ran() -> None:
     parts = {
         "train-350m": {**speed, "tokens_per_second": 100.0, "hardware": "H100"},
         "train-350m-compiled": {**speed, "tokens_per_second": 130.0, "hardware": "H200"},
+        "train-350m-bf16-stream": {**speed, "tokens_per_second": 195.0, "hardware": "H200", "planned_bytes": 2**29},
     }
     values = {"date": "today", "hardware": "H200", "torch": "2", "commit": "abc", "command": "python", "parts": parts}
     drawn = page(values)
-    assert "| 350m-compiled | 130 | 1.30 x 350m | 1.000 |" in drawn
-    assert "* H100, commit abc: train-350m." in drawn and "* H200, commit abc: train-350m-compiled." in drawn
+    assert "| 350m-compiled | 130 |  | 1.000 |" in drawn  # another host than that of 350m
+    assert "| 350m-bf16-stream | 195 | 1.50 x 350m-compiled | 1.000 | n/a | n/a | 1.00 | -50.0% |" in drawn
+    assert "* H100, commit abc: train-350m." in drawn and "* H200, commit abc: train-350m-compiled, " in drawn
 
 
 def test_a_profile_counts_kernels_once_and_nothing_else() -> None:

@@ -42,12 +42,12 @@ def test_a_graph_does_what_its_function_does() -> None:
     written = torch.zeros(4, device=GPU)
 
     def function(at: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        written[at] = value
+        written.index_put_((at,), value)
         return 2 * written
 
     graph, expected, given = Graphed(function), torch.zeros(4), []
     for place in (2, 0, 3):
-        at, value = torch.tensor(place, device=GPU), torch.tensor(float(place + 1), device=GPU)
+        at, value = torch.tensor([place], device=GPU), torch.tensor([place + 1.0], device=GPU)
         expected[place] = place + 1.0
         given.append((graph(at, value), 2 * expected.clone()))
     for found, wanted in given:  # what was given out stays

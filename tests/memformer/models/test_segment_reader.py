@@ -219,17 +219,18 @@ def test_segments_at_fixed_shapes_are_what_they_are_otherwise(name: str, monkeyp
 @pytest.mark.parametrize("name", ["memformer", "associative", "slots"])
 def test_a_graph_gives_what_the_layers_give(name: str) -> None:
     """On a GPU, in float64: recorded, and played again in the next segments."""
-    found = {}
-    for device in ("cpu", "cuda"):
-        reader = reader_of(copy.deepcopy(model_of(name)).to(device), 2)
+    model, found = copy.deepcopy(model_of(name)).to("cuda"), []
+    for fixed in (False, True):
+        reader: Any = reader_of(model, 2)
+        assert reader.fixed
+        reader.fixed = fixed
         logits = []
-        for token in TOKENS[:2, :14].T:
-            reader.read(token[:, None].to(device))
-            logits.append(reader.logits.cpu())
-        reader.read(TOKENS[:2, 14:].to(device))
-        logits.append(reader.logits.cpu())
-        found[device] = torch.stack(logits)
-    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=0, atol=1e-5)  # tables of positions are float32
+        for token in TOKENS[:2, :14].T.to("cuda"):
+            reader.read(token[:, None])
+            logits.append(reader.logits)
+        reader.read(TOKENS[:2, 14:].to("cuda"))
+        found.append(torch.stack([*logits, reader.logits]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-11)
 
 
 def test_reading_runs_no_decoder_and_answering_one_segment_of_it() -> None:
