@@ -159,12 +159,28 @@ def gpu_rows() -> list[list[str]]:
     flat = {row["num_segments"]: row for row in parts["flat"]["rows"]}
     longest, full = max(flat), max(segments for segments, row in flat.items() if "bptt_bytes" in row)
     rollouts = f"{flat[1]['replay_bytes'] / 2**20:,.0f} and {flat[longest]['replay_bytes'] / 2**20:,.0f} MiB"
+    planned = [part["planned_bytes"] / part["peak_bytes"] - 1 for part in parts.values() if part.get("planned_bytes")]
+    written = {row["model"]: row["milliseconds_a_token"] for row in parts["generation"]["rows"] if row["batch"] == 1}
     return [
         [
             "Training 350M and 1.3B on one H100, bf16, ZeRO 1, 8 lanes x 8 segments x 1,024 tokens",
-            f"{speed('train-350m')} and {speed('train-1.3b')} tokens/s, MFU {share('train-350m')} and "
-            f"{share('train-1.3b')}",
-            f"350M with compiled layers: {speed('train-350m-compiled')}, {share('train-350m-compiled')}",
+            f"{speed('train-350m-compiled')} and {speed('train-1.3b-compiled')} tokens/s, MFU "
+            f"{share('train-350m-compiled')} and {share('train-1.3b-compiled')}",
+            f"layers not compiled: {speed('train-350m')} and {speed('train-1.3b')}; 1.3B with all that saves bytes: "
+            f"{speed('train-1.3b-lean')}, {share('train-1.3b-lean')}",
+            link(path),
+        ],
+        [
+            "What `memformer plan` says of their memory",
+            f"{min(planned):+.1%} to {max(planned):+.1%}",
+            "of what the H100 allocated at most",
+            link(path),
+        ],
+        [
+            "A token written there, 350M, bf16, after any number of tokens",
+            f"{written['Memformer']:.1f} ms",
+            f"decoder of as many layers with a KV cache of 1,000 tokens {written['KV cache of 1,000']:.1f}, of 131,000 "
+            f"{written['KV cache of 131,000']:.1f}; ours without CUDA graphs {written['Memformer, no graph']:.0f}",
             link(path),
         ],
         [
