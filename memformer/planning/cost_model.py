@@ -27,8 +27,8 @@ from memformer.planning.memory import LESS_TRAFFIC, largest, stage_memory
 from memformer.planning.traffic import stage_calls, stage_traffic
 
 EFFICIENCY = 0.3
-"""Part of the peak that a step's operations reach. Measured on an H100 (docs/results/gpu-step.md): 1.3B 0.36 as its layers
-are written, 0.43 compiled, 0.49 with all that saves bytes; 350M 0.20 and 0.29. No backbone and no other GPU was."""
+"""Part of the peak that a step's operations reach. Measured on an H100 (docs/results/gpu-step.md): 1.3B 0.36 as its
+layers are written, 0.43 compiled, 0.49 with all that saves bytes; 350M 0.20 and 0.29. Nothing else was."""
 LAUNCH_SECONDS = 5e-6
 """Seconds in which Python and the driver start a kernel, about; less work than that a kernel leaves a device idle."""
 KERNELS = 50

@@ -65,7 +65,8 @@ def test_its_command_makes_a_first_model_outside_of_the_checkout(wheel: Path, tm
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "env"], cwd=tmp_path, check=True, timeout=60)
     python = tmp_path / "env" / "bin" / "python"
     install = [*PIP, "--python", str(python), "install", "-q", "--no-deps", "--no-index", "--no-compile", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True, timeout=100)
+    # Not in the checkout, where an earlier build may have left what pip takes for an installation.
+    subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=100)
     (own,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     # A line in a .pth file adds a directory, but not what the .pth files in that say, such as the way to the checkout.
     (own / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
