@@ -24,6 +24,11 @@ def graphs_run(device: torch.device) -> bool:
     return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
+def recorded(device: torch.device) -> bool:
+    """Whether a graph is being recorded there: what is kept outside of it may be gone when it is launched."""
+    return device.type == "cuda" and torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()
+
+
 def lengths_vary(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """A context for attention whose numbers of queries and keys change from call to call.
 
@@ -42,8 +47,9 @@ class Graphed:
 
     Args:
         function: Of tensors whose shapes, dtypes and device stay, without gradients and without waiting for the device.
-            It may read and write tensors that it holds, as long as they stay where they lie, and is called twice with
-            the first arguments: to do so must come to the same as once.
+            It may read and write tensors that it holds, as long as they stay where they lie (`recorded` tells others,
+            such as caches, to leave theirs out), and is called twice with the first arguments: to do so must come to
+            the same as once.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:

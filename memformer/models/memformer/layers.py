@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from memformer.models.graphed import recorded
 from memformer.models.memformer.config import MemformerConfig
 
 
@@ -41,6 +42,8 @@ class Rotary(NamedTuple):
         kind, dtype = x.device.type, torch.float32
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves as it is
             dtype = torch.get_autocast_dtype(kind)
+        if recorded(x.device):
+            return cls(*(each.to(dtype) for each in cls.table(start, stop, config, x.device)))
         key = start, stop, config.d_model // config.num_heads, config.rotary_base, x.device, dtype
         found = _TABLES.get(key)
         if found is None:

@@ -59,6 +59,15 @@ def test_a_kept_table_is_the_one_that_rotating_would_make() -> None:
     kept.rotate(rotated).sum().backward()
 
 
+def test_a_graph_that_is_recorded_makes_its_own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is launched also when the kept one has made room for others."""
+    x = torch.randn(1, LENGTH, 16)
+    kept = Rotary.kept(0, LENGTH, SMALL, x)
+    monkeypatch.setattr(layers, "recorded", lambda device: device == x.device)
+    own = Rotary.kept(0, LENGTH, SMALL, x)
+    assert own.cos is not kept.cos and torch.equal(own.cos, kept.cos) and torch.equal(own.sin, kept.sin)
+
+
 def test_few_tables_are_kept_and_none_without_numbers() -> None:
     x = torch.randn(1, LENGTH, 16)
     with FakeTensorMode(allow_non_fake_inputs=True):
