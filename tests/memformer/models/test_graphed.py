@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from memformer.models import graphed
 from memformer.models.graphed import Graphed, graphs_run, lengths_vary
 
 GPU = torch.device("cuda")
@@ -37,8 +38,24 @@ def test_attention_of_varying_lengths_is_not_planned_on_a_gpu() -> None:
         assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
+def test_the_first_calls_are_the_function_alone() -> None:
+    """Few tokens of many readers are not worth a graph each."""
+    calls: list[torch.Tensor] = []
+
+    def function(value: torch.Tensor) -> torch.Tensor:
+        calls.append(value)
+        return value + 1
+
+    graph, value = Graphed(function), torch.ones(2)
+    for _ in range(graphed.PLAIN_CALLS):
+        assert torch.equal(graph(value), value + 1)
+    assert len(calls) == graphed.PLAIN_CALLS
+
+
 @pytest.mark.gpu
-def test_a_graph_does_what_its_function_does() -> None:
+@pytest.mark.parametrize("plain", [0, 1])
+def test_a_graph_does_what_its_function_does(plain: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "PLAIN_CALLS", plain)
     written = torch.zeros(4, device=GPU)
 
     def function(at: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from memformer import Memformer, MemformerConfig
 from memformer.inference.generation import draw, generate, read_texts, reader_of
-from memformer.models import registry, segment_reader
+from memformer.models import graphed, registry, segment_reader
 from memformer.models.protocol import Reader
 from memformer.models.segment_reader import ReadingState
 from tests.memformer.models.backbone.examples import config_of, make
@@ -217,8 +217,9 @@ def test_segments_at_fixed_shapes_are_what_they_are_otherwise(name: str, monkeyp
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["memformer", "associative", "slots"])
-def test_a_graph_gives_what_the_layers_give(name: str) -> None:
+def test_a_graph_gives_what_the_layers_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, in float64: recorded, and played again in the next segments."""
+    monkeypatch.setattr(graphed, "PLAIN_CALLS", 2)
     model, found = copy.deepcopy(model_of(name)).to("cuda"), []
     for fixed in (False, True):
         reader: Any = reader_of(model, 2)
