@@ -141,7 +141,7 @@ class _WeightedCell:
         weights = self.weights.pop()
         if not weights.any():
             following = self.advance(segment, memory)
-            if following.requires_grad:  # a model without memory slots needs a graph of something
+            if following.requires_grad:  # not so at first without memory slots, where a graph is needed all the same
                 self.losses.append(torch.zeros_like(weights))
                 return weights.new_zeros(()), weights.sum(), following
         with self.precision():
