@@ -134,7 +134,8 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     variant = next(each for each in options.variants if label_of(each, options.num_segments) == trained_as)
     schedule = options.num_segments or SegmentSchedule.of(setup.num_segments)
     training_length = schedule.most * setup.segment_length
-    recipe = dataclasses.replace(setup.recipe, **({"steps": options.steps} if options.steps else {}))
+    given = {"steps": options.steps, "schedule": options.schedule}
+    recipe = dataclasses.replace(setup.recipe, **{key: value for key, value in given.items() if value})
     reader = make_reader(setup, variant, seed)
     rollouts = training_rollouts(
         setup.task,
@@ -281,6 +282,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         type=segments_from,
         help="segments of a training document, or as of data.num_segments '{0: 5, 400: 10}' (default: the task's)",
     )
+    parser.add_argument("--schedule", choices=("cosine", "wsd"), help="of the learning rate (default: the task's)")
     parser.add_argument("--longest", type=int, default=100_000, help="largest distance in tokens; default 100000")
     parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
     add_options(parser, "copy alone, 150 steps, distances up to 1024")
