@@ -257,18 +257,19 @@ def page(values: dict[str, Any]) -> str:
 
 
 def grown(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What models were trained on that were not trained as the first of the rows, a line each."""
-    own: int = rows[0]["training_length"]
-    found: dict[str, list[dict[str, Any]]] = {}
+    """What models were trained on that were not trained on documents like the first of the rows, a line each."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        if row["training_length"] != own:
-            found.setdefault(row["trained_as"], []).append(row)
-    lines = [
-        f"- `{trained}`: segments a document {SegmentSchedule.of(of[0]['num_segments']).words()}; documents of up to "
-        f"{of[0]['training_length']:,} tokens, {of[0]['training_tokens'] / 1e6:.1f} M tokens; "
-        f"{spread([row['training_seconds'] for row in of], 0) or round(of[0]['training_seconds'])} s of a core."
-        for trained, of in found.items()
-    ]
+        if row["training_length"] != rows[0]["training_length"]:
+            found.setdefault(row["trained_as"], {})[row["seed"]] = row
+    lines = []
+    for trained, by_seed in found.items():
+        one, seconds = next(iter(by_seed.values())), [row["training_seconds"] for row in by_seed.values()]
+        lines.append(
+            f"- `{trained}`: trained on documents of {SegmentSchedule.of(one['num_segments']).words()} segments, up to "
+            f"{one['training_length']:,} tokens each, {one['training_tokens'] / 1e6:.1f} M tokens in all; "
+            f"{spread(seconds, 0) or round(seconds[0])} s of a core; seeds {seeds_of(list(by_seed.values()))}."
+        )
     return ["", *lines] if lines else []
 
 

@@ -111,9 +111,7 @@ def test_memory_tasks(tmp_path: Path) -> None:
     assert grown[0]["training_length"] == 8 * 16
     assert grown[0]["training_tokens"] == 32 * (4 + 8) * 16
     assert "Trained on documents of 64 tokens (16 a segment)" in page
-    assert (
-        "- `paper to 8`: segments a document 4, from step 2 on 8; documents of up to 128 tokens, 0.0 M tokens" in page
-    )
+    assert "- `paper to 8`: trained on documents of 4, from step 2 on 8 segments, up to 128 tokens each, 0.0 M" in page
 
 
 @pytest.mark.parametrize(
