@@ -257,10 +257,10 @@ def page(values: dict[str, Any]) -> str:
 
 
 def grown(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What models were trained on that were not trained on documents like the first of the rows, a line each."""
+    """What models were trained on that were not trained on as many tokens as the first of the rows, a line each."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        if row["training_length"] != rows[0]["training_length"]:
+        if row["training_tokens"] != rows[0]["training_tokens"]:
             found.setdefault(row["trained_as"], {})[row["seed"]] = row
     lines = []
     for trained, by_seed in found.items():
