@@ -4,7 +4,7 @@
     python benchmarks/memory_tasks.py                                about an hour on one CPU core
     python benchmarks/memory_tasks.py --quick --json                 about 1 minute: one task, few steps
     python benchmarks/memory_tasks.py --tasks copy --variants paper off --seeds 0 1 2
-    python benchmarks/memory_tasks.py --tasks needle --variants off-threshold --steps 850 --schedule cosine \
+    python benchmarks/memory_tasks.py --tasks needle --variants off-threshold --steps 850 --schedule cosine \\
         --num-segments '{0: 5, 400: 10, 450: 20, 500: 40, 550: 80}'  documents that grow; 8 minutes of a core a seed
     python benchmarks/memory_tasks.py --out benchmarks/results/DATE-cpu-memory-tasks
 
