@@ -4,6 +4,8 @@
     python benchmarks/memory_tasks.py                                about an hour on one CPU core
     python benchmarks/memory_tasks.py --quick --json                 about 1 minute: one task, few steps
     python benchmarks/memory_tasks.py --tasks copy --variants paper off --seeds 0 1 2
+    python benchmarks/memory_tasks.py --tasks needle --variants off-threshold --steps 850 --schedule cosine \\
+        --num-segments '{0: 5, 400: 10, 450: 20, 500: 40, 550: 80}'  documents that grow; 8 minutes of a core a seed
     python benchmarks/memory_tasks.py --out benchmarks/results/DATE-cpu-memory-tasks
 
 Tasks (`benchmarks/tasks/`): copy after delay and key-value recall among noise; a needle in real text, as the
@@ -13,7 +15,9 @@ away at every segment, and a model without memory slots is trained beside it: bo
 the facts are out of the segment before.
 
 Variants of the memory: the modes of `model.memory_forgetting` (`off`, `written`, `paper`); two of them with
-`model.memory_write_threshold` at 0.2 (`off-threshold`, `written-threshold`); `no-slots` has no memory.
+`model.memory_write_threshold` at 0.2 (`off-threshold`, `written-threshold`); `no-slots` has no memory. With
+`--num-segments` they are trained on documents of another number of segments, or on growing ones, through all of which
+the gradient goes; the rows say to how many: `off-threshold to 80`.
 """
 
 import argparse
@@ -29,10 +33,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of
+from benchmarks.cases import Case, Row, add_options, run_cases, seeds_of, spread
 from benchmarks.common import markdown_table, page_head
 from benchmarks.peers.reader import MemformerReader, parameters
 from benchmarks.tasks.documents import Task, training_rollouts
@@ -40,6 +45,7 @@ from benchmarks.tasks.probe import accuracy_by_distance, until_chance
 from benchmarks.tasks.symbols import Copy, KeyValueRecall
 from benchmarks.tasks.text import Counting, Needle
 from benchmarks.training import Recipe, train
+from data_pipeline.segment_schedule import SegmentSchedule
 from memformer import MemformerConfig
 from memformer.models.configuration import FORGETTING
 
@@ -100,34 +106,51 @@ def make_reader(setup: Setup, variant: str, seed: int) -> MemformerReader:
     return MemformerReader(config, name=variant)
 
 
-def distances(setup: Setup, longest: int) -> list[int]:
-    """Powers of 2 from the question's length to `longest`, and the training length and 10 times that."""
+def segments_from(text: str) -> SegmentSchedule:
+    """`--num-segments`, in YAML's words as on the command line of a training run."""
+    try:
+        return SegmentSchedule.of(yaml.safe_load(text))
+    except (ValueError, yaml.YAMLError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def label_of(variant: str, segments: SegmentSchedule | None) -> str:
+    """A variant, and where it is not trained on the task's own documents, the segments of the longest."""
+    return variant if segments is None else f"{variant} to {segments.most}"
+
+
+def distances(setup: Setup, longest: int, trained: int) -> list[int]:
+    """Powers of 2 from the question's length to `longest`, and 10 times the task's and the `trained` length."""
     least = len(setup.task.story(np.random.default_rng(0)).questions[0].tokens)
     powers = {2**i for i in range(3, 18)}
-    wanted = powers | {setup.training_length * 10, 100_000}
+    wanted = powers | {setup.training_length * 10, trained * 10, 100_000}
     return sorted(d for d in wanted if least <= d <= longest)
 
 
 def measure(options: argparse.Namespace, case: Case) -> list[Row]:
     """Trains one model; rows of accuracy by distance, with the memory and with it reset at every segment."""
-    name, variant, seed = case["task"], case["trained_as"], case["seed"]
+    name, trained_as, seed = case["task"], case["trained_as"], case["seed"]
     setup = SETUPS[name]
-    recipe = dataclasses.replace(setup.recipe, **({"steps": options.steps} if options.steps else {}))
+    variant = next(each for each in options.variants if label_of(each, options.num_segments) == trained_as)
+    schedule = options.num_segments or SegmentSchedule.of(setup.num_segments)
+    training_length = schedule.most * setup.segment_length
+    given = {"steps": options.steps, "schedule": options.schedule}
+    recipe = dataclasses.replace(setup.recipe, **{key: value for key, value in given.items() if value})
     reader = make_reader(setup, variant, seed)
     rollouts = training_rollouts(
         setup.task,
         setup.documents,
-        setup.num_segments,
+        dict(schedule.starts),
         setup.segment_length,
         seed,
-        curriculum=recipe.steps // 3,
+        curriculum=(schedule.until_change(0) or recipe.steps) // 3,
         max_lead=setup.max_lead,
     )
     history = train(reader, rollouts, recipe, lambda line: print(f"{name} seed {seed} {line}", flush=True))
     rows = []
     for reset in (False, True) if variant != "no-slots" else (False,):
         reader.memory_reset = reset
-        asked = distances(setup, options.longest)
+        asked = distances(setup, options.longest, training_length)
         points = accuracy_by_distance(
             reader,
             setup.task,
@@ -140,12 +163,13 @@ def measure(options: argparse.Namespace, case: Case) -> list[Row]:
         curve = until_chance(points, setup.task.chance)
         row = {
             **case,
-            "variant": "memory reset" if reset else variant,
+            "variant": "memory reset" if reset else trained_as,
             "chance": setup.task.chance,
             "parameters": parameters(reader),
-            "training_length": setup.training_length,
+            "training_length": training_length,
+            "num_segments": dict(schedule.starts),
             "segment_length": setup.segment_length,
-            "training_tokens": recipe.steps * setup.documents * setup.training_length,
+            "training_tokens": schedule.total(recipe.steps) * setup.documents * setup.segment_length,
             "recipe": dataclasses.asdict(recipe),
             "model": reader.module.config.to_dict(),
             "training_losses": history.losses,
@@ -225,10 +249,28 @@ def page(values: dict[str, Any]) -> str:
             f"{first['chance']:.3f}; seeds {seeds_of(rows)}.",
             "",
             markdown_table(["distance", *map(str, columns)], table),
+            *grown(rows),
         ]
     if values["notes"]:
         parts += ["", values["notes"]]
     return "\n".join(parts)
+
+
+def grown(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What models were trained on that were not trained on as many tokens as the first of the rows, a line each."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        if row["training_tokens"] != rows[0]["training_tokens"]:
+            found.setdefault(row["trained_as"], {})[row["seed"]] = row
+    lines = []
+    for trained, by_seed in found.items():
+        one, seconds = next(iter(by_seed.values())), [row["training_seconds"] for row in by_seed.values()]
+        lines.append(
+            f"- `{trained}`: trained on documents of {SegmentSchedule.of(one['num_segments']).words()} segments, up to "
+            f"{one['training_length']:,} tokens each, {one['training_tokens'] / 1e6:.1f} M tokens in all; "
+            f"{spread(seconds, 0) or round(seconds[0])} s of a core; seeds {seeds_of(list(by_seed.values()))}."
+        )
+    return ["", *lines] if lines else []
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -236,6 +278,12 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=SETUPS, default=list(SETUPS), help="default: all")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the task's)")
+    parser.add_argument(
+        "--num-segments",
+        type=segments_from,
+        help="segments of a training document, or as of data.num_segments '{0: 5, 400: 10}' (default: the task's)",
+    )
+    parser.add_argument("--schedule", choices=("cosine", "wsd"), help="of the learning rate (default: the task's)")
     parser.add_argument("--longest", type=int, default=100_000, help="largest distance in tokens; default 100000")
     parser.add_argument("--documents", type=int, default=64, help="documents of a probe; default 64")
     add_options(parser, "copy alone, 150 steps, distances up to 1024")
@@ -243,13 +291,15 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         options.tasks, options.variants, options.seeds = ["copy"], ["paper", "no-slots"], [0]
         options.steps, options.longest = options.steps or 150, 1024
+    if options.num_segments and (last := options.num_segments.starts[-1][0]) and (options.steps or 0) <= last:
+        parser.error(f"--num-segments changes after {last} steps: give --steps, more than that")
     return options
 
 
 def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     cases = [
-        {"task": task, "trained_as": variant, "seed": seed}
+        {"task": task, "trained_as": label_of(variant, options.num_segments), "seed": seed}
         for task, variant, seed in itertools.product(options.tasks, options.variants, options.seeds)
     ]
     sizes = {"longest": options.longest, "documents": options.documents}

@@ -320,6 +320,13 @@ def memory_rows(task: str) -> list[list[str]]:
     beside = "" if lost is None else f"; with the paper's forgetting down to {lost:.0%}"
     if held := curves.get(("off-threshold", "off-threshold")):
         beside += f"; with `memory_write_threshold: 0.2` {held[10 * trained]:.1%} and {held[longest]:.1%} right"
+    grown = [row for row in values["rows"] if row["variant"].startswith("off-threshold to ")]
+    if grown and (most := max(grown, key=lambda row: row["training_length"]))["training_length"] > trained:
+        curve = curves[most["variant"], most["variant"]]
+        beside += (
+            f", trained on documents that grow to {most['training_length']:,} tokens {curve[10 * trained]:.1%} and "
+            f"{curve[longest]:.1%}"
+        )
     return [
         [
             f"{KEPT[task]}, trained on {trained} tokens, without forgetting",

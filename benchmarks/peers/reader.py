@@ -42,7 +42,8 @@ class Reader(Protocol):
         """Accumulates the gradients of a rollout's weighted loss; over an optimizer step the weights sum to 1.
 
         Returns:
-            The losses of all tokens in nats, [B, T, S], detached; the state after the rollout, detached.
+            The losses of all tokens in nats, [B, T, S], detached, which may be 0 in segments of which no token counts;
+            the state after the rollout, detached.
         """
 
 
@@ -113,7 +114,10 @@ class MemformerReader(MemoryReader):
 
 
 class _WeightedCell:
-    """The model as a replay's cell whose tokens count by weight; keeps their losses, the last segment's first."""
+    """The model as a replay's cell whose tokens count by weight; keeps their losses, the last segment's first.
+
+    A segment of which no token counts is read and not decoded: most segments of a long document with one question.
+    """
 
     def __init__(
         self,
@@ -135,9 +139,15 @@ class _WeightedCell:
         return following
 
     def __call__(self, segment: Segment, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        weights = self.weights.pop()
+        if not weights.any():
+            following = self.advance(segment, memory)
+            if following.requires_grad:  # not so at first without memory slots, where a graph is needed all the same
+                self.losses.append(torch.zeros_like(weights))
+                return weights.new_zeros(()), weights.sum(), following
         with self.precision():
             logits, memory = self.model.logits(segment, memory)
-        losses, weights = losses_of(logits, segment.target), self.weights.pop()
+        losses = losses_of(logits, segment.target)
         self.losses.append(losses.detach())
         return (losses * weights).sum(), weights.sum(), memory
 

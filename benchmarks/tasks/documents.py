@@ -10,7 +10,8 @@ number of tokens between the head's last token and the answer's first, the quest
 are scored. Everything follows from a `numpy.random.Generator`, so a seed names a document.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.training import Rollout
+from data_pipeline.segment_schedule import SegmentSchedule
 
 
 @dataclass(frozen=True)
@@ -127,30 +129,30 @@ def training_document(
 def training_rollouts(
     task: Task,
     documents: int,
-    num_segments: int,
+    num_segments: int | Mapping[int, int],
     segment_length: int,
     seed: int,
     curriculum: int = 0,
     max_lead: int = 0,
 ) -> Iterator[Rollout]:
-    """Endless training documents of `num_segments * segment_length` tokens, one rollout each; only answers count.
+    """Endless training documents of T * S tokens, one rollout each; only answers count.
 
     Args:
         task: The kind of document.
         documents: B.
-        num_segments: T.
+        num_segments: T; a mapping from rollouts done to T lets documents grow, as `data.num_segments` does.
         segment_length: S.
         seed: Names the documents.
         curriculum: Rollouts over which the largest distance grows from a segment to the whole document.
         max_lead: Largest lead.
     """
-    random = np.random.default_rng(seed)
-    length, rollout = num_segments * segment_length, 0
-    while True:
-        rollout += 1
+    random, schedule = np.random.default_rng(seed), SegmentSchedule.of(num_segments)
+    for rollout in itertools.count(1):
+        segments = schedule.at(rollout - 1)
+        length = segments * segment_length
         reach = max(segment_length, length * min(rollout, curriculum + 1) // (curriculum + 1))
         made = [training_document(task, length, reach, random, max_lead) for _ in range(documents)]
         tokens = torch.from_numpy(np.stack([each.tokens for each in made]))
         answers = torch.from_numpy(np.stack([each.answers for each in made])).float()
-        shape = (num_segments, segment_length)
+        shape = (segments, segment_length)
         yield Rollout(tokens.unflatten(1, shape), answers.unflatten(1, shape))

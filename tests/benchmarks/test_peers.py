@@ -147,6 +147,29 @@ def test_weights_choose_what_is_learned(kind: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("slots", [3, 0])
+def test_a_segment_that_is_not_decoded_since_no_token_counts_changes_no_gradient(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = MemformerReader(dataclasses.replace(CONFIG, num_memory_slots=slots))
+    tokens = random_tokens(2, 2 * SEGMENTS, LENGTH)
+    weights = torch.zeros(tokens.shape)
+    weights[0, 2, 3] = weights[:, 5, 1] = 0.5
+    decoded = []
+    logits = reader.module.logits
+    monkeypatch.setattr(reader.module, "logits", lambda *given: decoded.append(given) or logits(*given))
+    gradients, found = [], []
+    for given in (weights, weights.clamp(min=1e-30)):  # which counts, and adds nothing to a float32
+        reader.module.zero_grad()
+        found.append(reader.backward(tokens, None, given)[0])
+        gradients.append([parameter.grad.clone() for parameter in reader.module.parameters()])
+    # Without slots the first segment is decoded too: a memory that nothing is written into has no graph there.
+    assert len(decoded) == (2 if slots else 3) + 2 * SEGMENTS
+    assert torch.equal(found[0] * weights, found[1] * weights)
+    for skipped, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(skipped, whole, rtol=0, atol=1e-20)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memformer"])
 def test_peers_are_built_at_the_parameters_asked_for(kind: str) -> None:
     reader_of(kind)

@@ -102,6 +102,34 @@ def test_memory_tasks(tmp_path: Path) -> None:
         assert all(point["asked"] == 16 for point in row["by_distance"])
     assert "## copy" in (tmp_path / "result.md").read_text()
 
+    # Models trained on documents that grow join them, under a name of their own.
+    memory_tasks.main([*words.split(), "--num-segments", "{0: 4, 1: 8}"])
+    page, values = (tmp_path / "result.md").read_text(), json.loads((tmp_path / "result.json").read_text())
+    assert {row["trained_as"] for row in values["rows"]} == {"paper", "no-slots", "paper to 8", "no-slots to 8"}
+    grown = [row for row in values["rows"] if row["trained_as"] == "paper to 8"]
+    assert [row["variant"] for row in grown] == ["paper to 8", "memory reset"]
+    assert grown[0]["training_length"] == 8 * 16
+    assert grown[0]["training_tokens"] == 32 * (4 + 8) * 16
+    assert "Trained on documents of 64 tokens (16 a segment)" in page
+    assert "- `paper to 8`: trained on documents of 4, from step 2 on 8 segments, up to 128 tokens each, 0.0 M" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-segments", "{1: 4}"], "does not say with how many segments to begin, add 0: 1 to it"),
+        (["--num-segments", "{0: 4, "], "--num-segments"),
+        (["--num-segments", "{0: 4, 600: 8}"], "changes after 600 steps: give --steps, more than that"),
+        (["--num-segments", "{0: 4, 600: 8}", "--steps", "600"], "changes after 600 steps"),
+    ],
+)
+def test_segments_that_no_step_would_have_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        memory_tasks.parse(words)
+    assert message in capsys.readouterr().err
+
 
 @pytest.mark.parametrize("variant", memory_tasks.VARIANTS)
 def test_a_variant_of_the_memory_is_the_tasks_model_but_for_that(variant: str) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The documents of benchmarks/tasks: answers right by construction, distances as said, reproducible."""
 
+import itertools
 import re
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_training_documents_ask_within_reach_and_the_curriculum_widens_it() -> N
     weights = next(rollouts).weights
     assert weights is not None
     assert weights.flatten(1).nonzero()[:, 1].max() <= 6 + 16 + 1 + 4
+
+
+def test_training_documents_grow_by_the_schedule() -> None:
+    task = Copy()
+    rollouts = list(itertools.islice(training_rollouts(task, 32, {0: 2, 3: 4, 5: 16}, 16, seed=0, curriculum=2), 6))
+    assert [rollout.tokens.shape for rollout in rollouts] == [(32, segments, 16) for segments in (2, 2, 2, 4, 4, 16)]
+    for rollout in rollouts[2:]:  # behind the curriculum answers are anywhere in the document
+        assert rollout.weights is not None
+        assert rollout.weights.shape == rollout.tokens.shape
+        assert rollout.weights.flatten(1).nonzero()[:, 1].max() > rollout.weights[0].numel() * 0.75
+    one, same = (next(training_rollouts(task, 4, segments, 16, seed=3)) for segments in (2, {0: 2}))
+    assert torch.equal(one.tokens, same.tokens)
 
 
 def test_a_head_that_does_not_fit_is_refused() -> None:
