@@ -236,15 +236,18 @@ def best(rows: list[dict[str, Any]], key: str, figure: str = "perplexity") -> di
 
 
 def pixel_rows() -> list[list[str]]:
-    """The paper's comparison on images."""
+    """The paper's comparison on images, at equal parameters."""
     path, values = newest("cpu-pixels")
-    found = best(values["rows"], "name")
-    others = ("Memformer 2+6 without memory", "Transformer-XL, memory 784", "LSTM")
+    found, carried = best(values["rows"], "name"), best(values["rows"], "name", "carried_numbers")
+    ours, modern = "Memformer 2+6, memory 64", "modern Memformer 2+6"
+    peer = "Transformer-XL, memory 56, equal parameters"
     return [
         [
-            f"Images as {values['sizes']['length']} pixels, perplexity: 4+8 and 2+6 layers",
-            f"{found['Memformer 4+8']:.3f} and {found['Memformer 2+6, memory 64']:.3f}",
-            "; ".join(f"{name.removeprefix('Memformer ')}: {found[name]:.3f}" for name in others if name in found),
+            f"Images as {values['sizes']['length']} pixels, equal parameters: perplexity",
+            f"{found[ours]:.3f}; with modern blocks {found[modern]:.3f}",
+            f"Transformer-XL {found[peer]:.3f}, with modern blocks {found[f'modern {peer}']:.3f}, carrying "
+            f"{carried[peer] / carried[ours]:.1f} times as much; without memory: "
+            f"{found['Memformer 2+6 without memory']:.3f}",
             link(path),
         ]
     ]
