@@ -68,6 +68,8 @@ TIMED = {
 IMPORTED = (
     "memformer.training.trainer", "benchmarks.gpu_parts", "deepspeed.compile.backend", "torch.utils.tensorboard",
 )  # fmt: skip
+ALIKE = {"train-1.3b-compiled": "train-350m-compiled", "train-350m-bf16-stream": "train-1.3b-lean"}
+"""Parts that run at tiny sizes what another does, or less."""
 KEPT = ("part_seconds", "failed", "not_compared")
 """What is remembered of a part that ran on a simulated GPU."""
 
@@ -163,8 +165,8 @@ def simulated_page(values: Mapping[str, Any]) -> str:
             "",
             markdown_table(["part", "", "numbers not compared"], rows),
             "",
-            f"Not run here: torch.compile ({', '.join(BUILDS)}; layers run as they are written), and the pass that "
-            "verifies an export.",
+            f"Not run here: torch.compile ({', '.join(BUILDS)}; layers run as they are written), the pass that "
+            f"verifies an export, and, unless --only asks, what is another part at these sizes ({', '.join(ALIKE)}).",
         ]
     )
 
@@ -192,7 +194,8 @@ def checked(options: argparse.Namespace) -> None:
     """Ends the script with one line where it could not begin."""
     if options.simulated:
         options.device, options.small = "cuda", True
-        options.only = [name for name in options.only if name not in BUILDS]
+        asked = options.only if options.asked else [name for name in options.only if name not in ALIKE]
+        options.only = [name for name in asked if name not in BUILDS]
         if not library.loaded():
             raise SystemExit("gpu.py: --simulated needs a process without torch: start it as a program")
         if options.out and ROOT / "benchmarks" / "results" in options.out.resolve().parents:
@@ -270,6 +273,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART", help="default: all")
     parser.add_argument("--again", nargs="+", choices=names, default=[], metavar="PART", help="do these anew")
     options = parser.parse_args(words)
+    options.asked = options.only is not names
     checked(options)
     before, chosen = earlier(options), {*options.only, *options.again}
     with tempfile.TemporaryDirectory(prefix="memformer-gpu-", ignore_cleanup_errors=True) as work:

@@ -76,7 +76,17 @@ def piece(nodeid: str) -> str:
     return next((name for name, files in ALONE.items() if nodeid.startswith(files)), nodeid.split("::", 1)[0])
 
 
+def there_is_a_gpu() -> bool:
+    import torch  # not for the tests that do without it
+
+    return torch.backends.cuda.is_built() and torch.cuda.is_available()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and not there_is_a_gpu():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: place(item.nodeid))
 

@@ -60,6 +60,8 @@ def measure(world: World) -> dict[str, dict[str, Any]]:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=True)
         engine = ReplayEngine(model, config_of(case), world, "fp32")
         carry, rollout = engine.empty_carry(LANES), rollout_of(0)
+        with torch.no_grad():  # makes what is made once and kept for all segments: tables of positions
+            engine(rollout.segment(1, carry), carry.memory)
         with LiveTensors() as live:
             loss, _, _ = engine(rollout.segment(1, carry), carry.memory)
             # What waits in a cycle of references (about one memory in one of three runs), or is still in the hands of a

@@ -101,7 +101,8 @@ def test_with_auto_a_compiler_that_fails_ends_no_run(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("settings")
 def test_a_folder_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compile_model(SimpleNamespace(config=SimpleNamespace(dropout=0), layers=list), config_of(), GPU)  # type: ignore[arg-type]
+    nothing = SimpleNamespace(config=SimpleNamespace(dropout=0), layers=list, modules=list)
+    compile_model(nothing, config_of(), GPU)  # type: ignore[arg-type]
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
