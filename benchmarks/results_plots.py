@@ -153,8 +153,10 @@ def pixels(values: Mapping[str, Any]) -> list[Plot]:
     """By the size of the memory, each model at its best learning rate."""
     rows = []
     for name in dict.fromkeys(row["name"] for row in values["rows"]):
-        model, comma, memory = name.partition(", memory ")
-        if comma:
+        model, _, size = name.partition(", memory ")
+        memory, _, at = size.partition(", ")
+        if memory:
+            model = f"{model}, {at}" if at else model
             best = at_best_rate([row for row in values["rows"] if row["name"] == name])
             rows += [{"model": model, "memory": int(memory), "perplexity": row["perplexity"]} for row in best]
     series = lines(rows, lambda row: str(row["model"]), "memory", "perplexity")
