@@ -264,7 +264,7 @@ def page(values: dict[str, Any]) -> str:
             (name, f"{first['parameters']:,}", f"{first['gflops_per_image']:.4f}", statistics.fmean(each), spread(each),
              f"{first['learning_rate']:g}",
              f"{first['carried_numbers']:,}" if "carried_numbers" in first else "",
-             first["paper_gflops"], first["paper_perplexity"])
+             *("" if first[key] is None else first[key] for key in ("paper_gflops", "paper_perplexity")))
         )  # fmt: skip
     return "\n".join(
         [
