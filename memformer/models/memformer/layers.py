@@ -42,14 +42,13 @@ class Rotary(NamedTuple):
         kind, dtype = x.device.type, torch.float32
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves as it is
             dtype = torch.get_autocast_dtype(kind)
-        if recorded(x.device):
-            return cls(*(each.to(dtype) for each in cls.table(start, stop, config, x.device)))
         key = start, stop, config.d_model // config.num_heads, config.rotary_base, x.device, dtype
-        found = _TABLES.get(key)
+        alone = recorded(x.device)  # a graph has its own: what is kept may make room for others
+        found = None if alone else _TABLES.get(key)
         if found is None:
             with torch.inference_mode(False):  # training may come after an evaluation, and has it in its graphs
                 found = cls(*(each.to(dtype) for each in cls.table(start, stop, config, x.device)))
-            if type(found.cos) is torch.Tensor:  # and not one without numbers, of a trace
+            if not alone and type(found.cos) is torch.Tensor:  # and not one without numbers, of a trace
                 if len(_TABLES) == _MOST_TABLES:
                     del _TABLES[next(iter(_TABLES))]
                 _TABLES[key] = found
