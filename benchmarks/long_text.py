@@ -169,6 +169,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parse(words)
     documents = texts(options.documents)
     sizes = {"name": documents.name, "trained": len(documents.trained), "held_out": len(documents.held_out)}
+    if options.documents != "books":
+        sizes["digest"] = documents.digest
     sizes |= sizes_of(options, "slots", "learning_rate")
     cases = [
         {"horizon": horizon, "slots": slots, "forgetting": forgetting, "seed": seed}

@@ -235,7 +235,7 @@ def main(words: Sequence[str] | None = None) -> None:
     ]
     # Files of before there was a choice are of books.
     sizes = {name: getattr(options, name) for name in names} | (
-        {"texts": "packages"} if options.texts != "books" else {}
+        {"texts": options.texts, "digest": texts(options.texts).digest} if options.texts != "books" else {}
     )
     values = run_cases(options, sizes, cases, functools.partial(measure, options), page)
     if options.json:

@@ -4,6 +4,8 @@
 import dataclasses
 import functools
 import gzip
+import hashlib
+import itertools
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,14 @@ class Texts:
     name: str
     trained: list[np.ndarray]
     held_out: list[np.ndarray]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all documents in their order, 12 hex digits: which packages are installed differs from day to day."""
+        whole = hashlib.sha256()
+        for text in itertools.chain(self.trained, self.held_out):
+            whole.update(hashlib.sha256(text).digest())
+        return whole.hexdigest()[:12]
 
 
 @functools.cache
