@@ -10,58 +10,71 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_VALUE = None
-"""A key with a value, whatever that is; a dictionary: a section with these keys."""
+_WRITTEN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+"""What a key's value may be, in words. DeepSpeed takes the text "maybe" for true where it has no model of a section."""
 
 
-def _names(words: str) -> dict[str, None]:
-    return dict.fromkeys(words.split())
+def _keys(kind: type, words: str) -> dict[str, type]:
+    return dict.fromkeys(words.split(), kind)
 
 
-_OFFLOAD = "buffer_count pin_memory"
+def _flags(words: str) -> dict[str, type]:
+    return _keys(bool, words)
+
+
+_OFFLOAD = _keys(int, "buffer_count") | _flags("pin_memory")
 
 TAKEN: dict[str, Any] = {
-    **_names(
-        "steps_per_print dump_state disable_python_gc disable_allgather communication_data_type prescale_gradients "
-        "gradient_predivide_factor wall_clock_breakdown memory_breakdown log_level"
-    ),
-    "torch_autocast": _names("lower_precision_safe_modules"),
-    "comms_logger": _names("enabled prof_all prof_ops verbose debug"),
-    "flops_profiler": _names("enabled recompute_fwd_factor profile_step module_depth top_modules detailed output_file"),
-    "timers": {"throughput": _names("enabled synchronized")},
-    "tensorboard": _names("enabled output_path job_name"),
-    "csv_monitor": _names("enabled output_path job_name"),
-    "wandb": _names("enabled group team project"),
-    "comet": _names(
-        "enabled samples_log_interval project workspace api_key experiment_name experiment_key online mode"
-    ),
+    **_flags("dump_state disable_python_gc disable_allgather prescale_gradients wall_clock_breakdown memory_breakdown"),
+    **_keys(int, "steps_per_print"),
+    **_keys(float, "gradient_predivide_factor"),
+    **_keys(str, "communication_data_type log_level"),
+    "torch_autocast": _keys(list, "lower_precision_safe_modules"),
+    "comms_logger": _flags("enabled prof_all verbose debug") | _keys(list, "prof_ops"),
+    "flops_profiler": {
+        **_flags("enabled detailed"),
+        **_keys(float, "recompute_fwd_factor"),
+        **_keys(int, "profile_step module_depth top_modules"),
+        **_keys(str, "output_file"),
+    },
+    "timers": {"throughput": _flags("enabled synchronized")},
+    "tensorboard": _flags("enabled") | _keys(str, "output_path job_name"),
+    "csv_monitor": _flags("enabled") | _keys(str, "output_path job_name"),
+    "wandb": _flags("enabled") | _keys(str, "group team project"),
+    "comet": {
+        **_flags("enabled online"),
+        **_keys(int, "samples_log_interval"),
+        **_keys(str, "project workspace api_key experiment_name experiment_key mode"),
+    },
     "zero_optimization": {
-        **_names(
-            "contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce "
-            "allgather_partitions allgather_bucket_size overlap_comm load_from_fp32_weights elastic_checkpoint "
-            "sub_group_size ignore_unused_parameters parameter_alignment zero_hpz_partition_size "
+        **_flags(
+            "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm "
+            "load_from_fp32_weights elastic_checkpoint ignore_unused_parameters parameter_alignment "
             "zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients "
             "memory_efficient_linear pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings "
-            "enable_sanity_checks save_muon_momentum_buffer_in_memory "
-            "stage3_gather_fp16_weights_on_model_save"
+            "enable_sanity_checks save_muon_momentum_buffer_in_memory stage3_gather_fp16_weights_on_model_save"
         ),
+        **_keys(int, "reduce_bucket_size allgather_bucket_size sub_group_size zero_hpz_partition_size"),
         **{
-            each: _VALUE
-            for name in (
-                "prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters "
-                "max_reuse_distance gather_16bit_weights_on_model_save module_granularity_threshold "
-                "use_all_reduce_for_fetch_params allgather_sequential"
-            ).split()
+            each: kind
+            for kind, names in (
+                (int, "prefetch_bucket_size param_persistence_threshold model_persistence_threshold"),
+                (int, "max_live_parameters max_reuse_distance module_granularity_threshold"),
+                (bool, "gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params allgather_sequential"),
+            )
+            for name in names.split()
             for each in (name, f"stage3_{name}")
         },
-        "leaf_module": _names("classes names name_suffixes"),
-        "offload_optimizer": _names(
-            f"{_OFFLOAD} pipeline_read pipeline_write fast_init ratio super_offload cpuadam_cores_perc"
-        ),
-        "offload_param": _names(f"{_OFFLOAD} buffer_size max_in_cpu"),
+        "leaf_module": _keys(list, "classes names name_suffixes"),
+        "offload_optimizer": {
+            **_OFFLOAD,
+            **_flags("pipeline_read pipeline_write fast_init super_offload"),
+            **_keys(float, "ratio cpuadam_cores_perc"),
+        },
+        "offload_param": _OFFLOAD | _keys(int, "buffer_size max_in_cpu"),
     },
 }
-"""Keys that go over the generated ones."""
+"""Keys that go over the generated ones: a section with its keys, or what a key's value is."""
 
 _BATCHES = "batches are lanes and segments here, set data.num_lanes, data.num_segments, training.lanes_per_micro_batch"
 _NVME = "(states on NVMe cannot be put into checkpoints)"
@@ -142,7 +155,17 @@ def unfit(
             yield here, f"DeepSpeed has no such key, {words}"
         elif value == "auto":
             yield here, "is auto: nothing fills that in here, leave it out or write a value"
-        elif taken[key] is not _VALUE and isinstance(value, Mapping):
-            yield from unfit(value, taken[key], here)
-        elif taken[key] is not _VALUE:
+        elif isinstance(kind := taken[key], type):
+            if value is not None and not _is(value, kind):
+                yield here, f"is {json.dumps(value, default=str)}: write {_WRITTEN[kind]}"
+        elif isinstance(value, Mapping):
+            yield from unfit(value, kind, here)
+        else:
             yield here, f"is {json.dumps(value, default=str)}: it is a section, write its keys under it"
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind; 5e8 is a whole number, true is none."""
+    if kind in (int, float):
+        return not isinstance(value, bool) and isinstance(value, int | float) and (kind is float or value % 1 == 0)
+    return isinstance(value, kind)

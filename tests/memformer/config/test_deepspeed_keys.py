@@ -1,6 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """The section `deepspeed`: what may be set there, held to the DeepSpeed that is installed."""
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,12 @@ REFUSED = {
     "{zero_optimization: 3}": ["deepspeed.zero_optimization: is 3: it is a section"],
     "{wandb: true}": ["deepspeed.wandb: is true: it is a section"],
     "{comms_loger: {enabled: true}}": ["did you mean comms_logger?"],
+    "{prescale_gradients: maybe}": ['deepspeed.prescale_gradients: is "maybe": write true or false'],
+    "{steps_per_print: true}": ["deepspeed.steps_per_print: is true: write a whole number"],
+    "{gradient_predivide_factor: [2]}": ["deepspeed.gradient_predivide_factor: is [2]: write a number"],
+    "{communication_data_type: 16}": ["deepspeed.communication_data_type: is 16: write text"],
+    "{comms_logger: {prof_ops: all_reduce}}": ["deepspeed.comms_logger.prof_ops", "write a list"],
+    "{zero_optimization: {reduce_bucket_size: 0.5}}": ["reduce_bucket_size: is 0.5: write a whole number"],
     "{elasticity: {enabled: true}}": ["deepspeed.elasticity: DeepSpeed has no such key"],
 }
 
@@ -64,8 +71,8 @@ def test_every_fault_is_told_with_those_of_the_schema() -> None:
     assert "deepspeed.a:" in said and "deepspeed.amp:" in said and "seed: is -1" in said
 
 
-def known_to_deepspeed() -> dict[str, set[str]]:
-    """Section -> the keys that the installed DeepSpeed's own models take in it."""
+def known_to_deepspeed() -> dict[str, dict[str, Any]]:
+    """Section -> the keys that the installed DeepSpeed's own models take in it, and their annotations."""
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -89,7 +96,9 @@ def known_to_deepspeed() -> dict[str, set[str]]:
         "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
     }
     return {
-        place: {name for key, field in model.model_fields.items() for name in (key, field.alias or key)}
+        place: {
+            name: field.annotation for key, field in model.model_fields.items() for name in (key, field.alias or key)
+        }
         for place, model in models.items()
     }
 
@@ -105,7 +114,17 @@ def test_the_keys_of_each_section_are_those_of_the_installed_deepspeed() -> None
     for place, known in known_to_deepspeed().items():
         own = {name.removeprefix(f"{place}.") for name in SET_HERE if name.startswith(f"{place}.")}
         ours = set(section(place)) | {name for name in own if "." not in name}
-        assert ours == known, place
+        assert ours == set(known), place
+
+
+def test_what_a_value_may_be_is_what_the_installed_deepspeed_takes() -> None:
+    for place, known in known_to_deepspeed().items():
+        for name, kind in section(place).items():
+            annotation = known[name]
+            kinds = [each for each in typing.get_args(annotation) or [annotation] if each is not type(None)]
+            if isinstance(kind, type):
+                plain = list if typing.get_origin(annotation) is list else kinds[0]
+                assert kind is plain, f"{place}.{name}"
 
 
 def test_the_keys_at_the_top_are_read_by_the_installed_deepspeed() -> None:
@@ -125,6 +144,8 @@ def test_the_keys_at_the_top_are_read_by_the_installed_deepspeed() -> None:
 def test_what_may_be_set_is_not_refused() -> None:
     keys = {
         "wall_clock_breakdown": True,
+        "steps_per_print": None,
+        "gradient_predivide_factor": 2,
         "zero_optimization": {"stage3_prefetch_bucket_size": 5e7, "overlap_comm": True},
     }
     assert parse_config({"run_dir": "r", "data": {"path": "d"}, "deepspeed": keys}, "c.yaml").deepspeed == keys
