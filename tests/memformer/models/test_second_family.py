@@ -8,8 +8,10 @@ Covers: memformer/models/configuration.py, memformer/models/family_record.py, me
 memformer/models/registry.py
 """
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ import yaml
 from launch.cli import main
 from memformer import load_model
 from memformer.models import registry
+from memformer.models.family_record import Family
 from memformer.models.sizes import count_parameters
 from memformer.processes.group import World
 from memformer.replay import Carry, Segment, bptt_backward, memory_replay_backward
@@ -48,6 +51,16 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known in this process for the time of a test, as by an entry point."""
     registry.family(registry.DEFAULT)  # which is registered once, before the copy
     monkeypatch.setattr(registry, "_registered", {**registry._registered, FAMILY.name: FAMILY})
+
+
+def test_the_page_of_families_shows_the_record_as_it_is() -> None:
+    shown = re.search(r"^Family\((.*?)\)$", (ROOT / "docs" / "families.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    fields = [
+        each.name if each.default is dataclasses.MISSING else f"{each.name}={each.default}"
+        for each in dataclasses.fields(Family)
+    ]
+    assert re.split(r",\s+", shown[1]) == fields
 
 
 def settings(root: Path, name: str, zero_stage: int, **model: Any) -> dict[str, Any]:
