@@ -27,22 +27,29 @@ def mix_seed(seed: int, number: int) -> int:
 
 
 @contextlib.contextmanager
-def segment_seeds(
-    seed: int | None, device: torch.device, reseed: Callable[[int], object] = torch.manual_seed
-) -> Iterator[Callable[[int], None]]:
-    """Gives a function that seeds every generator for segment t; the generators are restored at the end.
+def segment_seeds(seed: int | None, device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Gives a function that seeds the CPU's generator and the device's for segment t; they are restored at the end.
 
     Args:
         seed: The rollout's seed; None draws one from torch's default generator (so the caller's stream moves on).
-        device: The device whose generator is restored beside the CPU's.
-        reseed: What seeds the generators; replaced where a model-parallel tracker must be seeded as well.
+        device: The device whose generator is seeded beside the CPU's.
     """
     if seed is None:
         seed = int(torch.randint(2**62, (), dtype=torch.int64))
     base = seed
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, device_type="cuda"):
-        yield lambda segment: (reseed(mix_seed(base, segment)), None)[1]
+
+        def seed_segment(segment: int) -> None:
+            # torch.manual_seed would seed all devices of the host, and these alone are restored; without a GPU it
+            # writes the stack down three times.
+            own = mix_seed(base, segment)
+            torch.default_generator.manual_seed(own)
+            if devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(own)
+
+        yield seed_segment
 
 
 def stream_of(device: torch.device) -> torch.Tensor:

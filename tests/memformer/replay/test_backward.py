@@ -27,6 +27,7 @@ from memformer.replay import (
     memory_replay_backward,
 )
 from memformer.replay import backward as backward_module
+from memformer.replay.random_state import segment_seeds
 from tests.memformer.examples import START, ragged_rollout, random_memory, random_tokens, small_model
 from tests.memformer.replay.gradients import (
     TOLERANCE,
@@ -316,6 +317,25 @@ def test_any_cell(algorithm: Callable[..., RolloutResult]) -> None:
     assert result.segment_losses.tolist() == [m1, m2, m3]
     assert cell.a.grad is not None and cell.a.grad.item() == pytest.approx(d1 + d2 + d3)
     assert result.memory_gradient_norms.tolist() == [pytest.approx(0.5 + 0.25), pytest.approx(0.5)]
+
+
+def test_seeds_of_segments_touch_the_generators_that_are_restored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+
+    def other_devices(seed: int) -> None:
+        raise AssertionError("generators of devices that the rollout is not on were seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", other_devices)
+    drawn: dict[int, list[torch.Tensor]] = {}
+    for _ in range(2):
+        with segment_seeds(7, torch.device("cpu")) as seed_segment:
+            for segment in (3, 4, 3):
+                seed_segment(segment)
+                drawn.setdefault(segment, []).append(torch.rand(4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(each, same[0]) for same in drawn.values() for each in same)
+    assert not torch.equal(drawn[3][0], drawn[4][0])
 
 
 def test_rollout_knows_what_is_full_and_what_starts() -> None:
