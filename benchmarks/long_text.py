@@ -153,7 +153,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", default="books", metavar="SOURCE", help="books, packages or a directory")
     parser.add_argument("--horizons", nargs="+", type=int, help="T; default 1 2 4 8 16")
     parser.add_argument("--slots", type=int, default=16, help="memory slots; default 16")
-    parser.add_argument("--forgetting", nargs="+", choices=FORGETTING, default=["paper"], help="modes; default paper")
+    parser.add_argument("--forgetting", nargs="+", choices=FORGETTING, default=["off"], help="modes; default off")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak; default 4e-3")
     sizes = {"steps": 1200, "lanes": 16, "step_segments": 16, "segment_length": 16, "excerpts": 64, "test_length": 8192}
     add_sizes(parser, "T = 1 and 4, 15 steps, short test excerpts", **sizes)

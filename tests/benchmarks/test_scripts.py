@@ -215,7 +215,7 @@ def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.Capture
     words = ["--quick", "--steps", "2", "--width", "16", "--lanes", "2", "--out", str(tmp_path / "result")]
     long_text.main([*words, "--horizons", "4"])
     first = json.loads((tmp_path / "result.json").read_text())
-    assert [long_text.label(row) for row in first["rows"]] == ["no slots", "T = 4, paper"]
+    assert [long_text.label(row) for row in first["rows"]] == ["no slots", "T = 4, off"]
     assert first["rows"][0]["perplexity"] == first["rows"][0]["perplexity_memory_reset"]
     assert [place["from"] for place in first["rows"][1]["by_position"]] == [0, 16, 32, 64, 128, 256]
     capsys.readouterr()
@@ -225,7 +225,7 @@ def test_long_text_goes_on_and_adds_seeds(tmp_path: Path, capsys: pytest.Capture
     assert [row["seed"] for row in second["rows"]] == [0, 0, 1, 1]
     assert second["rows"][:2] == first["rows"]
     assert {row["commit"] for row in second["rows"]} == {second["commit"]}
-    assert "| T = 4, paper, reset |" in (tmp_path / "result.md").read_text()
+    assert "| T = 4, off, reset |" in (tmp_path / "result.md").read_text()
     with pytest.raises(SystemExit, match="rows of other sizes \\(length\\)"):
         long_text.main([*words, "--length", "1024"])
 

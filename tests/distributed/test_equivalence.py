@@ -74,7 +74,7 @@ GRID = [
 ]
 SINGLE = [
     Case(1, data=1, tensor=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
-    Case(2, data=2, tensor=2, dropout=0.2, chunked=True),
+    Case(2, data=2, tensor=2, dropout=0.2, chunked=True, memory_forgetting="off"),
     Case(0, "bf16", data=1, tensor=2, residual_dtype="compute", block="modern", **CHECKPOINTING["partitioned"]),
     Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, memory_forgetting="written", block="modern"),
     Case(
@@ -87,7 +87,7 @@ SINGLE = [
         lanes_per_micro_batch=2,
         clipping=0.05,
     ),
-    Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3),
+    Case(3, data=1, tensor=2, zero3_gather="segment", gradient_reduction="segment", overlap=3, memory_forgetting="off"),
     Case(3, data=1, tensor=2, precision="bf16", tie_embeddings=False, chunked=True, sums="bfloat16"),
     Case(1, data=1, tensor=2, weighted=True),
     Case(1, data=1, tensor=2, decoder_batch=2, dropout=0.2, **CHECKPOINTING["partitioned"]),
@@ -103,20 +103,20 @@ PIPELINES = [
     Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05),
     Case(0, data=1, pipeline=2, pipeline_layers=(1, 3), lanes_per_micro_batch=3, clipping=0.05, tie_embeddings=False),
     Case(1, data=1, pipeline=2, num_memory_slots=0),
-    Case(1, data=1, pipeline=2, weighted=True),
+    Case(1, data=1, pipeline=2, weighted=True, memory_forgetting="off"),
     Case(0, "bf16", data=1, pipeline=2, chunked=True, residual_dtype="compute"),
     Case(1, "bf16", data=2, pipeline=2, sums="bfloat16"),
     Case(0, "fp16", data=1, pipeline=2),
     Case(1, "fp16", data=1, pipeline=2, clipping=0.05, offload="optimizer"),
     Case(1, data=1, pipeline=3, segments_in_flight=1, memory_forgetting="written", memory_write_threshold=0.3),
-    Case(1, data=1, pipeline=4, overlap=3),
+    Case(1, data=1, pipeline=4, overlap=3, memory_forgetting="off"),
     Case(0, data=2, pipeline=2, mode="full"),
     Case(1, data=2, pipeline=2, lanes_per_micro_batch=1, clipping=0.05, overlap=8, block="modern"),
     Case(1, data=1, tensor=2, pipeline=2, clipping=0.05, **CHECKPOINTING["partitioned"]),
 ]
 SEGMENTS_OVER_RANKS = [
     Case(0, data=1, segment=2, segments=5, dropout=0.3, decoder_batch=2),
-    Case(1, data=1, segment=2, weighted=True, lanes_per_micro_batch=3),
+    Case(1, data=1, segment=2, weighted=True, lanes_per_micro_batch=3, memory_forgetting="off"),
     Case(2, data=1, segment=2, lanes_per_micro_batch=1, mode="full", overlap=3, offload="optimizer"),
     Case(3, data=1, segment=2, segments=4, growing=True, lanes_per_micro_batch=4),
     Case(1, "bf16", data=1, segment=2, residual_dtype="compute", sums="bfloat16"),
@@ -195,7 +195,7 @@ COUNTED += [Case(3, "bf16", data=1, tensor=2, tie_embeddings=False, memory_forge
 COUNTED += [
     Case(0, data=1, pipeline=2),
     Case(1, "bf16", data=2, pipeline=2, sums="bfloat16"),
-    Case(1, data=1, pipeline=4, overlap=3),
+    Case(1, data=1, pipeline=4, overlap=3, memory_forgetting="off"),
 ]
 COUNTED += [Case(1, data=1, pipeline=2, pipeline_layers=(3, 1), lanes_per_micro_batch=1, clipping=0.05)]
 COUNTED += BACKBONES[:4] + BACKBONE_PIPELINES[:6] + IN_16_BITS[:2] + GROUPS_OF_STAGES

@@ -42,7 +42,7 @@ class MemformerConfig(ModelConfig):
     """Slots K of the memory; 0 trains without memory (the encoder still sees the previous segment)."""
     memory_temperature: float = 0.25
     """Softmax temperature of the writer; below 1 sharpens it. The paper gives no value: 0.25 is our choice."""
-    memory_forgetting: Forgetting | bool = "paper"
+    memory_forgetting: Forgetting | bool = "off"
     """What is added to a written slot m before it is normalised to length 1. b: the slot's bias, a parameter, which is
     also where the slot starts.
     off: nothing (an ablation of the paper). A slot changes by what is written into it alone.
