@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import is_inside
 
 MANIFEST_FILE = "manifest.json"
 COLUMNS_FILE = "documents.npz"
@@ -128,6 +129,7 @@ class Manifest:
             )
         try:
             shards = tuple(_checked(ShardInfo(**shard)) for shard in content.pop("shards"))
+            _check_names([shard.name for shard in shards])
             manifest = _checked(cls(shards=shards, **content))
             if manifest.loss_weights != (version == WEIGHTED_VERSION):
                 raise TypeError(f"loss_weights is {manifest.loss_weights} at format version {version}")
@@ -226,6 +228,15 @@ def _checked(made: Part) -> Part:
     if isinstance(made, Manifest) and (made.token_dtype not in _TOKEN_DTYPES or not made.documents):
         raise TypeError(f"token_dtype is {made.token_dtype!r:.40}, documents is {made.documents}")
     return made
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raises TypeError for a shard that would be read, or copied to, where no shard lies."""
+    for name in names:
+        if not is_inside(name) or name.endswith((".lock", ".fetching")):  # which a cache has beside its copies
+            raise TypeError(f"the shard {name!r:.80} is not a file in the data set's directory")
+    if len(set(names)) < len(names):
+        raise TypeError("it names a shard twice")
 
 
 def _why_no_manifest(directory: Path) -> str:

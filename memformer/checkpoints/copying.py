@@ -10,10 +10,11 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.files import is_inside
 from data_pipeline.object_store import CloudError, ObjectStore
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -123,12 +124,6 @@ def copy_down(store: ObjectStore, folder: str, directory: Path, entries: Entries
             raise CloudError(
                 store.place(key), "its content is not what was put there (SHA-256 differs)", "take another copy"
             )
-
-
-def is_inside(name: str) -> bool:
-    """Whether a relative path stays in its directory."""
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _below(folder: str, name: str) -> str:

@@ -177,6 +177,16 @@ def test_a_manifest_with_a_field_of_another_type_is_one_line(broken: Path, key: 
         DocumentIndex.load(broken)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other/shard.tar", "a/../../b", "", ".", "a\0b", "a.lock", "twice"])
+def test_shards_lie_in_their_data_set(broken: Path, name: str) -> None:
+    """Of a data set from elsewhere they would be read, and their copies in a cache be written, where nobody expects."""
+    content = json.loads((broken / "manifest.json").read_text())
+    content["shards"][0]["name"] = content["shards"][1]["name"] if name == "twice" else name
+    (broken / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*(is not a file in|names a shard twice)"):
+        DocumentIndex.load(broken)
+
+
 @pytest.mark.parametrize(("key", "value"), [("shards", []), ("tokens", 1), ("text_bytes", 1), ("documents", 1)])
 def test_a_manifest_that_counts_otherwise_than_the_columns_is_refused(broken: Path, key: str, value: object) -> None:
     content = json.loads((broken / "manifest.json").read_text())
