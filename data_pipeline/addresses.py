@@ -13,12 +13,14 @@ import re
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import UserError
 
 _PATH_CHARACTERS = "/%!$&'()*+,;=:@~-._"
 _QUERY_CHARACTERS = _PATH_CHARACTERS + "?[]"
 _PORTS = {"http": 80, "https": 443}
+_PIPE = re.compile(r"^(--[^=\s]+=)?pipe:.*", re.DOTALL)  # a setting's value, or a word of a command that sets it
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s'\"]*)")
 
 
@@ -108,6 +110,15 @@ def beneath(name: str | Path, part: str) -> str:
 def shown(name: str | Path) -> str:
     """A name of a data set as people may see it: names, passwords and queries in addresses are left out."""
     return _URL.sub(lambda match: match[1] + _without_secrets(match[2]), str(name))
+
+
+def told(value: Any) -> Any:
+    """Settings as services and logs may keep them: as `shown`, keys too, and without the commands of `pipe:`."""
+    if isinstance(value, dict):
+        return {str(told(key)): told(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [told(each) for each in value]
+    return _PIPE.sub(r"\1pipe:...", shown(value)) if isinstance(value, str) else value
 
 
 def location(name: str) -> str:

@@ -29,6 +29,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from data_pipeline.addresses import told
 from data_pipeline.errors import UserError
 from launch import child
 from launch.machine import available_cores, core_slices
@@ -171,7 +172,7 @@ def _start(command: Sequence[str], rank: int, log_dir: Path, environment: dict[s
     with _opened(path) as log:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            log.write(f"=== {now} rank {rank} of {environment['WORLD_SIZE']}: {shlex.join(command)}\n".encode())
+            log.write(f"=== {now} rank {rank} of {environment['WORLD_SIZE']}: {shlex.join(told(command))}\n".encode())
         except OSError as error:  # where not even this has room, the rank could not say why it fails
             raise _unwritable(path, error) from None
         start = log.tell()

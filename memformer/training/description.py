@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.addresses import told
 from memformer.config.schema import Config
 from memformer.engine.compilation import kept_in, why_plain
 from memformer.engine.precision import resolve_precision
@@ -98,25 +99,17 @@ def run_identity(
 
 
 def told_to_services(identity: dict[str, Any], config: Config, model: ModelConfig) -> dict[str, Any]:
-    """What services for experiments are told of a run: its identity, its size, its costs; no commands of `pipe:`.
+    """What services for experiments are told of a run: its identity, its size, its costs; nothing secret.
 
     Args:
         identity: `run_identity`.
         config: The run.
         model: Its model.
     """
-
-    def shown(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): shown(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [shown(each) for each in value]
-        return "pipe:..." if isinstance(value, str) and value.startswith("pipe:") else value
-
     length, train = config.data.segment_length, config.training.train
     costs = {"model_flops_per_token": model_flops_per_token(model, length, train)}
-    told: dict[str, Any] = shown({**identity, "parameters": count_parameters(model), **costs})
-    return told
+    known: dict[str, Any] = told({**identity, "parameters": count_parameters(model), **costs})
+    return known
 
 
 def describe_run(config: Config, model: ModelConfig, documents: TrainingData, world: World, precision: str) -> None:

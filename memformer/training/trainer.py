@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline import SegmentStream
+from data_pipeline.addresses import told
 from memformer.checkpoints import state as checkpoint
 from memformer.checkpoints.lane_states import LaneStates
 from memformer.checkpoints.resuming import Start
+from memformer.config.files import dump_yaml
 from memformer.config.schema import Config
 from memformer.config.topology import replicas_of
 from memformer.engine.deepspeed_config import deepspeed_config
@@ -120,16 +122,16 @@ def loop(
     give_up_what_followed(state, start)
     state.progress = dataclasses.replace(state.progress, data=stream.state_dict())
     state.event("start", step=state.progress.step, processes=world.size)
-    told = functools.partial(told_to_services, identity, config, state.engine.model.config)
+    for_services = functools.partial(told_to_services, identity, config, state.engine.model.config)
     with (
         Audit(run, world, config.data.audit) as audit,
-        Loggers(run, config.loggers if world.is_main else [], told, start.trained) as loggers,
+        Loggers(run, config.loggers if world.is_main else [], for_services, start.trained) as loggers,
         MetricsWriter(run, world.is_main, config.tensorboard, first, loggers) as writer,
         StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
         Profiler(run, world, config.profile, first) as profiler,
     ):
-        writer.text("settings", config.as_yaml(), state.progress.step)
+        writer.text("settings", dump_yaml(told(config.values())), state.progress.step)
         saved_step = start.step if start.own else -1
         steps = TrainingLoop(
             state, data, identity, saved_step, audit, writer, requests, watchdog, [profiler, *callbacks]

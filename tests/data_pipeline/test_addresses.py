@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from data_pipeline import DocumentIndex, FarSettings, SegmentStream, UserError, open_data
-from data_pipeline.addresses import Address, beneath, location, proxy_for, shown
+from data_pipeline.addresses import Address, beneath, location, proxy_for, shown, told
 from data_pipeline.far import RemoteMode, is_address
 from data_pipeline.opening import holds_data
 from data_pipeline.verify import check_sizes, verify_dataset
@@ -95,6 +95,17 @@ def test_what_is_no_address_is_one_line(address: str) -> None:
 )
 def test_a_part_of_an_address_and_what_people_see_of_it(name: str, beside: str, seen: str, place: str) -> None:
     assert (beneath(name, "train"), shown(name), location(name)) == (beside, seen, place)
+
+
+def test_what_services_and_logs_are_told_of_settings() -> None:
+    path = {"https://host/set?sig=1": 2, "pipe:curl -u me:pw host": 1}
+    given = {"data": {"path": path, "num_segments": {0: 4}}, "lists": ("--data.path=pipe:cat x", "a pipe:b"), "seed": 1}
+    path_told = {"https://host/set?***": 2, "pipe:...": 1}
+    assert told(given) == {
+        "data": {"path": path_told, "num_segments": {"0": 4}},
+        "lists": ["--data.path=pipe:...", "a pipe:b"],
+        "seed": 1,
+    }
 
 
 @pytest.mark.parametrize("mode", ["spool", "range"])

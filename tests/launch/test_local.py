@@ -389,3 +389,10 @@ def test_a_launch_that_is_refused_leaves_no_logs_of_its_own(tmp_path: Path, begu
     assert launch_processes(refuses, 2, logs, refused=lambda: not begun) == 2
     assert (logs / "rank-00000.log").read_text().startswith("earlier\n=== ")
     assert (logs / "rank-00001.log").exists() == begun
+
+
+def test_logs_have_the_command_without_what_is_secret_in_its_addresses(tmp_path: Path) -> None:
+    words = ["--data.path=https://host/set?sig=secret", "--other", "pipe:curl -u me:secret host"]
+    assert launch_processes([sys.executable, "-c", "pass", *words], 1, tmp_path) == 0
+    head = (tmp_path / "rank-00000.log").read_text()
+    assert "--data.path=https://host/set?***" in head and "pipe:..." in head and "secret" not in head

@@ -13,7 +13,7 @@ from memformer.config.schema import parse_config
 from memformer.processes.group import World
 from memformer.processes.topology import Mesh
 from memformer.run.data import TrainingData
-from memformer.training.description import LOG, describe_run
+from memformer.training.description import LOG, describe_run, told_to_services
 from tests.books import TINY_MODEL, small_dataset
 
 
@@ -106,3 +106,12 @@ def test_sums_in_16_bits_without_16_bits_are_named(said: Any) -> None:
     assert len(warnings) == 1 and "changes no number here: precision auto is fp32 on cpu" in warnings[0]
     assert "leave training.gradient_accumulation_dtype out" in warnings[0]
     assert not said(model=TINY_MODEL, training=training, precision="bf16")[1]
+
+
+def test_services_are_told_nothing_secret(data: Path) -> None:
+    config = parse_config({"run_dir": "r", "data": {"path": str(data)}}, "test")
+    documents = TrainingData.open(config.data)
+    model = documents.complete(config.model, config.data.segment_length)
+    identity = {"settings": {"data": {"path": "https://host/set?sig=secret"}}}
+    known = told_to_services(identity, config, model)
+    assert known["settings"]["data"]["path"] == "https://host/set?***" and known["parameters"] > 0
