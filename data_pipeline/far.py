@@ -2,6 +2,7 @@
 """What can be set about data sets that lie elsewhere: at an address instead of in a directory."""
 
 import os
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,26 @@ def is_address(name: str | Path) -> bool:
 def default_cache() -> Path:
     """A directory of this user for temporary files, on this machine."""
     return Path(tempfile.gettempdir(), f"memformer-cache-{os.getuid()}")
+
+
+def make_cache(directory: Path) -> None:
+    """Makes a directory of copies. The default one lies where all users may write, and is this user's alone.
+
+    Raises:
+        UserError: The default one is another user's, or a link: who made it could exchange what is kept there.
+        OSError: It cannot be made.
+    """
+    own = directory == default_cache()
+    directory.mkdir(mode=0o700 if own else 0o777, parents=True, exist_ok=True)
+    if own:
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise UserError(
+                f"{directory}: is another user's, or a link, so that what is kept there could be exchanged: name a "
+                "directory of your own (data.cache_dir, --cache-dir), or set TMPDIR to one"
+            )
+        if status.st_mode & 0o077:
+            directory.chmod(0o700)
 
 
 @dataclass(frozen=True)

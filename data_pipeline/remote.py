@@ -24,7 +24,7 @@ from data_pipeline import open_files
 from data_pipeline.addresses import location
 from data_pipeline.background import Background
 from data_pipeline.errors import UserError
-from data_pipeline.far import FarSettings
+from data_pipeline.far import FarSettings, make_cache
 from data_pipeline.index import DocumentIndex
 from data_pipeline.manifest import CHUNK_BYTES, COLUMNS_FILE, MANIFEST_FILE, Manifest, ShardInfo
 from data_pipeline.shard_cache import OpenShard, ShardCache, locked, own_name
@@ -57,7 +57,8 @@ def open_far_index(address: str, settings: FarSettings) -> DocumentIndex:
     # signature is not.
     directory = settings.cache_dir / hashlib.sha256(place.encode() + b"\n" + manifest).hexdigest()[:24]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_cache(settings.cache_dir)
+        directory.mkdir(exist_ok=True)
         with locked(directory / ".lock"):
             for name, sha256 in ((COLUMNS_FILE, parsed.columns_sha256), (TOKENIZER_FILE, parsed.tokenizer_sha256)):
                 if not _is_kept(directory / name, sha256):

@@ -9,10 +9,11 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.far import default_cache
+from data_pipeline.far import default_cache, make_cache
 from data_pipeline.files import sync
 from data_pipeline.object_store import CloudError, ObjectStore
 from memformer.checkpoints.copying import Copied, copy_down, copy_up
@@ -64,27 +65,33 @@ def fetch_export(address: str, cache: Path | None = None) -> Path:
         raise UserError(f"{store.address}: holds no export: give an address that memformer export --out has written")
     content = store.read(description)
     key = hashlib.sha256(f"{store.address}\n".encode() + content).hexdigest()[:24]
-    target = (cache or default_cache()) / "exports" / key
-    if (target / description).is_file():
-        return target
-    entries = {name: {"bytes": size, "sha256": store.sha256(name)} for name, size in sizes.items()}
-    foreign = next((name for name, entry in entries.items() if entry["sha256"] is None), None)
-    if foreign is not None:
-        raise CloudError(store.place(foreign), "has no SHA-256 with it", "copy the export by memformer export --out")
+    kept = cache or default_cache()
+    target = kept / "exports" / key
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
-        try:
-            copy_down(store, "", temporary, entries)
-            sync(temporary)
-            _rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        make_cache(kept)
+        target.parent.mkdir(exist_ok=True)
+        if not (target / description).is_file():
+            _fetch(store, sizes, target)
     except OSError as error:
         raise UserError(
             f"{target.parent}: cannot be written ({error.strerror or error}): make room, or set TMPDIR", exit_code=1
         ) from None
     return target
+
+
+def _fetch(store: ObjectStore, sizes: Mapping[str, int], target: Path) -> None:
+    """Copies what lies in a store into a directory, which appears when all of it is there."""
+    entries = {name: {"bytes": size, "sha256": store.sha256(name)} for name, size in sizes.items()}
+    foreign = next((name for name, entry in entries.items() if entry["sha256"] is None), None)
+    if foreign is not None:
+        raise CloudError(store.place(foreign), "has no SHA-256 with it", "copy the export by memformer export --out")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        copy_down(store, "", temporary, entries)
+        sync(temporary)
+        _rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rename(temporary: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import UserError
 from memformer.checkpoints import base
 from memformer.checkpoints import directory as files
 from memformer.checkpoints import state as checkpoint
@@ -229,14 +230,15 @@ class Saver:
                 written = dict(sorted((name, entry) for share in every for name, entry in share.items()))
                 try:
                     final = files.publish(self._run, save.step, written)
-                    files.delete_old(self._run, save.step, self._settings)
                 except OSError as error:
-                    errors = [files.words(error)] if final is None else []
+                    errors = [files.words(error)]
             if errors:
                 shutil.rmtree(save.directory, ignore_errors=True)
         final, errors = group.from_main((final, errors))
         if save.fatal is not None:
             raise save.fatal
+        if final is not None and self._world.is_main:
+            self._clear_up(save.step)
         if final is not None and self._frozen:
             self._engine.frozen_from = final
         now = time.perf_counter()
@@ -250,6 +252,14 @@ class Saver:
                 sum(entry["bytes"] for share, _ in shares for entry in share.values()),
             )
         )
+
+    def _clear_up(self, step: int) -> None:
+        """Deletes what is not kept any more; where that fails, the next save does it."""
+        try:
+            files.delete_old(self._run, step, self._settings)
+        except (OSError, UserError) as error:
+            said = files.words(error) if isinstance(error, OSError) else error
+            LOG.warning("checkpoints that are not kept any more could not be deleted: %s", said)
 
     def _parts(self, lanes: LaneStates, progress: checkpoint.Progress) -> list[_File]:
         """What this process writes; the tensors are views of the live state."""

@@ -77,6 +77,8 @@ class SaveSchedule:
             )
 
     def _save_ended(self, report: SaveReport) -> None:
-        """A disk that is full is no reason to end a run, unless it still is at the end."""
+        """A disk that is full is no reason to end a run, unless it still is at the end: the step may be saved again."""
         self._error = report.error
+        if report.error is not None and report.step == self._saved_step:
+            self._saved_step = -1
         self._callback.after_save(self._state, report)

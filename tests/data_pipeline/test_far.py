@@ -10,6 +10,8 @@ import itertools
 import multiprocessing
 import os
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ import pytest
 from data_pipeline import DocumentIndex, FarSettings, SegmentStream, UserError, open_data
 from data_pipeline.adopt import adopt
 from data_pipeline.background import Background
-from data_pipeline.far import RemoteMode
+from data_pipeline.far import RemoteMode, default_cache, make_cache
 from data_pipeline.opening import open_store
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.transport import open_transport
@@ -349,3 +351,25 @@ def test_long_tries_are_spoken_of(
         with pytest.raises(UserError, match="could not be read in 2 attempts"):
             open_data(address, settings(tmp_path, attempts=2))
         assert caplog.text.count("attempt 1 of 2 failed") == said
+
+
+def test_the_cache_that_is_nobody_s_choice_is_of_this_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make_cache(default_cache())
+    assert stat.S_IMODE(default_cache().stat().st_mode) == 0o700
+    default_cache().chmod(0o777)
+    make_cache(default_cache())
+    assert stat.S_IMODE(default_cache().stat().st_mode) == 0o700
+    make_cache(tmp_path / "a/cache that is named")
+    default_cache().rename(tmp_path / "elsewhere")
+    default_cache().symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is another user's, or a link.*data.cache_dir"):
+        make_cache(default_cache())
+    if os.getuid() == 0:
+        default_cache().unlink()
+        default_cache().mkdir()
+        os.chown(default_cache(), 1, 1)
+        with pytest.raises(UserError, match="is another user's"):
+            make_cache(default_cache())

@@ -17,6 +17,8 @@ import yaml
 
 from data_pipeline.errors import UserError
 from launch.status import read_status
+from memformer.checkpoints import directory
+from memformer.checkpoints.saving import SaveReport
 from memformer.processes.group import World
 from memformer.run import jsonl
 from memformer.run.directory import RunDirectory
@@ -189,18 +191,44 @@ class Disk(Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
+class FreedAndStopped(Disk):
+    """Somebody makes room when a save has failed, and the run is asked to stop before its next step."""
+
+    def after_save(self, state: TrainingState, report: SaveReport) -> None:
+        if report.error is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+            state.run.stop_file.touch()
+
+
+class Unlisted(Callback):
+    """What there is to be deleted cannot be known, once a checkpoint is complete."""
+
+    def __init__(self) -> None:
+        self.real = directory.candidates
+
+    def before_save(self, state: TrainingState) -> None:
+        def fails(run: RunDirectory) -> list[Path]:
+            raise UserError(f"{run.checkpoints}: cannot be listed (Stale file handle)")
+
+        directory.candidates = fails
+
+    def after_save(self, state: TrainingState, report: SaveReport) -> None:
+        directory.candidates = self.real
+
+
 def on_a_full_disk(world: World, root: str) -> dict[str, Any]:
-    """What becomes of two runs: on one disk there is room again, on the other there is not."""
+    """What becomes of runs: on two disks there is room again, on one there is not; a fourth cannot be cleared up."""
     found: dict[str, Any] = {}
-    for name, free in (("freed", 7), ("full", None)):
-        disk = Disk(3, free)
+    disks = {"freed": Disk(3, 7), "full": Disk(3, None), "stopped": FreedAndStopped(3, None), "unlisted": Unlisted()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, disk in disks.items():
         config = tiny_config(Path(root), name, training={"max_steps": STEPS}).model_copy(update={"tensorboard": True})
         try:
             found[name] = train(config, callbacks=[disk])
         except UserError as error:
             found[name] = str(error)
         finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, disk.before)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     return found
 
 
@@ -215,6 +243,12 @@ def test_a_full_disk_ends_no_run_for_the_sake_of_a_line(root: Path) -> None:
     assert [event["step"] for event in events_of(freed, "save")] == [2, 8]
     assert len([row for path in freed.audit.iterdir() for row in jsonl.records(path)]) == STEPS * 4 * 2
     assert "checkpoint: step 8 could not be saved" in found["full"] and "make room" in found["full"]
+    assert found["unlisted"] == 0
+    assert [event["step"] for event in events_of(RunDirectory(root / "unlisted"), "save")] == [2, 4, 6, 8]
+    stopped = RunDirectory(root / "stopped")
+    assert found["stopped"] == 75, "the step whose save had failed was saved when the run had to stop"
+    assert [event["step"] for event in events_of(stopped, "save_failed")] == [4]
+    assert [event["step"] for event in events_of(stopped, "save")] == [2, 4]
     status = read_status(full.root)
     assert status.state == "failed", "although its events had no room either"
     assert [path.name for path in full.lock.iterdir()] == ["00000001.failed"]
