@@ -7,8 +7,8 @@ absent) is in directory.py. All files are safetensors or JSON: nothing in a chec
 """
 
 import dataclasses
+import functools
 import logging
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,11 @@ from memformer.engine.base import Engine
 from memformer.engine.fragments import FragmentReader
 from memformer.models.evaluation_mode import evaluation_mode
 from memformer.models.probe import probe
-from memformer.processes import group
 from memformer.processes.group import World
+from memformer.processes.turns import found_by_main
 from memformer.run.directory import RunDirectory
 
 LOG = logging.getLogger("memformer")
-_TURN_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,49 +75,28 @@ def find(run: RunDirectory, world: World, resume: str, settings: CheckpointConfi
     Raises:
         UserError: See `choose`, `fetching.wanted` and `mirrored.refuse_unfit`.
     """
-    start: Start | None = None
-    refused: UserError | None = None
     if is_cloud(resume):
-        resume = _fetched(run, world, resume, settings)
-    if world.is_main:
-        try:
-            start = choose(run, resume)
-            trained, reasons = repeated_steps(run, start, settings)
-            start = dataclasses.replace(start, trained=trained, reasons=tuple(reasons))
-            if settings.mirror is not None:
-                _look_at_mirror(run, start, settings.mirror)
-        except UserError as error:
-            refused = error
-    start, refused = group.from_main((start, refused))
-    if refused is not None:
-        raise refused
-    assert start is not None
-    return start
+        resume = found_by_main(world, functools.partial(_fetched, run, resume, settings))
+
+    def look() -> Start:
+        start = choose(run, resume)
+        trained, reasons = repeated_steps(run, start, settings)
+        start = dataclasses.replace(start, trained=trained, reasons=tuple(reasons))
+        if settings.mirror is not None:
+            _look_at_mirror(run, start, settings.mirror)
+        return start
+
+    return found_by_main(world, look)
 
 
-def _fetched(run: RunDirectory, world: World, address: str, settings: CheckpointConfig) -> str:
-    """Fetches what an address names, while the other processes wait; returns what `choose` is told."""
-    ended: list[str | UserError] = []
-
-    def work() -> None:
-        try:
-            ended.append(fetch(run, wanted(run, address, settings), settings))
-        except UserError as error:
-            ended.append(error)
-        except Exception as error:  # not to be lost in a thread
-            ended.append(UserError(f"--resume {address}: {type(error).__name__}: {error}", exit_code=1))
-
-    thread = threading.Thread(target=work, name="fetch", daemon=True)
-    if world.is_main:
-        thread.start()
-    # In turns, since a collective must not wait as long as a large checkpoint takes. The requests have time limits.
-    while group.from_main(thread.is_alive()):
-        if world.is_main:
-            thread.join(_TURN_SECONDS)
-    found = group.from_main(ended[0] if world.is_main else None)
-    if isinstance(found, UserError):
-        raise found
-    return str(found)
+def _fetched(run: RunDirectory, address: str, settings: CheckpointConfig) -> str:
+    """Fetches what an address names; returns what `choose` is told. The requests have time limits."""
+    try:
+        return str(fetch(run, wanted(run, address, settings), settings))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--resume {address}: {type(error).__name__}: {error}", exit_code=1) from error
 
 
 def _look_at_mirror(run: RunDirectory, start: Start, address: str) -> None:

@@ -2,6 +2,7 @@
 """`Guards`: what is looked at after every step, what is said about it, and when a run is ended for it."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from memformer.guards.faulty_steps import bad_parameter, first_bad, healed_carry
 from memformer.guards.replicas import different_replicas
 from memformer.processes import group
 from memformer.processes.group import World
+from memformer.processes.turns import found_by_main
 from memformer.replay import Carry, Rollout
 from memformer.run.directory import RunDirectory
 from memformer.run.metrics import StepFigures
@@ -176,7 +178,7 @@ class Guards:
                 "lower optimizer.learning_rate, look at the documents named in events.jsonl, or raise it",
                 exit_code=1,
             )
-        found, _ = group.from_main(files.newest_complete(self._run) if self._world.is_main else (None, []))
+        found, _ = found_by_main(self._world, functools.partial(files.newest_complete, self._run))
         if found is None:
             LOG.warning("no checkpoint to roll back to yet: the run goes on")
             return lanes, progress
