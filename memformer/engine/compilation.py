@@ -26,6 +26,7 @@ from memformer.run.directory import RunDirectory
 
 RECOMPILE_LIMIT = 64
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_set_here: str | None = None  # for an earlier run of this process, which is not the next one's wish
 
 
 def why_plain(config: Config, device: torch.device) -> str | None:
@@ -82,7 +83,7 @@ def kept_in(config: Config, device: torch.device) -> str:
 
     # torch writes its default into the environment itself, as soon as its compiler is loaded.
     said, default = os.environ.get(_CACHE), default_cache_dir()
-    if said and said != default:
+    if said and said not in (default, _set_here):
         return said
     return default if device.type == "cpu" else str(RunDirectory(config.run_dir).compiled.absolute())
 
@@ -99,10 +100,12 @@ def compile_model(model: MemoryModel, config: Config, device: torch.device) -> N
     """
     import torch._dynamo.config
 
-    os.environ[_CACHE] = kept_in(config, device)
+    global _set_here
+    kept = kept_in(config, device)
+    if kept != os.environ.get(_CACHE):
+        os.environ[_CACHE] = _set_here = kept
     keep_whole_files_alone()
-    if config.compile == "auto":
-        torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.suppress_errors = config.compile == "auto"
     # Where hooks gather parameters, or heads are spread, graphs of what is no layer would break.
     compile_layers(model, methods=config.parallel.zero_stage != 3 and config.parallel.tensor == 1)
 

@@ -36,7 +36,7 @@ def memory_diagnostics(
         carry: Of its lanes.
         total: Sums over the replicas.
         read: A segment, and the memory before it; None: nothing for `look` to read.
-        autocast: Of the training, in which `look` reads: what is frozen may be stored in another precision.
+        autocast: Of the training, in which is read: what is frozen may be stored in another precision.
 
     Returns:
         Of a memory of slots
@@ -57,7 +57,7 @@ def memory_diagnostics(
     live = carry.length > 0
     no_reset = torch.zeros_like(live)
     segment = Segment(carry.tokens, carry.length, carry.tokens, carry.length, no_reset, carry.ragged)
-    with evaluation_mode(model):
+    with evaluation_mode(model), autocast or contextlib.nullcontext():
         found = model.self_weights(segment, carry.memory)
     return {} if found is None else pooled(_slot_figures(found, live), live, total)
 

@@ -46,30 +46,40 @@ PLAIN_CALLS = 16
 """Calls before one is recorded, which costs as much as a dozen tokens of a 350M model save on an H100."""
 
 
+_moves = 0
+
+
+def storage_moved() -> None:
+    """Says that tensors which a recorded function may read have got other storage: graphs are recorded anew."""
+    global _moves
+    _moves += 1
+
+
 class Graphed:
     """Calls a function: the first times as it is written, then recorded; from then on what was recorded.
 
     Args:
         function: Of tensors whose shapes, dtypes and device stay, without gradients and without waiting for the device.
             It may read and write tensors that it holds, as long as they stay where they lie (`recorded` tells caches to
-            leave theirs out), and is called twice with the arguments that it is recorded with: to do so must come to
-            the same as once.
+            leave theirs out) or `storage_moved` says so, and is called twice with the arguments that it is recorded
+            with: to do so must come to the same as once.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         self._function = function
         self._plain_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._moves = 0
         self._inputs: tuple[torch.Tensor, ...] = ()
         self._output = torch.empty(0)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the function gives for them, in a tensor of its own."""
-        if self._graph is None:
+        if self._graph is None or self._moves != _moves:
             if self._plain_calls < PLAIN_CALLS:
                 self._plain_calls += 1
                 return self._function(*inputs)
-            self._graph = self._recorded(inputs)
+            self._graph, self._moves = self._recorded(inputs), _moves
         for kept, given in zip(self._inputs, inputs, strict=True):
             kept.copy_(given)
         self._graph.replay()
@@ -84,7 +94,8 @@ class Graphed:
             with torch.cuda.stream(beside):  # libraries make plans and work spaces, which none can while recording
                 self._function(*self._inputs)
             here.wait_stream(beside)
-            # What other threads ask of the device meanwhile is no fault of this one's.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # What other threads ask of the device meanwhile is no fault of this one's. Without a stream torch would
+            # record on one that it makes once a process, on the device that was recorded on first.
+            with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
                 self._output = self._function(*self._inputs)
         return graph

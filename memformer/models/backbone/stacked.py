@@ -25,6 +25,7 @@ from torch import nn
 
 from memformer.models.backbone.associative import at_least_float32
 from memformer.models.backbone.lora import LoraLinear
+from memformer.models.graphed import storage_moved
 
 _COMPARED = (bool, int, float, str, type(None))
 _OWN = {"layer_idx", "training"}
@@ -60,6 +61,7 @@ def side_by_side(parameters: Sequence[torch.Tensor], moved: bool = True) -> torc
         stack = torch.stack([each.detach() for each in parameters])
         for parameter, view in zip(parameters, stack, strict=True):
             parameter.data = view
+    storage_moved()
     return stack
 
 

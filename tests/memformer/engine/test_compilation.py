@@ -106,6 +106,21 @@ def test_a_folder_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPat
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
+@pytest.mark.usefixtures("settings")
+def test_what_an_earlier_run_of_the_process_set_is_not_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch._dynamo.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    nothing = SimpleNamespace(config=SimpleNamespace(dropout=0), layers=list, modules=list)
+    for run, asked in (("first", "auto"), ("second", True)):
+        config = config_of(run_dir=str(tmp_path / run), compile=asked)
+        compile_model(nothing, config, GPU)  # type: ignore[arg-type]
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / run / "compiled")
+        assert torch._dynamo.config.suppress_errors == (asked == "auto")
+
+
 def test_the_folder_that_torch_names_itself_is_none_of_the_environments(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

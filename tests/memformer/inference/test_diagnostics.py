@@ -4,6 +4,7 @@
 Covers: memformer/models/evaluation_mode.py
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from data_pipeline import DocumentIndex, SegmentBatch, SegmentStream
 from data_pipeline.tokenizer import ByteTokenizer
 from memformer import Memformer
+from memformer.engine.frozen import freeze
 from memformer.inference.diagnostics import memory_diagnostics
 from memformer.inference.inspection import KEPT, OVERWRITTEN, inspect_tokens
 from memformer.inference.pictures import available, pictures
@@ -59,6 +61,17 @@ def test_sums_of_several_processes_are_one_mean() -> None:
     carry = example_carry(model, [LENGTH, 0, 3, LENGTH])
     alone = memory_diagnostics(model, carry)
     assert memory_diagnostics(model, carry, lambda sums: 2 * sums) == pytest.approx(alone)
+
+
+def test_figures_of_a_model_whose_frozen_weights_are_in_16_bits() -> None:
+    """As a run that trains the memory alone under bf16 has it: autocast reads what is stored in two precisions."""
+    model = small_model(torch.float32)
+    carry = example_carry(model, [LENGTH, 0, 3, LENGTH])
+    carry = dataclasses.replace(carry, memory=carry.memory.float())
+    plain = memory_diagnostics(model, carry)
+    freeze(model, "memory", "bf16")
+    found = memory_diagnostics(model, carry, autocast=torch.autocast("cpu", torch.bfloat16))
+    assert found == pytest.approx(plain, abs=2e-2), "bfloat16 has 8 bits"
 
 
 def test_nothing_to_look_at() -> None:

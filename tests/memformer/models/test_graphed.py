@@ -1,11 +1,15 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """Where graphs run; on a GPU, that one does what its function does. Readers with graphs: test_segment_reader.py."""
 
+import types
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from memformer.models import graphed
+from memformer.models.backbone.stacked import side_by_side
 from memformer.models.graphed import Graphed, graphs_run, lengths_vary
 
 GPU = torch.device("cuda")
@@ -52,6 +56,29 @@ def test_the_first_calls_are_the_function_alone() -> None:
     assert len(calls) == graphed.PLAIN_CALLS
 
 
+class Recorder(Graphed):
+    """Counts recordings in place of making them, which a CPU cannot."""
+
+    recordings = 0
+
+    def _recorded(self, inputs: tuple[torch.Tensor, ...]) -> Any:
+        self.recordings += 1
+        self._inputs = tuple(each.clone() for each in inputs)
+        self._output = self._function(*inputs)
+        return types.SimpleNamespace(replay=lambda: None)
+
+
+def test_what_was_recorded_of_weights_that_have_moved_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "PLAIN_CALLS", 0)
+    layers = [torch.nn.Linear(2, 2) for _ in range(3)]
+    graph = Recorder(lambda x: layers[1](x))
+    for recordings, moves in ((1, False), (1, False), (2, True), (2, True)):  # those that lie side by side stay
+        if moves:
+            side_by_side([layer.weight for layer in layers])
+        graph(torch.ones(1, 2))
+        assert graph.recordings == recordings
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("plain", [0, 1])
 def test_a_graph_does_what_its_function_does(plain: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +96,14 @@ def test_a_graph_does_what_its_function_does(plain: int, monkeypatch: pytest.Mon
         given.append((graph(at, value), 2 * expected.clone()))
     for found, wanted in given:  # what was given out stays
         assert torch.equal(found.cpu(), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_graph_on_a_second_gpu_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own stream for recording is on the device that was recorded on first."""
+    monkeypatch.setattr(graphed, "PLAIN_CALLS", 0)
+    for device in ("cuda:0", "cuda:1"):
+        graph = Graphed(lambda x: x + 1)
+        for value in (1.0, 5.0):
+            assert float(graph(torch.full((1,), value, device=device))) == value + 1
