@@ -60,12 +60,17 @@ def checkpoint_layers(model: MemoryModel, config: Config, world: World) -> None:
 def recomputed(forward: Callable[..., torch.Tensor], reentrant: bool, *inputs: Any) -> torch.Tensor:
     """A layer that keeps its inputs for its backward, and computes the rest again there.
 
-    The first pass of a replay, which is without gradient, keeps nothing in any case; torch would warn of it.
+    What has no gradient, the first pass of a replay or frozen layers below all that is trained, keeps nothing in any
+    case; torch would warn of it.
     """
-    if not torch.is_grad_enabled():
+    if not _differentiable(*inputs):
         return forward(*inputs)
     result: torch.Tensor = checkpoint(redrawing(forward), *inputs, use_reentrant=reentrant)
     return result
+
+
+def _differentiable(*inputs: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(each, torch.Tensor) and each.requires_grad for each in inputs)
 
 
 def _partitioned(
@@ -76,7 +81,7 @@ def _partitioned(
     *rest: Any,
 ) -> torch.Tensor:
     """A layer of a stack: its input, what all of them share, and arguments without gradient."""
-    if not torch.is_grad_enabled():
+    if not _differentiable(x_BSD, shared):
         return forward(x_BSD, shared, *rest)
     device = x_BSD.device.type
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)

@@ -75,6 +75,7 @@ BACKBONES = {
     "matrices": _backbone("llama", _MATRICES),
     "armt": _backbone("llama", dataclasses.replace(_MATRICES, rule="armt")),
     "slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, write_layer=2, forgetting="written")),
+    "late slots": _backbone("qwen3", MemoryConfig(kind="slots", num_slots=3, write_layer=2, layers=(2,))),
     "tokens": _backbone("mistral", MemoryConfig(kind="tokens", num_slots=3)),
     "lower": _backbone("llama", dataclasses.replace(_MATRICES, layers=(0, 1)), tie_word_embeddings=True),
     "adapters": _backbone("qwen2", _MATRICES, lora=LoraConfig(rank=3, targets=("q_proj", "o_proj", "down_proj"))),

@@ -137,6 +137,8 @@ BACKBONES = [
     Case(1, data=1, tensor=2, backbone="adapters", train="lora", partition_activations=True),
     Case(0, "bf16", data=1, tensor=2, backbone="slots", train="memory"),
     Case(1, data=1, tensor=2, backbone="slots", **CHECKPOINTING["partitioned"]),
+    Case(1, data=1, tensor=2, backbone="late slots", train="memory", **CHECKPOINTING["partitioned"]),
+    Case(2, data=1, tensor=2, backbone="late slots", train="memory", mode="full"),
     Case(1, data=2, tensor=2, backbone="adapters", train="lora", clipping=0.05, **CHECKPOINTING["partitioned"]),
     Case(3, data=2, tensor=2, backbone="slots", clipping=0.05, mode="full"),
 ]

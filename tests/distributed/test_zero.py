@@ -57,6 +57,7 @@ CASES += [Case(3, memory_interval=2, segments=6, zero3_gather="segment", dropout
 CASES += [Case(stage, weighted=True, lanes_per_micro_batch=1 if stage == 1 else None) for stage in (0, 1, 3)]
 FROZEN = [Case(stage, precision, train="memory") for stage in range(3) for precision in ("fp32", "bf16")]
 FROZEN += [Case(3, "bf16", train="memory"), Case(3, train="memory", mode="full", memory_learning_rate=3e-3)]
+FROZEN += [Case(3, backbone="late slots", train="memory", mode="full")]
 RATES = [Case(stage, memory_learning_rate=4e-3) for stage in (0, 2)]
 CASES += FROZEN + RATES
 CASES += [Case(3, "bf16", chunked=True), Case(1, "fp16", chunked=True), Case(3, train="memory", chunked=True)]

@@ -153,7 +153,11 @@ class BackbonePart(nn.Module):
         written = []
         for name, layer in self.stack.named_children():
             if int(name) < depth:
-                x_BLD = layer(x_BLD, memory_BKC, mask, cos, sin)
+                # A frozen layer that reads no memory has no gradient to give: with one in its inputs, a layer that is
+                # computed again would be asked for some.
+                takes = layer.reader is not None or any(each.requires_grad for each in layer.parameters())
+                read_BKC = memory_BKC if takes else memory_BKC.detach()
+                x_BLD = layer(x_BLD, read_BKC, mask, cos, sin)
                 rows = self.memory.after(int(name), LayerOutput(x_BLD, memory_BKC, scored, reading.scored))
                 if rows is not None:
                     written.append(rows)
