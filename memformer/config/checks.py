@@ -168,6 +168,27 @@ def tensor_parallel(config: Any) -> None:
         )
 
 
+def contiguous(config: Any) -> None:
+    """DeepSpeed's buffers of layers' inputs are all of the first layer's size, and emptied at the first backward."""
+    if not config.activation_checkpointing.contiguous_checkpointing:
+        return
+    apart = family_of(config.model).decoder_apart
+    for name, value, why in (
+        ("model.overlap", config.model.overlap if apart else 0, "the decoder's inputs are longer than the encoder's"),
+        (
+            "training.segments_per_decoder_batch",
+            config.training.segments_per_decoder_batch,
+            "the decoder's inputs are larger than the encoder's",
+        ),
+        ("parallel.pipeline", config.parallel.pipeline, "a stage keeps the inputs of several segments"),
+    ):
+        if value > 1:
+            raise ValueError(
+                "activation_checkpointing.contiguous_checkpointing is true, for inputs of one size and one segment, "
+                f"but {name} is {value}: {why}; set the former to false, or the latter to 1"
+            )
+
+
 def replay(config: Any) -> None:
     """What full back-propagation, and a decoder that takes several segments at once, leave nothing to."""
     interval, bptt = config.activation_checkpointing.memory_interval, config.training.replay == "bptt"

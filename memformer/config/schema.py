@@ -399,6 +399,7 @@ class Config(Section):
         checks.optimizer(self)
         checks.memory_parameters(self)
         checks.tensor_parallel(self)
+        checks.contiguous(self)
         checks.replay(self)
         checks.wavefront(self)
         checks.pipeline(self)

@@ -23,6 +23,12 @@ from memformer.models.registry import family_of
 MINIMAL: dict[str, Any] = {"run_dir": "runs/a", "data": {"path": "data/books"}}
 
 
+CONTIGUOUS = {
+    "parallel": {"tensor": 2},
+    "activation_checkpointing": {"mode": "full", "partition_activations": True, "contiguous_checkpointing": True},
+}
+
+
 def write(path: Path, values: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
@@ -160,6 +166,9 @@ def test_a_minimal_file_has_defaults() -> None:
         ),
         ({"checkpoint": {"mirror": "/disk/run"}}, ["checkpoint.mirror: /disk/run: is no address", "s3://BUCKET/PATH"]),
         ({"checkpoint": {"mirror": "s3://a:pw@b/run"}}, ["checkpoint.mirror: s3://***@b/run: has a name or password"]),
+        ({"model": {"overlap": 2}} | CONTIGUOUS, ["contiguous_checkpointing is true", "model.overlap is 2"]),
+        ({"training": {"segments_per_decoder_batch": 2}} | CONTIGUOUS, ["segments_per_decoder_batch is 2", "to false"]),
+        (CONTIGUOUS | {"parallel": {"tensor": 2, "pipeline": 2}}, ["parallel.pipeline is 2: a stage keeps"]),
         ({"activation_checkpointing": {"partition_activations": True}}, ["partition_activations is true", "set it to"]),
         ({"parallel": {"segment": 0}}, ["parallel.segment: is 0"]),
         ({"parallel": {"segment": 2, "pipeline": 2}}, ["segment is 2: not built for parallel.pipeline above 1"]),
