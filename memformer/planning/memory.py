@@ -8,7 +8,8 @@ do. The optimizer's step holds less. Held to what a simulated GPU allocates (tes
 Weights, gradients and optimizer states are numbers of 4 bytes, whatever the precision; states may be stored in 2
 (`optimizer.state_dtype`), and gradients summed in 2 (`training.gradient_accumulation_dtype`). Frozen weights have
 neither of the others, and 2 bytes where matrices of bf16 runs are stored so. Left out is what Muon works on, about 1
-GiB at a time, since no activations lie beside it.
+GiB at a time, since no activations lie beside it. The inputs of recomputed layers are counted as if they were whole and
+on the device: with `partition_activations` or `cpu_checkpointing` a run needs less than this there.
 """
 
 import math

@@ -22,7 +22,8 @@ once to its owner, and is counted as if every process sent it.
 
 Left out: what the trainer agrees on after a step (under 1 kB). With `zero3_gather: segment` the parameters are gathered
 for each use; how often depends on what DeepSpeed prefetches and keeps, so that the figure is an upper bound; and it
-compares its traces in broadcasts of some kB, whatever the width, which are left out too.
+compares its traces in broadcasts of some kB, whatever the width, which are left out too; so are the inputs of
+recomputed layers that `partition_activations` has put together again.
 """
 
 import math
