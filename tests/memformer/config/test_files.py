@@ -109,7 +109,7 @@ AWKWARD = [
 
 def test_what_is_saved_is_read_as_the_same(tmp_path: Path) -> None:
     """Also where nothing says what is asked for: texts that look like numbers, and numbers."""
-    keys = {"wandb": {"group": AWKWARD, "team": [1e-5, 1e22, 10, -0.0, True, None]}}
+    keys = {"comms_logger": {"prof_ops": [*AWKWARD, 1e-5, 1e22, 10, -0.0, True, None]}}
     config = parse_config({"run_dir": "1e5", "data": {"path": "$$d"}, "deepspeed": keys}, "test")
     (tmp_path / "c.yaml").write_text(config.as_yaml())
     again = load_config(tmp_path / "c.yaml")

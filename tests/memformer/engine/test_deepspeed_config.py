@@ -79,12 +79,12 @@ def test_offload_that_does_not_fit_is_refused(sections: dict[str, Any], words: s
 def test_a_value_that_deepspeed_refuses_is_one_line() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    own = {"zero_optimization": {"reduce_bucket_size": "big"}}
+    own = {"zero_optimization": {"reduce_bucket_size": 0}}
     for keys, expected in (
         (own, UserError),
         ({}, ValueError),
     ):  # not of the run's own keys: none of the user's business
         config = parse_config({"run_dir": "r", "data": {"path": "d"}, "deepspeed": keys}, "test")
         with pytest.raises(expected, match="reduce_bucket_size") as caught, telling_unfit_values(config):
-            DeepSpeedZeroConfig(reduce_bucket_size="big")
+            DeepSpeedZeroConfig(reduce_bucket_size=0)
         assert isinstance(caught.value, UserError) is bool(keys)
