@@ -1,7 +1,7 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """What `make train` reaches: runs it in a directory of its own and keeps its figures.
 
-python benchmarks/quickstart.py [--steps N] [--out benchmarks/results/DATE-cpu-quickstart] [--json]
+python benchmarks/quickstart.py [--steps N] [--out benchmarks/results/DATE-cpu-quickstart] [--notes TEXT] [--json]
 """
 
 import argparse
@@ -64,7 +64,8 @@ def page(values: dict[str, Any]) -> str:
     # Files of before the demonstration have none.
     table = markdown_table(["figure", "value"], [[name, values[name]] for name in SHOWN if name in values])
     about = f"{values['date']}, {values['hardware']}, torch {values['torch']}, commit {values['commit']}"
-    return f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n"
+    notes = f"\n{values['notes']}\n" if values.get("notes") else ""
+    return f"# The quick start\n\n{about}. `{values['command']}`\n\n{table}\n\n    {values['sample']!r}\n{notes}"
 
 
 def main() -> None:
@@ -74,10 +75,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--quick", action="store_true", help="20 steps")
+    parser.add_argument("--notes", default="", help="a remark for the result files")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.steps = 20
-    values = measure(arguments.steps)
+    values = measure(arguments.steps) | {"notes": arguments.notes}
     tell(values, page(values), arguments)
 
 

@@ -286,7 +286,10 @@ def peer_rows(kind: str) -> list[list[str]]:
 def horizon_rows(kind: str) -> list[list[str]]:
     """What the memory and its gradient are worth."""
     path, values = newest(f"cpu-{kind}")
-    slots = [row for row in values["rows"] if row["slots"]]
+    # Of several ways of forgetting the default's; files of before there was a choice have the paper's.
+    modes = [row.get("forgetting", "paper") for row in values["rows"]]
+    mode = "off" if "off" in modes else "paper"
+    slots = [row for row in values["rows"] if row["slots"] and row.get("forgetting", "paper") == mode]
     horizons = sorted({row["horizon"] for row in slots})
 
     def mean(rows: list[dict[str, Any]], key: str = "perplexity") -> float:

@@ -49,10 +49,11 @@ class MemformerConfig(ModelConfig):
     written: (1 - a_h) b in the part of each writer head h; a_h: the head's weight of the slot on itself. What is
     overwritten moves towards b; a slot that keeps itself forgets nothing.
     paper: b, at every segment, whatever is written: what lies across b shrinks to `1/(1 + |b|)` of itself each time.
-    At 10 times the training length off recalls 95 to 100 %, written 78 to 100 % (copy, recall and needle, two or three
-    seeds each), paper 12 to 25 % (docs/results/cpu-memory-written.md). Books do not tell them apart (three seeds each:
-    5.542, 5.548 and 5.541), but with off one seed left its memory unused, and of two models of `make train` (one seed)
-    that with off was 7 % worse: paper stays the default (docs/results/cpu-long-text-forgetting.md).
+    off is the default: at 10 times the training length it recalls 96 to 100 %, written 92 to 99 %, paper 12 to 25 %
+    (means of copy, recall and needle, three seeds each; docs/results/cpu-memory-written.md and those beside it). Books
+    hardly tell them apart: 5.542, 5.548 and 5.541 in segments of 16; off 5.387 and paper 5.357 in segments of 32 (three
+    seeds each; docs/results/cpu-long-text.md, cpu-peers-text.md). In the few steps of `make train`, which come to no
+    use of a memory, paper is 3 % better (docs/results/cpu-quickstart.md).
     true and false, as older files have them, are paper and off."""
     memory_write_threshold: float = 0.0
     """Smallest share of its part of a slot that a writer head replaces, 0 to below 1. A share below it becomes 0, which
