@@ -1,9 +1,9 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
 """`Grace`: how much time a run that is asked to stop has left until whoever started it ends it.
 
-Launchers say it by `MEMFORMER_GRACE_SECONDS`: the seconds between their signal and the end. Slurm says besides when its
-job ends. What can wait for the next life, as the copy of a checkpoint that is complete here, must not take longer: a
-run that is killed while it waits has not said by its exit code that it has saved.
+Launchers say it by `MEMFORMER_GRACE_SECONDS`: the seconds between their signal and the end. Newer versions of Slurm say
+besides when the job ends. What can wait for the next life, as the copy of a checkpoint that is complete here, must not
+take longer: a run that is killed while it waits has not said by its exit code that it has saved.
 """
 
 import math

@@ -95,7 +95,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
                 describe_run(config, model_config, data, world, precision)
             if start.checkpoint is not None:
                 go_on_from(start, state, changes)
-            with Mirroring(config.checkpoint, state, start) as mirroring:
+            with Mirroring(config.checkpoint, state, start, grace) as mirroring:
                 exit_code = loop(life, state, stream, data, identity, start, [mirroring, *callbacks])
                 mirroring.wait()
         engine.close()
