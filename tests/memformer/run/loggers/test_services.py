@@ -54,6 +54,9 @@ def lives(world: World, root: str) -> None:
     assert train(config) == 0
     later = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": 6})})
     assert train(later) == 0
+    from trackio.context_vars import current_run
+
+    assert current_run.get() is None, "otherwise Trackio finishes it once more at the end of the process"
     found = {"mlflow": in_mlflow(RunDirectory(Path(root) / "told")), "trackio": in_trackio()}
     (Path(root) / "found.json").write_text(json.dumps(found))
 
