@@ -2,8 +2,9 @@
 """Runs one command as N ranks on this machine, and sees to it that they end together and leave nothing behind.
 
 Each rank is a session of its own with the environment that torch.distributed reads (RANK, WORLD_SIZE, LOCAL_RANK,
-LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT). It writes straight into its log file, never through a pipe of
-ours, so that nothing is lost whatever happens to the launcher; rank 0's file is also copied to the terminal.
+LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT) and the time that it has to leave (MEMFORMER_GRACE_SECONDS). It
+writes straight into its log file, never through a pipe of ours, so that nothing is lost whatever happens to the
+launcher; rank 0's file is also copied to the terminal.
 
 How a run ends:
 - all ranks exit 0: 0.
@@ -36,6 +37,7 @@ from launch.machine import available_cores, core_slices
 from launch.tail import LogEcho, last_lines
 from memformer.processes.ports import free_port
 from memformer.run import exit_codes
+from memformer.run.grace import handed_down
 
 PASSED_ON = {
     signal.SIGINT: signal.SIGINT,
@@ -117,8 +119,12 @@ def launch_processes(
     Returns:
         0, or the exit code of the first rank that failed (128 + n for signal n); 75 if the ranks saved and left after
         a preemption; 137 if ranks had to be killed and none failed by itself.
+
+    Raises:
+        UserError: The logs cannot be written, or MEMFORMER_GRACE_SECONDS is no number of seconds.
     """
     inherited = dict(os.environ if environment is None else environment)
+    inherited |= handed_down(grace_seconds, inherited)
     cores = available_cores()
     slices = core_slices(cores, nproc) if bind_cores else [[] for _ in range(nproc)]
     inherited.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // nproc)))

@@ -25,6 +25,7 @@ import submitit
 from launch.tail import LogEcho
 from memformer.processes.ports import port_of_job
 from memformer.run import exit_codes
+from memformer.run.grace import handed_down
 
 REQUEUE_SECONDS = 300.0  # how long a job that asked to be requeued waits for its own end
 CONTROLLER_ATTEMPTS = 60
@@ -132,7 +133,7 @@ class TrainingJob:
             path.unlink(missing_ok=True)
 
     def _run_rank(self, task: Any) -> int:
-        environment = {**os.environ, **rank_environment(task)}
+        environment = {**os.environ, **rank_environment(task), **handed_down(self.save_seconds, os.environ)}
         log = self._log(task)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:

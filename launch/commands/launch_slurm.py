@@ -130,6 +130,7 @@ def job_script(
         "RUN_DIR": str(directory),
         "LAST_STEP": last_step,
         "REQUEUE": "yes" if requeue else "no",
+        "GRACE_SECONDS": options.warning_seconds,
         "MAX_FAILURES": options.max_failures,
         "PREFLIGHT": "yes" if arguments.preflight else "no",
         "CONTAINER": container_flags(options, here),

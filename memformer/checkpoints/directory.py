@@ -284,7 +284,7 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: It is no directory, or neither a checkpoint nor a run that has one.
     """
-    given = _meant(path)
+    given = meant(path)
     if not os.path.isdir(given):
         raise UserError(f"{given}: is no directory: give a run or one of its checkpoints")
     if NAME.fullmatch(given.name) or candidates(RunDirectory(given)):
@@ -294,7 +294,7 @@ def refuse_no_checkpoint(path: str | os.PathLike[str]) -> None:
     raise UserError(f"{given}: holds no complete checkpoint: give a run that has saved one")
 
 
-def _meant(path: str | os.PathLike[str]) -> Path:
+def meant(path: str | os.PathLike[str]) -> Path:
     """The run or checkpoint that a path leads to: through a link, or as the folder that a run's checkpoints are in."""
     for place in (Path(path), Path(os.path.realpath(path))):
         if NAME.fullmatch(place.name):
@@ -314,7 +314,7 @@ def refuse_unexported(path: str | os.PathLike[str], setting: str = "") -> None:
     Raises:
         UserError: It is one; names the command that exports it.
     """
-    given = _meant(path)
+    given = meant(path)
     kind = "run" if os.path.isdir(RunDirectory(given).checkpoints) else "checkpoint"
     if kind == "run" or (NAME.fullmatch(given.name) and os.path.isdir(given)):
         raise UserError(
@@ -348,7 +348,7 @@ def locate(path: str | os.PathLike[str], spare: tuple[str, ...] = SPARE, sums: b
             for it without a word.
     """
     refuse_no_checkpoint(path)
-    given = _meant(path)
+    given = meant(path)
     chosen = given if NAME.fullmatch(given.name) else candidates(RunDirectory(given))[0]
     try:
         verify(chosen, spare, sums)

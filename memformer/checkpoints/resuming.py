@@ -59,6 +59,8 @@ class Start:
     Attributes:
         checkpoint: What it goes on from; None: from nothing.
         own: Whether that is a checkpoint of its own, not of another run.
+        named: Whether `--resume` has named it, and not the run that it is of.
+        instead_of: What `--resume` has named, where the run began in an earlier life and has saved since.
         passed_over: A line for each newer checkpoint that cannot be used.
         lost: A line for each file of the checkpoint that is missing or damaged and that a run can go on without.
         trained: The last step that was trained before, or said to be; up to there, steps are trained again.
@@ -67,6 +69,8 @@ class Start:
 
     checkpoint: Path | None = None
     own: bool = False
+    named: bool = False
+    instead_of: str | None = None
     passed_over: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     trained: int = 0
@@ -83,7 +87,9 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
 
     Args:
         run: The run.
-        resume: auto (the newest that can be used), never, or the path of a run or checkpoint.
+        resume: auto (the newest that can be used), never, or the path of a run or checkpoint. A path where the run
+            began in an earlier life is the same command again, as of a job that is requeued: what has been saved since
+            goes before it.
         sums: Whether to read every file for its SHA-256; without, this is a first look that refuses early.
 
     Raises:
@@ -96,22 +102,24 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
             raise UserError(f"run_dir: {run.root} holds a run: choose another directory, or --resume auto")
         return Start()
     if resume != "auto":
+        again = _again(run, resume, sums)
+        if again is not None:
+            return dataclasses.replace(again, instead_of=resume)
         if not os.path.isdir(resume):
             raise UserError(f"--resume {resume}: is no directory: give auto, never, or a run or one of its checkpoints")
         found = files.locate(resume, sums=sums)
         own = os.path.isdir(run.checkpoints) and os.path.samefile(found.parent, run.checkpoints)
         others = [] if own else files.candidates(run)
-        if others and _went_on_from(run, found.parent):  # the same command again, as of a job that is requeued
-            return choose(run, "auto", sums)
         if others:
             raise UserError(
                 f"--resume {resume}: run_dir {run.root} has checkpoints of its own (the newest is {others[0].name}): "
                 "go on from them with --resume auto, or choose another run_dir"
             )
-        return Start(found, own, (), tuple(files.lost(found)) if sums else ())
+        return Start(found, own, named=files.meant(resume) == found, lost=tuple(files.lost(found)) if sums else ())
     newest, passed_over = files.newest_complete(run, sums=sums)
     if newest is not None:
-        return Start(newest, True, tuple(passed_over), tuple(files.lost(newest)) if sums else ())
+        lost = tuple(files.lost(newest)) if sums else ()
+        return Start(newest, True, passed_over=tuple(passed_over), lost=lost)
     if passed_over:
         raise UserError(
             f"run_dir: {run.root} has {len(passed_over)} checkpoint(s), and none can be used: "
@@ -128,16 +136,50 @@ def choose(run: RunDirectory, resume: str, sums: bool = True) -> Start:
     return Start()
 
 
-def _went_on_from(run: RunDirectory, checkpoints: Path) -> bool:
+def _again(run: RunDirectory, resume: str, sums: bool) -> Start | None:
+    """Where a run goes on that began at what `resume` names and has saved since; None: there is nothing of the kind.
+
+    What it names may be gone by then, as checkpoints are of a run that keeps the last few.
+    """
+    if not files.candidates(run):
+        return None
+    given = files.meant(resume)
+    named = files.NAME.fullmatch(given.name) is not None
+    there = os.path.realpath(given.parent if named else RunDirectory(given).checkpoints)
+    if there != os.path.realpath(run.checkpoints):
+        return choose(run, "auto", sums) if _went_on_from(run, there) else None
+    saved = _saved_since(run, given.name) if named else set()
+    start = choose(run, "auto", sums) if saved else Start()
+    return start if start.step in saved else None
+
+
+def _went_on_from(run: RunDirectory, there: str) -> bool:
     """Whether a life of a run has gone on from a checkpoint of that directory, which is another run's."""
-    there = os.path.realpath(checkpoints)
-    said = jsonl.last(
-        run.events,
-        lambda event: (
-            event.get("event") == "resume" and os.path.realpath(os.path.dirname(str(event.get("checkpoint")))) == there
-        ),
-    )
+    said = jsonl.last(run.events, lambda event: event.get("event") == "resume" and _place(event)[0] == there)
     return said is not None
+
+
+def _saved_since(run: RunDirectory, name: str) -> set[int]:
+    """The steps that lives have saved that began at a checkpoint of the run's own because they were told to.
+
+    And those of the lives that went on from these: with a life that began anywhere else, another history begins.
+    """
+    own, saved = os.path.realpath(run.checkpoints), None
+    for event in jsonl.records(run.events):
+        if event.get("event") == "resume":
+            if _place(event) == (own, name) and (event.get("named") or saved is not None):
+                saved = set[int]()
+            elif _place(event)[0] != own or event.get("step") not in (saved or ()):
+                saved = None
+        elif event.get("event") == "save" and saved is not None and isinstance(event.get("step"), int):
+            saved.add(event["step"])
+    return saved or set()
+
+
+def _place(event: jsonl.Record) -> tuple[str, str]:
+    """The directory and the name of the checkpoint that a life says it has gone on from."""
+    directory, name = os.path.split(str(event.get("checkpoint")))
+    return os.path.realpath(directory), name
 
 
 def known_step(run: RunDirectory) -> int | None:

@@ -297,7 +297,8 @@ class CheckpointConfig(Section):
     """Read every copied file from there before the copy counts; false: rely on its size and on the checksums of its
     upload, where reading is paid for."""
     mirror_wait_seconds: float = Field(600, ge=0)
-    """Seconds that a run waits at its end, or when it is asked to stop, for its last checkpoint to be copied."""
+    """Seconds that a run waits at its end for its last checkpoint to be copied. One that is asked to stop keeps
+    besides to the time that its launcher leaves it."""
 
 
 class GuardsConfig(Section):

@@ -34,14 +34,14 @@ _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
-_held_back: list[int] = []
+_held_back: list[tuple[int, float]] = []  # signals, with the time of each
 
 
 def hold_back() -> None:
     """Keeps a scheduler's warnings for later; to be called before the slow part of a start."""
     # Not by blocking them: libraries have started threads by now, and one of those would receive them.
     for number in _WARNINGS:
-        signal.signal(number, lambda received, _: _held_back.append(received))
+        signal.signal(number, lambda received, _: _held_back.append((received, time.monotonic())))
 
 
 class StepAbandoned(Exception):
@@ -86,12 +86,17 @@ class StopRequests:
         stop_file: File whose existence asks the run to stop; the run removes it when it does.
         limit_seconds: Time after which the run stops by itself; 0: no limit.
         leave: Told why, before a second signal ends the process; it must not take long.
+        signalled: Told of each signal, by `time.monotonic()`.
     """
 
     def __init__(
-        self, stop_file: Path, limit_seconds: float = 0, leave: Callable[[str], None] = lambda reason: None
+        self,
+        stop_file: Path,
+        limit_seconds: float = 0,
+        leave: Callable[[str], None] = lambda reason: None,
+        signalled: Callable[[float], None] = lambda at: None,
     ) -> None:
-        self.stop_file, self._leave = stop_file, leave
+        self.stop_file, self._leave, self._signalled = stop_file, leave, signalled
         self._deadline = time.monotonic() + limit_seconds if limit_seconds else float("inf")
         self._received: int | None = None
         self._before: dict[int, object] = {}
@@ -102,10 +107,13 @@ class StopRequests:
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
         self._woken_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        self._listener = threading.Thread(target=_exit_at_the_second, args=(readable, self._leave), daemon=True)
+        self._listener = threading.Thread(
+            target=_exit_at_the_second, args=(readable, self._leave, self._signalled), daemon=True
+        )
         self._listener.start()
         if _held_back:
-            earlier = _held_back.pop()
+            earlier, at = _held_back[0]
+            self._signalled(at)
             self._handle(earlier, None)
             os.write(self._wake, bytes([earlier]))  # it counts as the first
             _held_back.clear()
@@ -148,13 +156,14 @@ class StopRequests:
         return f"the file {self.stop_file}" if os.path.exists(self.stop_file) else "another process"
 
 
-def _exit_at_the_second(readable: int, leave: Callable[[str], None]) -> None:
+def _exit_at_the_second(readable: int, leave: Callable[[str], None], signalled: Callable[[float], None]) -> None:
     """Ends the process at the second signal, also when the main thread waits in a collective and runs no handler."""
     first = float("inf")
     while number := os.read(readable, 1)[0]:
         if number not in _SIGNALS:
             continue
         now = time.monotonic()
+        signalled(now)  # from here: the main thread may be kept for long
         if first < now and (number == signal.SIGINT or now > first + ECHO_SECONDS):
             reason = f"a second signal, {signal.Signals(number).name}: left at once, without saving"
             leave_at_once(functools.partial(leave, reason), exit_codes.of_signal(number))

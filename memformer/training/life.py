@@ -17,6 +17,7 @@ from memformer.processes import group
 from memformer.processes.group import World, lost_peer
 from memformer.run import exit_codes, lock
 from memformer.run.directory import RunDirectory
+from memformer.run.grace import Grace
 from memformer.run.stop_requests import LAST_WORDS_SECONDS, LeavingAtOnce
 from memformer.training.callbacks import TrainingState
 
@@ -44,13 +45,14 @@ class Life:
     Args:
         run: The run.
         world: This process among all; the main one holds the lock, and says how the run ended.
+        grace: How much time it has to end in.
 
     Raises:
         UserError: Another process trains there, or may do so.
     """
 
-    def __init__(self, run: RunDirectory, world: World) -> None:
-        self._run, self._world = run, world
+    def __init__(self, run: RunDirectory, world: World, grace: Grace) -> None:
+        self._run, self._world, self.grace = run, world, grace
         self._lock: lock.RunLock | None = None
         self._accepted = False
         self._how: str | None = None

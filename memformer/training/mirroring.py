@@ -11,6 +11,7 @@ from memformer.checkpoints.resuming import Start
 from memformer.checkpoints.saving import SaveReport
 from memformer.config.schema import CheckpointConfig
 from memformer.processes import group
+from memformer.run.grace import Grace
 from memformer.training.callbacks import Callback, TrainingState
 
 LOG = logging.getLogger("memformer")
@@ -26,10 +27,11 @@ class Mirroring(Callback):
         settings: Where the mirror is; without one, nothing happens.
         state: The run.
         start: Where it begins: a checkpoint of its own may not have been copied yet.
+        grace: How long it may wait once it is asked to stop.
     """
 
-    def __init__(self, settings: CheckpointConfig, state: TrainingState, start: Start) -> None:
-        self._settings, self._state, self._start = settings, state, start
+    def __init__(self, settings: CheckpointConfig, state: TrainingState, start: Start, grace: Grace) -> None:
+        self._settings, self._state, self._start, self._grace = settings, state, start, grace
         self._mirror: Mirror | None = None
 
     def __enter__(self) -> "Mirroring":
@@ -52,10 +54,14 @@ class Mirroring(Callback):
             self._mirror.offer(report.directory)
 
     def wait(self) -> None:
-        """Waits for the last copy, at most `checkpoint.mirror_wait_seconds`; called by all processes."""
+        """Waits for the last copy, at most `checkpoint.mirror_wait_seconds` and what is left of the grace.
+
+        Called by all processes: whichever has the least time decides, since the others cannot stay without it.
+        """
         if self._settings.mirror is None:
             return
-        deadline = time.monotonic() + self._settings.mirror_wait_seconds
+        seconds = min(self._settings.mirror_wait_seconds, self._grace.left())
+        deadline = time.monotonic() + min(group.gather(seconds))
         if self._mirror is not None:
             self._mirror.offer_failed()
         again = time.monotonic() + _AGAIN_SECONDS

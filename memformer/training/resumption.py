@@ -75,8 +75,16 @@ def go_on_from(start: Start, state: TrainingState, found: Differences) -> None:
     for line in start.passed_over:
         state.event("checkpoint_skipped", reason=line)
         _warn(state, "skipped a checkpoint, which stays as it is: %s", line)
-    state.event("resume", step=step, checkpoint=str(directory), changes=[*found.layout, *found.settings])
+    changes = [*found.layout, *found.settings]
+    state.event("resume", step=step, checkpoint=str(directory), named=start.named, changes=changes)
     LOG.info("resumed from %s (step %d)", directory, step)
+    if start.instead_of is not None:
+        _warn(
+            state,
+            "--resume %s: the run began there and has saved since, so it goes on from its newest checkpoint; to begin "
+            "there again, give the same --resume with another run_dir",
+            start.instead_of,
+        )
     if start.lost:
         state.event("checkpoint_incomplete", step=step, lost=start.lost)
         _warn(state, "went on without what the weights do not need: %s", "; ".join(start.lost))

@@ -28,6 +28,7 @@ from memformer.processes.environment import prepare_environment
 from memformer.run import exit_codes
 from memformer.run.data import Audit, TrainingData
 from memformer.run.directory import RunDirectory, write_atomically
+from memformer.run.grace import Grace
 from memformer.run.loggers.registry import Loggers, refuse_missing
 from memformer.run.metrics import MetricsWriter, set_up_logging
 from memformer.run.stop_requests import StopRequests
@@ -66,13 +67,14 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
     model_config = data.complete(config.model, config.data.segment_length)
     replicas_of(config, int(os.environ["WORLD_SIZE"]))
     refuse_missing(config.loggers)
+    grace = Grace()
     run = RunDirectory(config.run_dir)
     run.refuse_unwritable()
 
     timeout, parallel = config.guards.collective_timeout_seconds, config.parallel
     world = group.initialise(config.device, timeout)
     world = world.arranged(parallel.tensor, parallel.pipeline, parallel.segment, timeout)
-    with Life(run, world) as life:
+    with Life(run, world, grace) as life:
         precision = resolve_precision(config.precision, world.device)
         identity = run_identity(config, model_config, data, world, precision)
         start = checkpoint.find(run, world, resume, config.checkpoint)
@@ -95,7 +97,7 @@ def train(config: Config, resume: str = "auto", callbacks: Sequence[Callback] = 
                 describe_run(config, model_config, data, world, precision)
             if start.checkpoint is not None:
                 go_on_from(start, state, changes)
-            with Mirroring(config.checkpoint, state, start) as mirroring:
+            with Mirroring(config.checkpoint, state, start, grace) as mirroring:
                 exit_code = loop(life, state, stream, data, identity, start, [mirroring, *callbacks])
                 mirroring.wait()
         engine.close()
@@ -125,9 +127,9 @@ def loop(
     for_services = functools.partial(told_to_services, identity, config, state.engine.model.config)
     with (
         Audit(run, world, config.data.audit) as audit,
-        Loggers(run, config.loggers if world.is_main else [], for_services, start.trained) as loggers,
+        Loggers(run, config.loggers if world.is_main else [], for_services, start.trained, life.grace) as loggers,
         MetricsWriter(run, world.is_main, config.tensorboard, first, loggers) as writer,
-        StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave) as requests,
+        StopRequests(run.stop_file, config.training.wall_clock_limit_seconds, life.leave, life.grace.began) as requests,
         Watchdog(run, world, config.guards.hang_timeout_seconds, life.give_up) as watchdog,
         Profiler(run, world, config.profile, first) as profiler,
     ):

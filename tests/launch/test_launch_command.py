@@ -189,6 +189,15 @@ def test_a_port_that_is_none_is_refused_before_anything_starts(
     assert launched == []
 
 
+def test_a_grace_that_is_no_number_is_refused(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEMFORMER_GRACE_SECONDS", "soon")
+    assert cli.main(["launch", "local", config, "--nproc", "1"]) == 2
+    assert "environment variable MEMFORMER_GRACE_SECONDS is soon: set it to a number" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_the_launcher_says_what_came_first_and_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: bool

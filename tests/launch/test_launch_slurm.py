@@ -71,7 +71,9 @@ def test_options_become_sbatch_lines(config: str, capsys: pytest.CaptureFixture[
 
 def test_the_script_is_the_template_below_its_settings(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     template = (TEMPLATES / "pretrain.sbatch").read_text()
-    script = dry_run(capsys, config)
+    assert "#SBATCH --signal=USR1@300 " in template and "\nGRACE_SECONDS=300 " in template
+    script = dry_run(capsys, config, "--warning-seconds", "200")
+    assert "#SBATCH --signal=USR1@200\n" in script and "\nGRACE_SECONDS=200\n" in script
     assert script.partition("# ---- end of settings")[2] == template.partition("# ---- end of settings")[2]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
 

@@ -283,8 +283,9 @@ def test_a_failure_counts_more_than_ranks_that_just_died_of_the_signal(launch: C
 
 
 def test_stubborn_ranks_are_killed_after_the_grace(launch: Callable[..., Launched]) -> None:
-    run = launch(STUBBORN, grace_seconds=0.5)
+    run = launch("print('left', os.environ['MEMFORMER_GRACE_SECONDS'], flush=True)\n" + STUBBORN, grace_seconds=0.5)
     pids = run.pids(2)
+    assert "\nleft 0.5\n" in run.log(1), "they are told how long that is"
     run.process.send_signal(signal.SIGTERM)
     code, _, err = run.finish()
     assert code == 137

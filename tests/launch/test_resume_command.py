@@ -160,6 +160,18 @@ def test_a_future_that_is_given_up_is_kept_under_another_name(workshop: Path, ru
     assert [row["step"] for row in metrics_of(run)] == [1, 2, 3, 4]
 
 
+def test_the_same_command_goes_on_where_it_names_an_earlier_checkpoint(workshop: Path, run: RunDirectory) -> None:
+    earlier = str(files.step_directory(run, 2))
+    for last in (3, 4, 5):  # two are kept: the third life finds it gone
+        more = ["--resume", earlier, "--training.max_steps", str(last), "--checkpoint.interval", "1"]
+        done = run_command("train", *words(workshop, run, *more, "--checkpoint.keep_last", "2"))
+        assert done.returncode == 0, done.stderr
+        assert (f"--resume {earlier}: the run began there and has saved since" in done.stdout) == (last > 3)
+    assert [event["step"] for event in events_of(run, "resume")] == [2, 3, 4]
+    assert len(events_of(run, "checkpoint_set_aside")) == 2, "those of steps 4 and 6, by the first"
+    assert [row["step"] for row in metrics_of(run)] == [1, 2, 3, 4, 5] and not os.path.exists(earlier)
+
+
 def test_steps_that_a_kill_cost_are_told_without_alarm(workshop: Path, run: RunDirectory) -> None:
     row = jsonl.records(run.metrics)[-1]
     with run.metrics.open("a") as file:

@@ -80,6 +80,7 @@ def test_every_task_trains_with_one_rendezvous(tmp_path: Path) -> None:
     assert {f"--output={RUN}/logs/rank-%5t.log", "--kill-on-bad-exit=1", "--open-mode=append"} <= set(arguments)
     environment = (tmp_path / "srun.environment").read_text().splitlines()
     assert {"MASTER_ADDR=node7", "SRUN_CPUS_PER_TASK=12", "OMP_NUM_THREADS=12"} <= set(environment)
+    assert "MEMFORMER_GRACE_SECONDS=300" in environment
     (port,) = [line.partition("=")[2] for line in environment if line.startswith("MASTER_PORT=")]
     assert 20000 <= int(port) < 32768
     assert not (tmp_path / "requeued").exists()

@@ -218,7 +218,7 @@ def test_failures_without_progress_are_counted_over_lives(task: Path) -> None:
 
 def test_a_warning_waits_for_the_save_before_the_requeue(task: Path) -> None:
     """As submitit's handler does it: `checkpoint` in the main thread, in the middle of the wait for the rank."""
-    rank = 'trap "sleep 0.5; touch saved; exit 75" USR2; touch ready; while :; do sleep 0.05; done'
+    rank = 'trap "sleep 0.5; touch saved; exit 75" USR2; env >environment; touch ready; while :; do sleep 0.05; done'
     job = TrainingJob(["sh", "-c", f"cd {task}; {rank}"], task, save_seconds=20)
 
     class Requeued(Exception):
@@ -227,6 +227,9 @@ def test_a_warning_waits_for_the_save_before_the_requeue(task: Path) -> None:
     def handler(number: int, frame: object) -> None:
         assert job.checkpoint().function is job
         assert (task / "saved").exists()
+        assert "\nMEMFORMER_GRACE_SECONDS=20\n" in (task / "environment").read_text(), (
+            "it knows how long that is waited for"
+        )
         raise Requeued
 
     def warn() -> None:

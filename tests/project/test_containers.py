@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from launch.cli import COMMANDS
+from memformer.run.grace import VARIABLE
 from tests import ROOT
 
 FOLDER = ROOT / "containers"
@@ -79,6 +80,10 @@ def test_kubernetes_gives_each_node_its_place() -> None:
     words = container["command"]
     assert f"--master-addr={name}-{job['name']}-0-0.{name}" in words
     assert f"--nproc-per-node={container['resources']['limits']['nvidia.com/gpu']}" in words
+    # What the run is told, what torchrun leaves its processes, and what Kubernetes leaves torchrun.
+    (told,) = [each["value"] for each in container["env"] if each["name"] == VARIABLE]
+    assert f"--shutdown-timeout={told}" in words
+    assert int(told) < spec["template"]["spec"]["terminationGracePeriodSeconds"]
     mounts = {each["name"] for each in container["volumeMounts"]}
     assert mounts == {each["name"] for each in spec["template"]["spec"]["volumes"]}
     starts([word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in words])

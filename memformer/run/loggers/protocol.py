@@ -37,4 +37,4 @@ class Logger(Protocol):
         """Finite numbers of an optimizer step by tag (`train/loss`); steps never go backward."""
 
     def close(self, how: Ended) -> None:
-        """The life is over."""
+        """The life is over. Called in a thread, which is left behind where this takes too long."""

@@ -1,22 +1,33 @@
 # Copyright 2026 the Memformer authors of this repository. Licensed under the Apache License, Version 2.0.
-"""The services by name, and `Loggers`, those of a run: one that fails is given up with a warning, the run goes on."""
+"""The services by name, and `Loggers`, those of a run: one that fails is given up with a warning, the run goes on.
 
+So is one that does not come to an end: when the run ends, nobody watches it any more, and a server that is away would
+keep its processes for ever.
+"""
+
+import atexit
 import importlib
 import importlib.util
 import json
 import logging
 import secrets
+import threading
+import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
 from memformer.run import exit_codes
 from memformer.run.directory import RunDirectory, write_atomically
+from memformer.run.grace import Grace
 from memformer.run.loggers.protocol import Ended, LoggedRun, Logger
 
 LOG = logging.getLogger("memformer")
+CLOSING_SECONDS = 60.0
+"""How long a run that has ended waits for its services, all of them together."""
 
 SERVICES = {
     "wandb": ("wandb", "to_wandb", "WandbLogger"),
@@ -49,6 +60,7 @@ class Loggers:
         names: Of the services; none on processes that write nothing.
         settings: What they are told of the run.
         reached: Steps that earlier lives got to; those up to it are trained again, and not told again.
+        grace: How long the run may wait once it is asked to stop.
     """
 
     def __init__(
@@ -57,10 +69,12 @@ class Loggers:
         names: Sequence[str],
         settings: Callable[[], Mapping[str, Any]],
         reached: int,
+        grace: Grace,
     ) -> None:
-        self._reached = reached
+        self._reached, self._grace = reached, grace
         self._how: Ended = "failed"
         self._open: dict[str, Logger] = {}
+        self._exit_handlers: dict[str, list[Callable[..., Any]]] = {}
         identifier = _identifier(run) if names else None
         if identifier is None:
             return
@@ -73,7 +87,8 @@ class Loggers:
                 made: Logger = getattr(importlib.import_module(f"memformer.run.loggers.{module}"), kind)(logged)
                 return made
 
-            made = self._tried(name, make)
+            with _exit_handlers() as self._exit_handlers[name]:
+                made = self._tried(name, make)
             if made is not None:
                 self._open[name] = made
 
@@ -84,8 +99,14 @@ class Loggers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         how: Ended = "failed" if kind is not None else self._how
-        for name, each in list(self._open.items()):
-            self._tried(name, lambda each=each: each.close(how))  # type: ignore[misc]
+        deadline = time.monotonic() + min(CLOSING_SECONDS, self._grace.left())
+        closings = {name: _Closing(name, each, how) for name, each in self._open.items()}
+        for name, closing in closings.items():
+            closing.join(max(0.0, deadline - time.monotonic()))
+            if closing.is_alive():
+                self._give_up(name, "has not come to its end in time", "what it lacks is in metrics.jsonl")
+            elif closing.error is not None:
+                self._give_up(name, _words(closing.error))
 
     def ended(self, exit_code: int) -> None:
         """How the run leaves, by its exit code."""
@@ -104,9 +125,56 @@ class Loggers:
         try:
             return act()
         except Exception as error:  # whatever a service's package raises
-            self._open.pop(name, None)
-            LOG.warning("loggers: %s failed (%s: %s): the run goes on without it", name, type(error).__name__, error)
+            self._give_up(name, _words(error))
             return None
+
+    def _give_up(self, name: str, why: str, then: str = "the run goes on without it") -> None:
+        """Says so; what the service wants to do at the end of the process is not waited for either."""
+        self._open.pop(name, None)
+        for handler in self._exit_handlers[name]:
+            atexit.unregister(handler)
+        LOG.warning("loggers: %s %s: %s", name, why, then)
+
+
+def _words(error: Exception) -> str:
+    return f"failed ({type(error).__name__}: {error})"
+
+
+class _Closing(threading.Thread):
+    """Tells a service that the life is over, in a thread that holds no process back."""
+
+    def __init__(self, name: str, service: Logger, how: Ended) -> None:
+        super().__init__(name=f"closing {name}", daemon=True)
+        self._service, self._how = service, how
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Closes it."""
+        try:
+            self._service.close(self._how)
+        except Exception as error:  # whatever a service's package raises
+            self.error = error
+
+
+@contextmanager
+def _exit_handlers() -> Iterator[list[Callable[..., Any]]]:
+    """What is registered meanwhile for the end of the process.
+
+    wandb's handler waits for its service without a limit; where that does not answer, the handler has to be taken back.
+    """
+    noted: list[Callable[..., Any]] = []
+    register = atexit.register
+
+    def note(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        noted.append(function)
+        return register(function, *arguments, **keywords)
+
+    atexit.register = note  # type: ignore[assignment]
+    try:
+        yield noted
+    finally:
+        atexit.register = register
 
 
 def _identifier(run: RunDirectory) -> str | None:

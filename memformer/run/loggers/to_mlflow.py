@@ -18,7 +18,6 @@ from memformer.run.loggers.protocol import Ended, LoggedRun
 STATES: dict[Ended, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 TAG = "memformer.id"
 """What a later life finds the run by: MLflow gives runs ids of its own."""
-CLOSING_SECONDS = 60
 MOST_METRICS, MOST_PARAMETERS = 1000, 100  # that a server takes in one request
 VARIABLES = {
     "MLFLOW_ALLOW_FILE_STORE": "true",
@@ -58,11 +57,9 @@ class MlflowLogger:
     def close(self, how: Ended) -> None:
         """Waits for what is on its way, and sets the run's state there."""
         self._rows.put(None)
-        self._sender.join(CLOSING_SECONDS)
+        self._sender.join()
         if self._error is not None:
             raise self._error
-        if self._sender.is_alive():
-            raise TimeoutError(f"the last numbers were not taken within {CLOSING_SECONDS} s")
         self._client.set_terminated(self._id, STATES[how])
 
     def _going_on(self, run: LoggedRun) -> str:

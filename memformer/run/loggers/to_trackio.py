@@ -2,6 +2,7 @@
 """Trackio: by default a database on this machine, TRACKIO_DIR; its own variables name a Space or a server instead."""
 
 import contextlib
+import contextvars
 import os
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,10 @@ class TrackioLogger:
 
         self._trackio = trackio
         with contextlib.redirect_stdout(sys.stderr):  # stdout may be read by a program
-            self._run = trackio.init(
+            # In a context of its own: the thread that closes the run has none of Trackio's, and its handler for the end
+            # of the process, which would finish the run once more, finds nothing to wait for.
+            self._run = contextvars.Context().run(
+                trackio.init,
                 project=os.environ.get("TRACKIO_PROJECT") or "memformer",
                 name=f"{run.name}-{run.identifier[:8]}",
                 config=dict(run.settings),
@@ -37,4 +41,4 @@ class TrackioLogger:
         """Trackio's runs have no state: an alert says how the run has ended."""
         with contextlib.redirect_stdout(sys.stderr):
             self._run.alert(f"run {how}", level=self._trackio.AlertLevel(LEVELS[how]))
-            self._trackio.finish()
+            self._run.finish()

@@ -37,6 +37,7 @@ from memformer.config.schema import CheckpointConfig
 from memformer.processes.group import World
 from memformer.processes.topology import Mesh
 from memformer.run.directory import RunDirectory
+from memformer.run.grace import VARIABLE, Grace
 from memformer.training.callbacks import TrainingState
 from memformer.training.mirroring import Mirroring
 from tests import clouds
@@ -292,23 +293,51 @@ def test_a_mirror_has_one_run(store: ObjectStore, run: RunDirectory, copies: Cop
 def test_a_run_waits_for_its_last_copy_as_long_as_it_may_and_says_how_far_it_got(
     s3_proxy: FaultyProxy, store: ObjectStore, run: RunDirectory, tmp_path: Path
 ) -> None:
-    checkpoint, released = {"mirror": str(store.address), "mirror_wait_seconds": 0.2}, threading.Event()
+    checkpoint = {"mirror": str(store.address), "mirror_wait_seconds": 0.2}
     config = tiny_config(tmp_path, "run", checkpoint=checkpoint)
     alone, nothing = World(0, 1, 0, torch.device("cpu"), Mesh.of_data(0, 1)), cast(Any, None)
     state = TrainingState(config, run, alone, nothing, nothing, Progress(step=4))
     path = save(run, 4)
-    s3_proxy.always = [("PUT /bucket/run-", clouds.held_until(released))]
-    with Mirroring(config.checkpoint, state, Start()) as mirroring:
-        mirroring.after_save(state, SaveReport(4, path, None, 0.0, 0.0, 0))
-        mirroring.wait()
-        released.set()
-        s3_proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
-    assert [event["steps"] for event in events_of(run, "mirror_incomplete")] == [[4]]
+    patient = config.checkpoint.model_copy(update={"mirror_wait_seconds": 600})
+    for settings, grace in ((config.checkpoint, Grace({})), (patient, Grace({VARIABLE: "0.4"}))):
+        released = threading.Event()
+        s3_proxy.always = [("PUT /bucket/run-", clouds.held_until(released))]
+        with Mirroring(settings, state, Start(), grace) as mirroring:
+            mirroring.after_save(state, SaveReport(4, path, None, 0.0, 0.0, 0))
+            began = time.monotonic()
+            grace.began(began)
+            mirroring.wait()
+            assert 0.15 < time.monotonic() - began < 10
+            released.set()
+            s3_proxy.always = [("PUT", clouds.refusing(403, "AccessDenied"))]
+    assert [event["steps"] for event in events_of(run, "mirror_incomplete")] == [[4], [4]]
     s3_proxy.always = []
-    with Mirroring(config.checkpoint, state, Start(path, own=True)) as mirroring:  # the next life
+    with Mirroring(config.checkpoint, state, Start(path, own=True), Grace({})) as mirroring:  # the next life
         until(lambda: bool(events_of(run, "mirror")))
         mirroring.wait()
-    assert len(events_of(run, "mirror_incomplete")) == 1 and list(mirrored.complete_steps(store)) == [4]
+    assert len(events_of(run, "mirror_incomplete")) == 2 and list(mirrored.complete_steps(store)) == [4]
+
+
+@pytest.mark.distributed
+def test_a_run_that_is_asked_to_stop_does_not_outlast_the_time_that_its_launcher_gives(
+    s3_proxy: FaultyProxy, store: ObjectStore, tmp_path: Path
+) -> None:
+    """By `mirror_wait_seconds` it would wait for ten minutes, and be killed before it can say that it has saved."""
+    small_dataset(tmp_path, characters=3_000)
+    sections = {"training": {"max_steps": 10_000}, "checkpoint": {"interval": 0, "mirror": str(store.address)}}
+    environment = {**clouds.environment(s3_proxy.address), VARIABLE: "2"}
+    s3_proxy.always = [("PUT", clouds.refusing(503, "SlowDown"))]
+    run, stopped = RunDirectory(tmp_path / "run"), start(tmp_path, "run", sections, environment=environment)
+    wait_for(lambda: run.metrics.exists() and len(metrics_of(run)) > 2, stopped)
+    asked = time.monotonic()
+    for process in stopped:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+    assert finish(stopped, 60) == [75, 75], (tmp_path / "run-0.log").read_text()
+    assert 0.5 < time.monotonic() - asked < 60
+    (saved,), (missing,) = events_of(run, "save"), events_of(run, "mirror_incomplete")
+    said = f"has no complete copy of step {saved['step']}: the same command goes on with it, when it is started again"
+    assert missing["steps"] == [saved["step"]] and said in (tmp_path / "run-0.log").read_text()
 
 
 def settings_of(store: ObjectStore) -> CheckpointConfig:

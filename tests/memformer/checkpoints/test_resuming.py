@@ -258,7 +258,59 @@ def test_a_run_is_not_begun_again_from_another_one(run: RunDirectory, tmp_path: 
     fresh.event("resume", step=12, checkpoint=os.path.relpath(files.step_directory(run, 12)))
     fresh.event("resume", step=14, checkpoint=str(files.step_directory(fresh, 14)))
     start = resuming.choose(fresh, str(run.root))  # it began there, and the same command was given again
-    assert (start.step, start.own) == (14, True)
+    assert (start.step, start.own, start.instead_of) == (14, True, str(run.root))
+    shutil.rmtree(run.root)
+    assert resuming.choose(fresh, str(run.root)) == start
+
+
+def resumed(run: RunDirectory, step: int, named: bool) -> None:
+    """The event of a life that begins at a checkpoint of the run's own."""
+    run.event("resume", step=step, checkpoint=str(files.step_directory(run, step)), named=named)
+
+
+def test_a_checkpoint_that_is_named_again_is_not_begun_at_again(run: RunDirectory) -> None:
+    """As by a loop that starts the same command after each preemption: it would never come further than one life."""
+    named = os.path.relpath(files.step_directory(run, 4))
+    resumed(run, 4, named=True)
+    for step in (8, 12):
+        files.set_aside(files.step_directory(run, step))
+    start = resuming.choose(run, named)
+    assert (start.step, start.named, start.instead_of) == (4, True, None), "nothing was saved since"
+    for step in (6, 8, 10):
+        save(run, step)
+        start = resuming.choose(run, named)
+        assert (start.step, start.own, start.named, start.instead_of) == (step, True, False, named)
+        resumed(run, step, named=False)
+    shutil.rmtree(files.step_directory(run, 4))  # by keep_last
+    assert resuming.choose(run, named).step == 10
+    (files.step_directory(run, 10) / "manifest.json").unlink()
+    start = resuming.choose(run, named)
+    assert start.step == 8 and "step-00000010" in start.passed_over[0]
+    for step in (6, 8, 10):
+        shutil.rmtree(files.step_directory(run, step))
+    with pytest.raises(UserError, match=f"--resume {named}: is no directory"):
+        resuming.choose(run, named)
+
+
+@pytest.mark.parametrize(
+    "lives",
+    [
+        pytest.param([(8, False), 12], id="it was the newest then, and nobody named it"),
+        pytest.param([(8, True), 10, (4, True), 12], id="a life that began before it"),
+        pytest.param([(8, True), 10, (4, False), 12], id="one that found no newer one"),
+    ],
+)
+def test_a_checkpoint_of_another_history_is_begun_at(run: RunDirectory, lives: list[Any]) -> None:
+    for life in lives:
+        run.event("save", step=life) if isinstance(life, int) else resumed(run, *life)
+    assert resuming.choose(run, str(files.step_directory(run, 8))).step == 8
+
+
+def test_a_run_that_is_named_is_gone_on_with(run: RunDirectory) -> None:
+    for _ in range(2):
+        start = resuming.choose(run, str(run.root))
+        assert (start.step, start.named, start.instead_of) == (12, False, None)
+        resumed(run, 12, named=False)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tests import ROOT
 
 LISTEN = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from memformer.run import stop_requests
 stop_requests.ECHO_SECONDS = float(sys.argv[1])
@@ -19,11 +19,17 @@ for number in map(int, sys.argv[3:]):
         stop_requests.hold_back()
     elif number > 0 and sys.argv[2] == "early":
         os.kill(os.getpid(), number)
-with stop_requests.StopRequests(Path("no-such-file"), leave=lambda why: os.write(1, why.encode())) as requests:
+times, entered = [], time.monotonic()
+with stop_requests.StopRequests(
+    Path("no-such-file"), leave=lambda why: os.write(1, why.encode()), signalled=times.append
+) as requests:
     for number in map(int, sys.argv[3:]):
         if number > 0 and sys.argv[2] == "late":
             os.kill(os.getpid(), number)
-    print(requests.urgency, requests.reason())
+    deadline = time.monotonic() + 20
+    while not times and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(requests.urgency, requests.reason(), "told" if (times[0] < entered) == (sys.argv[2] == "early") else times)
 """
 LEAVE = """
 import os, signal, time
@@ -45,12 +51,12 @@ def listen(when: str, *numbers: int, echo_seconds: float = 5.0) -> tuple[int, st
 
 
 def test_a_warning_that_came_before_the_run_listened_is_not_lost() -> None:
-    assert listen("early", 0, USR1) == (0, "1 SIGUSR1")
+    assert listen("early", 0, USR1) == (0, "1 SIGUSR1 told")
 
 
 @pytest.mark.parametrize("number", [USR1, TERM])
 def test_one_warning_that_arrives_twice_is_one(number: int) -> None:
-    assert listen("late", number, number) == (0, f"1 {signal.Signals(number).name}")
+    assert listen("late", number, number) == (0, f"1 {signal.Signals(number).name} told")
 
 
 def test_a_second_request_ends_the_process_at_once() -> None:

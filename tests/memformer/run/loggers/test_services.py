@@ -8,7 +8,10 @@ memformer/run/loggers/to_trackio.py, memformer/run/loggers/protocol.py, memforme
 import json
 import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from memformer.run.loggers.to_prometheus import ENDS, PrometheusLogger
 from memformer.run.loggers.to_trackio import LEVELS
 from memformer.run.loggers.to_wandb import EXIT_CODES
 from memformer.training import Callback, TrainingState, train
+from tests import ROOT
 from tests.books import small_dataset
 from tests.distributed.processes import run_distributed
 from tests.faults.lives import metrics_of, tiny_config
@@ -50,6 +54,9 @@ def lives(world: World, root: str) -> None:
     assert train(config) == 0
     later = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": 6})})
     assert train(later) == 0
+    from trackio.context_vars import current_run
+
+    assert current_run.get() is None, "otherwise Trackio finishes it once more at the end of the process"
     found = {"mlflow": in_mlflow(RunDirectory(Path(root) / "told")), "trackio": in_trackio()}
     (Path(root) / "found.json").write_text(json.dumps(found))
 
@@ -149,6 +156,36 @@ def test_wandb_has_one_run_of_two_lives_whose_steps_never_go_backward(run: RunDi
     settings = first["settings"]
     assert settings["settings"]["training"]["max_steps"] == 5 and settings["world_size"] == 1
     assert settings["parameters"] > 1000 and settings["model_flops_per_token"] > 1000
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from memformer.run.directory import RunDirectory
+from memformer.run.grace import Grace
+from memformer.run.loggers import registry
+registry.CLOSING_SECONDS = 1
+with registry.Loggers(RunDirectory(Path(sys.argv[1])), ["wandb"], dict, 0, Grace({})):
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    Path(sys.argv[1], "children").write_text(children)
+    for child in children.split():
+        os.kill(int(child), signal.SIGSTOP)
+sys.exit(75)
+"""
+
+
+def test_a_wandb_that_does_not_answer_any_more_does_not_hold_the_process(tmp_path: Path) -> None:
+    """Its own process is stopped, for which `finish` waits, and its handler for the end of this process after that."""
+    command, environment = [sys.executable, "-c", STOPPED, str(tmp_path)], {**os.environ, "WANDB_MODE": "offline"}
+    try:
+        with (tmp_path / "said").open("w") as said:  # no pipe: wandb's process holds it as well
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=said, stderr=said, timeout=60, check=False)
+    finally:
+        stopped = [int(each) for each in (tmp_path / "children").read_text().split()]
+        for process in stopped:
+            os.kill(process, signal.SIGKILL)
+    text = (tmp_path / "said").read_text()
+    assert stopped and done.returncode == 75 and "wandb has not come to its end in time" in text, text
 
 
 def test_mlflow_and_trackio_have_one_run_of_all_lives(run: RunDirectory) -> None:
