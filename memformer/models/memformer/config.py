@@ -50,7 +50,7 @@ class MemformerConfig(ModelConfig):
     overwritten moves towards b; a slot that keeps itself forgets nothing.
     paper: b, at every segment, whatever is written: what lies across b shrinks to `1/(1 + |b|)` of itself each time.
     off is the default: at 10 times the training length it recalls 96 to 100 %, written 92 to 99 %, paper 12 to 25 %
-    (means of copy, recall and needle, three seeds each; docs/results/cpu-memory-written.md and those beside it). Books
+    (means of copy, recall and needle, three seeds each; docs/results/cpu-memory-copy.md and those beside it). Books
     hardly tell them apart: 5.542, 5.548 and 5.541 in segments of 16; off 5.387 and paper 5.357 in segments of 32 (three
     seeds each; docs/results/cpu-long-text.md, cpu-peers-text.md). In the few steps of `make train`, which come to no
     use of a memory, paper is 3 % better (docs/results/cpu-quickstart.md).
