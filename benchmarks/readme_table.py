@@ -312,32 +312,37 @@ def memory_rows(task: str) -> list[list[str]]:
     """What the memory keeps at 10 times the training length and at the longest distance tested."""
     path, values = newest(f"cpu-memory-{task}")
     trained = values["rows"][0]["training_length"]
-    curves: dict[tuple[str, str], dict[int, float]] = {}
-    for cell in values["summary"]:
-        curves.setdefault((cell["trained_as"], cell["variant"]), {})[cell["distance"]] = cell["accuracy"]
-    # A curve that has come down to chance ends there.
-    last = {key: curve[max(curve)] for key, curve in curves.items()}
-    # Files of before the modes had their names say no-forgetting and default.
-    off, paper = ("off", "paper") if ("off", "off") in curves else ("no-forgetting", "default")
-    kept = curves[off, off]
-    lost = last.get((paper, paper))
-    reset = last[off, "memory reset"]
-    longest = max(kept)
-    beside = "" if lost is None else f"; with the paper's forgetting down to {lost:.0%}"
-    if held := curves.get(("off-threshold", "off-threshold")):
-        beside += f"; with `memory_write_threshold: 0.2` {held[10 * trained]:.1%} and {held[longest]:.1%} right"
+    cells = {(cell["trained_as"], cell["variant"], cell["distance"]): cell for cell in values["summary"]}
+    furthest: dict[tuple[str, str], int] = {}  # a curve that has come down to chance ends there
+    for name, variant, distance in cells:
+        furthest[name, variant] = max(distance, furthest.get((name, variant), 0))
+    longest = furthest["off", "off"]
+
+    def right(name: str) -> str:
+        near, far = cells[name, name, 10 * trained], cells[name, name, longest]
+        return f"{near['accuracy']:.1%} ({near['least']:.1%}) and {far['accuracy']:.1%} ({far['least']:.1%})"
+
+    def last(name: str, variant: str) -> float:
+        found: float = cells[name, variant, furthest[name, variant]]["accuracy"]
+        return found
+
+    beside = f"memory reset: {last('off', 'memory reset'):.0%}, chance {values['rows'][0]['chance']:.0%}"
+    if ("paper", "paper") in furthest:
+        beside += f"; with the paper's forgetting down to {last('paper', 'paper'):.0%}"
+    threshold = "; with `memory_write_threshold: 0.2`"
+    if ("off-threshold", "off-threshold") in furthest:
+        beside, threshold = f"{beside}{threshold} {right('off-threshold')}", "; so"
     grown = [row for row in values["rows"] if row["variant"].startswith("off-threshold to ")]
     if grown and (most := max(grown, key=lambda row: row["training_length"]))["training_length"] > trained:
-        curve = curves[most["variant"], most["variant"]]
         beside += (
-            f", trained on documents that grow to {most['training_length']:,} tokens {curve[10 * trained]:.1%} and "
-            f"{curve[longest]:.1%}"
+            f"; so, trained on documents that grow to {most['training_length']:,} tokens, {right(most['variant'])}"
         )
     return [
         [
-            f"{KEPT[task]}, trained on {trained} tokens, without forgetting",
-            f"{kept[10 * trained]:.1%} right {10 * trained:,} tokens on, {kept[longest]:.1%} after {longest:,}",
-            f"memory reset: {reset:.0%}, chance {values['rows'][0]['chance']:.0%}{beside}",
+            f"{KEPT[task]}, trained on {trained} tokens: share right (worst seed) {10 * trained:,} and {longest:,} "
+            "tokens on",
+            right("off"),
+            beside,
             link(path),
         ]
     ]

@@ -139,9 +139,14 @@ def long_text(values: Mapping[str, Any]) -> list[Plot]:
     places = [{"label": of_horizon(row), **place} for row in rows for place in row["by_position"]]
     by_position = lines(places, lambda place: str(place["label"]), "to", "perplexity")
     with_slots = [row for row in rows if row["slots"]]
+    several = len({row.get("forgetting", "paper") for row in with_slots}) > 1
+
+    def kept(row: Mapping[str, Any]) -> str:
+        return f", {row['forgetting']}" if several else ""
+
     by_horizon = [
-        *lines(with_slots, lambda row: "memory carried", "horizon", "perplexity"),
-        *lines(with_slots, lambda row: "memory reset", "horizon", "perplexity_memory_reset"),
+        *lines(with_slots, lambda row: f"memory carried{kept(row)}", "horizon", "perplexity"),
+        *lines(with_slots, lambda row: f"memory reset{kept(row)}", "horizon", "perplexity_memory_reset"),
     ]
     return [
         Plot("By horizon", "T, segments through which the gradient goes", "perplexity", by_horizon, log_x=True),
