@@ -335,7 +335,8 @@ def memory_rows(task: str) -> list[list[str]]:
     grown = [row for row in values["rows"] if row["variant"].startswith("off-threshold to ")]
     if grown and (most := max(grown, key=lambda row: row["training_length"]))["training_length"] > trained:
         beside += (
-            f"; so, trained on documents that grow to {most['training_length']:,} tokens, {right(most['variant'])}"
+            f"{threshold}, trained on documents that grow to {most['training_length']:,} tokens, "
+            f"{right(most['variant'])}"
         )
     return [
         [
