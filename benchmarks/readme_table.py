@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,10 +254,19 @@ def pixel_rows() -> list[list[str]]:
     ]
 
 
+def with_seeds(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows of what has three seeds: one of a short training is chance, and stands on its page alone."""
+    seeds: dict[Any, set[int]] = {}
+    for row in rows:
+        seeds.setdefault(row[key], set()).add(row["seed"])
+    return [row for row in rows if len(seeds[row[key]]) >= 3]
+
+
 def peer_rows(kind: str) -> list[list[str]]:
     """Other architectures at equal parameters."""
     path, values = newest(f"cpu-{kind}")
-    found = best(values["rows"], "variant")
+    rows = with_seeds(values["rows"], "variant")
+    found = best(rows, "variant")
     settings = {
         "memformer": "",
         "memformer-overlap": "with `overlap` ",
@@ -264,7 +274,7 @@ def peer_rows(kind: str) -> list[list[str]]:
         "backbone-slots": "one decoder with slots ",
         "backbone-associative": "one decoder with a matrix for its memory ",
     }
-    reset = best(values["rows"], "variant", "perplexity_memory_reset")
+    reset = best(rows, "variant", "perplexity_memory_reset")
     ours = [f"{words}{found[name]:.3f} ({reset[name]:.3f})" for name, words in settings.items() if name in found]
     beside = [
         f"{name.replace('memformer-no-slots', 'without slots')}: {each:.3f}"
@@ -290,6 +300,9 @@ def horizon_rows(kind: str) -> list[list[str]]:
     modes = [row.get("forgetting", "paper") for row in values["rows"]]
     mode = "off" if "off" in modes else "paper"
     slots = [row for row in values["rows"] if row["slots"] and row.get("forgetting", "paper") == mode]
+    slots = with_seeds(slots, "horizon")
+    if not slots:
+        return []
     horizons = sorted({row["horizon"] for row in slots})
 
     def mean(rows: list[dict[str, Any]], key: str = "perplexity") -> float:
