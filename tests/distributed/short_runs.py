@@ -86,6 +86,9 @@ DIVIDED = 10
 """How much further armt may be from its reference: it divides by sums of features, here down to 1e-4, which amplifies
 rounding. Weights that are moved by half a unit in the last place of float32 and then trained in float64 end 1e-4 to
 2.5e-4 elsewhere, with the delta rule 5e-6 to 1.2e-5; in float64 processes agree to 1e-12 (test_backbone_tensor.py)."""
+FIVE_SEGMENTS = 5
+"""The same of the delta rule over five segments: weights so moved end 7e-6 to 3.1e-5 elsewhere in float32, whose
+reference is 1.2e-5 from that in float64. Seen: 2.2e-5 on one kind of processor, under 1e-5 on others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,7 +396,10 @@ def assert_equals_reference(case: Case, ranks: list[dict[str, Any]]) -> None:
     stored = expected.bfloat16().float() if case.precision == "bf16" else expected
     assert bool(((weights[0] == stored) | (weights[0] == expected))[~mask].all()), "what is frozen has moved"
     limits = {"adamw": {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3}, "muon": {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.15}}
-    assert error < limits[case.optimizer][case.precision] * (DIVIDED if case.backbone == "armt" else 1), error
+    amplified = DIVIDED if case.backbone == "armt" else 1
+    if case.backbone == "matrices" and case.segments >= 5:
+        amplified = FIVE_SEGMENTS
+    assert error < limits[case.optimizer][case.precision] * amplified, error
     # One process of each replica: all of them know its loss.
     speakers = {rank["replica"]: rank for rank in ranks}
     summed = [sum(rank["losses"][step] for rank in speakers.values()) for step in range(case.steps)]
