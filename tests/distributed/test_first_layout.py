@@ -72,7 +72,7 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch.cli", "launch", "local", str(config), "--nproc", "2"]
     # Its configuration does not name the way of forgetting, whose default is another since.
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert refused.returncode == 2 and "memory_forgetting is paper there and off here: set it back" in refused.stderr
+    assert refused.returncode == 2 and "memory_forgetting is paper there and off here; set it back" in refused.stderr
     command += ["--model.memory_forgetting", "paper"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
