@@ -64,11 +64,12 @@ def test_what_is_done_stays_when_the_script_is_stopped(stopped: tuple[Path, dict
     assert [part for part in parts.values() if part.get("failed")] == [], "what was stopped has not failed"
 
 
+@pytest.mark.timeout(600)  # 90 s of a machine that does nothing else
 def test_every_part_runs_and_none_has_a_figure(stopped: tuple[Path, dict[str, Any]]) -> None:
     out, before = stopped
     process = begun(out)
     try:
-        said, _ = process.communicate(timeout=280)
+        said, _ = process.communicate(timeout=560)
     finally:
         process.kill()
     assert process.returncode == 0, said
