@@ -38,11 +38,12 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _placed(words: Sequence[str]) -> list[str]:
-    """A command's words with what `--out` names where results are kept."""
+    """A command's words with what `--out` names where results are kept, and without `--notes`, which the page has."""
     before = ["", *words]
     return [
         f"benchmarks/results/{Path(word).name}" if option == "--out" and Path(word).is_absolute() else word
         for option, word in zip(before, words, strict=False)
+        if "--notes" not in (option, word)
     ]
 
 

@@ -77,5 +77,6 @@ def test_no_result_names_a_place_of_the_machine_that_it_was_measured_on() -> Non
         "benchmarks/results/2026-01-01-cpu-x"
     )
     assert common._placed(["--out", "runs/x", "--json"]) == ["--out", "runs/x", "--json"]
+    assert common._placed(["--notes", "a remark", "--json"]) == ["--json"]
     for path in results_pages.RESULTS.glob("*.json"):
         assert "--out /" not in path.read_text(), path
