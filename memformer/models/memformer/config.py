@@ -60,8 +60,8 @@ class MemformerConfig(ModelConfig):
     keeps the part exactly; one above it becomes (share - threshold) / (1 - threshold). 0, the paper's, writes every
     slot at every segment: a softmax never gives a weight of 0, and small writes add up over thousands of segments.
     With forgetting off a needle 100,000 bytes back was found in 85 % with 0.2, in 69 % with 0 (three seeds each), and
-    in 98 % with 0.2 and documents that grew to 80 segments in training (three seeds); recall gained nothing (three seeds),
-    nor did written (two seeds; docs/results/cpu-memory-needle.md)."""
+    in 98 % with 0.2 and documents that grew to 80 segments in training (three seeds); recall gained nothing (three
+    seeds), nor did written (two seeds; docs/results/cpu-memory-needle.md)."""
     writer_heads: int | None = None
     """Heads of the memory writer; null: num_heads. 1 is the paper's ablation "without multi-head writing"."""
     memory_read_norm: bool = False
