@@ -57,6 +57,10 @@ class BackboneLayer(nn.Module):
         return self.block(x_BLD, attention_mask=mask, **more)
 
 
+def _is_trained(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
+
+
 class Passed(NamedTuple):
     """What layers make of a segment.
 
@@ -153,10 +157,10 @@ class BackbonePart(nn.Module):
         written = []
         for name, layer in self.stack.named_children():
             if int(name) < depth:
-                # A frozen layer that reads no memory has no gradient to give: with one in its inputs, a layer that is
-                # computed again would be asked for some.
-                takes = layer.reader is not None or any(each.requires_grad for each in layer.parameters())
-                read_BKC = memory_BKC if takes else memory_BKC.detach()
+                read_BKC = memory_BKC
+                if layer.reader is None and memory_BKC.requires_grad and not _is_trained(layer):
+                    # It has no gradient to give: computed again with one in its inputs, it would be asked for some.
+                    read_BKC = memory_BKC.detach()
                 x_BLD = layer(x_BLD, read_BKC, mask, cos, sin)
                 rows = self.memory.after(int(name), LayerOutput(x_BLD, memory_BKC, scored, reading.scored))
                 if rows is not None:
